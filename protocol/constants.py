@@ -1,0 +1,94 @@
+"""Every number of the protocol, in two blocks.
+
+Specification constants are part of the wire contract: two nodes that differ in one of them do not
+interoperate. Implementation constants are this program's own choices within what the specification allows;
+each says why it has its value.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# ---------------------------------------------------------------- specification constants (specs/00, 01)
+
+PROTOCOL_VERSION: Final = 1
+P2P_PORT: Final = 46337
+
+HELLO_PROTOCOL: Final = "/infernet/hello/1"
+GOSSIP_PROTOCOL: Final = "/infernet/gossip/1"
+FIND_PROTOCOL: Final = "/infernet/find/1"
+JOB_PROTOCOL: Final = "/infernet/job/1"
+PROTOCOLS: Final = (HELLO_PROTOCOL, GOSSIP_PROTOCOL, FIND_PROTOCOL, JOB_PROTOCOL)
+
+FRAME_HEADER_BYTES: Final = 4
+CONTROL_FRAME_BYTES_MAX: Final = 64 * 1024
+JOB_FRAME_BYTES_MAX: Final = 256 * 1024
+ARRAY_ITEMS_MAX: Final = 64
+BYTES_MAX: Final = 64 * 1024
+DEPTH_MAX: Final = 6
+VALUES_MAX: Final = 512
+INTEGER_MAX: Final = 2**63 - 1
+
+RECORD_BYTES_MAX: Final = 16 * 1024
+NAME_CHARACTERS_MAX: Final = 48
+MODEL_NAME_CHARACTERS_MAX: Final = 128
+TEXT_CHARACTERS_MAX: Final = 256
+ADDRESS_CHARACTERS_MAX: Final = 256
+HEARTBEAT_MODELS_MAX: Final = 32
+HEARTBEAT_GPUS_MAX: Final = 16
+HEARTBEAT_ADDRESSES_MAX: Final = 8
+HEARTBEAT_LIFETIME_MS_MAX: Final = 30 * 60 * 1000
+LOAD_STEPS: Final = 8
+BETTER_PEERS_MAX: Final = 4
+FIND_RESULTS_MAX: Final = 16
+
+CLOCK_SKEW_MS_MAX: Final = 60_000
+JOB_OPEN_AGE_MS_MAX: Final = 60_000
+SEALED_INLINE_BYTES_MAX: Final = 48 * 1024
+SEALED_PART_BYTES_MAX: Final = 48 * 1024
+SEALED_BYTES_MAX: Final = 1024 * 1024
+SEALED_PADDING_BYTES_MIN: Final = 1024
+OUTPUT_TOKENS_MAX: Final = 32 * 1024
+EMBEDDING_INPUTS_MAX: Final = 64
+STOP_STRINGS_MAX: Final = 8
+STOP_CHARACTERS_MAX: Final = 64
+
+# ---------------------------------------------------------------- implementation constants
+
+# The coordinator calls a node live for 60 s (DESIGN: numbers shown to people are measured), so two heartbeats fit.
+HEARTBEAT_INTERVAL_S: Final = 30.0
+# Peers hear of a node on change and at least this often; the record lives three times as long.
+GOSSIP_REFRESH_S: Final = 600.0
+# Push-pull with one random neighbour: 20 nodes converge in about log2(20) rounds, well under a minute.
+GOSSIP_INTERVAL_S: Final = 5.0
+# One new record of a key per this long is forwarded; faster ones only replace what is held. Source: security note 4.3.
+RECORD_INTERVAL_S: Final = 5.0
+DIRECTORY_RECORDS_MAX: Final = 4096
+
+# A stranger who opens a stream must say something useful within this long.
+CONTROL_DEADLINE_S: Final = 10.0
+CONTROL_STREAMS_PER_PEER_MAX: Final = 8
+JOB_STREAMS_PER_PEER_MAX: Final = 32
+BAD_FRAMES_MAX: Final = 3
+
+# The provider must accept or reject before this; candidates are tried in turn, so it bounds fail-over.
+ACCEPT_DEADLINE_S: Final = 5.0
+# From JobAccept to the first chunk or progress report. Prefill of a long prompt on a CPU sends Progress.
+FIRST_CHUNK_DEADLINE_S: Final = 30.0
+# Between any two chunks or progress reports afterwards.
+PROGRESS_DEADLINE_S: Final = 20.0
+# A provider whose engine says nothing sends Progress this often, so that a slow prefill is not taken for a hang.
+PROGRESS_INTERVAL_S: Final = 5.0
+# The provider waits this long for the rest of a prompt that arrives in parts.
+PARTS_DEADLINE_S: Final = 20.0
+# The engine must answer a cancel within this; afterwards its slot is counted as leaked and the engine restarted.
+CANCEL_DEADLINE_S: Final = 1.0
+# How long a provider remembers (job, attempt) to refuse a second run: longer than a JobOpen may be old.
+JOB_MEMORY_S: Final = 180.0
+
+# The first token leaves at once; later ones gather until one of these.
+CHUNK_TOKENS_MAX: Final = 16
+CHUNK_DELAY_S: Final = 0.020
+
+QUEUE_JOBS_MAX: Final = 16
+CLOSED_JOBS_MAX: Final = 4096
