@@ -90,9 +90,7 @@ def node_id_from_text(text: str) -> NodeId:
     try:
         return node_id(bytes.fromhex(text))
     except ValueError:
-        raise LocalProtocolError(
-            f"{text[:80]!r} is no public key: give 64 hex digits, an npub or a PeerId"
-        ) from None
+        raise LocalProtocolError(f"{text[:80]!r} is no public key: give 64 hex digits, an npub or a PeerId") from None
 
 
 def bech32_encode(prefix: str, data: bytes) -> str:

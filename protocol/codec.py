@@ -1,0 +1,215 @@
+"""Frames and messages: the one place where foreign bytes become typed values.
+
+A frame is `u32 big-endian length ‖ body`, the body one MessagePack array. Whatever the bytes, decoding ends in a
+message, in `None` for an optional type that this version does not know, or in `RemoteProtocolError`; nothing
+else can happen, and the cost is bounded by the limits (specs/01).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, get_args
+
+import msgpack
+import msgspec
+
+from protocol import constants as c
+from protocol.errors import BadFrame, LocalProtocolError
+from protocol.messages import AnyMessage, Message, Record
+
+_BYTES: Final = (bytes,)
+_KNOWN_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in get_args(AnyMessage))
+RecordType = TypeVar("RecordType", bound=Record)
+StructType = TypeVar("StructType", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one decoded value may hold; lengths in bytes and items."""
+
+    total_bytes: int
+    item_bytes: int
+    array_items: int
+    depth: int
+    values: int
+
+
+CONTROL_LIMITS: Final = Limits(c.CONTROL_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
+JOB_LIMITS: Final = Limits(c.JOB_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
+RECORD_LIMITS: Final = Limits(c.RECORD_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
+# What a seal holds is written by one asker for one provider and is already bounded by the size of the seal.
+SEALED_LIMITS: Final = Limits(c.SEALED_BYTES_MAX, c.SEALED_BYTES_MAX, 4096, c.DEPTH_MAX, 3 * 4096)
+
+
+def limits_of_protocol(protocol: str) -> Limits:
+    """The limits of a frame on a stream of this protocol."""
+    return JOB_LIMITS if protocol == c.JOB_PROTOCOL else CONTROL_LIMITS
+
+
+# ---------------------------------------------------------------- values
+
+
+def decode_value(data: bytes | memoryview, limits: Limits) -> Any:
+    """Decode one MessagePack value within limits.
+
+    Accepts nil, integers, UTF-8 strings, binaries and arrays; refuses maps, floats, extension types and booleans,
+    which no message uses. Raises BadFrame.
+    """
+    # SPEC 01: The receiver MUST refuse a body that holds a map, a float, a boolean or an extension type,
+    #   or that exceeds a limit of its stream.
+    if len(data) > limits.total_bytes:
+        raise BadFrame(f"{len(data)} bytes where at most {limits.total_bytes} are allowed")
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.item_bytes,
+            max_bin_len=limits.item_bytes,
+            max_array_len=limits.array_items,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    # msgpack raises ValueError subclasses for bad data, but a hostile frame may also meet RecursionError or
+    # OverflowError in its depths: everything that these bytes cause is the sender's fault.
+    except Exception as error:  # noqa: BLE001
+        raise BadFrame(f"not MessagePack within limits: {type(error).__name__}") from None
+    _check_shape(value, limits)
+    return value
+
+
+def _check_shape(root: Any, limits: Limits) -> None:
+    """Walk a decoded value level by level and enforce depth, number of values and types. Raises BadFrame."""
+    count = 1
+    level = [root]
+    depth = 0
+    while level:
+        depth += 1
+        below: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind is list:
+                below.extend(value)
+            elif kind is int:
+                if value > c.INTEGER_MAX or value < -c.INTEGER_MAX:
+                    raise BadFrame("an integer does not fit in 63 bits and a sign")
+            elif kind is not bytes and kind is not str and value is not None:
+                raise BadFrame(f"a {kind.__name__} has no place in a message")
+        if below and depth >= limits.depth:
+            raise BadFrame(f"nested deeper than {limits.depth}")
+        count += len(below)
+        if count > limits.values:
+            raise BadFrame(f"more than {limits.values} values")
+        level = below
+
+
+def encode_value(value: Any) -> bytes:
+    """Encode in canonical form: arrays, shortest integers and lengths, `str` for text and `bin` for bytes."""
+    try:
+        data: bytes = msgpack.packb(msgspec.to_builtins(value, builtin_types=_BYTES), use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LocalProtocolError(f"cannot encode: {error}") from None
+    return data
+
+
+def decode_struct(data: bytes, cls: type[StructType], limits: Limits) -> StructType:
+    """Decode an untagged struct (what is inside a seal). Raises BadFrame."""
+    return _convert(decode_value(data, limits), cls)
+
+
+def _convert(value: Any, cls: type[StructType]) -> StructType:
+    try:
+        return msgspec.convert(value, type=cls, builtin_types=_BYTES)
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        raise BadFrame(f"not a {cls.__name__}: {error}") from None
+
+
+# ---------------------------------------------------------------- records
+
+
+def encode_record(record: Record) -> bytes:
+    """The canonical bytes of a record: what is signed. Raises LocalProtocolError when it exceeds the limit."""
+    data = encode_value(record)
+    if len(data) > c.RECORD_BYTES_MAX:
+        raise LocalProtocolError(f"a record of {len(data)} bytes exceeds {c.RECORD_BYTES_MAX}")
+    return data
+
+
+def decode_record(body: bytes, cls: type[RecordType]) -> RecordType:
+    """Decode a record and check that its bytes are canonical. Raises BadFrame. Does not check the signature."""
+    value = decode_value(body, RECORD_LIMITS)
+    # SPEC 01: The receiver of a record MUST re-encode it and refuse it when the result differs from the bytes received.
+    if msgpack.packb(value, use_bin_type=True) != body:
+        raise BadFrame("the record is not in canonical form")
+    return _convert(value, cls)
+
+
+# ---------------------------------------------------------------- messages and frames
+
+
+def encode_message(message: Message) -> bytes:
+    """One frame: length and body. Raises LocalProtocolError when it is larger than any stream allows."""
+    body = encode_value(message)
+    if len(body) > c.JOB_FRAME_BYTES_MAX:
+        raise LocalProtocolError(f"a message of {len(body)} bytes exceeds {c.JOB_FRAME_BYTES_MAX}")
+    return len(body).to_bytes(c.FRAME_HEADER_BYTES, "big") + body
+
+
+def decode_message(body: bytes, limits: Limits) -> Message | None:
+    """The message in the body of a frame, or None for an unknown optional type. Raises BadFrame."""
+    value = decode_value(body, limits)
+    if type(value) is not list or not value or type(value[0]) is not int:
+        raise BadFrame("a message is an array that starts with its type")
+    if value[0] not in _KNOWN_TYPES:
+        # SPEC 01: The receiver MUST ignore a message of an unknown odd type and MUST close the stream on an
+        #   unknown even type.
+        if value[0] % 2 == 1 and value[0] > 0:
+            return None
+        raise BadFrame(f"unknown mandatory message type {value[0]}")
+    try:
+        message: Message = msgspec.convert(value, type=AnyMessage, builtin_types=_BYTES)
+    except (msgspec.ValidationError, RecursionError, OverflowError) as error:
+        raise BadFrame(f"message type {value[0]}: {error}") from None
+    return message
+
+
+class FrameReader:
+    """Cuts a byte stream into messages; one per stream and direction.
+
+    It never holds more than one frame's limit: the length is checked before the body is awaited.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._buffer = bytearray()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an unfinished frame; not zero at the end of a stream means that it was cut."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Add received bytes and return the messages that are now complete, in order.
+
+        Raises BadFrame; the stream is then beyond repair, because a stream of frames has no place to resume.
+        """
+        buffer = self._buffer
+        buffer += data
+        messages: list[Message] = []
+        start = 0
+        while len(buffer) - start >= c.FRAME_HEADER_BYTES:
+            length = int.from_bytes(buffer[start : start + c.FRAME_HEADER_BYTES], "big")
+            # SPEC 01: The receiver MUST refuse a frame whose length exceeds the limit of its stream before it reads
+            #   the body.
+            if length > self._limits.total_bytes:
+                raise BadFrame(f"a frame of {length} bytes where at most {self._limits.total_bytes} are allowed")
+            end = start + c.FRAME_HEADER_BYTES + length
+            if len(buffer) < end:
+                break
+            message = decode_message(bytes(buffer[start + c.FRAME_HEADER_BYTES : end]), self._limits)
+            if message is not None:
+                messages.append(message)
+            start = end
+        if start:
+            del buffer[:start]
+        return messages

@@ -1,0 +1,401 @@
+"""The two vocabularies of the seam: what goes into a peer (`Event`) and what comes out (`Effect`).
+
+A driver feeds events one at a time to `Peer.handle` and performs the effects in order, without waiting. Network
+events carry raw bytes, so that codec and limits are in the loop of every driver, the simulator's included.
+
+Stream ids: the peer numbers the streams that it opens with odd ids; the driver numbers inbound ones with even ids.
+Run ids number the engine's work and are the peer's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NewType
+
+from msgspec import Struct
+
+from protocol.errors import Refusal
+from protocol.ids import JobId, NodeId, StreamId
+from protocol.messages import (
+    Availability,
+    FreePolicy,
+    Gpu,
+    Heartbeat,
+    JobRequest,
+    Kind,
+    ModelOffer,
+    Outcome,
+    ReceiptRecord,
+    Role,
+    Sampling,
+    Signed,
+)
+
+RunId = NewType("RunId", int)
+
+
+class Now(NamedTuple):
+    """The two clocks: the driver's monotonic one in seconds, and the wall clock in integer milliseconds.
+
+    Deadlines use the first; only the second is ever signed or sent.
+    """
+
+    monotonic_s: float
+    wall_ms: int
+
+
+# ---------------------------------------------------------------- events: network
+
+
+class PeerConnected(Struct, frozen=True):
+    """A first connection to this peer is up and its key is proven."""
+
+    peer: NodeId
+    address: str | None
+    inbound: bool
+
+
+class PeerDisconnected(Struct, frozen=True):
+    """The last connection to this peer is gone. Its streams have been reported broken before."""
+
+    peer: NodeId
+
+
+class DialFailed(Struct, frozen=True):
+    """No address of this peer could be connected; one sentence why."""
+
+    peer: NodeId
+    reason: str
+
+
+class StreamOpened(Struct, frozen=True):
+    """The peer opened a stream to us."""
+
+    stream: StreamId
+    peer: NodeId
+    protocol: str
+
+
+class BytesReceived(Struct, frozen=True, gc=False):
+    """The next bytes of a stream, in order."""
+
+    stream: StreamId
+    data: bytes
+
+
+class StreamFinished(Struct, frozen=True):
+    """The peer sends no more on this stream; what it sent has arrived."""
+
+    stream: StreamId
+
+
+class StreamBroken(Struct, frozen=True):
+    """The stream was reset, could not be opened, or its connection is lost."""
+
+    stream: StreamId
+    reason: str
+
+
+class OutboxFull(Struct, frozen=True):
+    """The reader at the other end is too slow: data for this stream no longer fits its outbox and was dropped."""
+
+    stream: StreamId
+
+
+class DeadlineReached(Struct, frozen=True):
+    """The instant of `next_deadline()` has come."""
+
+
+DEADLINE = DeadlineReached()
+
+# ---------------------------------------------------------------- events: engine
+
+
+class EngineStarted(Struct, frozen=True):
+    """The engine took the run; this many prompt tokens after the chat template."""
+
+    run: RunId
+    prompt_tokens: int
+
+
+class EngineProgress(Struct, frozen=True):
+    """The engine works on the prompt."""
+
+    run: RunId
+    done_tokens: int
+    total_tokens: int
+
+
+class EngineText(Struct, frozen=True, gc=False):
+    """More text, and the cumulative number of tokens sampled so far (end-of-sequence excluded)."""
+
+    run: RunId
+    text: str
+    output_tokens: int
+
+
+class EngineVector(Struct, frozen=True):
+    """One embedding as little-endian float32."""
+
+    run: RunId
+    index: int
+    vector: bytes
+
+
+class EngineFinished(Struct, frozen=True):
+    """The run is over and its slot is free: STOP, LENGTH or CANCELLED."""
+
+    run: RunId
+    outcome: Outcome
+    output_tokens: int
+
+
+class EngineFailed(Struct, frozen=True):
+    """The run is over and its slot is free; it was refused or broke. `text` is safe to show to the asker."""
+
+    run: RunId
+    code: Refusal
+    text: str
+
+
+# ---------------------------------------------------------------- events: commands of the application
+
+
+class Offer(Struct, frozen=True):
+    """What this node says about itself in its heartbeat; the peer adds identity, sequence, times and load."""
+
+    role: Role
+    name: str
+    agent: str
+    availability: Availability = Availability.AVAILABLE
+    addresses: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    models: tuple[ModelOffer, ...] = ()
+    free_policy: FreePolicy = FreePolicy.KNOWN
+    sealed_bytes_max: int = 256 * 1024
+
+
+class SetOffer(Struct, frozen=True):
+    """Capabilities changed (or are known for the first time): sign and spread a new heartbeat."""
+
+    offer: Offer
+
+
+class Allow(Struct, frozen=True):
+    """Whose free jobs are run under `FreePolicy.KNOWN`, replacing the earlier list; private, never sent."""
+
+    nodes: frozenset[NodeId]
+
+
+class LearnAddresses(Struct, frozen=True):
+    """A peer may be reached at these addresses: from the user, the saved list or an invite."""
+
+    peer: NodeId
+    addresses: tuple[str, ...]
+    connect: bool = False
+
+
+class LearnRecord(Struct, frozen=True):
+    """A signed heartbeat from a source other than gossip: the coordinator's list, the saved directory."""
+
+    record: Signed
+
+
+class Ask(Struct, frozen=True):
+    """Have a job done: by `provider` if given, else by whom routing chooses. Answers come as Job* effects."""
+
+    job: JobId
+    kind: Kind
+    request: JobRequest
+    sampling: Sampling
+    output_tokens_max: int
+    model: str | None = None
+    provider: NodeId | None = None
+    timeout_s: float = 600.0
+
+
+class StopAsking(Struct, frozen=True):
+    """The user wants no more of this job."""
+
+    job: JobId
+    code: Refusal = Refusal.CANCELLED
+
+
+class Shutdown(Struct, frozen=True):
+    """Stop taking jobs, end those that run, tell everyone. The driver then closes what is left."""
+
+
+Event = (
+    PeerConnected
+    | PeerDisconnected
+    | DialFailed
+    | StreamOpened
+    | BytesReceived
+    | StreamFinished
+    | StreamBroken
+    | OutboxFull
+    | DeadlineReached
+    | EngineStarted
+    | EngineProgress
+    | EngineText
+    | EngineVector
+    | EngineFinished
+    | EngineFailed
+    | SetOffer
+    | Allow
+    | LearnAddresses
+    | LearnRecord
+    | Ask
+    | StopAsking
+    | Shutdown
+)
+
+# ---------------------------------------------------------------- effects: network
+
+
+class Dial(Struct, frozen=True):
+    """Connect to this peer at one of these addresses; ends in PeerConnected or DialFailed."""
+
+    peer: NodeId
+    addresses: tuple[str, ...]
+
+
+class HangUp(Struct, frozen=True):
+    """Close all connections to this peer."""
+
+    peer: NodeId
+    reason: str
+
+
+class OpenStream(Struct, frozen=True):
+    """Open a stream to a connected peer; data may be sent at once, failure comes as StreamBroken."""
+
+    stream: StreamId
+    peer: NodeId
+    protocol: str
+
+
+class Send(Struct, frozen=True, gc=False):
+    """Put these bytes in the outbox of the stream."""
+
+    stream: StreamId
+    data: bytes
+
+
+class FinishStream(Struct, frozen=True):
+    """Send what is in the outbox, then no more."""
+
+    stream: StreamId
+
+
+class ResetStream(Struct, frozen=True):
+    """Drop the stream at once, both directions."""
+
+    stream: StreamId
+    reason: str
+
+
+# ---------------------------------------------------------------- effects: engine
+
+
+class RunEngine(Struct, frozen=True):
+    """Start a run; ends in exactly one EngineFinished or EngineFailed."""
+
+    run: RunId
+    kind: Kind
+    model: str
+    request: JobRequest
+    sampling: Sampling
+    prompt_tokens_max: int
+    output_tokens_max: int
+
+
+class CancelEngine(Struct, frozen=True):
+    """Stop a run within `CANCEL_DEADLINE_S`; still ends in EngineFinished or EngineFailed."""
+
+    run: RunId
+
+
+# ---------------------------------------------------------------- effects: to the application
+
+
+class JobAccepted(Struct, frozen=True):
+    """A provider took our job."""
+
+    job: JobId
+    provider: NodeId
+    attempt: int
+    model: str
+    prompt_tokens: int
+
+
+class JobText(Struct, frozen=True, gc=False):
+    """More of the answer, and the cumulative number of output tokens."""
+
+    job: JobId
+    text: str
+    output_tokens: int
+
+
+class JobVector(Struct, frozen=True):
+    """One embedding of the answer, little-endian float32."""
+
+    job: JobId
+    index: int
+    vector: bytes
+
+
+class JobDone(Struct, frozen=True):
+    """Our job ended with a receipt that matches what arrived. STOP and LENGTH are success."""
+
+    job: JobId
+    receipt: ReceiptRecord
+
+
+class JobFailed(Struct, frozen=True):
+    """Our job ended without an answer, or in the middle of one. `text` is one sentence for people."""
+
+    job: JobId
+    code: Refusal
+    text: str
+    retry_after_ms: int = 0
+
+
+class RecordLearnt(Struct, frozen=True):
+    """The directory took a newer record of a node: worth saving."""
+
+    heartbeat: Heartbeat
+    record: Signed
+
+
+class HeartbeatSigned(Struct, frozen=True):
+    """Our own new heartbeat: for the coordinator."""
+
+    record: Signed
+
+
+class Note(Struct, frozen=True):
+    """Something for the log. Never holds a prompt, an answer, a key or a token."""
+
+    event: str
+    peer: NodeId | None = None
+    detail: str = ""
+
+
+Effect = (
+    Dial
+    | HangUp
+    | OpenStream
+    | Send
+    | FinishStream
+    | ResetStream
+    | RunEngine
+    | CancelEngine
+    | JobAccepted
+    | JobText
+    | JobVector
+    | JobDone
+    | JobFailed
+    | RecordLearnt
+    | HeartbeatSigned
+    | Note
+)
