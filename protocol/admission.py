@@ -1,0 +1,122 @@
+"""Which orders a provider takes: the checks before a job costs it anything.
+
+Every refusal is a code and one sentence that tells the asker what to do. An order that is admitted is remembered,
+so that no attempt runs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from protocol import constants as c
+from protocol.errors import Refusal
+from protocol.events import Now, Offer
+from protocol.ids import JobId, NodeId
+from protocol.jobs import is_free
+from protocol.messages import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
+from protocol.timers import Timers
+
+# Under `FreePolicy.ALL` a stranger may hold this many slots at once.
+FREE_RUNS_PER_STRANGER_MAX = 2
+
+Why = tuple[Refusal, str]
+
+
+class Admission:
+    """The state: our offer, whom we know, and which attempts we have seen."""
+
+    def __init__(self, node: NodeId, started_at_ms: int) -> None:
+        self._node = node
+        self._started_at_ms = started_at_ms
+        self.offer: Offer | None = None
+        self.allowed: frozenset[NodeId] = frozenset()
+        self._seen: dict[tuple[NodeId, JobId], int] = {}
+        self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
+
+    def admit(
+        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[tuple[NodeId, str]], now: Now
+    ) -> ModelOffer | Why:
+        """The model to run the order with, or why not.
+
+        `peer` is who sent it, `local` whether from this machine, `running` the (asker, model) of all runs.
+        """
+        if order.provider != self._node:
+            return Refusal.WRONG_PROVIDER, "the order names another provider"
+        why = self._age_refusal(order, now) or self._repeat_refusal(order)
+        if why is not None:
+            return why
+        offer = self.offer
+        if offer is None or offer.role is not Role.PROVIDER:
+            return Refusal.NO_MODEL, "this node runs no jobs"
+        if offer.availability is not Availability.AVAILABLE:
+            return Refusal.DRAINING, "this node is finishing its jobs and takes no new ones"
+        model = _model(offer, order)
+        if not isinstance(model, ModelOffer):
+            return model
+        why = self._payment_refusal(offer, order, peer, local, running) or _size_refusal(offer, order)
+        if why is not None:
+            return why
+        if sum(name == model.name for _, name in running) >= model.concurrency:
+            return Refusal.BUSY, f"all {model.concurrency} slots of this model are taken"
+        self._remember(order, now)
+        return model
+
+    def _age_refusal(self, order: JobOpenRecord, now: Now) -> Why | None:
+        age_ms = now.wall_ms - order.created_at_ms
+        if age_ms < -c.CLOCK_SKEW_MS_MAX:
+            return Refusal.CLOCK_SKEW, f"your clock is {-age_ms // 1000} s ahead of this node's: set one of them"
+        # SPEC 05: The provider MUST refuse an order that is older than 60 seconds or than its own start.
+        if age_ms > c.JOB_OPEN_AGE_MS_MAX:
+            return Refusal.STALE, f"the order is {age_ms // 1000} s old by this node's clock: set a clock, ask again"
+        if order.created_at_ms < self._started_at_ms:
+            return Refusal.STALE, "the order is older than this node's start: ask again"
+        if order.expires_at_ms <= now.wall_ms:
+            return Refusal.STALE, "the order has expired"
+        return None
+
+    def _repeat_refusal(self, order: JobOpenRecord) -> Why | None:
+        seen = self._seen.get((order.asker, order.job))
+        # SPEC 05: The provider MUST refuse an order whose attempt is not higher than every attempt of that job
+        #   by that asker that it has seen.
+        if seen is not None and order.attempt <= seen:
+            return Refusal.DUPLICATE, "this attempt, or a later one, was already received"
+        return None
+
+    def _payment_refusal(
+        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[tuple[NodeId, str]]
+    ) -> Why | None:
+        if order.lease is not None or not is_free(order):
+            return Refusal.LEASE, "this node takes no paid jobs yet"
+        known = order.asker in self.allowed or (local and order.asker == peer)
+        if known:
+            return None
+        if offer.free_policy is not FreePolicy.ALL:
+            return Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows"
+        held = sum(asker == order.asker for asker, _ in running)
+        if held >= FREE_RUNS_PER_STRANGER_MAX:
+            return Refusal.RATE_LIMITED, f"{held} of your free jobs run here already"
+        return None
+
+    def _remember(self, order: JobOpenRecord, now: Now) -> None:
+        for key in self._seen_until.pop_due(now.monotonic_s):
+            del self._seen[key]
+        key = (order.asker, order.job)
+        self._seen[key] = order.attempt
+        self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
+
+
+def _model(offer: Offer, order: JobOpenRecord) -> ModelOffer | Why:
+    for model in offer.models:
+        if model.name == order.model and order.fingerprint in (None, model.fingerprint):
+            if order.kind in model.kinds:
+                return model
+            return Refusal.UNSUPPORTED, "this model does not do that kind of job here"
+    return Refusal.NO_MODEL, "this node does not serve that model"
+
+
+def _size_refusal(offer: Offer, order: JobOpenRecord) -> Why | None:
+    if order.sealed_bytes > offer.sealed_bytes_max:
+        return Refusal.TOO_LARGE, f"a sealed prompt may have {offer.sealed_bytes_max} bytes here"
+    if order.output_tokens_max == 0 and order.kind is not Kind.EMBEDDING:
+        return Refusal.BAD_REQUEST, "the order allows no output tokens"
+    return None

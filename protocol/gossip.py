@@ -1,0 +1,170 @@
+"""Who hears what: signed heartbeats pass between neighbours, by push on news and by push-pull at leisure.
+
+Every interval a node tells one random neighbour which records it holds in a range of node ids (a digest); the
+neighbour sends what is newer or missing there, and asks for what it lacks itself. News that arrive are pushed on
+to all other neighbours at once, each record at most once per neighbour and not more often than a record may change.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from protocol import constants as c
+from protocol.directory import FIRST_ID, LAST_ID, Directory
+from protocol.errors import RemoteProtocolError, Stale
+from protocol.events import Effect, Note, Now, RecordLearnt
+from protocol.ids import NodeId
+from protocol.messages import Digest, Heartbeat, Message, Records, Signed, Want
+
+
+@dataclass(frozen=True, slots=True)
+class GossipConfig:
+    """Intervals in seconds; `None` for the exchange interval leaves gossip out (a coordinator)."""
+
+    interval_s: float | None = c.GOSSIP_INTERVAL_S
+    # A frame of records stays well below the limit of a control stream.
+    records_bytes: int = c.CONTROL_FRAME_BYTES_MAX - 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message for one neighbour; the peer knows on which stream it travels."""
+
+    neighbour: NodeId
+    message: Message
+
+
+class Gossip:
+    """The state machine. `neighbours` are peers that can be told things, in the order in which they came."""
+
+    def __init__(self, config: GossipConfig, directory: Directory, rng: random.Random) -> None:
+        self._config = config
+        self._directory = directory
+        self._rng = rng
+        self._neighbours: dict[NodeId, None] = {}
+        self._cursor = FIRST_ID
+        self._pushed_at_s: dict[NodeId, float] = {}
+        self._next_s: float | None = None
+
+    def next_deadline(self) -> float | None:
+        return self._next_s if self._neighbours else None
+
+    def add_neighbour(self, node: NodeId, now: Now) -> list[Outgoing]:
+        """A peer can be told things: exchange with it at once, so that a newcomer waits for no tick."""
+        if self._config.interval_s is None or node in self._neighbours:
+            return []
+        self._neighbours[node] = None
+        if self._next_s is None:
+            self._next_s = now.monotonic_s + self._jittered(self._config.interval_s)
+        return [Outgoing(node, self._digest())]
+
+    def remove_neighbour(self, node: NodeId) -> None:
+        self._neighbours.pop(node, None)
+        if not self._neighbours:
+            self._next_s = None
+
+    def on_deadline(self, now: Now) -> list[Outgoing]:
+        """Exchange with one random neighbour if its time has come."""
+        if self._config.interval_s is None or self._next_s is None or now.monotonic_s < self._next_s:
+            return []
+        self._next_s = now.monotonic_s + self._jittered(self._config.interval_s)
+        self._forget_pushes(now)
+        return [Outgoing(self._rng.choice(list(self._neighbours)), self._digest())]
+
+    def on_message(self, source: NodeId, message: Message, now: Now) -> tuple[list[Outgoing], list[Effect]]:
+        """Take a gossip message. Raises RemoteProtocolError for one that no honest node sends."""
+        if isinstance(message, Digest):
+            return self._on_digest(source, message), []
+        if isinstance(message, Want):
+            held = [entry for node in message.nodes if (entry := self._directory.get(node)) is not None]
+            return self._records(source, [entry.record for entry in held]), []
+        if isinstance(message, Records):
+            return self._on_records(source, message, now)
+        raise RemoteProtocolError(f"{type(message).__name__} is no gossip message")
+
+    def spread(self, record: Signed, node: NodeId, now: Now, *, source: NodeId | None) -> list[Outgoing]:
+        """Push a record to every neighbour but its source, unless this node's last one was pushed just now."""
+        last = self._pushed_at_s.get(node)
+        # SPEC 04: A node MUST NOT push records of one node more often than once in 5 seconds.
+        if last is not None and now.monotonic_s - last < c.RECORD_INTERVAL_S:
+            return []
+        self._pushed_at_s[node] = now.monotonic_s
+        return [Outgoing(n, Records((record,))) for n in self._neighbours if n not in (source, node)]
+
+    def _on_digest(self, source: NodeId, digest: Digest) -> list[Outgoing]:
+        theirs = dict(digest.entries)
+        if len(theirs) != len(digest.entries) or digest.first > digest.last:
+            raise RemoteProtocolError("a digest that names a node twice, or an empty range")
+        newer: list[Signed] = []
+        for entry in self._directory.between(digest.first, digest.last, 2 * c.ARRAY_ITEMS_MAX):
+            heartbeat = entry.heartbeat
+            sequence = theirs.pop(heartbeat.node, -1)
+            if heartbeat.sequence > sequence and heartbeat.node != source:
+                newer.append(entry.record)
+            elif heartbeat.sequence < sequence:
+                theirs[heartbeat.node] = sequence
+        outgoing = self._records(source, newer)
+        if theirs:
+            outgoing.append(Outgoing(source, Want(tuple(theirs))))
+        return outgoing
+
+    def _on_records(self, source: NodeId, message: Records, now: Now) -> tuple[list[Outgoing], list[Effect]]:
+        outgoing: list[Outgoing] = []
+        effects: list[Effect] = []
+        for record in message.records:
+            # SPEC 04: The receiver MUST check signature and freshness of a record before it keeps or forwards it.
+            heartbeat, note = self._take(source, record, now)
+            if heartbeat is not None:
+                effects.append(RecordLearnt(heartbeat, record))
+                outgoing += self.spread(record, heartbeat.node, now, source=source)
+            elif note is not None:
+                effects.append(note)
+        return outgoing, effects
+
+    def _take(self, source: NodeId, record: Signed, now: Now) -> tuple[Heartbeat | None, Note | None]:
+        try:
+            return self._directory.add(record, now.wall_ms), None
+        except Stale as error:
+            # Not the neighbour's fault: records expire on their way, and clocks differ.
+            return None, Note("gossip.stale_record", source, str(error))
+
+    def _records(self, neighbour: NodeId, records: list[Signed]) -> list[Outgoing]:
+        """Pack records into as few messages as the limits of a control stream allow."""
+        outgoing: list[Outgoing] = []
+        batch: list[Signed] = []
+        size = 0
+        for record in records:
+            length = len(record.body) + len(record.signature) + 8
+            if batch and (size + length > self._config.records_bytes or len(batch) == c.ARRAY_ITEMS_MAX):
+                outgoing.append(Outgoing(neighbour, Records(tuple(batch))))
+                batch, size = [], 0
+            batch.append(record)
+            size += length
+        if batch:
+            outgoing.append(Outgoing(neighbour, Records(tuple(batch))))
+        return outgoing
+
+    def _digest(self) -> Digest:
+        """The next range of ids, so that a directory larger than one digest is covered in turns."""
+        first = self._cursor
+        entries = self._directory.range(first, c.ARRAY_ITEMS_MAX)
+        if len(entries) < c.ARRAY_ITEMS_MAX:
+            last = LAST_ID
+        else:
+            last = entries[-1].heartbeat.node
+        self._cursor = _successor(last)
+        return Digest(first, last, tuple((e.heartbeat.node, e.heartbeat.sequence) for e in entries))
+
+    def _jittered(self, interval_s: float) -> float:
+        # Without jitter, nodes that start together exchange together for ever.
+        return interval_s * (0.75 + 0.5 * self._rng.random())
+
+    def _forget_pushes(self, now: Now) -> None:
+        limit = now.monotonic_s - c.RECORD_INTERVAL_S
+        self._pushed_at_s = {node: at for node, at in self._pushed_at_s.items() if at > limit}
+
+
+def _successor(node: NodeId) -> NodeId:
+    number = int.from_bytes(node, "big") + 1
+    return FIRST_ID if number >> 256 else NodeId(number.to_bytes(32, "big"))

@@ -1,0 +1,198 @@
+"""Which provider gets a job, and why every other one did not.
+
+`choose` samples a few providers of the model from the directory's index and takes the least loaded: the power of k
+choices (Mitzenmacher 2001) balances almost as well as looking at all, at constant cost. `explain` applies the same
+test to every node and says in words what kept it out; it is run on demand, for people.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from enum import Enum
+from typing import Final
+
+from msgspec import Struct
+
+from protocol import constants as c
+from protocol.directory import Directory, Entry
+from protocol.ids import NodeId
+from protocol.messages import Availability, FreePolicy, Kind, Role
+
+# Enough to find a fit when some are full or too dear, few enough to cost nothing.
+SAMPLE: Final = 16
+
+
+class Exclusion(Enum):
+    """Why a node is not a candidate, in words that fit after "left out:"."""
+
+    OURSELVES = "it is this node"
+    TRIED = "it was tried for this job already"
+    NOT_PROVIDER = "it does not run jobs"
+    EXPIRED = "its last heartbeat has expired"
+    DRAINING = "it is finishing its jobs and takes no new ones"
+    OFFLINE = "it says it is offline"
+    NO_MODEL = "it does not serve this model"
+    WRONG_KIND = "it does not do this kind of job with this model"
+    CONTEXT = "its context is too small for this request"
+    PRICE_IN = "its price for prompt tokens is above the limit"
+    PRICE_OUT = "its price for output tokens is above the limit"
+    NOT_FREE = "it runs free jobs for nobody, and this one offers no payment"
+    NO_SEALING_KEY = "it publishes no key to seal prompts for"
+    TOO_LARGE = "the prompt is larger than it accepts"
+    FULL = "it reports that it is full"
+    UNREACHABLE = "it publishes no address and is not connected"
+
+
+class RouteRequest(Struct, frozen=True):
+    """What a job needs. Prices in micro-USD per 1,000,000 tokens; `None` for a price means any."""
+
+    model: str | None
+    kind: Kind
+    context_tokens: int = 0
+    prompt_bytes: int = 0
+    price_in_uusd_max: int | None = None
+    price_out_uusd_max: int | None = None
+    free: bool = True
+
+
+class Candidate(Struct, frozen=True):
+    """A node that can do the job, and with which of its models."""
+
+    entry: Entry
+    model: str
+
+    @property
+    def node(self) -> NodeId:
+        return self.entry.heartbeat.node
+
+
+Reachable = Callable[[NodeId], bool]
+
+
+def exclusion(
+    entry: Entry,
+    request: RouteRequest,
+    wall_ms: int,
+    *,
+    ourselves: NodeId,
+    tried: Collection[NodeId],
+    connected: Reachable,
+) -> Exclusion | None:
+    """The first reason against a node, or None when it is a candidate."""
+    heartbeat = entry.heartbeat
+    if heartbeat.node == ourselves:
+        return Exclusion.OURSELVES
+    if heartbeat.node in tried:
+        return Exclusion.TRIED
+    if heartbeat.role is not Role.PROVIDER:
+        return Exclusion.NOT_PROVIDER
+    if heartbeat.expires_at_ms <= wall_ms:
+        return Exclusion.EXPIRED
+    if heartbeat.availability is Availability.DRAINING:
+        return Exclusion.DRAINING
+    if heartbeat.availability is Availability.OFFLINE:
+        return Exclusion.OFFLINE
+    model = model_for(entry, request)
+    if model is None:
+        return _model_exclusion(entry, request)
+    if request.free and heartbeat.free_policy is FreePolicy.NOBODY:
+        return Exclusion.NOT_FREE
+    if heartbeat.sealing_key is None:
+        return Exclusion.NO_SEALING_KEY
+    if request.prompt_bytes > heartbeat.sealed_bytes_max:
+        return Exclusion.TOO_LARGE
+    if heartbeat.load >= c.LOAD_STEPS:
+        return Exclusion.FULL
+    if not heartbeat.addresses and not connected(heartbeat.node):
+        return Exclusion.UNREACHABLE
+    return None
+
+
+def model_for(entry: Entry, request: RouteRequest) -> str | None:
+    """The model of this node that fits the request: the one named, or the first that fits when none is."""
+    for offer in entry.heartbeat.models:
+        if request.model not in (None, offer.name):
+            continue
+        if request.kind not in offer.kinds or request.context_tokens > offer.context_tokens:
+            continue
+        if not request.free and (
+            (request.price_in_uusd_max is not None and offer.price_in_uusd > request.price_in_uusd_max)
+            or (request.price_out_uusd_max is not None and offer.price_out_uusd > request.price_out_uusd_max)
+        ):
+            continue
+        return offer.name
+    return None
+
+
+def _model_exclusion(entry: Entry, request: RouteRequest) -> Exclusion:
+    """Why no model of this node fits: the reason of the one that comes closest."""
+    named = [offer for offer in entry.heartbeat.models if request.model in (None, offer.name)]
+    if not named:
+        return Exclusion.NO_MODEL
+    fitting = [offer for offer in named if request.kind in offer.kinds]
+    if not fitting:
+        return Exclusion.WRONG_KIND
+    fitting = [offer for offer in fitting if request.context_tokens <= offer.context_tokens]
+    if not fitting:
+        return Exclusion.CONTEXT
+    if request.price_in_uusd_max is not None and all(o.price_in_uusd > request.price_in_uusd_max for o in fitting):
+        return Exclusion.PRICE_IN
+    return Exclusion.PRICE_OUT
+
+
+def choose(
+    request: RouteRequest,
+    directory: Directory,
+    wall_ms: int,
+    rng: random.Random,
+    *,
+    ourselves: NodeId,
+    tried: Collection[NodeId],
+    connected: Reachable,
+) -> Candidate | None:
+    """The least loaded of a few random fitting providers, or None when none of those sampled fits."""
+    best: tuple[int, float, Candidate] | None = None
+    for node in _sample(request, directory, rng):
+        entry = directory.get(node)
+        assert entry is not None, "the model index names a node that the directory does not hold"
+        against = exclusion(entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected)
+        if against is not None:
+            continue
+        model = model_for(entry, request)
+        assert model is not None
+        ranked = (entry.heartbeat.load, rng.random(), Candidate(entry, model))
+        if best is None or ranked[:2] < best[:2]:
+            best = ranked
+    return best[2] if best else None
+
+
+def _sample(request: RouteRequest, directory: Directory, rng: random.Random) -> list[NodeId]:
+    if request.model is not None:
+        providers = directory.providers_of(request.model)
+        return rng.sample(providers, min(SAMPLE, len(providers)))
+    names = directory.models()
+    found: dict[NodeId, None] = {}
+    for name in rng.sample(names, min(SAMPLE, len(names))):
+        providers = directory.providers_of(name)
+        found.update(dict.fromkeys(rng.sample(providers, min(SAMPLE, len(providers)))))
+    return list(found)
+
+
+def explain(
+    request: RouteRequest,
+    directory: Directory,
+    wall_ms: int,
+    *,
+    ourselves: NodeId,
+    tried: Collection[NodeId] = (),
+    connected: Reachable,
+) -> list[tuple[NodeId, Exclusion | None]]:
+    """Every node of the directory with the first reason against it, or None for a candidate; in order of node id."""
+    return [
+        (
+            entry.heartbeat.node,
+            exclusion(entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected),
+        )
+        for entry in directory.entries()
+    ]
