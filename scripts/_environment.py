@@ -21,7 +21,7 @@ import time
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,10 @@ SUPPORTED_PYTHONS = ((3, 13), (3, 12), (3, 11))
 
 # What the embedded engine loads from the system, and where Debian and its relatives keep it.
 SYSTEM_LIBRARIES = (("libstdc++.so.6", "libstdc++6"), ("libgomp.so.1", "libgomp1"))
+
+MISLEADING_VARIABLES = frozenset(
+    ["PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"]
+)
 
 STAMP = "infernet-environment.json"
 OUTPUT_LINES_SHOWN = 25
@@ -119,8 +123,8 @@ class Environment:
         """Run the environment's Python with these arguments in the checkout; output goes to the terminal."""
         return subprocess.run([str(self.python), *arguments], cwd=ROOT, env=clean_environ(), check=False)
 
-    def exec(self, *arguments: str) -> None:
-        """Become the environment's Python. Never returns."""
+    def exec(self, *arguments: str) -> NoReturn:
+        """Become the environment's Python."""
         sys.stdout.flush()
         os.execve(self.python, [str(self.python), *arguments], clean_environ())
 
@@ -208,8 +212,7 @@ def digest(paths: list[Path], *extra: str) -> str:
 
 def clean_environ() -> dict[str, str]:
     """This process's environment variables, less those that would point Python or pip at somewhere else."""
-    misleading = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}
-    return {name: value for name, value in os.environ.items() if name not in misleading}
+    return {name: value for name, value in os.environ.items() if name not in MISLEADING_VARIABLES}
 
 
 @contextlib.contextmanager
@@ -220,7 +223,7 @@ def one_at_a_time() -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Waiting for another command that is installing in this checkout ...", flush=True)
+            print("Waiting for another command that is installing in this checkout ...", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -229,16 +232,24 @@ def one_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def step(title: str) -> Iterator[Callable[[str], None]]:
-    """Say what is being done and how long it took; on a terminal the function given shows progress in place."""
+    """Say what is being done and how long it took; on a terminal the function given shows progress in place.
+
+    All of it goes to standard error, so that a command's own output can be piped.
+    """
     started = time.monotonic()
-    terminal = sys.stdout.isatty()
+    terminal = sys.stderr.isatty()
 
     def show(detail: str) -> None:
         if terminal:
-            print(f"\r\033[K{title} ... {detail}"[: shutil.get_terminal_size().columns + 4], end="", flush=True)
+            line = f"{title} ... {detail}"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
-    if not terminal:
-        print(f"{title} ...", flush=True)
     show("")
-    yield show
-    print(f"{chr(13)}{chr(27)}[K{title}" if terminal else "  done", f"({time.monotonic() - started:.1f} s)", flush=True)
+    try:
+        yield show
+    except BaseException:
+        if terminal:
+            print(file=sys.stderr)
+        raise
+    clear = "\r\033[K" if terminal else ""
+    print(f"{clear}{title} ({time.monotonic() - started:.1f} s)", file=sys.stderr, flush=True)
