@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from _environment import Failure, clean_environ
+from _environment import Failure, clean_environ, run_main, step
 
 HOST = "127.0.0.1"
 COORDINATOR_READY_S = 30.0
@@ -171,3 +175,30 @@ def end_with_parent() -> None:
     """Let the kernel end this process when the command that started it is killed outright (Linux)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def ready_line(child: Child) -> dict[str, Any]:
+    """The first line of a program's output, which it writes as JSON when it is ready."""
+    deadline = time.monotonic() + COORDINATOR_READY_S
+    while time.monotonic() < deadline:
+        child.require_running()
+        for line in child.log.read_text("utf-8", "replace").splitlines(keepends=True):
+            if line.startswith("{") and line.endswith("\n"):
+                ready: dict[str, Any] = json.loads(line)
+                return ready
+        time.sleep(POLL_INTERVAL_S)
+    raise Failure(f"the {child.name} was not ready within {COORDINATOR_READY_S:.0f} s (log: {child.log})")
+
+
+def provider_address(market: Market, child: Child, p2p_port: int) -> str:
+    """Wait until the provider serves, and return the multiaddr under which this machine reaches it."""
+    deadline = time.monotonic() + PROVIDER_READY_S
+    while time.monotonic() < deadline:
+        child.require_running()
+        with contextlib.suppress(Failure):
+            status = json.loads(market.run("provider", "status", "--json", timeout_s=STATUS_TIMEOUT_S))
+            for address in status["addresses"]:
+                if str(address).startswith(f"/ip4/{HOST}/tcp/{p2p_port}/"):
+                    return str(address)
+        time.sleep(POLL_INTERVAL_S)
+    raise Failure(f"the provider was not ready within {PROVIDER_READY_S:.0f} s (log: {child.log})")

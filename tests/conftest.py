@@ -13,8 +13,8 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+# scripts/ too: its helpers import each other by their plain names, as they do when a command runs.
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 # `scripts/test` puts the starter model here; the tests never download.
 MODEL_STORE = ROOT / ".cache" / "models"
