@@ -71,14 +71,20 @@ CONTROL_STREAMS_PER_PEER_MAX: Final = 8
 JOB_STREAMS_PER_PEER_MAX: Final = 32
 BAD_FRAMES_MAX: Final = 3
 
+# An asker that knows no provider asks its peers and waits this long for one to turn up.
+SEARCH_DEADLINE_S: Final = 5.0
+# Dial, handshake and hello with a chosen provider.
+REACH_DEADLINE_S: Final = 10.0
+# How many providers one job tries before it gives up; each costs at most an accept deadline.
+ATTEMPTS_MAX: Final = 4
+# Find is asked of this many connected peers at once.
+FIND_PEERS: Final = 4
 # The provider must accept or reject before this; candidates are tried in turn, so it bounds fail-over.
 ACCEPT_DEADLINE_S: Final = 5.0
 # From JobAccept to the first chunk or progress report. Prefill of a long prompt on a CPU sends Progress.
 FIRST_CHUNK_DEADLINE_S: Final = 30.0
 # Between any two chunks or progress reports afterwards.
 PROGRESS_DEADLINE_S: Final = 20.0
-# A provider whose engine says nothing sends Progress this often, so that a slow prefill is not taken for a hang.
-PROGRESS_INTERVAL_S: Final = 5.0
 # The provider waits this long for the rest of a prompt that arrives in parts.
 PARTS_DEADLINE_S: Final = 20.0
 # The engine must answer a cancel within this; afterwards its slot is counted as leaked and the engine restarted.
@@ -90,5 +96,5 @@ JOB_MEMORY_S: Final = 180.0
 CHUNK_TOKENS_MAX: Final = 16
 CHUNK_DELAY_S: Final = 0.020
 
-QUEUE_JOBS_MAX: Final = 16
-CLOSED_JOBS_MAX: Final = 4096
+# After a Cancel the asker waits this long for the receipt before it resets the stream.
+CANCEL_GRACE_S: Final = 2.0

@@ -149,10 +149,7 @@ class Gossip:
         """The next range of ids, so that a directory larger than one digest is covered in turns."""
         first = self._cursor
         entries = self._directory.range(first, c.ARRAY_ITEMS_MAX)
-        if len(entries) < c.ARRAY_ITEMS_MAX:
-            last = LAST_ID
-        else:
-            last = entries[-1].heartbeat.node
+        last = LAST_ID if len(entries) < c.ARRAY_ITEMS_MAX else entries[-1].heartbeat.node
         self._cursor = _successor(last)
         return Digest(first, last, tuple((e.heartbeat.node, e.heartbeat.sequence) for e in entries))
 

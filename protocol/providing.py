@@ -94,7 +94,7 @@ class Providing:
         signer: Signer,
         sealer: Sealer,
         started_at_ms: int,
-        better: Callable[[JobOpenRecord, Now], tuple[Signed, ...]],
+        better: Callable[[JobOpenRecord], tuple[Signed, ...]],
     ) -> None:
         self._signer = signer
         self._sealer = sealer
@@ -146,8 +146,8 @@ class Providing:
                 raise RemoteProtocolError("a second order on one job stream")
             return self._on_open(stream, peer, local, message, now)
         if run is None:
-            # What is still on its way when a run has ended, a late Cancel above all, is nobody's fault.
-            if isinstance(message, Cancel):
+            # What was on its way when an order was refused or a run ended is nobody's fault.
+            if isinstance(message, (Cancel, Part)):
                 return []
             raise RemoteProtocolError(f"{type(message).__name__} before any order")
         if isinstance(message, Part):
@@ -185,7 +185,7 @@ class Providing:
         running = [(run.order.asker, run.offer.name) for run in self._runs.values()]
         offer = self._admission.admit(order, peer, local, running, now)
         if not isinstance(offer, ModelOffer):
-            return self._reject(stream, order, offer, now)
+            return self._reject(stream, order, offer)
         hash_ = order_hash(message.order.body)
         run = _Run(RunId(self._next_run), stream, order, hash_, offer, running_hash=hash_)
         self._next_run += 1
@@ -216,17 +216,17 @@ class Providing:
         sealed = bytes(run.sealed)
         run.sealed.clear()
         if order.sealed_hash != hashlib.sha256(sealed).digest():
-            return self._fail_offer(run, Refusal.BAD_REQUEST, "the sealed prompt is not the one that was ordered", now)
+            return self._fail_offer(run, Refusal.BAD_REQUEST, "the sealed prompt is not the one that was ordered")
         try:
             prompt = open_prompt(sealed, self._sealer, context)
         except SealError:
             text = "the prompt is sealed for a key that this node no longer holds: fetch its heartbeat again"
-            return self._fail_offer(run, Refusal.CANNOT_OPEN_SEAL, text, now)
+            return self._fail_offer(run, Refusal.CANNOT_OPEN_SEAL, text)
         except BadFrame as error:
-            return self._fail_offer(run, Refusal.BAD_REQUEST, str(error), now)
+            return self._fail_offer(run, Refusal.BAD_REQUEST, str(error))
         wrong = check_request(order.kind, prompt.request)
         if wrong is not None:
-            return self._fail_offer(run, Refusal.BAD_REQUEST, wrong, now)
+            return self._fail_offer(run, Refusal.BAD_REQUEST, wrong)
         run.cipher = ChunkCipher(prompt.response_key, order.job, order.attempt)
         run.engine_runs = True
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
@@ -349,20 +349,20 @@ class Providing:
         run.engine_runs = False
         if run.state is JobState.OFFERED:
             assert isinstance(event, EngineFailed), "the engine finished a run that it never started"
-            return self._fail_offer(run, event.code, event.text, now)
+            return self._fail_offer(run, event.code, event.text)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
             outcome = Outcome.CANCELLED if code is Refusal.CANCELLED else Outcome.FAILED
-            return self._receipt(run, outcome, code, now)
+            return self._receipt(run, outcome, code)
         if isinstance(event, EngineFailed):
-            return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code, now)]
+            return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code)]
         run.output_tokens = event.output_tokens
         if run.output_tokens != run.sent_tokens and not run.pending:
             # Tokens without text, those of a stop string above all, are counted in a last chunk of their own.
             run.pending.append(ChunkBody())
-        return [*self._flush(run, now), *self._receipt(run, event.outcome, None, now)]
+        return [*self._flush(run, now), *self._receipt(run, event.outcome, None)]
 
-    def _receipt(self, run: _Run, outcome: Outcome, code: Refusal | None, now: Now) -> list[Effect]:
+    def _receipt(self, run: _Run, outcome: Outcome, code: Refusal | None) -> list[Effect]:
         ended = {Outcome.CANCELLED: JobState.CANCELLED, Outcome.FAILED: JobState.FAILED}.get(outcome, JobState.DONE)
         accepted = run.accepted_at_ms > 0
         stream = run.stream
@@ -371,7 +371,7 @@ class Providing:
         if stream is None:
             return []
         if not accepted:
-            return self._reject(stream, run.order, (code or Refusal.CANCELLED, "the job was stopped"), now)
+            return self._reject(stream, run.order, (code or Refusal.CANCELLED, "the job was stopped"))
         order = run.order
         receipt = ReceiptRecord(
             version=1,
@@ -402,23 +402,23 @@ class Providing:
             return []
         run.cancel_code = code
         if not run.engine_runs:
-            return self._fail_offer(run, code, "the job was stopped", now)
+            return self._fail_offer(run, code, "the job was stopped")
         run.state = advance(run.state, JobState.CANCELLING)
         run.pending.clear()
         self._timers.cancel(("flush", run.run))
         self._timers.set(("cancel", run.run), now.monotonic_s + c.CANCEL_DEADLINE_S)
         return [CancelEngine(run.run)]
 
-    def _fail_offer(self, run: _Run, code: Refusal, text: str, now: Now) -> list[Effect]:
+    def _fail_offer(self, run: _Run, code: Refusal, text: str) -> list[Effect]:
         """A run that was never accepted ends with a refusal."""
         run.state = JobState.FAILED
         self._forget(run)
-        return self._reject(run.stream, run.order, (code, text), now) if run.stream is not None else []
+        return self._reject(run.stream, run.order, (code, text)) if run.stream is not None else []
 
-    def _reject(self, stream: StreamId, order: JobOpenRecord, why: Why, now: Now) -> list[Effect]:
+    def _reject(self, stream: StreamId, order: JobOpenRecord, why: Why) -> list[Effect]:
         code, text = why
         retry_after_ms = RETRY_AFTER_BUSY_MS if code in (Refusal.BUSY, Refusal.RATE_LIMITED) else 0
-        better = self._better(order, now) if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL) else ()
+        better = self._better(order) if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL) else ()
         reject = JobReject(
             order.job, order.attempt, int(code), retry_after_ms, text[: c.TEXT_CHARACTERS_MAX], better, None
         )
@@ -444,7 +444,7 @@ class Providing:
             if name == "flush":
                 effects += self._flush(run, now)
             elif name == "parts":
-                effects += self._fail_offer(run, Refusal.DEADLINE, "the rest of the prompt did not arrive", now)
+                effects += self._fail_offer(run, Refusal.DEADLINE, "the rest of the prompt did not arrive")
             elif name == "expires":
                 effects += self._stop(run, Refusal.DEADLINE, now)
             elif name == "cancel":

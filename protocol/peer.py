@@ -1,0 +1,510 @@
+"""One node's protocol, composed: directory, gossip, finding, asking, providing, over streams with ids.
+
+`Peer.handle(event, now)` returns the effects to perform, in order; `next_deadline()` is the one timer to arm. A driver
+feeds it: trio in the node, asyncio in the coordinator, a heap in the simulator. Nothing that foreign bytes can do
+raises out of `handle`; `LocalProtocolError` does, for a command that cannot be carried out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from msgspec.structs import replace
+
+from protocol import codec
+from protocol import constants as c
+from protocol import events as e
+from protocol.asking import Asking
+from protocol.codec import FrameReader, encode_message
+from protocol.contacts import Contacts
+from protocol.directory import Directory
+from protocol.envelope import Signer, sign_record
+from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale
+from protocol.events import Effect, Event, Now, Offer
+from protocol.finding import Finding
+from protocol.gossip import Gossip, GossipConfig, Outgoing
+from protocol.ids import NodeId, StreamId
+from protocol.messages import (
+    MESSAGES_OF_PROTOCOL,
+    Availability,
+    Fault,
+    Heartbeat,
+    Hello,
+    JobOpen,
+    JobOpenRecord,
+    Message,
+    Role,
+    Signed,
+)
+from protocol.providing import Providing
+from protocol.routing import Exclusion, RouteRequest, explain
+from protocol.sealing import Sealer
+from protocol.timers import Timers
+
+FEATURE_GOSSIP: Final = 1
+_BEAT = "beat"
+_REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """What differs between a node, the coordinator and a simulated peer."""
+
+    agent: str
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+    directory_records_max: int = c.DIRECTORY_RECORDS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    """A snapshot for status pages and leak tests."""
+
+    connections: int
+    streams: int
+    records: int
+    jobs_asked: int
+    jobs_running: int
+    zombie_chunks: int
+    bad_frames: int
+
+
+@dataclass(slots=True)
+class _Stream:
+    peer: NodeId
+    protocol: str
+    inbound: bool
+    reader: FrameReader
+    local_done: bool = False
+    remote_done: bool = False
+
+
+@dataclass(slots=True)
+class _Connection:
+    address: str | None
+    bad_frames: int = 0
+    gossip_stream: StreamId | None = None
+
+
+class Peer:
+    """The composed machine. `rng` also keys the seals' answers: a real driver passes `random.SystemRandom()`."""
+
+    def __init__(self, config: PeerConfig, signer: Signer, sealer: Sealer, rng: random.Random, now: Now) -> None:
+        self.node = signer.node
+        self.directory = Directory(config.directory_records_max)
+        self._config = config
+        self._signer = signer
+        self._sealer = sealer
+        self._started_at_ms = now.wall_ms
+        self._streams: dict[StreamId, _Stream] = {}
+        self._connections: dict[NodeId, _Connection] = {}
+        self._stream_numbers = itertools.count(1, 2)
+        self._timers: Timers[StreamId | str] = Timers()
+        self._offer: Offer | None = None
+        self._sequence = 0
+        self._heartbeat: Signed | None = None
+        self._bad_frames = 0
+        self._contacts = Contacts(self.directory, rng)
+        self._gossip = Gossip(config.gossip, self.directory, rng)
+        self._finding = Finding(
+            self.node, self.directory, rng, connected=lambda: list(self._connections), next_stream=self._next_stream
+        )
+        self._asking = Asking(
+            signer,
+            sealer,
+            self.directory,
+            rng,
+            connected=self._connections.__contains__,
+            addresses=self._contacts.addresses,
+            search=lambda request, _now: self._finding.ask(request),
+            next_stream=self._next_stream,
+        )
+        self._providing = Providing(signer, sealer, now.wall_ms, self._better)
+
+    # ------------------------------------------------------------ the seam
+
+    def handle(self, event: Event, now: Now) -> list[Effect]:
+        """Take one event and return the effects to perform, in order. Raises LocalProtocolError for a bad command."""
+        effects: list[Effect] = []
+        self._absorb(self._dispatch(event, now), effects, now)
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """The monotonic instant at which to feed DEADLINE, or None."""
+        deadlines = (
+            self._timers.next_deadline(),
+            self._contacts.next_deadline(),
+            self._gossip.next_deadline(),
+            self._asking.next_deadline(),
+            self._providing.next_deadline(),
+        )
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def explain(self, request: RouteRequest, wall_ms: int) -> list[tuple[NodeId, Exclusion | None]]:
+        """Why each known node would or would not get this job from us."""
+        return explain(request, self.directory, wall_ms, ourselves=self.node, connected=self._connections.__contains__)
+
+    def statistics(self) -> PeerStatistics:
+        return PeerStatistics(
+            connections=len(self._connections),
+            streams=len(self._streams),
+            records=len(self.directory),
+            jobs_asked=self._asking.active,
+            jobs_running=self._providing.active,
+            zombie_chunks=self._asking.zombie_chunks,
+            bad_frames=self._bad_frames,
+        )
+
+    def _dispatch(self, event: Event, now: Now) -> list[Effect]:  # one arm per event
+        match event:
+            case e.BytesReceived():
+                return self._on_bytes(event, now)
+            case e.EngineStarted() | e.EngineProgress() | e.EngineText() | e.EngineVector():
+                return self._providing.on_engine(event, now)
+            case e.EngineFinished() | e.EngineFailed():
+                return self._providing.on_engine(event, now)
+            case e.DeadlineReached():
+                return self._on_deadline(now)
+            case e.StreamOpened():
+                return self._on_stream_opened(event, now)
+            case e.StreamFinished():
+                return self._on_stream_finished(event.stream, now)
+            case e.StreamBroken():
+                return self._lose_stream(event.stream, Refusal.PEER_LOST, event.reason, now)
+            case e.OutboxFull():
+                reset = e.ResetStream(event.stream, "the reader is too slow")
+                return [*self._lose_stream(event.stream, Refusal.SLOW_READER, reset.reason, now), reset]
+            case e.PeerConnected():
+                return self._on_connected(event, now)
+            case e.PeerDisconnected():
+                return self._on_disconnected(event.peer, now)
+            case e.DialFailed():
+                self._contacts.on_unreachable(event.peer, now)
+                return self._asking.on_unreachable(event.peer, event.reason, now)
+            case e.Ask():
+                return self._asking.ask(event, now)
+            case e.StopAsking():
+                return self._asking.stop(event, now)
+            case e.SetOffer():
+                self._offer = event.offer
+                self._providing.set_offer(event.offer)
+                return self._beat(now, spread=True)
+            case e.Allow():
+                self._providing.allow(event.nodes)
+                return []
+            case e.LearnAddresses():
+                return self._contacts.learn(
+                    event.peer, event.addresses, connect=event.connect, connected=event.peer in self._connections
+                )
+            case e.LearnRecord():
+                return self._learn(event.record, now, source=None)
+            case e.Shutdown():
+                return self._shut_down(now)
+            case _:
+                assert_never(event)
+
+    def _absorb(self, produced: Iterable[Effect], effects: list[Effect], now: Now) -> None:
+        """Keep the table of streams in step with the effects that go out."""
+        for effect in produced:
+            effects.append(effect)
+            if isinstance(effect, e.OpenStream):
+                reader = FrameReader(codec.limits_of_protocol(effect.protocol))
+                self._streams[effect.stream] = _Stream(effect.peer, effect.protocol, False, reader)
+                if effect.protocol in (c.HELLO_PROTOCOL, c.FIND_PROTOCOL):
+                    self._timers.set(effect.stream, now.monotonic_s + c.CONTROL_DEADLINE_S)
+            elif isinstance(effect, e.ResetStream):
+                self._drop(effect.stream)
+            elif isinstance(effect, e.FinishStream):
+                self._finish(effect.stream, now)
+            elif isinstance(effect, e.RecordLearnt):
+                self._absorb(self._asking.on_record(effect.heartbeat, now), effects, now)
+
+    def _next_stream(self) -> StreamId:
+        return StreamId(next(self._stream_numbers))
+
+    # ------------------------------------------------------------ connections
+
+    def _on_connected(self, event: e.PeerConnected, now: Now) -> list[Effect]:
+        if event.peer in self._connections:
+            return []
+        self._connections[event.peer] = _Connection(event.address)
+        self._contacts.on_connected(event.peer)
+        effects: list[Effect] = []
+        if not event.inbound:
+            stream = self._next_stream()
+            effects += [
+                e.OpenStream(stream, event.peer, c.HELLO_PROTOCOL),
+                e.Send(stream, encode_message(self._hello(event.address, now))),
+                e.FinishStream(stream),
+            ]
+        return effects + self._asking.on_connected(event.peer, now)
+
+    def _on_disconnected(self, peer: NodeId, now: Now) -> list[Effect]:
+        if self._connections.pop(peer, None) is None:
+            return []
+        effects: list[Effect] = []
+        for stream in [number for number, stream in self._streams.items() if stream.peer == peer]:
+            effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
+        self._gossip.remove_neighbour(peer)
+        self._contacts.on_unreachable(peer, now)
+        return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
+
+    def _hello(self, observed_address: str | None, now: Now) -> Hello:
+        features = (FEATURE_GOSSIP,) if self._config.gossip.interval_s is not None else ()
+        return Hello(
+            version=c.PROTOCOL_VERSION,
+            features=features,
+            agent=self._config.agent,
+            clock_ms=now.wall_ms,
+            started_at_ms=self._started_at_ms,
+            observed_address=observed_address,
+            records_held=len(self.directory),
+            heartbeat=self._heartbeat,
+        )
+
+    def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        skew_ms = hello.clock_ms - now.wall_ms
+        if abs(skew_ms) > c.CLOCK_SKEW_MS_MAX:
+            effects.append(e.Note("peer.clock_skew", peer, f"its clock differs by {skew_ms // 1000} s"))
+        if hello.heartbeat is not None:
+            effects += self._learn(hello.heartbeat, now, source=peer)
+        if FEATURE_GOSSIP in hello.features:
+            effects += self._deliver(self._gossip.add_neighbour(peer, now))
+        return effects
+
+    # ------------------------------------------------------------ streams
+
+    def _on_stream_opened(self, event: e.StreamOpened, now: Now) -> list[Effect]:
+        if event.protocol not in MESSAGES_OF_PROTOCOL:
+            return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
+        is_job = event.protocol == c.JOB_PROTOCOL
+        held = sum(
+            s.inbound and s.peer == event.peer and (s.protocol == c.JOB_PROTOCOL) == is_job
+            for s in self._streams.values()
+        )
+        # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened.
+        if held >= (c.JOB_STREAMS_PER_PEER_MAX if is_job else c.CONTROL_STREAMS_PER_PEER_MAX):
+            return [e.ResetStream(event.stream, "too many streams")]
+        reader = FrameReader(codec.limits_of_protocol(event.protocol))
+        self._streams[event.stream] = _Stream(event.peer, event.protocol, True, reader)
+        # SPEC 01: A stream on which no message arrives within 10 seconds MUST be reset.
+        self._timers.set(event.stream, now.monotonic_s + c.CONTROL_DEADLINE_S)
+        return []
+
+    def _on_bytes(self, event: e.BytesReceived, now: Now) -> list[Effect]:
+        stream = self._streams.get(event.stream)
+        if stream is None or stream.remote_done:
+            return []
+        effects: list[Effect] = []
+        try:
+            for message in stream.reader.feed(event.data):
+                effects += self._on_message(event.stream, stream, message, now)
+        except (RemoteProtocolError, SealError) as error:
+            effects += self._blame(event.stream, stream, error, now)
+        return effects
+
+    def _on_message(self, number: StreamId, stream: _Stream, message: Message, now: Now) -> list[Effect]:
+        if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
+            raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
+        if isinstance(message, Fault):
+            return [e.Note("peer.fault", stream.peer, f"code {message.code}")]
+        if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, JobOpen):
+            # From here on the machines of these protocols keep their own deadlines.
+            self._timers.cancel(number)
+        if isinstance(message, Hello):
+            effects = self._on_hello(stream.peer, message, now)
+            if stream.inbound and not stream.local_done:
+                answer = self._hello(self._address_of(stream.peer), now)
+                return [e.Send(number, encode_message(answer)), e.FinishStream(number), *effects]
+            return effects
+        if stream.protocol == c.GOSSIP_PROTOCOL:
+            outgoing, effects = self._gossip.on_message(stream.peer, message, now)
+            return effects + self._deliver(outgoing)
+        if stream.protocol == c.FIND_PROTOCOL:
+            effects, _ = self._finding.on_message(number, message, now)
+            return effects
+        if stream.inbound:
+            return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
+        return self._asking.on_message(number, message, now)
+
+    def _on_stream_finished(self, number: StreamId, now: Now) -> list[Effect]:
+        stream = self._streams.get(number)
+        if stream is None:
+            return []
+        if stream.reader.pending_bytes:
+            return self._blame(number, stream, RemoteProtocolError("the stream ends inside a frame"), now)
+        stream.remote_done = True
+        if self._asking.owns(number):
+            text = "the provider ended the stream without a receipt"
+            effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
+            return [*effects, e.ResetStream(number, text)]
+        if stream.local_done:
+            self._drop(number)
+            return []
+        if self._providing.owns(number):
+            # An asker may close its side after the order; it can then still read, and no longer cancel.
+            return []
+        return [e.FinishStream(number)]
+
+    def _blame(self, number: StreamId, stream: _Stream, error: ProtocolError, now: Now) -> list[Effect]:
+        """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
+        self._bad_frames += 1
+        connection = self._connections.get(stream.peer)
+        reason = str(error)[: c.TEXT_CHARACTERS_MAX]
+        effects: list[Effect] = []
+        if not stream.local_done:
+            effects.append(e.Send(number, encode_message(Fault(int(Refusal.PROTOCOL), reason))))
+        effects += [
+            *self._lose_stream(number, Refusal.PROTOCOL, reason, now),
+            e.ResetStream(number, reason),
+            e.Note("peer.misbehaved", stream.peer, reason),
+        ]
+        if connection is not None:
+            connection.bad_frames += 1
+            if connection.bad_frames >= c.BAD_FRAMES_MAX:
+                effects.append(e.HangUp(stream.peer, "it sent too many bad frames"))
+        return effects
+
+    def _lose_stream(self, number: StreamId, code: Refusal, reason: str, now: Now) -> list[Effect]:
+        """A stream is gone, whoever ended it: everyone who relies on it hears."""
+        stream = self._streams.get(number)
+        if stream is None:
+            return []
+        self._drop(number)
+        self._finding.on_stream_lost(number)
+        if self._providing.owns(number):
+            return self._providing.on_stream_lost(number, code, now)
+        return self._asking.on_stream_lost(number, code, reason, now)
+
+    def _finish(self, number: StreamId, now: Now) -> None:
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        stream.local_done = True
+        if stream.remote_done:
+            self._drop(number)
+        elif not self._timers.is_set(number):
+            # The peer has everything; a stream that it leaves open for ever would count against it and us.
+            self._timers.set(number, now.monotonic_s + c.CONTROL_DEADLINE_S)
+
+    def _drop(self, number: StreamId) -> None:
+        stream = self._streams.pop(number, None)
+        self._timers.cancel(number)
+        if stream is not None:
+            connection = self._connections.get(stream.peer)
+            if connection is not None and connection.gossip_stream == number:
+                connection.gossip_stream = None
+
+    def _address_of(self, peer: NodeId) -> str | None:
+        connection = self._connections.get(peer)
+        return connection.address if connection is not None else None
+
+    def _is_local(self, peer: NodeId) -> bool:
+        address = self._address_of(peer) or ""
+        return address.startswith(("/ip4/127.", "/ip6/::1/", "/ip6/::ffff:127.", "/ip6/::ffff:7f"))
+
+    # ------------------------------------------------------------ records
+
+    def _learn(self, record: Signed, now: Now, *, source: NodeId | None) -> list[Effect]:
+        """Take a record from elsewhere than gossip, and pass news on. Blames nobody for an old one."""
+        try:
+            heartbeat = self.directory.add(record, now.wall_ms)
+        except Stale as error:
+            return [e.Note("record.stale", source, str(error))]
+        except RemoteProtocolError as error:
+            if source is not None:
+                raise
+            return [e.Note("record.bad", None, str(error))]
+        if heartbeat is None:
+            return []
+        spread = self._gossip.spread(record, heartbeat.node, now, source=source)
+        return [e.RecordLearnt(heartbeat, record), *self._deliver(spread)]
+
+    def _deliver(self, outgoing: list[Outgoing]) -> list[Effect]:
+        """Send gossip on our stream to each neighbour, opening it when there is none."""
+        effects: list[Effect] = []
+        for out in outgoing:
+            connection = self._connections.get(out.neighbour)
+            if connection is None:
+                continue
+            if connection.gossip_stream is None:
+                connection.gossip_stream = self._next_stream()
+                effects.append(e.OpenStream(connection.gossip_stream, out.neighbour, c.GOSSIP_PROTOCOL))
+            effects.append(e.Send(connection.gossip_stream, encode_message(out.message)))
+        return effects
+
+    def _beat(self, now: Now, *, spread: bool) -> list[Effect]:
+        """Sign a new heartbeat: for the coordinator always, for peers when `spread`."""
+        offer = self._offer
+        if offer is None:
+            return []
+        self._sequence = max(self._sequence + 1, now.wall_ms)
+        heartbeat = Heartbeat(
+            version=1,
+            node=self.node,
+            sequence=self._sequence,
+            issued_at_ms=now.wall_ms,
+            expires_at_ms=now.wall_ms + c.HEARTBEAT_LIFETIME_MS_MAX,
+            role=offer.role,
+            availability=offer.availability,
+            name=offer.name,
+            agent=offer.agent,
+            addresses=offer.addresses,
+            gpus=offer.gpus,
+            models=offer.models,
+            load=self._providing.load(),
+            free_policy=offer.free_policy,
+            sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
+            sealed_bytes_max=offer.sealed_bytes_max,
+        )
+        record = sign_record(heartbeat, self._signer)
+        self._timers.set(_BEAT, now.monotonic_s + c.HEARTBEAT_INTERVAL_S)
+        effects: list[Effect] = [e.HeartbeatSigned(record)]
+        if spread:
+            self._heartbeat = record
+            self.directory.add(record, now.wall_ms)
+            self._timers.set(_REFRESH, now.monotonic_s + c.GOSSIP_REFRESH_S)
+            effects += self._deliver(self._gossip.spread(record, self.node, now, source=None))
+        return effects
+
+    def _better(self, order: JobOpenRecord) -> tuple[Signed, ...]:
+        """Other providers that fit an order we refuse: their heartbeats, for the refusal."""
+        fitting: list[Signed] = []
+        for node in self.directory.providers_of(order.model)[: 4 * c.BETTER_PEERS_MAX]:
+            entry = self.directory.get(node)
+            if entry is not None and node not in (self.node, order.asker) and entry.heartbeat.addresses:
+                fitting.append(entry.record)
+        return tuple(fitting[: c.BETTER_PEERS_MAX])
+
+    # ------------------------------------------------------------ time
+
+    def _on_deadline(self, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for key in self._timers.pop_due(now.monotonic_s):
+            if key == _BEAT:
+                effects += self._beat(now, spread=not self._timers.is_set(_REFRESH))
+            elif isinstance(key, int):
+                effects += self._on_stream_deadline(StreamId(key), now)
+        self.directory.expire(now.wall_ms)
+        effects += self._contacts.on_deadline(now)
+        effects += self._deliver(self._gossip.on_deadline(now))
+        effects += self._asking.on_deadline(now)
+        return effects + self._providing.on_deadline(now)
+
+    def _on_stream_deadline(self, number: StreamId, now: Now) -> list[Effect]:
+        if number not in self._streams:
+            return []
+        reason = "nothing arrived on this stream in time"
+        return [*self._lose_stream(number, Refusal.DEADLINE, reason, now), e.ResetStream(number, reason)]
+
+    def _shut_down(self, now: Now) -> list[Effect]:
+        effects = self._asking.shut_down(now) + self._providing.shut_down(now)
+        if self._offer is not None:
+            self._offer = replace(self._offer, availability=Availability.OFFLINE)
+            self._providing.set_offer(self._offer)
+            effects += self._beat(now, spread=True)
+        return effects
