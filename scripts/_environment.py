@@ -176,20 +176,25 @@ class Environment:
         command = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
         command += ["--no-deps", "--no-build-isolation", "--use-pep517", *arguments]
         with step(title) as show:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            output: list[str] = []
-            seen = 0
-            assert process.stdout is not None
-            for line in process.stdout:
-                output.append(line)
-                if line.startswith("Collecting "):
-                    seen += 1
-                    show(f"{min(seen, packages)}/{packages} {line.split()[1].split('==')[0]}")
-            if process.wait() != 0:
-                sys.stderr.write("\n" + "".join(output[-OUTPUT_LINES_SHOWN:]))
-                raise Failure("pip could not install (its words stand above): check the network and `pip config list`")
+            run_quietly(command, lambda seen, name: show(f"{min(seen, packages)}/{packages} {name}"))
+
+
+def run_quietly(pip: list[str], show: Callable[[int, str], None]) -> None:
+    """Run pip and show only how far it is; raise `Failure` behind its last words when it fails."""
+    output: list[str] = []
+    seen = 0
+    with subprocess.Popen(
+        pip, cwd=ROOT, env=clean_environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            output.append(line)
+            if line.startswith("Collecting "):
+                seen += 1
+                show(seen, line.split()[1].split("==")[0])
+    if process.returncode != 0:
+        sys.stderr.write("\n" + "".join(output[-OUTPUT_LINES_SHOWN:]))
+        raise Failure("pip could not install (its words stand above): check the network and `pip config list`")
 
 
 def lock_path(name: str) -> Path:

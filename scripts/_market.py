@@ -16,13 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from _environment import Failure, clean_environ, run_main, step
+from _environment import Failure, clean_environ
 
 HOST = "127.0.0.1"
 COORDINATOR_READY_S = 30.0

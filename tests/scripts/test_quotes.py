@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from _quotes import complaint_about, prose_of, quotes_in, unquoted
 
 PAGE = """# 05 Jobs
