@@ -116,6 +116,7 @@ class Asking:
         addresses: Callable[[NodeId], tuple[str, ...]],
         search: Callable[[RouteRequest, Now], list[Effect]],
         next_stream: Callable[[], StreamId],
+        connected_only: bool = False,
     ) -> None:
         self._signer = signer
         self._sealer = sealer
@@ -125,6 +126,7 @@ class Asking:
         self._addresses = addresses
         self._search = search
         self._next_stream = next_stream
+        self._connected_only = connected_only
         self._jobs: dict[JobId, _Job] = {}
         self._by_stream: dict[StreamId, JobId] = {}
         self._timers: Timers[tuple[str, JobId]] = Timers()
@@ -260,7 +262,13 @@ class Asking:
         request = ask.request
         characters = len(request.prompt) + len(request.continuation) + sum(map(len, request.inputs))
         characters += sum(len(message.content) for message in request.messages)
-        return RouteRequest(ask.model, ask.kind, context_tokens=ask.output_tokens_max, prompt_bytes=characters)
+        return RouteRequest(
+            ask.model,
+            ask.kind,
+            context_tokens=ask.output_tokens_max,
+            prompt_bytes=characters,
+            connected_only=self._connected_only,
+        )
 
     # ------------------------------------------------------------ ordering
 

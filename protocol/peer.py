@@ -57,6 +57,8 @@ class PeerConfig:
     agent: str
     gossip: GossipConfig = field(default_factory=GossipConfig)
     directory_records_max: int = c.DIRECTORY_RECORDS_MAX
+    # False: jobs go to connected peers only, whatever addresses others publish.
+    dials: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class Peer:
             addresses=self._contacts.addresses,
             search=lambda request, _now: self._finding.ask(request),
             next_stream=self._next_stream,
+            connected_only=not config.dials,
         )
         self._providing = Providing(signer, sealer, now.wall_ms, self._better)
 

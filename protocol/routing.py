@@ -42,10 +42,14 @@ class Exclusion(Enum):
     TOO_LARGE = "the prompt is larger than it accepts"
     FULL = "it reports that it is full"
     UNREACHABLE = "it publishes no address and is not connected"
+    NOT_CONNECTED = "it is not connected, and this asker does not dial"
 
 
 class RouteRequest(Struct, frozen=True):
-    """What a job needs. Prices in micro-USD per 1,000,000 tokens; `None` for a price means any."""
+    """What a job needs. Prices in micro-USD per 1,000,000 tokens; `None` for a price means any.
+
+    `connected_only` is for an asker that cannot dial: the coordinator, to whom nodes connect.
+    """
 
     model: str | None
     kind: Kind
@@ -54,6 +58,7 @@ class RouteRequest(Struct, frozen=True):
     price_in_uusd_max: int | None = None
     price_out_uusd_max: int | None = None
     free: bool = True
+    connected_only: bool = False
 
 
 class Candidate(Struct, frozen=True):
@@ -104,8 +109,11 @@ def exclusion(
         return Exclusion.TOO_LARGE
     if heartbeat.load >= c.LOAD_STEPS:
         return Exclusion.FULL
-    if not heartbeat.addresses and not connected(heartbeat.node):
-        return Exclusion.UNREACHABLE
+    if not connected(heartbeat.node):
+        if request.connected_only:
+            return Exclusion.NOT_CONNECTED
+        if not heartbeat.addresses:
+            return Exclusion.UNREACHABLE
     return None
 
 
