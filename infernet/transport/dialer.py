@@ -1,0 +1,160 @@
+"""Reaching a peer that has several addresses, some of them dead.
+
+Addresses are tried in the order given, each a moment after the one before or as soon as that has failed; the first
+connection wins. An address that fails is left alone for a time that doubles with every failure.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, Protocol, TypeVar
+
+import trio
+
+from infernet.transport import addresses
+from infernet.transport.addresses import TcpAddress
+from infernet.transport.contract import DialFailed
+from protocol.ids import NodeId
+
+# The delay between connection attempts that RFC 8305 recommends.
+STAGGER_S: Final = 0.25
+# From the first SYN to the end of the handshake: three round trips to anywhere, with packets lost in each.
+ADDRESS_TIMEOUT_S: Final = 10.0
+# A heartbeat names at most half as many; further ones are not tried.
+ADDRESSES_MAX: Final = 16
+# Attempts at one time, over all peers: a flood of hand-offs must not use up our sockets.
+ATTEMPTS_MAX: Final = 16
+
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 600.0
+# Each wait is drawn from this share around its length: nodes cut off together do not come back together.
+BACKOFF_JITTER: Final = 0.25
+# Failed addresses that we remember; the oldest is forgotten first.
+BACKOFF_ENTRIES_MAX: Final = 1024
+
+
+class AttemptFailed(Exception):
+    """One address did not lead to the peer; the message says why."""
+
+
+class Closable(Protocol):
+    """What an attempt yields: closed when another one was faster."""
+
+    async def aclose(self) -> None: ...
+
+
+Connected = TypeVar("Connected", bound=Closable)
+
+
+@dataclass(slots=True)
+class _Backoff:
+    failures: int = 0
+    until_s: float = 0.0
+
+
+class Dialer(Generic[Connected]):
+    """`attempt` connects to one address; it raises AttemptFailed, and cleans up after itself when cancelled."""
+
+    def __init__(
+        self, attempt: Callable[[NodeId, TcpAddress], Awaitable[Connected]], randomness: random.Random
+    ) -> None:
+        self._attempt = attempt
+        self._random = randomness
+        self._places = trio.CapacityLimiter(ATTEMPTS_MAX)
+        self._backoffs: dict[tuple[NodeId, str], _Backoff] = {}
+
+    async def dial(self, peer: NodeId, texts: Sequence[str]) -> Connected:
+        """Connect to the peer at one of these multiaddrs. Raises DialFailed with a reason for each."""
+        race = _Race[Connected]()
+        try:
+            async with trio.open_nursery() as nursery:
+                race.scope = nursery.cancel_scope
+                for text in list(dict.fromkeys(texts))[:ADDRESSES_MAX]:
+                    try:
+                        address = self._admit(peer, text)
+                    except ValueError as error:
+                        race.reasons[text] = str(error)
+                        continue
+                    failed = trio.Event()
+                    nursery.start_soon(self._run, race, peer, text, address, failed)
+                    with trio.move_on_after(STAGGER_S):
+                        await failed.wait()
+        except BaseException:
+            await race.close_winner()
+            raise
+        if race.winner is None:
+            raise DialFailed(peer, race.reasons)
+        return race.winner
+
+    def _admit(self, peer: NodeId, text: str) -> TcpAddress:
+        """Parse an address and check that it may be tried now. Raises ValueError."""
+        address = addresses.parse(text)
+        if address.peer not in (None, peer):
+            raise ValueError("the address names another peer")
+        backoff = self._backoffs.get((peer, text))
+        if backoff is not None and backoff.until_s > trio.current_time():
+            wait_s = backoff.until_s - trio.current_time()
+            raise ValueError(f"failed before; the next attempt is in {wait_s:.0f} s")
+        return address
+
+    async def _run(
+        self, race: _Race[Connected], peer: NodeId, text: str, address: TcpAddress, failed: trio.Event
+    ) -> None:
+        reason = await self._run_in_place(race, peer, address)
+        if reason is not None:
+            race.reasons[text] = reason
+            self._note_failure(peer, text)
+            failed.set()
+        else:
+            self._backoffs.pop((peer, text), None)
+
+    async def _run_in_place(self, race: _Race[Connected], peer: NodeId, address: TcpAddress) -> str | None:
+        """Make one attempt as soon as there is a place for it; returns why it failed."""
+        with trio.move_on_after(ADDRESS_TIMEOUT_S) as waiting:
+            await self._places.acquire()
+        if waiting.cancelled_caught:
+            return "too many other dials are under way"
+        try:
+            with trio.fail_after(ADDRESS_TIMEOUT_S):
+                connected = await self._attempt(peer, address)
+        except trio.TooSlowError:
+            return f"no answer within {ADDRESS_TIMEOUT_S:.0f} s"
+        except AttemptFailed as error:
+            return str(error)
+        finally:
+            self._places.release()
+        await race.finish(connected)
+        return None
+
+    def _note_failure(self, peer: NodeId, text: str) -> None:
+        backoff = self._backoffs.pop((peer, text), None) or _Backoff()
+        backoff.failures += 1
+        # The exponent is bounded too: 2.0 ** 1024 overflows.
+        wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(backoff.failures - 1, 30))
+        wait_s *= self._random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
+        backoff.until_s = trio.current_time() + wait_s
+        self._backoffs[peer, text] = backoff
+        if len(self._backoffs) > BACKOFF_ENTRIES_MAX:
+            del self._backoffs[next(iter(self._backoffs))]
+
+
+class _Race(Generic[Connected]):
+    """The attempts of one dial: the first connection is the winner, a second one is closed."""
+
+    def __init__(self) -> None:
+        self.winner: Connected | None = None
+        self.reasons: dict[str, str] = {}
+        self.scope = trio.CancelScope()
+
+    async def finish(self, connected: Connected) -> None:
+        if self.winner is not None:
+            await connected.aclose()
+            return
+        self.winner = connected
+        self.scope.cancel()
+
+    async def close_winner(self) -> None:
+        if self.winner is not None:
+            await self.winner.aclose()

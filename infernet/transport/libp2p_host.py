@@ -1,0 +1,356 @@
+"""The transport over TCP: listens, dials, and serves what connected peers open.
+
+A connection is TCP, Noise and yamux, so libp2p programs of any language can talk to us. Until it has proven an
+identity, a stranger can cost us one place among the handshakes for a few seconds, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import trio
+
+from infernet.transport.addresses import TcpAddress, remote_multiaddr, with_peer
+from infernet.transport.channel import ChannelBroken
+from infernet.transport.connections import Connection, Connections
+from infernet.transport.contract import (
+    ConnectionInfo,
+    DialFailed,
+    Handler,
+    NotConnected,
+    Stream,
+    StreamBroken,
+    TransportError,
+    TransportStatistics,
+)
+from infernet.transport.dialer import AttemptFailed, Dialer
+from infernet.transport.libp2p_library import (
+    IDENTIFY_PROTOCOL,
+    PING_PROTOCOL,
+    HandshakeFailed,
+    Identity,
+    check_library,
+    identify_message,
+)
+from infernet.transport.libp2p_services import serve_ping
+from infernet.transport.libp2p_stream import Libp2pStream, agree, propose
+from infernet.transport.listener import listening_addresses, open_listeners
+from infernet.transport.multistream import MultistreamError
+from infernet.transport.noise_channel import NoiseChannel, secure_inbound, secure_outbound
+from infernet.transport.yamux import YamuxConnection, YamuxStream
+from infernet.transport.yamux_session import YamuxConfig
+from protocol.constants import CONTROL_DEADLINE_S, P2P_PORT
+from protocol.ids import NodeId, short
+
+logger = logging.getLogger(__name__)
+
+DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reached
+
+# Two round trips to the far side of the world with packets lost; a stranger holds a place no longer than this.
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+# After our handler is done with a stream, the peer has this long to finish its side.
+LINGER_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """How much of us others may use.
+
+    connections_max: at this many, inbound ones are refused. How many we dial is the caller's decision.
+    connections_per_peer_max: both ends may dial at once, and a peer may be back before we know its old connection
+        to be dead; beyond this the oldest is dropped.
+    handshakes_max: connections without a proven identity. The oldest makes room, so idle sockets block nobody.
+    """
+
+    connections_max: int = 512
+    connections_per_peer_max: int = 3
+    handshakes_max: int = 64
+    yamux: YamuxConfig = field(default_factory=YamuxConfig)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """See TransportStatistics; streams refused and bytes here are those of connections that have ended."""
+
+    streams_in: int = 0
+    streams_out: int = 0
+    handshakes_in: int = 0
+    handshakes_out: int = 0
+    handshakes_failed: int = 0
+    connections_refused: int = 0
+    streams_refused: int = 0
+    dials_failed: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class Libp2pTransport:
+    """See `contract.Transport`. One instance runs once.
+
+    secret: 32 bytes, normalised so that the public key has even Y.
+    agent: what we call ourselves in identify, as `infernet/0.1.0`.
+    protocols: those whose inbound streams go to the handler; others are refused.
+    listen_hosts: literal IP addresses; none means that we only dial.
+    port: 0 takes any free one, the same for all hosts.
+    """
+
+    def __init__(
+        self,
+        secret: bytes,
+        *,
+        agent: str,
+        protocols: Sequence[str],
+        randomness: random.Random,
+        listen_hosts: Sequence[str] = DUAL_STACK,
+        port: int = P2P_PORT,
+        limits: HostLimits | None = None,
+    ) -> None:
+        self._identity = Identity(secret)
+        self.node_id = self._identity.node_id
+        self._agent = agent
+        self._listen_hosts = tuple(listen_hosts)
+        self._port = port
+        self._limits = limits or HostLimits()
+        self._spoken = frozenset((*protocols, IDENTIFY_PROTOCOL, PING_PROTOCOL))
+        self._dialer = Dialer[Connection](self._attempt, randomness)
+        self._dialling: dict[NodeId, trio.Lock] = {}
+        self._handshakes: dict[object, trio.CancelScope] = {}
+        self._counts = _Counts()
+        self._addresses: list[str] = []
+        self._running: _Running | None = None
+
+    # ------------------------------------------------------------ the contract
+
+    async def run(self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """As `Transport.run`; TransportError too when the installed libp2p is not the one we are built on."""
+        await check_library()
+        listeners = await open_listeners(self._listen_hosts, self._port)
+        self._addresses = [with_peer(address, self.node_id) for address in listening_addresses(listeners)]
+        connections = Connections(handler, per_peer_max=self._limits.connections_per_peer_max)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._running = _Running(nursery, handler, connections)
+                if listeners:
+                    serve = partial(trio.serve_listeners, handler_nursery=nursery)
+                    await nursery.start(serve, self._accept, listeners)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._running = None
+            self._addresses = []
+            for listener in listeners:
+                listener.socket.close()
+
+    async def dial(self, peer: NodeId, addresses: Sequence[str]) -> None:
+        """As `Transport.dial`. Two dials of the same peer wait for each other."""
+        running = self._require_running()
+        if peer == self.node_id:
+            raise DialFailed(peer, {"this node": "a node does not dial itself"})
+        lock = self._dialling.setdefault(peer, trio.Lock())
+        try:
+            async with lock:
+                if peer in running.connections:
+                    return
+                connection = await self._dialer.dial(peer, addresses)
+                self._counts.handshakes_out += 1
+                running.connections.add(connection)
+                running.nursery.start_soon(self._serve, running, connection)
+        except DialFailed:
+            self._counts.dials_failed += 1
+            raise
+        finally:
+            if not (lock.locked() or lock.statistics().tasks_waiting):
+                self._dialling.pop(peer, None)
+
+    async def open_stream(self, peer: NodeId, protocol: str) -> Stream:
+        """As `Transport.open_stream`; over the newest of several connections."""
+        for connection in self._require_running().connections.of(peer):
+            try:
+                stream = propose(connection.muxer, peer, protocol)
+            except ChannelBroken:
+                continue
+            self._counts.streams_out += 1
+            return stream
+        raise NotConnected(peer)
+
+    async def disconnect(self, peer: NodeId) -> None:
+        """As `Transport.disconnect`."""
+        async with trio.open_nursery() as nursery:
+            for connection in self._require_running().connections.of(peer):
+                nursery.start_soon(connection.muxer.aclose)
+
+    def peers(self) -> list[NodeId]:
+        """As `Transport.peers`."""
+        return self._running.connections.peers() if self._running else []
+
+    def addresses(self) -> list[str]:
+        """As `Transport.addresses`; a wildcard stands for the addresses of this machine's interfaces."""
+        return list(self._addresses)
+
+    def statistics(self) -> TransportStatistics:
+        """As `Transport.statistics`."""
+        counts = self._counts
+        live = list(self._running.connections) if self._running else []
+        return TransportStatistics(
+            connections=len(live),
+            streams=sum(len(each.muxer.session.streams) for each in live),
+            streams_in=counts.streams_in,
+            streams_out=counts.streams_out,
+            handshakes_in=counts.handshakes_in,
+            handshakes_out=counts.handshakes_out,
+            handshakes_failed=counts.handshakes_failed,
+            connections_refused=counts.connections_refused,
+            streams_refused=counts.streams_refused + sum(each.muxer.session.streams_refused for each in live),
+            dials_failed=counts.dials_failed,
+            bytes_in=counts.bytes_in + sum(each.channel.bytes_in for each in live),
+            bytes_out=counts.bytes_out + sum(each.channel.bytes_out for each in live),
+        )
+
+    def _require_running(self) -> _Running:
+        if self._running is None:
+            raise TransportError("the transport does not run")
+        return self._running
+
+    # ------------------------------------------------------------ connections
+
+    async def _attempt(self, peer: NodeId, address: TcpAddress) -> Connection:
+        """Connect to one address, for the dialer."""
+        try:
+            stream = await trio.open_tcp_stream(address.host, address.port)
+        except OSError as error:
+            raise AttemptFailed(_plain(error)) from error
+        try:
+            channel = await secure_outbound(stream, self._identity, peer)
+        except (HandshakeFailed, ChannelBroken) as error:
+            self._counts.handshakes_failed += 1
+            await trio.aclose_forcefully(stream)
+            raise AttemptFailed(str(error)) from error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        return self._connection(channel, remote_multiaddr(stream), inbound=False)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        """Serve one inbound TCP connection to its end; the listener closes it afterwards."""
+        running = self._require_running()
+        if len(running.connections) >= self._limits.connections_max:
+            self._counts.connections_refused += 1
+            return
+        try:
+            channel = await self._shake_inbound(stream)
+        except Exception:
+            logger.exception("a handshake failed in a way that we do not know")
+            return
+        if channel is None:
+            return
+        self._counts.handshakes_in += 1
+        connection = self._connection(channel, remote_multiaddr(stream), inbound=True)
+        running.connections.add(connection)
+        await self._serve(running, connection)
+
+    async def _shake_inbound(self, stream: trio.SocketStream) -> NoiseChannel | None:
+        """Make the handshake within its deadline, as one of a bounded number; None when nothing came of it."""
+        if len(self._handshakes) >= self._limits.handshakes_max:
+            oldest = next(iter(self._handshakes))
+            self._handshakes.pop(oldest).cancel()
+        place = object()
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S) as scope:
+            self._handshakes[place] = scope
+            try:
+                return await secure_inbound(stream, self._identity)
+            except (HandshakeFailed, ChannelBroken) as error:
+                logger.debug("no handshake with %s: %s", remote_multiaddr(stream), error)
+            finally:
+                self._handshakes.pop(place, None)
+        self._counts.handshakes_failed += 1
+        return None
+
+    def _connection(self, channel: NoiseChannel, remote: str | None, *, inbound: bool) -> Connection:
+        info = ConnectionInfo(channel.peer, remote, inbound)
+        muxer = YamuxConnection(
+            channel,
+            initiator=not inbound,
+            config=self._limits.yamux,
+            opened=partial(self._stream_opened, info),
+        )
+        return Connection(info, channel, muxer)
+
+    async def _serve(self, running: _Running, connection: Connection) -> None:
+        """Run a connection to its end; nothing that happens to it reaches the others."""
+        try:
+            await connection.muxer.run()
+        except Exception:
+            logger.exception("a connection failed in a way that we do not know")
+        finally:
+            running.connections.remove(connection)
+            self._counts.streams_refused += connection.muxer.session.streams_refused
+            self._counts.bytes_in += connection.channel.bytes_in
+            self._counts.bytes_out += connection.channel.bytes_out
+            peer = short(connection.info.peer)
+            logger.debug("connection with %s ended: %s", peer, connection.muxer.lost)
+
+    # ------------------------------------------------------------ streams
+
+    def _stream_opened(self, info: ConnectionInfo, stream: YamuxStream) -> None:
+        self._counts.streams_in += 1
+        running = self._require_running()
+        # In the transport's nursery, not in the connection's: when that is lost, the handler is to see its stream
+        # break, not to be cancelled.
+        running.nursery.start_soon(self._serve_stream, running, info, stream)
+
+    async def _serve_stream(self, running: _Running, info: ConnectionInfo, stream: YamuxStream) -> None:
+        try:
+            with trio.fail_after(CONTROL_DEADLINE_S):
+                agreed = await agree(stream, info.peer, self._spoken)
+            await self._serve_protocol(running, info, agreed)
+            await stream.finish()
+            await _linger(stream)
+        except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
+            logger.debug("a stream of %s ended early: %s", short(info.peer), error)
+            stream.reset()
+        except Exception:
+            logger.exception("serving a stream of %s failed", short(info.peer))
+            stream.reset()
+        finally:
+            stream.release()
+
+    async def _serve_protocol(self, running: _Running, info: ConnectionInfo, stream: Libp2pStream) -> None:
+        if stream.protocol == PING_PROTOCOL:
+            await serve_ping(stream)
+        elif stream.protocol == IDENTIFY_PROTOCOL:
+            spoken = sorted(self._spoken)
+            await stream.send(identify_message(self._identity, self._agent, spoken, info.remote_address))
+        else:
+            await running.handler.stream_opened(stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What exists only between start and stop."""
+
+    nursery: trio.Nursery
+    handler: Handler
+    connections: Connections
+
+
+async def _linger(stream: YamuxStream) -> None:
+    """Wait for the peer to finish its side of a stream that we are done with; what it still sends is dropped."""
+    with trio.move_on_after(LINGER_S) as deadline:
+        while await stream.receive():
+            pass
+    if deadline.cancelled_caught:
+        stream.reset()
+
+
+def _plain(error: OSError) -> str:
+    """What went wrong with a socket, without the wrapping of whoever tried several of them."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    inner = cause if isinstance(cause, OSError) else error
+    return inner.strerror or str(inner)
