@@ -1,0 +1,217 @@
+"""The trio driver: feeds one `Peer` and performs its effects, never waiting between two events.
+
+Network effects go to the carrier that holds the connection, engine effects to the engine, and what concerns the
+application to `observe`. All of these only queue; the work is done in tasks that post events back. So one stalled
+reader, one slow engine or one dead peer holds up nobody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from infernet.engines.contract import Engine, EngineEvent
+from protocol.errors import Refusal
+from protocol.events import (
+    DEADLINE,
+    CancelEngine,
+    Dial,
+    DialFailed,
+    Effect,
+    EngineFailed,
+    Event,
+    FinishStream,
+    HangUp,
+    HeartbeatSigned,
+    JobAccepted,
+    JobDone,
+    JobFailed,
+    JobText,
+    JobVector,
+    Note,
+    Now,
+    OpenStream,
+    PeerConnected,
+    PeerDisconnected,
+    RecordLearnt,
+    ResetStream,
+    RunEngine,
+    Send,
+    StreamBroken,
+)
+from protocol.ids import NodeId, StreamId, short
+from protocol.peer import Peer
+
+log = structlog.get_logger(__name__)
+
+NetworkEffect = Dial | HangUp | OpenStream | Send | FinishStream | ResetStream
+AppEffect = JobAccepted | JobText | JobVector | JobDone | JobFailed | RecordLearnt | HeartbeatSigned
+
+# Stream readers pause above this many waiting events, so that a flood from the network cannot grow the queue.
+EVENTS_WAITING_HIGH: Final = 512
+# After this many events other tasks get their turn.
+EVENTS_PER_TURN: Final = 64
+
+
+class Carrier(Protocol):
+    """Holds connections to some peers and performs network effects for them; `perform` never waits."""
+
+    def perform(self, effect: NetworkEffect) -> None: ...
+
+
+def wall_ms() -> int:
+    """The wall clock in integer milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Driver:
+    """One peer, its event queue and its carriers. `post` from trio's thread only."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        *,
+        engine: Engine | None,
+        observe: Callable[[AppEffect], None],
+        clock_ms: Callable[[], int] = wall_ms,
+    ) -> None:
+        self.peer = peer
+        self._engine = engine
+        self._observe = observe
+        self._clock_ms = clock_ms
+        self._events: deque[Event] = deque()
+        self._wake = trio.Event()
+        self._room = trio.Event()
+        self._inbound_numbers = itertools.count(2, 2)
+        self._carrier_of_peer: dict[NodeId, Carrier] = {}
+        self._carrier_of_stream: dict[StreamId, Carrier] = {}
+        #: The carrier that can dial; None while there is none.
+        self.dialer: Carrier | None = None
+
+    def now(self) -> Now:
+        return Now(trio.current_time(), self._clock_ms())
+
+    # ------------------------------------------------------------ events in
+
+    def post(self, event: Event) -> None:
+        """Queue an event; never waits."""
+        self._events.append(event)
+        self._wake.set()
+
+    async def post_with_backpressure(self, event: Event) -> None:
+        """Queue an event, and wait while too many are queued: for those who can wait, stream readers above all."""
+        self.post(event)
+        if len(self._events) > EVENTS_WAITING_HIGH:
+            if self._room.is_set():
+                self._room = trio.Event()
+            await self._room.wait()
+
+    def report(self, event: EngineEvent) -> None:
+        """What an engine calls with its events; their number is bounded by the runs that we admitted."""
+        self.post(event)
+
+    def inbound_stream(self, carrier: Carrier) -> StreamId:
+        """A number for a stream that the other side opened."""
+        stream = StreamId(next(self._inbound_numbers))
+        self._carrier_of_stream[stream] = carrier
+        return stream
+
+    def stream_closed(self, stream: StreamId) -> None:
+        """The carrier is done with this stream."""
+        self._carrier_of_stream.pop(stream, None)
+
+    def connected(self, carrier: Carrier, event: PeerConnected) -> None:
+        """A carrier has a first connection to a peer. The first carrier keeps the peer; a second only waits."""
+        if self._carrier_of_peer.setdefault(event.peer, carrier) is carrier:
+            self.post(event)
+
+    def disconnected(self, carrier: Carrier, peer: NodeId) -> None:
+        if self._carrier_of_peer.get(peer) is carrier:
+            del self._carrier_of_peer[peer]
+            self.post(PeerDisconnected(peer))
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that some carrier still works on; for leak tests."""
+        return len(self._carrier_of_stream)
+
+    # ------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Feed the peer until cancelled."""
+        events = self._events
+        while True:
+            if not events:
+                self._room.set()
+                deadline = self.peer.next_deadline()
+                self._wake = trio.Event()
+                with trio.move_on_at(math.inf if deadline is None else deadline):
+                    await self._wake.wait()
+            for _ in range(min(len(events), EVENTS_PER_TURN)):
+                self.feed(events.popleft())
+            deadline = self.peer.next_deadline()
+            if deadline is not None and deadline <= trio.current_time():
+                self.feed(DEADLINE)
+            if events:
+                if len(events) <= EVENTS_WAITING_HIGH:
+                    self._room.set()
+                await trio.lowlevel.checkpoint()
+
+    def feed(self, event: Event) -> None:
+        """Handle one event now and perform its effects. Raises LocalProtocolError for a bad command."""
+        for effect in self.peer.handle(event, self.now()):
+            self._perform(effect)
+
+    # ------------------------------------------------------------ effects out
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, (Send, FinishStream, ResetStream)):
+            carrier = self._carrier_of_stream.get(effect.stream)
+            if carrier is not None:
+                carrier.perform(effect)
+        elif isinstance(effect, OpenStream):
+            self._open_stream(effect)
+        elif isinstance(effect, Dial):
+            self._dial(effect)
+        elif isinstance(effect, HangUp):
+            log.info("peer.hang_up", peer=short(effect.peer), reason=effect.reason)
+            carrier = self._carrier_of_peer.get(effect.peer)
+            if carrier is not None:
+                carrier.perform(effect)
+        elif isinstance(effect, RunEngine):
+            self._start_run(effect)
+        elif isinstance(effect, CancelEngine):
+            if self._engine is not None:
+                self._engine.cancel(effect.run)
+        elif isinstance(effect, Note):
+            peer = short(effect.peer) if effect.peer is not None else None
+            log.info(effect.event, peer=peer, detail=effect.detail)
+        else:
+            self._observe(effect)
+
+    def _open_stream(self, effect: OpenStream) -> None:
+        carrier = self._carrier_of_peer.get(effect.peer)
+        if carrier is None:
+            self.post(StreamBroken(effect.stream, "not connected"))
+            return
+        self._carrier_of_stream[effect.stream] = carrier
+        carrier.perform(effect)
+
+    def _dial(self, effect: Dial) -> None:
+        if self.dialer is None:
+            self.post(DialFailed(effect.peer, "this node opens no peer-to-peer connections (p2p is off)"))
+        else:
+            self.dialer.perform(effect)
+
+    def _start_run(self, effect: RunEngine) -> None:
+        if self._engine is None:
+            self.post(EngineFailed(effect.run, Refusal.ENGINE_UNAVAILABLE, "this node has no engine"))
+        else:
+            self._engine.start(effect)

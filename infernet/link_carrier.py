@@ -1,0 +1,207 @@
+"""The node's end of the link: one WebSocket, outbound, signed, kept open to the pinned coordinator.
+
+It is a carrier like any other: streams that the coordinator opens over it reach the driver, and the peer cannot tell
+them from libp2p streams. A lost link is opened again with growing pauses, for ever.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import structlog
+import trio
+import trio_websocket
+
+from infernet.coordinator_client import CoordinatorClient, CoordinatorError, RequestSigner
+from infernet.driver import Driver, NetworkEffect
+from protocol import events as e
+from protocol import link as wire
+from protocol.envelope import AUTH_HEADER
+from protocol.errors import BadFrame, RemoteProtocolError
+from protocol.ids import StreamId
+from protocol.messages import Signed
+
+log = structlog.get_logger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 15.0
+DISCONNECT_TIMEOUT_S: Final = 2.0
+# After the first failure 1 s, then doubling; a minute at most, so that a restarted coordinator is soon found.
+RETRY_S_MIN: Final = 1.0
+RETRY_S_MAX: Final = 60.0
+# A link that stood this long was good: the next pause is short again.
+STABLE_S: Final = 30.0
+
+
+class LinkCarrier:
+    """Carries the connection to the coordinator. `registration` gives the fields of a registration when asked."""
+
+    def __init__(
+        self,
+        url: str,
+        signer: RequestSigner,
+        driver: Driver,
+        rng: random.Random,
+        registration: Callable[[], dict[str, object]],
+    ) -> None:
+        self._url = _websocket_url(url)
+        self._signer = signer
+        self._driver = driver
+        self._rng = rng
+        self._registration = registration
+        self._client = CoordinatorClient(url, signer)
+        self._link: wire.Link | None = None
+        self._wake = trio.Event()
+        self._heartbeat: Signed | None = None
+        self._last_heard_s = 0.0
+        self.state = "connecting"
+        self.last_error = ""
+
+    @property
+    def connected(self) -> bool:
+        return self._link is not None
+
+    def announce(self, record: Signed) -> None:
+        """Send our heartbeat now, or as soon as the link stands."""
+        self._heartbeat = record
+        if self._link is not None:
+            self._link.announce(record)
+            self._wake.set()
+
+    # ------------------------------------------------------------ the driver's carrier
+
+    def perform(self, effect: NetworkEffect) -> None:
+        if self._link is None or isinstance(effect, (e.Dial, e.HangUp)):
+            return
+        event = self._link.perform(effect)
+        if event is not None:
+            self._driver.post(event)
+        if isinstance(effect, e.ResetStream):
+            self._driver.stream_closed(effect.stream)
+        self._wake.set()
+
+    # ------------------------------------------------------------ the connection
+
+    async def run(self) -> None:
+        """Keep the link open until cancelled."""
+        pause_s = RETRY_S_MIN
+        while True:
+            started_s = trio.current_time()
+            self.state = "connecting"
+            try:
+                await self._client.register(self._registration())
+                await self._connect()
+            except (CoordinatorError, RemoteProtocolError, OSError) as error:
+                self.last_error = str(error) or type(error).__name__
+            except trio_websocket.ConnectionRejected as error:
+                self.last_error = f"the coordinator refused the link with HTTP status {error.status_code}"
+            except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, trio.TooSlowError) as error:
+                self.last_error = f"the link to the coordinator could not be opened: {type(error).__name__}"
+            if trio.current_time() - started_s > STABLE_S:
+                pause_s = RETRY_S_MIN
+            self.state = "waiting"
+            log.warning("coordinator.link_lost", reason=self.last_error, retry_in_s=round(pause_s, 1))
+            # Jitter keeps all nodes of a restarted coordinator from coming back in one wave.
+            await trio.sleep(pause_s * (0.5 + self._rng.random()))
+            pause_s = min(RETRY_S_MAX, 2 * pause_s)
+
+    async def _connect(self) -> None:
+        """Open the link, check the coordinator's hello, and carry until the link is lost."""
+        auth = self._signer.sign("GET", wire.LINK_PATH)
+        async with trio_websocket.open_websocket_url(
+            self._url,
+            extra_headers=[(AUTH_HEADER.encode(), auth.encode())],
+            message_queue_size=16,
+            max_message_size=wire.LINK_MESSAGE_BYTES_MAX,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            disconnect_timeout=DISCONNECT_TIMEOUT_S,
+        ) as socket:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                hello = await socket.get_message()
+            wire.decode_hello(_binary(hello), self._signer.coordinator, self._signer.node, auth)
+            await self._carry(socket)
+
+    async def _carry(self, socket: trio_websocket.WebSocketConnection) -> None:
+        coordinator = self._signer.coordinator
+        link = wire.Link(coordinator, opens_odd=False, next_stream=self._inbound_stream)
+        self._link = link
+        self.state = "connected"
+        self._last_heard_s = trio.current_time()
+        log.info("coordinator.linked", url=self._url)
+        if self._heartbeat is not None:
+            link.announce(self._heartbeat)
+        self._driver.connected(self, e.PeerConnected(coordinator, None, False))
+        self.last_error = "the coordinator closed the link"
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._read, self._write, self._keep_alive):
+                    nursery.start_soon(self._until_lost, task, socket, link, nursery.cancel_scope)
+        finally:
+            self._link = None
+            for broken in link.close("the link to the coordinator is lost"):
+                self._driver.post(broken)
+                self._driver.stream_closed(broken.stream)
+            self._driver.disconnected(self, coordinator)
+
+    async def _until_lost(
+        self,
+        task: Callable[[trio_websocket.WebSocketConnection, wire.Link], Awaitable[None]],
+        socket: trio_websocket.WebSocketConnection,
+        link: wire.Link,
+        scope: trio.CancelScope,
+    ) -> None:
+        """Run one of the link's tasks; whichever ends first ends the others."""
+        try:
+            await task(socket, link)
+        except trio_websocket.ConnectionClosed:
+            pass  # `last_error` says so already
+        except RemoteProtocolError as error:
+            self.last_error = f"the coordinator broke the protocol: {error}"
+        scope.cancel()
+
+    async def _read(self, socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
+        while True:
+            message = _binary(await socket.get_message())
+            self._last_heard_s = trio.current_time()
+            for event in link.receive(message):
+                if isinstance(event, wire.Announce):
+                    raise RemoteProtocolError("only nodes announce heartbeats")
+                await self._driver.post_with_backpressure(event)
+                if isinstance(event, e.StreamBroken):
+                    self._driver.stream_closed(event.stream)
+            self._wake.set()
+
+    async def _write(self, socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
+        while True:
+            while (message := link.take()) is not None:
+                with trio.fail_after(wire.LINK_SILENCE_S_MAX):
+                    await socket.send_message(message)
+            self._wake = trio.Event()
+            await self._wake.wait()
+
+    async def _keep_alive(self, _socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
+        for number in itertools.count(1):
+            await trio.sleep(wire.LINK_PING_INTERVAL_S)
+            if trio.current_time() - self._last_heard_s > wire.LINK_SILENCE_S_MAX:
+                self.last_error = f"the coordinator was silent for {wire.LINK_SILENCE_S_MAX:g} s"
+                return
+            link.ping(number)
+            self._wake.set()
+
+    def _inbound_stream(self) -> StreamId:
+        return self._driver.inbound_stream(self)
+
+
+def _binary(message: str | bytes) -> bytes:
+    if isinstance(message, str):
+        raise BadFrame("a text message on the link")
+    return message
+
+
+def _websocket_url(url: str) -> str:
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + wire.LINK_PATH, "", ""))
