@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from _environment import SUPPORTED_PYTHONS, locked_names
+from infernet.engines.models import STARTER
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
@@ -93,6 +94,12 @@ def test_locks_that_are_installed_together_agree() -> None:
 
 def test_the_names_that_the_installer_counts_are_those_in_the_lock() -> None:
     assert {canonicalize_name(name) for name in locked_names(REQUIREMENTS / "base.txt")} == set(pins("base"))
+
+
+def test_the_model_lock_is_what_the_node_fetches() -> None:
+    requirement, hashes = next(entries("model"))
+    assert requirement == STARTER.package
+    assert hashes == [STARTER.package_sha256]
 
 
 def test_the_installer_supports_the_pythons_of_the_project() -> None:
