@@ -7,6 +7,7 @@ else can happen, and the cost is bounded by the limits (specs/01).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, get_args
 
@@ -188,28 +189,27 @@ class FrameReader:
         """Bytes of an unfinished frame; not zero at the end of a stream means that it was cut."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> list[Message]:
-        """Add received bytes and return the messages that are now complete, in order.
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Add received bytes, and iterate over the messages that are now complete, in order.
 
-        Raises BadFrame; the stream is then beyond repair, because a stream of frames has no place to resume.
+        The iterator raises BadFrame after the messages before the bad frame, however the bytes were cut into pieces;
+        the stream is then beyond repair, because a stream of frames has no place to resume.
         """
+        self._buffer += data
+        return self._complete_messages()
+
+    def _complete_messages(self) -> Iterator[Message]:
         buffer = self._buffer
-        buffer += data
-        messages: list[Message] = []
-        start = 0
-        while len(buffer) - start >= c.FRAME_HEADER_BYTES:
-            length = int.from_bytes(buffer[start : start + c.FRAME_HEADER_BYTES], "big")
+        while len(buffer) >= c.FRAME_HEADER_BYTES:
+            length = int.from_bytes(buffer[: c.FRAME_HEADER_BYTES], "big")
             # SPEC 01: The receiver MUST refuse a frame whose length exceeds the limit of its stream before it reads
             #   the body.
             if length > self._limits.total_bytes:
                 raise BadFrame(f"a frame of {length} bytes where at most {self._limits.total_bytes} are allowed")
-            end = start + c.FRAME_HEADER_BYTES + length
+            end = c.FRAME_HEADER_BYTES + length
             if len(buffer) < end:
-                break
-            message = decode_message(bytes(buffer[start + c.FRAME_HEADER_BYTES : end]), self._limits)
+                return
+            message = decode_message(bytes(buffer[c.FRAME_HEADER_BYTES : end]), self._limits)
+            del buffer[:end]
             if message is not None:
-                messages.append(message)
-            start = end
-        if start:
-            del buffer[:start]
-        return messages
+                yield message
