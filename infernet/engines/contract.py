@@ -1,0 +1,121 @@
+"""The room's contract: what the node may ask of an engine, and what an engine tells the node.
+
+An engine turns a prompt into text or vectors. The node hands it runs (`RunEngine`) and gets back the engine events
+of `protocol.events`. Engines and the doubles that tests use pass the same suite, tests/infernet/engines/contract.
+
+How tokens are counted, in every engine (jobs are paid by these counts):
+
+- Prompt tokens are the ids that the engine is given, after the chat template, the control tokens that the template
+  adds included. For embeddings: the ids of all inputs together.
+- Output tokens are the ids that the engine sampled, the end-of-sequence token excluded. Tokens of a stop string
+  were sampled, so they count, though their text is not given; so do tokens whose bytes never became a whole
+  character. What the engine samples after the token that completed a stop string, or after a cancel took effect,
+  is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+import trio
+from msgspec import Struct
+
+from protocol.events import (
+    EngineFailed,
+    EngineFinished,
+    EngineProgress,
+    EngineStarted,
+    EngineText,
+    EngineVector,
+    RunEngine,
+    RunId,
+)
+from protocol.messages import Kind, ModelOffer
+
+EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed
+Report = Callable[[EngineEvent], None]
+
+
+class EngineUnavailable(Exception):
+    """No engine can be started; the message is one line for people: what happened, why, what to do."""
+
+
+class EngineState(StrEnum):
+    """Where an engine is in its life."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    WAITING = "waiting"  # it broke, and waits before it starts again
+
+
+class EngineConfig(Struct, frozen=True):
+    """One model to serve: where it is, how it is loaded, what it costs.
+
+    `fingerprint` is the SHA-256 that the file must have; without one the file is taken as it is. Context is per
+    slot, and `slots` runs go on at once. Without `threads` the engine leaves one core to everything else.
+    `system_prompt` is put before a chat that has no system message. Prices are micro-USD per 1,000,000 tokens.
+    """
+
+    name: str
+    path: str
+    fingerprint: bytes | None = None
+    kinds: tuple[Kind, ...] = (Kind.CHAT, Kind.COMPLETION, Kind.EMBEDDING)
+    context_tokens: int = 2048
+    slots: int = 4
+    threads: int | None = None
+    system_prompt: str = ""
+    price_in_uusd: int = 0
+    price_out_uusd: int = 0
+    price_job_uusd: int = 0
+
+
+class EngineStatistics(Struct, frozen=True):
+    """Counts since the engine was made, but for `runs_active` and `state`, which are of this moment.
+
+    `slots_leaked` is how many slots the engine itself called busy when it had no run; it must be 0, and an engine
+    that leaks is restarted. `last_error` says in one line why the engine last went down, or is empty.
+    """
+
+    state: EngineState
+    runs_active: int
+    runs_total: int
+    restarts: int
+    slots_leaked: int
+    last_error: str
+
+
+class Engine(Protocol):
+    """Something that runs prompts. One model each; a node that serves several has several.
+
+    `on_change` is called whenever what `models` gives has changed; the node sets it before `run`.
+    """
+
+    on_change: Callable[[], None]
+
+    async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load the model, then serve until cancelled; an engine that breaks is started again, each time later.
+
+        `started()` comes when the model is loaded. `report` is called on trio's thread, now and then from within
+        `start`; it must not wait and must not raise. When this is cancelled, runs still active end with
+        EngineFailed. Raises EngineUnavailable when the first load fails.
+        """
+
+    def start(self, run: RunEngine) -> None:
+        """Start a run; never waits and never raises.
+
+        A run that is taken reports EngineStarted, then progress, text or vectors, then exactly one EngineFinished
+        or EngineFailed; once that is reported its slot is free. A run that is refused reports EngineFailed alone,
+        and EngineFinished never comes without EngineStarted.
+        """
+
+    def cancel(self, run: RunId) -> None:
+        """Stop a run; never waits. Nothing happens for a run that is over or unknown."""
+
+    def models(self) -> tuple[ModelOffer, ...]:
+        """What can be run at this moment: nothing while the engine is down."""
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine did so far."""

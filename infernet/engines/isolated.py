@@ -1,0 +1,356 @@
+"""An engine in a process of its own, and its supervision.
+
+The process is ended and started again when it crashes, when it does not answer, when nothing happens on any run for
+too long, when a cancelled run does not end, when it says what no engine may say, and when it leaks a slot. Runs in
+flight end with EngineFailed, each exactly once; each start that fails makes the wait before the next one longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from infernet.engines import models
+from infernet.engines.contract import (
+    EngineConfig,
+    EngineEvent,
+    EngineState,
+    EngineStatistics,
+    EngineUnavailable,
+    Report,
+)
+from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport
+from infernet.engines.process import WorkerProcess, open_worker, worker_command
+from protocol.errors import Refusal
+from protocol.events import (
+    CancelEngine,
+    EngineFailed,
+    EngineFinished,
+    EngineStarted,
+    EngineText,
+    RunEngine,
+    RunId,
+)
+from protocol.messages import ModelOffer, Outcome
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """When the supervisor loses patience, in seconds."""
+
+    # A model of 40 GB from a slow disk.
+    load_s: float = 600.0
+    # The process answers pings on a thread of its own, whatever the engine does.
+    ping_interval_s: float = 1.0
+    ping_answer_s: float = 5.0
+    # No token, no prompt batch, no result on any run: one batch of a large model on a CPU takes several seconds.
+    stall_s: float = 120.0
+    # A batch that is under way is not interrupted, so this is not CANCEL_DEADLINE_S.
+    cancel_s: float = 60.0
+    restart_first_s: float = 0.5
+    restart_max_s: float = 60.0
+    # A process that served this long was well; the next fault is not counted with the last.
+    healthy_s: float = 60.0
+
+
+class _BrokenContract(Exception):
+    """The engine process reported what no engine may report."""
+
+
+@dataclass
+class _Run:
+    output_tokens_max: int
+    prompt_tokens_max: int
+    started: bool = False
+    output_tokens: int = 0
+    cancelled_at_s: float = math.inf
+
+
+@dataclass
+class _Ping:
+    number: int = 0
+    answered: int = 0
+    sent_at_s: float = 0.0
+
+
+_NOT_READY: Final = {
+    EngineState.STOPPED: "the engine is stopped",
+    EngineState.STARTING: "the engine is loading its model: try again in a few seconds",
+    EngineState.WAITING: "the engine broke and is being restarted: try again in a few seconds",
+}
+
+
+def _nothing() -> None:
+    pass
+
+
+class IsolatedEngine:
+    """`contract.Engine` over an engine process, which is told what to load by an `EngineConfig`."""
+
+    def __init__(
+        self, config: EngineConfig, timeouts: Timeouts = Timeouts(), command: Sequence[str] | None = None
+    ) -> None:
+        """`command` starts another process than our own; it must speak `frames`."""
+        self._config = config
+        self._timeouts = timeouts
+        self._command = worker_command() if command is None else list(command)
+        self.on_change: Callable[[], None] = _nothing
+        self._report: Report | None = None
+        self._state = EngineState.STOPPED
+        self._worker: WorkerProcess | None = None
+        self._offer: ModelOffer | None = None
+        self._runs: dict[RunId, _Run] = {}
+        self._busy = trio.Event()
+        self._ping = _Ping()
+        self._moved_at_s = 0.0
+        self._runs_total = 0
+        self._restarts = 0
+        self._slots_leaked = 0
+        self._last_error = ""
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process's id, while there is one."""
+        return self._worker.pid if self._worker is not None else None
+
+    # ------------------------------------------------------------ the contract
+
+    def start(self, run: RunEngine) -> None:
+        """Start a run, or refuse it; see `contract.Engine`."""
+        assert self._report is not None, "the engine was never run"
+        assert run.run not in self._runs, "two runs of one number"
+        self._runs_total += 1
+        refusal = self._refusal(run)
+        if refusal is None:
+            assert self._worker is not None
+            try:
+                self._worker.post(run)
+            except UnicodeEncodeError:
+                refusal = Refusal.BAD_REQUEST, "the prompt is not Unicode text"
+        if refusal is not None:
+            self._report(EngineFailed(run.run, *refusal))
+            return
+        if not self._runs:
+            self._moved_at_s = trio.current_time()
+            self._busy.set()
+        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max)
+
+    def _refusal(self, run: RunEngine) -> tuple[Refusal, str] | None:
+        if self._state is not EngineState.READY:
+            return Refusal.ENGINE_UNAVAILABLE, _NOT_READY[self._state]
+        if run.model != self._config.name:
+            return Refusal.NO_MODEL, f"this engine serves {self._config.name}"
+        if run.kind not in self._config.kinds:
+            return Refusal.UNSUPPORTED, f"{self._config.name} is not offered for this kind of job"
+        if len(self._runs) >= self._config.slots:
+            return Refusal.BUSY, f"all {self._config.slots} slots of the engine are in use"
+        return None
+
+    def cancel(self, run: RunId) -> None:
+        """Stop a run; see `contract.Engine`."""
+        active = self._runs.get(run)
+        if active is None or active.cancelled_at_s < math.inf:
+            return
+        active.cancelled_at_s = trio.current_time()
+        assert self._worker is not None
+        self._worker.post(CancelEngine(run))
+
+    def models(self) -> tuple[ModelOffer, ...]:
+        """What can be run at this moment."""
+        return (self._offer,) if self._offer is not None else ()
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine did so far."""
+        return EngineStatistics(
+            self._state, len(self._runs), self._runs_total, self._restarts, self._slots_leaked, self._last_error
+        )
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load the model, then serve until cancelled; see `contract.Engine`."""
+        self._report = report
+        wait_s = self._timeouts.restart_first_s
+        told = False
+
+        def ready() -> None:
+            nonlocal told
+            if not told:
+                told = True
+                task_status.started()
+
+        try:
+            while True:
+                self._state = EngineState.STARTING
+                started_at_s = trio.current_time()
+                self._last_error = await self._serve_once(ready)
+                if not told:
+                    raise EngineUnavailable(self._last_error)
+                self._down(EngineState.WAITING, Refusal.ENGINE_FAILED, "the engine broke down during the answer")
+                if trio.current_time() - started_at_s > self._timeouts.healthy_s:
+                    wait_s = self._timeouts.restart_first_s
+                await trio.sleep(wait_s)
+                wait_s = min(2 * wait_s, self._timeouts.restart_max_s)
+                self._restarts += 1
+        finally:
+            self._down(EngineState.STOPPED, Refusal.SHUTDOWN, "the node is stopping")
+
+    async def _serve_once(self, ready: Callable[[], None]) -> str:
+        """One life of the engine process; why it ended, in one line. Raises EngineUnavailable for the model file."""
+        try:
+            digest = await self._check_file()
+        except models.ModelError as error:
+            return str(error)
+        try:
+            async with open_worker(self._command) as worker:
+                return await self._life(worker, digest, ready)
+        except OSError as error:
+            return f"the engine process cannot be started ({(error.strerror or str(error)).lower()})"
+
+    async def _check_file(self) -> bytes:
+        """The SHA-256 of the model file, which is the one that was configured. Raises ModelError."""
+        path = Path(self._config.path)
+        if self._config.fingerprint is not None:
+            await trio.to_thread.run_sync(models.verify, path, self._config.fingerprint, abandon_on_cancel=True)
+        return await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
+
+    async def _life(self, worker: WorkerProcess, digest: bytes, ready: Callable[[], None]) -> str:
+        """From loading to the end of the process; why it ended."""
+        worker.post(Load(self._config, worker.directory))
+        loaded: WorkerReport | None = None
+        with trio.move_on_after(self._timeouts.load_s) as loading:
+            loaded = await worker.receive()
+        match loaded:
+            case Ready():
+                self._up(worker, digest, loaded.context_tokens)
+                ready()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch, worker)
+                    await self._serve(worker)
+                    nursery.cancel_scope.cancel()
+                return await worker.why_gone()
+            case LoadFailed():
+                return worker.with_reason(loaded.text)
+            case None if loading.cancelled_caught:
+                return f"the model did not load within {self._timeouts.load_s:.0f} s"
+            case None:
+                return await worker.why_gone()
+            case _:
+                return "the engine process broke its contract (a report before the model was loaded)"
+
+    def _up(self, worker: WorkerProcess, digest: bytes, context_tokens: int) -> None:
+        config = self._config
+        self._worker = worker
+        self._ping = _Ping()
+        self._offer = ModelOffer(
+            name=config.name,
+            fingerprint=digest,
+            kinds=config.kinds,
+            context_tokens=context_tokens,
+            concurrency=config.slots,
+            price_in_uusd=config.price_in_uusd,
+            price_out_uusd=config.price_out_uusd,
+            price_job_uusd=config.price_job_uusd,
+        )
+        self._state = EngineState.READY
+        self.on_change()
+
+    def _down(self, state: EngineState, code: Refusal, text: str) -> None:
+        """The process is gone: end all runs, offer nothing."""
+        assert self._report is not None
+        self._state = state
+        self._worker = None
+        self._busy = trio.Event()
+        runs, self._runs = self._runs, {}
+        offer, self._offer = self._offer, None
+        for run in runs:
+            self._report(EngineFailed(run, code, text))
+        if offer is not None:
+            self.on_change()
+
+    # ------------------------------------------------------------ reports
+
+    async def _serve(self, worker: WorkerProcess) -> None:
+        while (report := await worker.receive()) is not None:
+            try:
+                self._take(report)
+            except _BrokenContract as error:
+                worker.kill(f"the engine process broke its contract ({error})")
+                return
+
+    def _take(self, report: WorkerReport) -> None:
+        match report:
+            case Pong():
+                self._ping.answered = report.number
+            case Idle():
+                if report.slots_busy:
+                    self._slots_leaked += report.slots_busy
+                    raise _BrokenContract(f"{report.slots_busy} slots are busy without a run")
+            case Ready() | LoadFailed():
+                raise _BrokenContract("the model was loaded already")
+            case _:
+                self._pass_on(report)
+
+    def _pass_on(self, event: EngineEvent) -> None:
+        assert self._report is not None
+        run = self._runs.get(event.run)
+        if run is None:
+            raise _BrokenContract("a report on a run that is not active")
+        _check(event, run)
+        self._moved_at_s = trio.current_time()
+        if isinstance(event, EngineFinished | EngineFailed):
+            del self._runs[event.run]
+            if not self._runs:
+                self._busy = trio.Event()
+        self._report(event)
+
+    # ------------------------------------------------------------ supervision
+
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """End a process that hangs. While there is no run there is nothing to wait for, and it is left in peace."""
+        while True:
+            await self._busy.wait()
+            await trio.sleep(self._timeouts.ping_interval_s)
+            complaint = self._complaint(trio.current_time())
+            if complaint is not None:
+                worker.kill(complaint)
+                return
+            if self._ping.answered == self._ping.number:
+                self._ping = _Ping(self._ping.number + 1, self._ping.answered, trio.current_time())
+                worker.post(Ping(self._ping.number))
+
+    def _complaint(self, now_s: float) -> str | None:
+        if not self._runs:
+            return None
+        ping = self._ping
+        if ping.answered != ping.number and now_s - ping.sent_at_s > self._timeouts.ping_answer_s:
+            return "the engine process hung: it did not answer"
+        if now_s - self._moved_at_s > self._timeouts.stall_s:
+            return "the engine hung: it made no progress on any run"
+        if any(now_s - run.cancelled_at_s > self._timeouts.cancel_s for run in self._runs.values()):
+            return "the engine did not end a run that was cancelled"
+        return None
+
+
+def _check(event: EngineEvent, run: _Run) -> None:
+    """Keep the record of a run, and hold the process to the contract. Raises _BrokenContract."""
+    if isinstance(event, EngineFailed):
+        return
+    if isinstance(event, EngineStarted):
+        if run.started or event.prompt_tokens > run.prompt_tokens_max:
+            raise _BrokenContract("a run started twice, or with more prompt tokens than ordered")
+        run.started = True
+        return
+    if not run.started:
+        raise _BrokenContract("a report on a run that did not start")
+    if isinstance(event, EngineText | EngineFinished):
+        if not run.output_tokens <= event.output_tokens <= run.output_tokens_max:
+            raise _BrokenContract("a count of output tokens that shrinks, or exceeds the order")
+        run.output_tokens = event.output_tokens
+    if isinstance(event, EngineFinished) and event.outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CANCELLED):
+        raise _BrokenContract("an outcome that no engine may report")

@@ -1,0 +1,376 @@
+"""llama.cpp inside the engine process: text by continuous batching over the slots of one server, and embeddings.
+
+Requests go in as token ids, because then the count of prompt tokens is exact and known before any work, and stop
+strings are found here and not in llama.cpp, because then it is certain which tokens were sampled and which of them
+was the end of sequence. Requests are built here, field by field; nothing of an asker's request is passed on.
+
+Slots share no prefix cache: a cached prefix answers faster, which tells a stranger that somebody sent it.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+import secrets
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
+from infernet.engines.prompts import PrivateServer, Prompter, Refused
+from infernet.engines.stops import StopMatcher
+from protocol.errors import Refusal
+from protocol.events import (
+    EngineFailed,
+    EngineFinished,
+    EngineProgress,
+    EngineStarted,
+    EngineText,
+    EngineVector,
+    RunEngine,
+)
+from protocol.messages import Kind, Outcome, Sampling
+
+# A cancel takes effect between two batches. On a CPU a batch of 64 takes half a second with the starter model, and
+# larger ones gain less than a tenth; a GPU is far quicker and wants large ones.
+_BATCH_TOKENS_CPU: Final = 64
+_BATCH_TOKENS_GPU: Final = 512
+# An embedding is one batch, which nothing interrupts.
+_EMBEDDING_TOKENS_MAX: Final = 512
+# Nobody but us connects to the private server, one connection a request.
+_HTTP_THREADS: Final = 4
+_SETTLE_INTERVAL_S: Final = 0.005
+_SETTLE_TIMEOUT_S: Final = 30.0
+_CANCEL_INTERVAL_S: Final = 0.1
+# llama.cpp takes 32 bits, and the highest value for "any".
+_SEEDS: Final = 2**32 - 1
+_LOG_ERRORS: Final = 1
+
+
+def missing_cpu_features(machine: str, cpuinfo: str) -> list[str]:
+    """What the prebuilt llama.cpp needs and this CPU lacks; without a check it would die of an illegal instruction."""
+    if machine not in ("x86_64", "AMD64") or "flags" not in cpuinfo:
+        return []
+    flags = set(cpuinfo.partition("flags")[2].partition("\n")[0].split())
+    return [name for name in ("avx2", "fma", "f16c", "bmi2") if name not in flags]
+
+
+def explain_import_error(error: ImportError) -> str:
+    """One line for somebody whose llama.cpp does not load."""
+    if "libgomp" in str(error):
+        return "llama.cpp needs the library libgomp.so.1: install it with `apt-get install libgomp1`"
+    if isinstance(error, ModuleNotFoundError):
+        return "llama.cpp is not installed: run `pip install infernet[llama]`"
+    return (
+        "the installed llama.cpp does not fit this system: reinstall it with `pip install --force-reinstall xllamacpp`"
+    )
+
+
+def import_xllamacpp() -> Any:
+    """The binding, or EngineUnavailable with what to do about it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    missing = missing_cpu_features(platform.machine(), cpuinfo.read_text("utf-8") if cpuinfo.exists() else "")
+    if missing:
+        raise EngineUnavailable(f"this CPU lacks {', '.join(missing)}, which llama.cpp needs: use another machine")
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise EngineUnavailable(explain_import_error(error)) from error
+    return xllamacpp
+
+
+def default_threads() -> int:
+    """All cores that we may use but one: llama.cpp's threads spin, and a busy neighbour costs most of the speed."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores - 1)
+
+
+class LlamaCpp:
+    """A loaded model. `run` is called on one thread per run."""
+
+    def __init__(self, config: EngineConfig, directory: str) -> None:
+        """Load the model; sockets go into `directory`. Raises EngineUnavailable."""
+        self._xllamacpp = import_xllamacpp()
+        self._config = config
+        self._directory = directory
+        self._server, private = self._serve("text", self._text_parameters())
+        self._prompter = Prompter(private, config.system_prompt)
+        self.context_tokens = self._prompter.context_tokens
+        self._lock = threading.Lock()
+        self._generating = 0
+        # Loaded at the first use; one embedding at a time.
+        self._embedder: Any = None
+        self._embedding = threading.Lock()
+
+    # ------------------------------------------------------------ loading
+
+    def _serve(self, name: str, parameters: Any) -> tuple[Any, PrivateServer]:
+        private = PrivateServer(f"{self._directory}/{name}.sock", secrets.token_hex(32))
+        parameters.hostnames = [private.socket_path]
+        parameters.api_keys = [private.key]
+        parameters.n_threads_http = _HTTP_THREADS
+        parameters.model.path = self._config.path
+        parameters.model_alias = {self._config.name}
+        parameters.verbosity = _LOG_ERRORS
+        parameters.cache_ram_mib = 0
+        threads = self._config.threads or default_threads()
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+        try:
+            return self._xllamacpp.Server(parameters), private
+        except RuntimeError as error:
+            raise EngineUnavailable(f"llama.cpp cannot load {self._config.path}") from error
+
+    def _text_parameters(self) -> Any:
+        parameters = self._xllamacpp.CommonParams()
+        parameters.n_parallel = self._config.slots
+        parameters.n_ctx = self._config.context_tokens * self._config.slots
+        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS_GPU if self._has_gpu() else _BATCH_TOKENS_CPU
+        parameters.endpoint_metrics = True
+        # A chat that ends with the assistant's turn is complete; what is to be continued comes as `continuation`.
+        parameters.prefill_assistant = False
+        return parameters
+
+    def _embedding_parameters(self) -> Any:
+        parameters = self._xllamacpp.CommonParams()
+        parameters.n_parallel = 1
+        parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.embedding_tokens_max
+        parameters.embedding = True
+        parameters.pooling_type = self._xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        return parameters
+
+    def _has_gpu(self) -> bool:
+        kinds = self._xllamacpp.ggml_backend_dev_type
+        gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
+        return any(device["type"] in gpus for device in self._xllamacpp.get_device_info())
+
+    # ------------------------------------------------------------ running
+
+    def run(self, run: RunEngine, report: Report, cancelled: threading.Event) -> None:
+        """Do a run on this thread and report it to its end; when that is reported, its slot is free."""
+        try:
+            end = (self._embed if run.kind is Kind.EMBEDDING else self._generate)(run, report, cancelled)
+        except Refused as refused:
+            end = EngineFailed(run.run, refused.code, refused.text)
+        report(end)
+
+    def slots_busy(self) -> int:
+        """How many slots llama.cpp itself says are at work or asked for."""
+        return sum(
+            int(float(line.split()[1]))
+            for line in self._server.handle_metrics().splitlines()
+            if line.startswith(("llamacpp:requests_processing ", "llamacpp:requests_deferred "))
+        )
+
+    def _generate(self, run: RunEngine, report: Report, cancelled: threading.Event) -> EngineFinished | EngineFailed:
+        prompt = self._prompter.tokens(run.kind, run.request)
+        _check_ordered(len(prompt), run.prompt_tokens_max)
+        if cancelled.is_set():
+            raise Refused(Refusal.CANCELLED, "cancelled before it started")
+        report(EngineStarted(run.run, len(prompt)))
+        if run.output_tokens_max == 0:  # llama.cpp would sample one token
+            return EngineFinished(run.run, Outcome.LENGTH, 0)
+        generation = _Generation(run, report, cancelled)
+        with self._lock:
+            self._generating += 1
+        try:
+            self._server.handle_completions(_completion_body(prompt, run), generation.on_chunk)
+        except (RuntimeError, ValueError) as error:
+            # The message may quote the request.
+            raise Refused(Refusal.ENGINE_FAILED, "the engine did not take the prompt") from error
+        finally:
+            with self._lock:
+                self._generating -= 1
+            self._settle()
+        return generation.end()
+
+    def _settle(self) -> None:
+        """Wait until llama.cpp has freed the slots of all requests that are over: it does so between two batches.
+
+        A slot that stays busy shows in `slots_busy` when no run is left.
+        """
+        deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+        while self.slots_busy() > self._generating and time.monotonic() < deadline:
+            time.sleep(_SETTLE_INTERVAL_S)
+
+    # ------------------------------------------------------------ embeddings
+
+    @property
+    def embedding_tokens_max(self) -> int:
+        """How many tokens one input may have."""
+        return min(_EMBEDDING_TOKENS_MAX, self.context_tokens)
+
+    def _embed(self, run: RunEngine, report: Report, cancelled: threading.Event) -> EngineFinished:
+        inputs = [self._prompter.text_tokens(text) for text in run.request.inputs]
+        for index, tokens in enumerate(inputs):
+            if not tokens:
+                raise Refused(Refusal.BAD_REQUEST, f"input {index} is empty")
+            if len(tokens) > self.embedding_tokens_max:
+                text = f"input {index} has {len(tokens)} tokens, and an embedding takes {self.embedding_tokens_max}"
+                raise Refused(Refusal.CONTEXT_EXCEEDED, text)
+        total = sum(map(len, inputs))
+        _check_ordered(total, run.prompt_tokens_max)
+        report(EngineStarted(run.run, total))
+        done = 0
+        for index, tokens in enumerate(inputs):
+            if not self._take_turn(cancelled):
+                return EngineFinished(run.run, Outcome.CANCELLED, 0)
+            try:
+                vector = self._vector(tokens)
+            finally:
+                self._embedding.release()
+            report(EngineVector(run.run, index, vector))
+            done += len(tokens)
+            report(EngineProgress(run.run, done, total))
+        return EngineFinished(run.run, Outcome.STOP, 0)
+
+    def _take_turn(self, cancelled: threading.Event) -> bool:
+        """Wait for the turn of one embedding; false when the run was cancelled instead."""
+        while not cancelled.is_set():
+            if self._embedding.acquire(timeout=_CANCEL_INTERVAL_S):
+                return True
+        return False
+
+    def _vector(self, tokens: list[int]) -> bytes:
+        """The normalised mean of the last hidden states, as little-endian float32."""
+        if self._embedder is None:
+            self._embedder, _ = self._serve("embedding", self._embedding_parameters())
+        body = msgspec.json.encode({"input": tokens, "encoding_format": "base64"})
+        answer = msgspec.json.decode(self._embedder.handle_embeddings(body), type=_Embeddings)
+        if len(answer.data) != 1:
+            raise Refused(Refusal.ENGINE_FAILED, "the engine gave no embedding")
+        return base64.b64decode(answer.data[0].embedding)
+
+
+def _check_ordered(prompt_tokens: int, ordered_tokens: int) -> None:
+    if prompt_tokens > ordered_tokens:
+        text = f"the prompt has {prompt_tokens} tokens, and the order allows {ordered_tokens}"
+        raise Refused(Refusal.TOO_LARGE, text)
+
+
+def _completion_body(prompt: list[int], run: RunEngine) -> bytes:
+    """The request to llama.cpp. `timings_per_token` carries the exact count, `return_progress` a chance to cancel."""
+    fixed = {
+        "prompt": prompt,
+        "max_tokens": run.output_tokens_max,
+        "stream": True,
+        "cache_prompt": False,
+        "timings_per_token": True,
+        "return_progress": True,
+    }
+    return msgspec.json.encode(fixed | _sampling_fields(run.sampling))
+
+
+def _sampling_fields(sampling: Sampling) -> dict[str, float]:
+    greedy = sampling.temperature_milli == 0
+    return {
+        "temperature": sampling.temperature_milli / 1000,
+        "top_p": sampling.top_p_milli / 1000,
+        "min_p": sampling.min_p_milli / 1000,
+        # The best token stays the best among all others: no need to sort the vocabulary for it.
+        "top_k": 1 if greedy else sampling.top_k,
+        "presence_penalty": sampling.presence_penalty_milli / 1000,
+        "frequency_penalty": sampling.frequency_penalty_milli / 1000,
+        "repeat_penalty": sampling.repetition_penalty_milli / 1000,
+        "seed": sampling.seed % _SEEDS,
+    }
+
+
+class _Choice(Struct, frozen=True):
+    text: str = ""
+    finish_reason: str | None = None
+
+
+class _Timings(Struct, frozen=True):
+    predicted_n: int = 0
+
+
+class _PromptProgress(Struct, frozen=True):
+    total: int
+    processed: int
+
+
+class _Chunk(Struct, frozen=True):
+    """What of llama.cpp's chunks matters."""
+
+    choices: list[_Choice] = []
+    timings: _Timings = _Timings()
+    prompt_progress: _PromptProgress | None = None
+    error: object = None
+
+
+class _Embedding(Struct, frozen=True):
+    embedding: str
+
+
+class _Embeddings(Struct, frozen=True):
+    data: list[_Embedding] = []
+
+
+_DECODE_CHUNK: Final = msgspec.json.Decoder(_Chunk).decode
+
+
+class _Generation:
+    """One answer as it comes out of llama.cpp, chunk by chunk, on the run's thread."""
+
+    def __init__(self, run: RunEngine, report: Report, cancelled: threading.Event) -> None:
+        self._run = run.run
+        self._report = report
+        self._cancelled = cancelled
+        self._stops = StopMatcher(run.request.stop)
+        self._prompt_done = 0
+        self._output_tokens = 0
+        self._outcome: Outcome | None = None
+        self._broken: Exception | None = None
+
+    def on_chunk(self, raw: bytes) -> bool:
+        """Take a chunk; true ends the generation."""
+        try:
+            return self._take(_DECODE_CHUNK(raw))
+        except Exception as error:  # noqa: BLE001 - the binding swallows what is raised here; `end` raises it
+            self._broken = error
+            return True
+
+    def end(self) -> EngineFinished:
+        """How it ended. Raises Refused when llama.cpp gave it up."""
+        if self._broken is not None:
+            raise self._broken
+        if self._outcome is None:
+            raise Refused(Refusal.ENGINE_FAILED, "the engine ended without a result")
+        return EngineFinished(self._run, self._outcome, self._output_tokens)
+
+    def _take(self, chunk: _Chunk) -> bool:
+        if chunk.error is not None:
+            raise Refused(Refusal.ENGINE_FAILED, "the engine gave up on this prompt")
+        if self._cancelled.is_set():
+            self._outcome = Outcome.CANCELLED
+            return True
+        if chunk.prompt_progress is not None:
+            self._progress(chunk.prompt_progress)
+        return any(self._choice(choice, chunk.timings.predicted_n) for choice in chunk.choices)
+
+    def _progress(self, progress: _PromptProgress) -> None:
+        # A prompt that waits while others are worked on gets the same number over and over.
+        if progress.processed > self._prompt_done:
+            self._prompt_done = progress.processed
+            self._report(EngineProgress(self._run, progress.processed, progress.total))
+
+    def _choice(self, choice: _Choice, sampled_tokens: int) -> bool:
+        ended_by_model = choice.finish_reason == "stop"
+        if choice.text or choice.finish_reason is not None:
+            # Stop strings are not llama.cpp's business here, so "stop" means the end-of-sequence token was sampled.
+            self._output_tokens = sampled_tokens - ended_by_model
+        text = self._stops.feed(choice.text)
+        if choice.finish_reason is not None and not self._stops.stopped:
+            text += self._stops.finish()
+            self._outcome = Outcome.STOP if ended_by_model else Outcome.LENGTH
+        if text:
+            self._report(EngineText(self._run, text, self._output_tokens))
+        if self._stops.stopped:
+            self._outcome = Outcome.STOP
+        return self._stops.stopped

@@ -1,0 +1,140 @@
+"""The engine process: loads one model, does runs on threads, and says everything in frames on its standard output.
+
+It is started by `process.py`, as `python -m infernet.engines.worker` or, in a packaged binary, by the hidden verb
+`engine-worker`. It knows no key and no peer. It ends when its standard input closes, which is how it learns that
+the node is gone. Prompts and answers are in its frames only, never in a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final
+
+from infernet.engines.contract import EngineUnavailable
+from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
+from infernet.engines.llama_cpp import LlamaCpp
+from protocol.errors import Refusal
+from protocol.events import CancelEngine, EngineFailed, RunEngine, RunId
+
+_READ_BYTES: Final = 64 * 1024
+# linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+# The node's network must stay quick while the engine takes every cycle it can get.
+_NICENESS: Final = 5
+# When memory runs out the kernel is to end this process, and not the node.
+_OOM_SCORE: Final = "800"
+
+
+def main() -> int:
+    """Serve the node on standard input and output until it is gone; gives the exit status."""
+    sys.excepthook = _name_only
+    threading.excepthook = lambda args: _name_only(args.exc_type, args.exc_value, args.exc_traceback)
+    # Native code prints where it likes; only frames may go to the node.
+    frames = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    harden()
+    worker = Worker(frames)
+    reader = FrameReader()
+    while data := os.read(0, _READ_BYTES):
+        for command in reader.feed(data):
+            worker.handle(command)
+    # Threads may be deep inside native code, and there is nothing to save.
+    os._exit(0)
+
+
+def harden() -> None:
+    """Give up what an engine does not need: core dumps, new privileges, being inspected, the terminal's Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICENESS)
+    if sys.platform == "linux":
+        # Inside some containers the file is read-only; then nothing is different.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _name_only(kind: type[BaseException], _error: BaseException | None, _trace: TracebackType | None) -> None:
+    """Say what went wrong without its message, which may quote a prompt."""
+    sys.stderr.write(f"engine process: {kind.__name__}\n")
+
+
+class Worker:
+    """Hands commands to threads and their reports to the node."""
+
+    def __init__(self, frames: BinaryIO) -> None:
+        self._frames = frames
+        self._writing = threading.Lock()
+        self._engine: LlamaCpp | None = None
+        self._lock = threading.Lock()
+        self._runs: dict[RunId, threading.Event] = {}
+
+    def handle(self, command: object) -> None:
+        """Take a command of the node; never waits for the engine."""
+        match command:
+            case Ping():
+                self.send(Pong(command.number))
+            case Load():
+                threading.Thread(target=self._load, args=(command,), daemon=True).start()
+            case RunEngine():
+                with self._lock:
+                    cancelled = self._runs[command.run] = threading.Event()
+                threading.Thread(target=self._run, args=(command, cancelled), daemon=True).start()
+            case CancelEngine():
+                with self._lock:
+                    wanted = self._runs.get(command.run)
+                if wanted is not None:
+                    wanted.set()
+            case _:
+                raise AssertionError("the node sent a report")
+
+    def send(self, report: WorkerReport) -> None:
+        """Write a frame; waits while the node does not read."""
+        frame = encode(report)
+        with self._writing:
+            while frame:
+                frame = frame[os.write(self._frames.fileno(), frame) :]
+
+    def _load(self, load: Load) -> None:
+        try:
+            self._engine = LlamaCpp(load.config, load.directory)
+        except EngineUnavailable as error:
+            self.send(LoadFailed(str(error)))
+        else:
+            self.send(Ready(self._engine.context_tokens))
+
+    def _run(self, run: RunEngine, cancelled: threading.Event) -> None:
+        assert self._engine is not None, "the node sends runs only after Ready"
+        try:
+            self._engine.run(run, self.send, cancelled)
+        except Exception as error:
+            self.send(EngineFailed(run.run, Refusal.ENGINE_FAILED, f"the engine broke ({type(error).__name__})"))
+            raise
+        finally:
+            with self._lock:
+                del self._runs[run.run]
+            self._check_idle(self._engine)
+
+    def _check_idle(self, engine: LlamaCpp) -> None:
+        """With no run left no slot may be busy; say how many are."""
+        if self._runs:
+            return
+        busy = engine.slots_busy()
+        with self._lock:
+            if not self._runs:
+                self.send(Idle(busy))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
