@@ -89,6 +89,7 @@ class Driver:
         self._events: deque[Event] = deque()
         self._wake = trio.Event()
         self._room = trio.Event()
+        self._waiters: list[tuple[Callable[[], bool], trio.Event]] = []
         self._inbound_numbers = itertools.count(2, 2)
         self._carrier_of_peer: dict[NodeId, Carrier] = {}
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
@@ -137,10 +138,29 @@ class Driver:
             del self._carrier_of_peer[peer]
             self.post(PeerDisconnected(peer))
 
+    def connected_peers(self) -> frozenset[NodeId]:
+        """Those that some carrier holds a connection to."""
+        return frozenset(self._carrier_of_peer)
+
     @property
     def open_streams(self) -> int:
         """Streams that some carrier still works on; for leak tests."""
         return len(self._carrier_of_stream)
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition on the peer holds; it is looked at after every turn of the loop."""
+        if not condition():
+            waiter = (condition, trio.Event())
+            self._waiters.append(waiter)
+            try:
+                await waiter[1].wait()
+            finally:
+                self._waiters.remove(waiter)
+
+    def _wake_waiters(self) -> None:
+        for condition, event in self._waiters:
+            if condition():
+                event.set()
 
     # ------------------------------------------------------------ the loop
 
@@ -159,6 +179,8 @@ class Driver:
             deadline = self.peer.next_deadline()
             if deadline is not None and deadline <= trio.current_time():
                 self.feed(DEADLINE)
+            if self._waiters:
+                self._wake_waiters()
             if events:
                 if len(events) <= EVENTS_WAITING_HIGH:
                     self._room.set()

@@ -23,7 +23,7 @@ Why = tuple[Refusal, str]
 
 
 class Admission:
-    """The state: our offer, whom we know, and which attempts we have seen."""
+    """The state: our offer, whom we know, and which attempts we have admitted."""
 
     def __init__(self, node: NodeId, started_at_ms: int) -> None:
         self._node = node
@@ -58,7 +58,8 @@ class Admission:
             return why
         if sum(name == model.name for _, name in running) >= model.concurrency:
             return Refusal.BUSY, f"all {model.concurrency} slots of this model are taken"
-        self._remember(order, now)
+        if not self._remember(order, now):
+            return Refusal.RATE_LIMITED, "this node remembers too many recent orders: try again in a minute"
         return model
 
     def _age_refusal(self, order: JobOpenRecord, now: Now) -> Why | None:
@@ -72,12 +73,14 @@ class Admission:
             return Refusal.STALE, "the order is older than this node's start: ask again"
         if order.expires_at_ms <= now.wall_ms:
             return Refusal.STALE, "the order has expired"
+        if order.expires_at_ms - order.created_at_ms > c.JOB_LIFETIME_MS_MAX:
+            return Refusal.BAD_REQUEST, f"an order may run for {c.JOB_LIFETIME_MS_MAX // 60_000} minutes at most"
         return None
 
     def _repeat_refusal(self, order: JobOpenRecord) -> Why | None:
         seen = self._seen.get((order.asker, order.job))
         # SPEC 05: The provider MUST refuse an order whose attempt is not higher than every attempt of that job
-        #   by that asker that it has seen.
+        #   by that asker that it has admitted.
         if seen is not None and order.attempt <= seen:
             return Refusal.DUPLICATE, "this attempt, or a later one, was already received"
         return None
@@ -97,12 +100,15 @@ class Admission:
             return Refusal.RATE_LIMITED, f"{held} of your free jobs run here already"
         return None
 
-    def _remember(self, order: JobOpenRecord, now: Now) -> None:
+    def _remember(self, order: JobOpenRecord, now: Now) -> bool:
         for key in self._seen_until.pop_due(now.monotonic_s):
             del self._seen[key]
+        if len(self._seen) >= c.JOB_MEMORIES_MAX:
+            return False
         key = (order.asker, order.job)
         self._seen[key] = order.attempt
         self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
+        return True
 
 
 def _model(offer: Offer, order: JobOpenRecord) -> ModelOffer | Why:

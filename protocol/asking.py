@@ -319,6 +319,7 @@ class Asking:
             sealed_bytes=len(sealed),
             created_at_ms=now.wall_ms,
             expires_at_ms=now.wall_ms + max(1, round((job.deadline_s - now.monotonic_s) * 1000)),
+            extensions=(),
         )
         return self._send_order(job, sign_record(order, self._signer), order, sealed, response_key, now)
 
@@ -327,11 +328,13 @@ class Asking:
     ) -> list[Effect]:
         stream = self._next_stream()
         hash_ = order_hash(signed.body)
-        cipher = ChunkCipher(response_key, order.job, order.attempt)
+        cipher = ChunkCipher(response_key, hash_)
         job.attempt = _Attempt(stream, order, hash_, cipher, hash_)
         job.stage = Stage.OFFERED
         self._by_stream[stream] = order.job
-        self._timers.set(("stage", order.job), now.monotonic_s + c.ACCEPT_DEADLINE_S)
+        # The answer can come only once the whole prompt has arrived, over however slow a line.
+        transfer_s = len(sealed) / c.PROMPT_BYTES_PER_S_MIN
+        self._timers.set(("stage", order.job), now.monotonic_s + c.ACCEPT_DEADLINE_S + transfer_s)
         first, rest = parts(sealed)
         effects: list[Effect] = [
             OpenStream(stream, order.provider, c.JOB_PROTOCOL),
@@ -535,7 +538,7 @@ class Asking:
             self._forget(job)
             return [ResetStream(attempt.stream, "no receipt came after the cancel")]
         text = {
-            Stage.OFFERED: f"the provider did not answer the order within {c.ACCEPT_DEADLINE_S:g} s",
+            Stage.OFFERED: "the provider did not answer the order in time",
             Stage.ACCEPTED: f"the provider accepted but sent nothing for {c.FIRST_CHUNK_DEADLINE_S:g} s",
             Stage.RUNNING: f"the provider stopped sending for {c.PROGRESS_DEADLINE_S:g} s",
         }[job.stage]

@@ -15,7 +15,8 @@ import msgpack
 import msgspec
 
 from protocol import constants as c
-from protocol.errors import BadFrame, LocalProtocolError
+from protocol.errors import BadFrame, LocalProtocolError, RemoteProtocolError, UnknownVersion
+from protocol.ids import JOB_ID_BYTES
 from protocol.messages import AnyMessage, Message, Record
 
 _BYTES: Final = (bytes,)
@@ -39,7 +40,7 @@ CONTROL_LIMITS: Final = Limits(c.CONTROL_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_I
 JOB_LIMITS: Final = Limits(c.JOB_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
 RECORD_LIMITS: Final = Limits(c.RECORD_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
 # What a seal holds is written by one asker for one provider and is already bounded by the size of the seal.
-SEALED_LIMITS: Final = Limits(c.SEALED_BYTES_MAX, c.SEALED_BYTES_MAX, 4096, c.DEPTH_MAX, 3 * 4096)
+SEALED_LIMITS: Final = Limits(c.SEALED_BYTES_MAX, c.SEALED_BYTES_MAX, 1024, c.DEPTH_MAX, 4 * 1024)
 
 
 def limits_of_protocol(protocol: str) -> Limits:
@@ -60,10 +61,21 @@ def decode_value(data: bytes | memoryview, limits: Limits) -> Any:
     #   or that exceeds a limit of its stream.
     if len(data) > limits.total_bytes:
         raise BadFrame(f"{len(data)} bytes where at most {limits.total_bytes} are allowed")
+    budget = limits.values
+
+    def spend(items: list[Any]) -> list[Any]:
+        # Called as each array closes: a frame of a million empty arrays stops here, not after it was built.
+        nonlocal budget
+        budget -= len(items)
+        if budget < 0:
+            raise BadFrame(f"more than {limits.values} values")
+        return items
+
     try:
         value = msgpack.unpackb(
             data,
             raw=False,
+            list_hook=spend,
             strict_map_key=True,
             max_str_len=limits.item_bytes,
             max_bin_len=limits.item_bytes,
@@ -133,16 +145,51 @@ def encode_record(record: Record) -> bytes:
     data = encode_value(record)
     if len(data) > c.RECORD_BYTES_MAX:
         raise LocalProtocolError(f"a record of {len(data)} bytes exceeds {c.RECORD_BYTES_MAX}")
+    # Building a struct checks no bounds; others check them and would blame us.
+    try:
+        decode_record(data, type(record))
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(f"this {type(record).__name__} breaks the protocol: {error}") from None
     return data
 
 
 def decode_record(body: bytes, cls: type[RecordType]) -> RecordType:
-    """Decode a record and check that its bytes are canonical. Raises BadFrame. Does not check the signature."""
+    """Decode a record and check that its bytes are canonical. Does not check the signature.
+
+    Raises BadFrame, or UnknownVersion for a record whose first field is another version.
+    """
     value = decode_value(body, RECORD_LIMITS)
     # SPEC 01: The receiver of a record MUST re-encode it and refuse it when the result differs from the bytes received.
     if msgpack.packb(value, use_bin_type=True) != body:
         raise BadFrame("the record is not in canonical form")
-    return _convert(value, cls)
+    # SPEC 01: The receiver MUST skip a record of a version that it does not know and MUST NOT blame the sender for it.
+    if type(value) is list and value and type(value[0]) is int and value[0] > 1:
+        raise UnknownVersion(f"a {cls.__name__} of version {value[0]}")
+    record = _convert(value, cls)
+    _check_extensions(getattr(record, "extensions", ()), cls)
+    return record
+
+
+def _check_extensions(extensions: tuple[tuple[int, bytes], ...], cls: type[Record]) -> None:
+    types = [number for number, _ in extensions]
+    if types != sorted(set(types)):
+        raise BadFrame("the extensions of a record are not in strictly ascending order")
+    # SPEC 01: The receiver MUST NOT act on a record that carries an unknown extension of an even type.
+    unknown = next((number for number in types if number % 2 == 0), None)
+    if unknown is not None:
+        raise UnknownVersion(f"a {cls.__name__} with the unknown mandatory extension {unknown}")
+
+
+def record_job(body: bytes) -> tuple[bytes, int] | None:
+    """Job id and attempt of an order of any version, or None when even those cannot be read."""
+    try:
+        value = decode_value(body, RECORD_LIMITS)
+        job, attempt = value[1], value[2]
+    except (BadFrame, TypeError, IndexError):
+        return None
+    if type(job) is bytes and len(job) == JOB_ID_BYTES and type(attempt) is int and 0 < attempt < 2**32:
+        return job, attempt
+    return None
 
 
 # ---------------------------------------------------------------- messages and frames
@@ -190,16 +237,13 @@ class FrameReader:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Add received bytes, and iterate over the messages that are now complete, in order.
+        """Add received bytes; yields the messages that are complete, in order, and must be exhausted.
 
-        The iterator raises BadFrame after the messages before the bad frame, however the bytes were cut into pieces;
-        the stream is then beyond repair, because a stream of frames has no place to resume.
+        Messages before a bad frame are yielded before BadFrame is raised, whatever the segmentation was. After it
+        the stream is beyond repair, because a stream of frames has no place to resume.
         """
-        self._buffer += data
-        return self._complete_messages()
-
-    def _complete_messages(self) -> Iterator[Message]:
         buffer = self._buffer
+        buffer += data
         while len(buffer) >= c.FRAME_HEADER_BYTES:
             length = int.from_bytes(buffer[: c.FRAME_HEADER_BYTES], "big")
             # SPEC 01: The receiver MUST refuse a frame whose length exceeds the limit of its stream before it reads
@@ -208,8 +252,9 @@ class FrameReader:
                 raise BadFrame(f"a frame of {length} bytes where at most {self._limits.total_bytes} are allowed")
             end = c.FRAME_HEADER_BYTES + length
             if len(buffer) < end:
-                return
-            message = decode_message(bytes(buffer[c.FRAME_HEADER_BYTES : end]), self._limits)
+                break
+            body = bytes(buffer[c.FRAME_HEADER_BYTES : end])
             del buffer[:end]
+            message = decode_message(body, self._limits)
             if message is not None:
                 yield message

@@ -81,6 +81,10 @@ ATTEMPTS_MAX: Final = 4
 FIND_PEERS: Final = 4
 # The provider must accept or reject before this; candidates are tried in turn, so it bounds fail-over.
 ACCEPT_DEADLINE_S: Final = 5.0
+# ... after the prompt has crossed a line of at least this speed.
+PROMPT_BYTES_PER_S_MIN: Final = 64 * 1024
+# An order may not hold a slot longer than this, whatever it says.
+JOB_LIFETIME_MS_MAX: Final = 60 * 60 * 1000
 # From JobAccept to the first chunk or progress report. Prefill of a long prompt on a CPU sends Progress.
 FIRST_CHUNK_DEADLINE_S: Final = 30.0
 # Between any two chunks or progress reports afterwards.
@@ -91,6 +95,8 @@ PARTS_DEADLINE_S: Final = 20.0
 CANCEL_DEADLINE_S: Final = 1.0
 # How long a provider remembers (job, attempt) to refuse a second run: longer than a JobOpen may be old.
 JOB_MEMORY_S: Final = 180.0
+# Remembered at once; when full, new askers wait. At one order per 10 ms this is more than the memory's whole length.
+JOB_MEMORIES_MAX: Final = 65536
 
 # The first token leaves at once; later ones gather until one of these.
 CHUNK_TOKENS_MAX: Final = 16

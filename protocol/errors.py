@@ -5,6 +5,7 @@
     └── RemoteProtocolError      the other side broke a rule: bad bytes, bad signature, wrong state
         ├── BadFrame             the bytes are no message: length, MessagePack, limits, canonical form, schema
         ├── BadSignature         the record's signature does not verify, or its signer is not who it must be
+        ├── UnknownVersion       a signed record of a version that this program does not read: nobody's fault
         └── Stale                well formed, but too old, replayed, or from a clock too far off
 
     SealError                    a sealed prompt or chunk does not open with this key and context
@@ -38,6 +39,10 @@ class BadFrame(RemoteProtocolError):
 
 class BadSignature(RemoteProtocolError):
     """A signature does not verify over the bytes received, or names the wrong key."""
+
+
+class UnknownVersion(RemoteProtocolError):
+    """A record of another version; whoever passed it on is not to blame."""
 
 
 class Stale(RemoteProtocolError):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.directory import Directory
-from protocol.errors import RemoteProtocolError, Stale
+from protocol.errors import RemoteProtocolError, Stale, UnknownVersion
 from protocol.events import Effect, FinishStream, Now, OpenStream, RecordLearnt, Send
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Find, Found, Heartbeat, Message, Signed
@@ -76,8 +76,8 @@ class Finding:
         for record in message.records:
             try:
                 heartbeat = self._directory.add(record, now.wall_ms)
-            except Stale:
-                continue  # expired on its way: the peer is not to blame
+            except (Stale, UnknownVersion):
+                continue  # expired on its way, or newer than this program: the peer is not to blame
             if heartbeat is not None:
                 news.append(heartbeat)
                 effects.append(RecordLearnt(heartbeat, record))

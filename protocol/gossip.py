@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from protocol import constants as c
 from protocol.directory import FIRST_ID, LAST_ID, Directory
-from protocol.errors import RemoteProtocolError, Stale
+from protocol.errors import RemoteProtocolError, Stale, UnknownVersion
 from protocol.events import Effect, Note, Now, RecordLearnt
 from protocol.ids import NodeId
 from protocol.messages import Digest, Heartbeat, Message, Records, Signed, Want
@@ -125,9 +125,9 @@ class Gossip:
     def _take(self, source: NodeId, record: Signed, now: Now) -> tuple[Heartbeat | None, Note | None]:
         try:
             return self._directory.add(record, now.wall_ms), None
-        except Stale as error:
-            # Not the neighbour's fault: records expire on their way, and clocks differ.
-            return None, Note("gossip.stale_record", source, str(error))
+        except (Stale, UnknownVersion) as error:
+            # Not the neighbour's fault: records expire on their way, clocks differ, and versions come and go.
+            return None, Note("gossip.record_skipped", source, str(error))
 
     def _records(self, neighbour: NodeId, records: list[Signed]) -> list[Outgoing]:
         """Pack records into as few messages as the limits of a control stream allow."""

@@ -247,12 +247,21 @@ class _Stream:
 class Link:
     """The streams of one link and its bounded outbox; the same at both ends but for `opens_odd`.
 
-    `peer` is the key at the other end, `next_stream` numbers the streams that it opens.
+    `peer` is the key at the other end, `next_stream` numbers the streams that it opens, `on_closed` hears of every
+    stream that is over.
     """
 
-    def __init__(self, peer: NodeId, *, opens_odd: bool, next_stream: Callable[[], StreamId]) -> None:
+    def __init__(
+        self,
+        peer: NodeId,
+        *,
+        opens_odd: bool,
+        next_stream: Callable[[], StreamId],
+        on_closed: Callable[[StreamId], object] = lambda _stream: None,
+    ) -> None:
         self.peer = peer
         self._next_stream = next_stream
+        self._on_closed = on_closed
         self._next_link_id = 1 if opens_odd else 2
         self._their_highest = 0
         self._their_parity = 0 if opens_odd else 1
@@ -261,6 +270,8 @@ class Link:
         self._turns: deque[_Stream] = deque()
         self._control: deque[bytes] = deque()
         self._queued_bytes = 0
+        # The other side makes us answer and does not read the answers: the driver closes such a link.
+        self.is_clogged = False
 
     @property
     def streams(self) -> int:
@@ -383,7 +394,8 @@ class Link:
 
     def _put_control(self, frame: Frame) -> None:
         if len(self._control) >= CONTROL_QUEUE_MAX:
-            raise BadFrame("the other side asks for answers and does not read them")
+            self.is_clogged = True
+            return
         message = encode_frame(frame)
         self._control.append(message)
         self._queued_bytes += len(message)
@@ -434,5 +446,6 @@ class Link:
         self._queued_bytes -= stream.queued_bytes
         stream.queued_bytes = 0
         stream.queue.clear()
-        self._by_id.pop(stream.id, None)
-        self._by_link_id.pop(stream.link_id, None)
+        if self._by_id.pop(stream.id, None) is not None:
+            del self._by_link_id[stream.link_id]
+            self._on_closed(stream.id)

@@ -35,42 +35,63 @@ Address = Annotated[str, Meta(min_length=1, max_length=c.ADDRESS_CHARACTERS_MAX)
 Attempt = Annotated[int, Meta(ge=1, le=2**32 - 1)]
 Code = Annotated[int, Meta(ge=0, le=255)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+# A dollar per token is enough; with the bounds on counts no cost exceeds 63 bits.
+Price = Annotated[int, Meta(ge=0, le=10**12)]
+Features = Annotated[tuple[UnsignedInteger, ...], Meta(max_length=32)]
+#: (type, value), types strictly ascending. Odd types are ignored when unknown; with an unknown even type the record
+#: must not be acted on.
+Extensions = Annotated[tuple[tuple[UnsignedInteger, Annotated[bytes, Meta(max_length=1024)]], ...], Meta(max_length=8)]
 Milli = Annotated[int, Meta(ge=0, le=1000)]
 
 
-class Role(IntEnum):
+class WireEnum(IntEnum):
+    """An enumeration that later versions may extend: a value that this version does not know reads as UNKNOWN (0).
+
+    So a newer node's record stays readable to an older one, which must otherwise blame whoever passed it on.
+    """
+
+    @classmethod
+    def _missing_(cls, value: object) -> WireEnum | None:
+        return cls(0) if isinstance(value, int) and 0 < value <= 255 else None
+
+
+class Role(WireEnum):
     """What a node does for others."""
 
+    UNKNOWN = 0
     PROVIDER = 1
     AGGREGATOR = 2
     CLIENT = 3
 
 
-class Availability(IntEnum):
+class Availability(WireEnum):
     """Whether a provider takes new jobs."""
 
+    UNKNOWN = 0
     AVAILABLE = 1
     DRAINING = 2
     OFFLINE = 3
 
 
-class Kind(IntEnum):
+class Kind(WireEnum):
     """What kind of answer a job asks for."""
 
+    UNKNOWN = 0
     CHAT = 1
     COMPLETION = 2
     EMBEDDING = 3
 
 
-class FreePolicy(IntEnum):
+class FreePolicy(WireEnum):
     """For whom a provider runs jobs without a lease."""
 
+    UNKNOWN = 0
     NOBODY = 1
     KNOWN = 2  # the pinned coordinator, loopback, and an allow-list that stays private
     ALL = 3
 
 
-class GpuVendor(IntEnum):
+class GpuVendor(WireEnum):
     """Who made a GPU; nothing finer than this and the model name leaves a host."""
 
     UNKNOWN = 0
@@ -80,7 +101,7 @@ class GpuVendor(IntEnum):
     INTEL = 4
 
 
-class VramTier(IntEnum):
+class VramTier(WireEnum):
     """Memory of a GPU in coarse steps of its nominal size in gigabytes."""
 
     UNKNOWN = 0
@@ -91,9 +112,10 @@ class VramTier(IntEnum):
     FROM_48 = 5
 
 
-class Outcome(IntEnum):
+class Outcome(WireEnum):
     """How a job that was accepted ended; `Receipt.outcome`."""
 
+    UNKNOWN = 0
     STOP = 1
     LENGTH = 2
     CANCELLED = 3
@@ -130,17 +152,17 @@ class ModelOffer(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     """One model that a provider serves, and its price.
 
     Prices are integer micro-USD per 1,000,000 tokens (`price_job_uusd`: per job). The fingerprint is the SHA-256
-    of the weights file; jobs resume only between equal fingerprints.
+    of the weights file, or 32 zero bytes where it is not known; jobs resume only between equal, known fingerprints.
     """
 
     name: ModelName
     fingerprint: Hash
-    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1, max_length=3)]
+    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1, max_length=16)]
     context_tokens: TokenCount
     concurrency: Annotated[int, Meta(ge=1, le=65535)]
-    price_in_uusd: UnsignedInteger
-    price_out_uusd: UnsignedInteger
-    price_job_uusd: UnsignedInteger
+    price_in_uusd: Price
+    price_out_uusd: Price
+    price_job_uusd: Price
 
     @property
     def is_free(self) -> bool:
@@ -151,7 +173,8 @@ class Heartbeat(Record, frozen=True):
     """What a node can do, signed by itself: to the coordinator every 30 s, to peers on change and every 10 min.
 
     The receiver keeps the one with the highest sequence per node until it expires. Nothing in it tells about the
-    host beyond vendor, memory tier and model of its GPUs; `load` is 0 (idle) to 8 (full).
+    host beyond vendor, memory tier and model of its GPUs; `load` is 0 (idle) to 8 (full). `coordinators` are those
+    whose leases it takes.
     """
 
     TAG: ClassVar[str] = "infernet/heartbeat/1"
@@ -173,6 +196,9 @@ class Heartbeat(Record, frozen=True):
     free_policy: FreePolicy
     sealing_key: Hash | None
     sealed_bytes_max: Annotated[int, Meta(ge=0, le=c.SEALED_BYTES_MAX)]
+    features: Features
+    coordinators: Annotated[tuple[NodeKey, ...], Meta(max_length=4)]
+    extensions: Extensions
 
 
 class Sampling(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -192,7 +218,8 @@ class JobOpenRecord(Record, frozen=True):
     """What the asker orders, and at most pays. Signed by the asker's (for paid jobs: the payer's) key.
 
     `sealed_hash` and `sealed_bytes` pin the sealed prompt that follows; prices repeat the provider's offer, so
-    that both sides compute the same cost; `lease` is absent for a free job.
+    that both sides compute the same cost; `lease` is absent for a free job. In every version of this record, job and
+    attempt are the fields after the version, so that an order of a newer version can be refused by name.
     """
 
     TAG: ClassVar[str] = "infernet/job-open/1"
@@ -211,14 +238,15 @@ class JobOpenRecord(Record, frozen=True):
     sampling: Sampling
     prompt_tokens_max: TokenCount
     output_tokens_max: Annotated[int, Meta(ge=0, le=c.OUTPUT_TOKENS_MAX)]
-    price_in_uusd: UnsignedInteger
-    price_out_uusd: UnsignedInteger
-    price_job_uusd: UnsignedInteger
+    price_in_uusd: Price
+    price_out_uusd: Price
+    price_job_uusd: Price
     prepay_max_uusd: UnsignedInteger
     sealed_hash: Hash
     sealed_bytes: Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX)]
     created_at_ms: UnsignedInteger
     expires_at_ms: UnsignedInteger
+    extensions: Extensions
 
 
 class JobAcceptRecord(Record, frozen=True):
@@ -240,6 +268,7 @@ class JobAcceptRecord(Record, frozen=True):
     window_tokens: TokenCount
     window_uusd: UnsignedInteger
     accepted_at_ms: UnsignedInteger
+    extensions: Extensions
 
 
 class ReceiptRecord(Record, frozen=True):
@@ -271,6 +300,7 @@ class ReceiptRecord(Record, frozen=True):
     last_token_ms: UnsignedInteger
     outcome: Outcome
     code: Code
+    extensions: Extensions
 
 
 # ---------------------------------------------------------------- inside the seal
@@ -345,7 +375,7 @@ class Hello(Message, frozen=True, tag=2):
     """
 
     version: Annotated[int, Meta(ge=1, le=65535)]
-    features: Annotated[tuple[UnsignedInteger, ...], Meta(max_length=c.ARRAY_ITEMS_MAX)]
+    features: Features
     agent: Name
     clock_ms: UnsignedInteger
     started_at_ms: UnsignedInteger
@@ -357,8 +387,7 @@ class Hello(Message, frozen=True, tag=2):
 class Digest(Message, frozen=True, tag=16):
     """Which records the sender holds with node ids from `first` to `last`, both included, as (id, sequence).
 
-    The receiver answers with newer records of that range, with `Want` for those it lacks, and with its own digest
-    when the range was opened by the other side.
+    The receiver answers with newer records of that range, and with `Want` for those that it lacks.
     """
 
     first: NodeKey
@@ -398,13 +427,14 @@ class Found(Message, frozen=True, tag=34):
 
 
 class JobOpen(Message, frozen=True, tag=64):
-    """First message of a job stream: the signed order and the first bytes of the sealed prompt.
+    """First message of a job stream: the signed order, the first bytes of the sealed prompt, and the lease if any.
 
     The provider answers with `JobAccept` or `JobReject` once the prompt is complete.
     """
 
     order: Signed
     sealed: Annotated[bytes, Meta(max_length=c.SEALED_INLINE_BYTES_MAX)]
+    lease: Signed | None = None
 
 
 class Progress(Message, frozen=True, tag=65):
@@ -426,9 +456,13 @@ class Part(Message, frozen=True, tag=66):
 
 
 class JobAccept(Message, frozen=True, tag=68):
-    """The provider takes the job. The asker checks the record against its order and waits for chunks."""
+    """The provider takes the job. The asker checks the record against its order and waits for chunks.
+
+    `voucher` is the payer's own last one on this lease, which proves `paid_before_uusd` to a payer that lost it.
+    """
 
     acceptance: Signed
+    voucher: Signed | None = None
 
 
 class JobReject(Message, frozen=True, tag=70):
@@ -449,7 +483,8 @@ class JobReject(Message, frozen=True, tag=70):
 class Chunk(Message, frozen=True, tag=72, gc=False):
     """A piece of the answer: its number from 1, cumulative output tokens, cumulative debt, and the sealed piece.
 
-    Both sides fold it into the running hash. The asker drops and counts chunks after it cancelled.
+    Both sides fold it into the running hash. The asker drops and counts chunks after it cancelled. Type 74 is kept
+    for the payer's vouchers.
     """
 
     job: JobKey

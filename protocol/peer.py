@@ -23,7 +23,7 @@ from protocol.codec import FrameReader, encode_message
 from protocol.contacts import Contacts
 from protocol.directory import Directory
 from protocol.envelope import Signer, sign_record
-from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale
+from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale, UnknownVersion
 from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
 from protocol.gossip import Gossip, GossipConfig, Outgoing
@@ -255,11 +255,13 @@ class Peer:
         self._contacts.on_unreachable(peer, now)
         return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
 
+    def _features(self) -> tuple[int, ...]:
+        return (FEATURE_GOSSIP,) if self._config.gossip.interval_s is not None else ()
+
     def _hello(self, observed_address: str | None, now: Now) -> Hello:
-        features = (FEATURE_GOSSIP,) if self._config.gossip.interval_s is not None else ()
         return Hello(
             version=c.PROTOCOL_VERSION,
-            features=features,
+            features=self._features(),
             agent=self._config.agent,
             clock_ms=now.wall_ms,
             started_at_ms=self._started_at_ms,
@@ -416,8 +418,8 @@ class Peer:
         """Take a record from elsewhere than gossip, and pass news on. Blames nobody for an old one."""
         try:
             heartbeat = self.directory.add(record, now.wall_ms)
-        except Stale as error:
-            return [e.Note("record.stale", source, str(error))]
+        except (Stale, UnknownVersion) as error:
+            return [e.Note("record.skipped", source, str(error))]
         except RemoteProtocolError as error:
             if source is not None:
                 raise
@@ -463,6 +465,9 @@ class Peer:
             free_policy=offer.free_policy,
             sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
             sealed_bytes_max=offer.sealed_bytes_max,
+            features=self._features(),
+            coordinators=(),
+            extensions=(),
         )
         record = sign_record(heartbeat, self._signer)
         self._timers.set(_BEAT, now.monotonic_s + c.HEARTBEAT_INTERVAL_S)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from protocol import constants as c
 from protocol.admission import Admission, Why
-from protocol.codec import encode_message
+from protocol.codec import encode_message, record_job
 from protocol.envelope import Signer, open_record, sign_record
-from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError
+from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
 from protocol.events import (
     CancelEngine,
     Effect,
@@ -179,7 +179,10 @@ class Providing:
             raise RemoteProtocolError("a message for another job on this stream")
 
     def _on_open(self, stream: StreamId, peer: NodeId, local: bool, message: JobOpen, now: Now) -> list[Effect]:
-        order = open_record(message.order, JobOpenRecord)
+        try:
+            order = open_record(message.order, JobOpenRecord)
+        except UnknownVersion as error:
+            return self._reject_unknown(stream, message.order, str(error))
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
         running = [(run.order.asker, run.offer.name) for run in self._runs.values()]
@@ -227,7 +230,7 @@ class Providing:
         wrong = check_request(order.kind, prompt.request)
         if wrong is not None:
             return self._fail_offer(run, Refusal.BAD_REQUEST, wrong)
-        run.cipher = ChunkCipher(prompt.response_key, order.job, order.attempt)
+        run.cipher = ChunkCipher(prompt.response_key, run.order_hash)
         run.engine_runs = True
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
         return [
@@ -287,6 +290,7 @@ class Providing:
             window_tokens=0,
             window_uusd=0,
             accepted_at_ms=now.wall_ms,
+            extensions=(),
         )
         return [Send(run.stream, encode_message(JobAccept(sign_record(acceptance, self._signer))))]
 
@@ -393,6 +397,7 @@ class Providing:
             last_token_ms=run.last_token_ms,
             outcome=outcome,
             code=int(code) if code is not None else 0,
+            extensions=(),
         )
         return [Send(stream, encode_message(Receipt(sign_record(receipt, self._signer)))), FinishStream(stream)]
 
@@ -427,6 +432,16 @@ class Providing:
             FinishStream(stream),
             Note("job.refused", order.asker, code.name.lower()),
         ]
+
+    @staticmethod
+    def _reject_unknown(stream: StreamId, order: Signed, text: str) -> list[Effect]:
+        """An order of a newer version: refuse it by name, which all versions state in the same place."""
+        named = record_job(order.body)
+        if named is None:
+            raise RemoteProtocolError(text)
+        job, attempt = named
+        reject = JobReject(JobId(job), attempt, int(Refusal.UNSUPPORTED), 0, text[: c.TEXT_CHARACTERS_MAX], (), None)
+        return [Send(stream, encode_message(reject)), FinishStream(stream)]
 
     def _forget(self, run: _Run) -> None:
         del self._runs[run.run]

@@ -19,11 +19,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from protocol import codec
 from protocol import constants as c
+from protocol.envelope import tagged_hash
 from protocol.errors import BadFrame, LocalProtocolError, SealError
 from protocol.ids import JobId, LeaseId, NodeId
 from protocol.messages import ChunkBody, SealedPrompt
 
 ROTATION_MS: Final = 24 * 60 * 60 * 1000
+# Without padding, the length of a chunk that holds one token tells the length of that token, and so much of the text.
+CHUNK_PADDING_BYTES: Final = 64
+ANSWER_KEY_TAG: Final = "infernet/answer-key/1"
 _TAG: Final = b"infernet/sealed-prompt/1"
 _SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
 _LENGTH_BYTES: Final = 4
@@ -97,41 +101,53 @@ def open_prompt(sealed: bytes, sealer: Sealer, context: bytes) -> SealedPrompt:
 
 def _pad(data: bytes) -> bytes:
     # SPEC 05: The asker MUST pad the plaintext of a prompt to a power of two of at least 1,024 bytes.
+    padded = _with_length(data)
     size = c.SEALED_PADDING_BYTES_MIN
-    while size < _LENGTH_BYTES + len(data):
+    while size < len(padded):
         size *= 2
-    return (len(data).to_bytes(_LENGTH_BYTES, "big") + data).ljust(size, b"\0")
+    return padded.ljust(size, b"\0")
+
+
+def _with_length(data: bytes) -> bytes:
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
 
 
 def _unpad(padded: bytes) -> bytes:
     length = int.from_bytes(padded[:_LENGTH_BYTES], "big")
     if len(padded) < _LENGTH_BYTES or length > len(padded) - _LENGTH_BYTES:
-        raise BadFrame("the sealed prompt states a length that it does not have")
+        raise BadFrame("the sealed plaintext states a length that it does not have")
     return padded[_LENGTH_BYTES : _LENGTH_BYTES + length]
 
 
 class ChunkCipher:
-    """Seals and opens the chunks of one answer: ChaCha20-Poly1305 under the response key, nonce = chunk number."""
+    """Seals and opens the chunks of one answer: ChaCha20-Poly1305, nonce = chunk number.
 
-    __slots__ = ("_cipher", "_prefix")
+    The key is derived from the response key and the order's hash, so that a response key that is ever used twice
+    does not make two answers share a key, and every chunk is bound to the whole order.
+    """
 
-    def __init__(self, response_key: bytes, job: JobId, attempt: int) -> None:
-        self._cipher = ChaCha20Poly1305(response_key)
-        self._prefix = job + attempt.to_bytes(4, "big")
+    __slots__ = ("_cipher",)
 
-    def _associated(self, output_tokens: int, owed_uusd: int) -> bytes:
-        return self._prefix + output_tokens.to_bytes(8, "big") + owed_uusd.to_bytes(8, "big")
+    def __init__(self, response_key: bytes, order_hash: bytes) -> None:
+        # SPEC 05: Both sides MUST derive the answer key as the tagged hash of response key and order hash.
+        self._cipher = ChaCha20Poly1305(tagged_hash(ANSWER_KEY_TAG, response_key + order_hash))
 
     def seal(self, number: int, output_tokens: int, owed_uusd: int, body: ChunkBody) -> bytes:
-        """Seal one chunk; a number is used once per response key."""
-        nonce = number.to_bytes(12, "big")
-        return self._cipher.encrypt(nonce, codec.encode_value(body), self._associated(output_tokens, owed_uusd))
+        """Seal one chunk; a number is used once per order."""
+        # SPEC 05: The provider MUST pad the plaintext of a chunk to a multiple of 64 bytes.
+        data = _with_length(codec.encode_value(body))
+        data = data.ljust(-(-len(data) // CHUNK_PADDING_BYTES) * CHUNK_PADDING_BYTES, b"\0")
+        return self._cipher.encrypt(number.to_bytes(12, "big"), data, _counts(output_tokens, owed_uusd))
 
     def open(self, number: int, output_tokens: int, owed_uusd: int, sealed: bytes) -> ChunkBody:
         """Raises SealError, or BadFrame for what is inside."""
         try:
-            nonce = number.to_bytes(12, "big")
-            data = self._cipher.decrypt(nonce, sealed, self._associated(output_tokens, owed_uusd))
+            data = self._cipher.decrypt(number.to_bytes(12, "big"), sealed, _counts(output_tokens, owed_uusd))
         except InvalidTag:
             raise SealError("a chunk does not open under the key of this job") from None
-        return codec.decode_struct(data, ChunkBody, codec.JOB_LIMITS)
+        return codec.decode_struct(_unpad(data), ChunkBody, codec.JOB_LIMITS)
+
+
+def _counts(output_tokens: int, owed_uusd: int) -> bytes:
+    """The associated data of a chunk: what its sender claims in the clear."""
+    return output_tokens.to_bytes(8, "big") + owed_uusd.to_bytes(8, "big")
