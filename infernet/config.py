@@ -1,0 +1,326 @@
+"""The node's configuration: where its files are, what was set, and where each value came from.
+
+Later ones win: the default, `config.toml`, the environment (`INFERNET_...`), flags. `INFERNET_HOME` moves all files
+below one folder, into `config`, `state` and `data`; otherwise they lie where the XDG directories say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import secrets
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from infernet.settings import BY_NAME, SETTINGS, Setting, as_plain
+from protocol.constants import P2P_PORT
+from protocol.ids import NodeId, short
+from protocol.messages import Role
+
+SCHEMA_VERSION: Final = 1
+FILE_NAME: Final = "config.toml"
+# `sun_path` has 108 bytes on Linux and 104 on macOS, the final zero included.
+SOCKET_PATH_BYTES_MAX: Final = 99
+STARTER_MODEL: Final = "smollm2-135m-instruct"
+
+
+class ConfigError(Exception):
+    """A file or a value cannot be used; one line: where, what, what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings, and the three folders of the node. Immutable; made by `load`."""
+
+    config_dir: Path
+    state_dir: Path
+    data_dir: Path
+
+    schema_version: int = SCHEMA_VERSION
+    role: Role = Role.PROVIDER
+    #: Empty until the key is known: see `named_after`.
+    name: str = ""
+    coordinator_url: str | None = None
+    coordinator_key: NodeId | None = None
+    p2p_enabled: bool = True
+    p2p_port: int = P2P_PORT
+    listen_hosts: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104 - a peer-to-peer port is for everybody
+    address: str | None = None
+    advertise: bool = True
+    peers: tuple[str, ...] = ()
+    free_for: str = "known"
+    allow: tuple[NodeId, ...] = ()
+    engine: str = "llama"
+    model: str = STARTER_MODEL
+    context_tokens: int = 2048
+    slots: int = 4
+    threads: int | None = None
+    log_level: str = "info"
+
+    @property
+    def config_file(self) -> Path:
+        return self.config_dir / FILE_NAME
+
+    @property
+    def key_file(self) -> Path:
+        return self.config_dir / "identity.key"
+
+    @property
+    def pid_file(self) -> Path:
+        """Holds the process id of the running node, which keeps it locked."""
+        return self.state_dir / "daemon.pid"
+
+    @property
+    def log_file(self) -> Path:
+        return self.state_dir / "daemon.log"
+
+    @property
+    def store_file(self) -> Path:
+        return self.state_dir / "node.sqlite3"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the running node listens for this user's commands; short enough for a Unix socket."""
+        path = self.state_dir / "daemon.sock"
+        if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+            return path
+        digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        return _short_runtime_dir() / f"{digest}.sock"
+
+    def named_after(self, node: NodeId) -> Config:
+        """This configuration with a name: the one that was set, or role and key, never user or host."""
+        if self.name:
+            return self
+        return dataclasses.replace(self, name=default_name(self.role, node))
+
+
+def _short_runtime_dir() -> Path:
+    # Whoever listens or connects there checks that the folder is this user's alone.
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and len(os.fsencode(runtime)) <= 60:
+        return Path(runtime) / "infernet"
+    return Path("/tmp") / f"infernet-{os.getuid()}"  # noqa: S108 - see above
+
+
+def default_name(role: Role, node: NodeId) -> str:
+    """What a node is called that was given no name."""
+    return f"{role.name.lower()}-{short(node)}"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration, the source of each of its values, and what was odd about the sources."""
+
+    config: Config
+    #: Setting name -> "default", "file", "environment" or "flag".
+    origins: Mapping[str, str]
+    warnings: tuple[str, ...]
+    has_file: bool
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as JSON holds them."""
+        return {setting.name: as_plain(getattr(self.config, setting.name)) for setting in SETTINGS}
+
+
+@dataclass
+class _Sources:
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def read(self, setting: Setting, value: object, origin: str, place: str) -> None:
+        try:
+            self.values[setting.name] = setting.read(value)
+        except ValueError as error:
+            # The value itself is not repeated: it may be a key that was put in the wrong place.
+            raise ConfigError(f"{place} {error}") from None
+        self.origins[setting.name] = origin
+
+
+def directories(environ: Mapping[str, str] = os.environ) -> tuple[Path, Path, Path]:
+    """The folders for configuration, state and data. Raises ConfigError."""
+    home = environ.get("INFERNET_HOME")
+    if home is not None:
+        if not home.strip():
+            raise ConfigError("INFERNET_HOME is empty: set it to a folder, or unset it")
+        base = Path(home).expanduser().absolute()
+        return base / "config", base / "state", base / "data"
+    import platformdirs
+
+    return (
+        platformdirs.user_config_path("infernet", appauthor=False),
+        platformdirs.user_state_path("infernet", appauthor=False),
+        platformdirs.user_data_path("infernet", appauthor=False),
+    )
+
+
+def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> LoadedConfig:
+    """Everything that is set, with its sources. `flags` holds those that were given, by setting name.
+
+    Raises ConfigError.
+    """
+    config_dir, state_dir, data_dir = directories(environ)
+    path = config_dir / FILE_NAME
+    document = read_file(path)
+    sources = _Sources()
+    _read_document(document or {}, path, sources)
+    for setting in SETTINGS:
+        # An empty variable counts as unset, as in most programs.
+        if environ.get(setting.variable):
+            sources.read(setting, environ[setting.variable], "environment", setting.variable)
+        if flags is not None and flags.get(setting.name) is not None:
+            sources.read(setting, flags[setting.name], "flag", setting.flag)
+    sources.warnings += _unknown_variables(environ)
+    for setting in SETTINGS:
+        sources.origins.setdefault(setting.name, "default")
+    values = _follow_from_role(sources)
+    config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
+    _check_together(config)
+    return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _follow_from_role(sources: _Sources) -> dict[str, Any]:
+    """Complete the values with defaults that depend on others: who offers nothing, opens nothing."""
+    values = dict(sources.values)
+    role = values.get("role", Role.PROVIDER)
+    values.setdefault("engine", "llama" if role is Role.PROVIDER else "none")
+    values.setdefault("advertise", role is not Role.CLIENT)
+    if not values["advertise"]:
+        values.setdefault("listen_hosts", ())
+    return values
+
+
+def _check_together(config: Config) -> None:
+    if config.coordinator_url is not None and config.coordinator_key is None:
+        raise ConfigError(
+            f"coordinator_url is set without coordinator_key, so anybody could pose as {config.coordinator_url}: "
+            "run `infernet init`, which fetches the key, or set coordinator_key"
+        )
+
+
+def _read_document(document: Mapping[str, Any], path: Path, sources: _Sources) -> None:
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise ConfigError(f"{path}: schema_version must be {SCHEMA_VERSION}")
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} was written by a newer infernet (schema {version}, this one reads up to {SCHEMA_VERSION}): "
+            "upgrade infernet, or move the file away and run `infernet init`"
+        )
+    for name, value in document.items():
+        if name in BY_NAME:
+            sources.read(BY_NAME[name], value, "file", f"{path}: {name}")
+        elif name != "schema_version":
+            near = difflib.get_close_matches(name, BY_NAME, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`infernet config show` lists those there are"
+            sources.warnings.append(f"{path}: unknown setting {name[:64]!r} is kept and has no effect; {hint}")
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Complaints about variables that look like ours, and are none of ours or the coordinator's."""
+    prefix = "INFERNET_"
+    words = [name.removeprefix(prefix) for name in environ if name.startswith(prefix)]
+    return [
+        f"unknown variable {prefix}{word} has no effect; did you mean {BY_NAME[near[0]].variable}?"
+        for word in words
+        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_")
+        if (near := difflib.get_close_matches(word.lower(), BY_NAME, n=1, cutoff=0.8))
+    ]
+
+
+def read_file(path: Path) -> dict[str, Any] | None:
+    """The file as TOML holds it; None when there is none. Raises ConfigError."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({_reason(error)}): check its owner and mode") from None
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}; mend it, or run `infernet init --force`") from None
+
+
+def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
+    """Write settings to the file, whole or not at all. With `keep`, whatever else is in it stays, comments too.
+
+    A value of None removes the setting. Raises ConfigError.
+    """
+    import tomlkit
+
+    document = tomlkit.document()
+    if keep and read_file(path) is not None:
+        document = tomlkit.parse(path.read_text("utf-8"))
+    else:
+        document.add(tomlkit.comment("Settings of this node. `infernet config show` lists all, with their defaults."))
+    document["schema_version"] = SCHEMA_VERSION
+    for name, value in values.items():
+        if value is None:
+            document.pop(name, None)
+        else:
+            document[name] = as_plain(value)
+    write_private(path, tomlkit.dumps(document).encode())
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file atomically by one that only its owner can read. Raises ConfigError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        make_private_directory(path.parent)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+
+
+def make_private_directory(path: Path) -> None:
+    """Have a folder that only its owner can enter; one that exists is left as it is. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def require_private_directory(path: Path, *, create: bool) -> None:
+    """Make sure that nobody else can put anything into a folder. Raises ConfigError."""
+    try:
+        if create:
+            make_private_directory(path)
+        status = path.lstat()
+    except FileNotFoundError:
+        return  # nothing is there, so nothing is there that could deceive
+    except OSError as error:
+        raise ConfigError(f"cannot use {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise ConfigError(f"{path} is not a folder: move it away")
+    if status.st_uid != os.getuid():
+        raise ConfigError(f"{path} belongs to another user: {_HOW_TO_MOVE}")
+    if status.st_mode & 0o022:
+        raise ConfigError(f"{path} can be written by others: run `chmod 700 {path}`")
+
+
+_HOW_TO_MOVE: Final = "make the folder yours, or choose another with INFERNET_HOME"
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

@@ -1,0 +1,211 @@
+"""What can be set, and what each setting accepts: one table that file, environment and flags share.
+
+Every setting has one name. In the file it is a key, in the environment `INFERNET_` and the name in capitals. A reader
+takes what a source holds (text from the environment and the flags, a TOML value from the file) and gives the value
+with its type, or raises ValueError: the message then says what is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from protocol import constants as c
+from protocol.errors import LocalProtocolError
+from protocol.formats.text import clean_name
+from protocol.ids import NodeId, node_id_from_text
+from protocol.messages import Role
+
+FREE_FOR: Final = ("nobody", "known", "all")
+ENGINES: Final = ("llama", "none")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+ROLES: Final = ("provider", "aggregator", "client")
+
+CONTEXT_TOKENS_MIN: Final = 128
+CONTEXT_TOKENS_MAX: Final = 1024 * 1024
+SLOTS_MAX: Final = 256
+THREADS_MAX: Final = 1024
+PORT_MAX: Final = 65_535
+
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+
+Reader = Callable[[object], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its name, its flag, how it is read, and what it is for."""
+
+    name: str
+    flag: str
+    read: Reader
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return "INFERNET_" + self.name.upper()
+
+
+def _whole_number(low: int, high: int, unit: str = "") -> Reader:
+    def read(value: object) -> int:
+        allowed = f"must be a whole number{unit} from {low} to {high}"
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(allowed)
+        return value
+
+    return read
+
+
+def _one_of(*words: str) -> Reader:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return value.lower()
+
+    return read
+
+
+def _role(value: object) -> Role:
+    word: str = _one_of(*ROLES)(value)
+    return Role[word.upper()]
+
+
+def _yes_or_no(value: object) -> bool:
+    if isinstance(value, str):
+        word = value.lower()
+        if word in ("1", "true", "yes", "on"):
+            return True
+        if word in ("0", "false", "no", "off"):
+            return False
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 - one kind of error for every bad value
+    return value
+
+
+def _text(what: str) -> Reader:
+    def read(value: object) -> str:
+        if not isinstance(value, str) or not value.strip() or not value.isprintable():
+            raise ValueError(f"must be {what}")
+        return value.strip()
+
+    return read
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value or clean_name(value) != value:
+        raise ValueError(f"must be one line of 1 to {c.NAME_CHARACTERS_MAX} printable characters")
+    return value
+
+
+def read_url(value: object) -> str:
+    """An HTTP address without path, as `http://host:port`. Raises ValueError."""
+    allowed = "must be like https://coordinator.example or http://127.0.0.1:8080"
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(allowed)
+    try:
+        parts = urlsplit(value.strip())
+        port = parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or port == 0:
+        raise ValueError(allowed)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(f"{allowed}, without a path")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def read_node(value: object) -> NodeId:
+    """A public key in any of its forms. Raises ValueError."""
+    try:
+        return node_id_from_text(value if isinstance(value, str) else "")
+    except LocalProtocolError:
+        raise ValueError("must be a public key: npub1..., 64 hex digits, or a PeerId") from None
+
+
+def _host(value: object) -> str:
+    if isinstance(value, str):
+        try:
+            return str(ipaddress.ip_address(value.strip("[]")))
+        except ValueError:
+            # What looks like a number and is no address must not be looked up as a name.
+            if _HOST_NAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value):
+                return value
+    raise ValueError("must be an IP address or a host name, without port")
+
+
+def _listen_host(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise ValueError("must be IP addresses of this machine, or 0.0.0.0 and :: for all of them") from None
+
+
+def read_peer(value: object) -> str:
+    """A multiaddr that says who answers there. Raises ValueError."""
+    # Only those who have peers to read pay for the transport's import.
+    from infernet.transport.addresses import parse
+
+    allowed = "must be like /ip4/203.0.113.7/tcp/46337/p2p/16Uiu2HA..."
+    if not isinstance(value, str):
+        raise ValueError(allowed)  # noqa: TRY004 - one kind of error for every bad value
+    try:
+        address = parse(value)
+    except ValueError as error:
+        raise ValueError(f"{allowed} ({error})") from None
+    if address.peer is None:
+        raise ValueError(f"{allowed}: the /p2p/ part says who must answer there")
+    return value
+
+
+def _list_of(read_item: Reader) -> Reader:
+    def read(value: object) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = [item for item in re.split(r"[\s,]+", value) if item]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("must be a list")  # noqa: TRY004 - one kind of error for every bad value
+        return tuple(dict.fromkeys(read_item(item) for item in value))
+
+    return read
+
+
+_TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
+
+SETTINGS: Final = (
+    Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
+    Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
+    Setting("coordinator_url", "--url", read_url, "the coordinator to link to (default: none)"),
+    Setting("coordinator_key", "--coordinator-key", read_node, "its public key; another one is refused"),
+    Setting("p2p_enabled", "--p2p", _yes_or_no, "connect to peers over libp2p"),
+    Setting("p2p_port", "--p2p-port", _whole_number(0, PORT_MAX), "TCP port to listen on (0: any free one)"),
+    Setting("listen_hosts", "--listen-hosts", _list_of(_listen_host), "addresses of this machine to listen on"),
+    Setting("address", "--address", _host, "host or IP address under which others reach this node"),
+    Setting("advertise", "--advertise", _yes_or_no, "listen, and publish this node's addresses"),
+    Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
+    Setting("free_for", "--free-for", _one_of(*FREE_FOR), "whose jobs run without payment: nobody, known or all"),
+    Setting("allow", "--allow", _list_of(read_node), "public keys whose free jobs run under `known`"),
+    Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),
+    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model to serve"),
+    Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
+    Setting("slots", "--slots", _whole_number(1, SLOTS_MAX), "jobs that run at once"),
+    Setting("threads", "--threads", _whole_number(1, THREADS_MAX), "threads of the engine (default: one core spared)"),
+    Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
+)
+BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+
+
+def as_plain(value: object) -> Any:
+    """A setting's value as TOML and JSON hold it."""
+    if isinstance(value, Role):
+        return value.name.lower()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [as_plain(item) for item in value]
+    return value
