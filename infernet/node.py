@@ -1,0 +1,424 @@
+"""One node: peer, driver, transport, engine and link, started and stopped in order.
+
+Everything runs in one nursery. The order of starting is: driver, transport (so that a taken port is known before a
+model is loaded), engine, offer, link; stopping is announced to everyone before anything is torn down.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import psutil
+import structlog
+import trio
+from msgspec import structs
+
+import infernet
+from infernet.carrier import TransportCarrier
+from infernet.config import Config
+from infernet.coordinator_client import RequestSigner
+from infernet.driver import AppEffect, Driver, wall_ms
+from infernet.engines.contract import Engine
+from infernet.engines.selection import open_engine
+from infernet.link_carrier import LinkCarrier
+from infernet.transport.contract import Transport
+from infernet.transport.libp2p_host import Libp2pTransport
+from protocol import constants as c
+from protocol import events as e
+from protocol.envelope import SigningKey
+from protocol.errors import LocalProtocolError, Refusal
+from protocol.ids import JobId, NodeId, node_id_from_peer_id, npub, peer_id
+from protocol.jobs import default_sampling
+from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
+from protocol.peer import Peer, PeerConfig
+from protocol.sealing import HpkeSealer
+
+log = structlog.get_logger(__name__)
+
+AGENT: Final = f"infernet/{infernet.__version__}"
+# What an asker has not read yet; a terminal or a page that stands still this long loses its job, nobody else's.
+ANSWER_EVENTS_MAX: Final = 4096
+# On stopping, offline heartbeats, receipts and resets get this long to leave.
+FAREWELL_S: Final = 1.5
+FAREWELL_FLUSH_S: Final = 0.1
+_FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
+
+JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """One question. Exactly one of `messages` (chat), `prompt` (completion) and `inputs` (embedding) is given."""
+
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: str = field(default="", repr=False)
+    inputs: tuple[str, ...] = field(default=(), repr=False)
+    model: str | None = None
+    provider: NodeId | None = None
+    max_tokens: int = 512
+    temperature: float = 0.7
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    timeout_s: float = 600.0
+
+    @property
+    def kind(self) -> Kind:
+        if self.messages:
+            return Kind.CHAT
+        return Kind.COMPLETION if self.prompt else Kind.EMBEDDING
+
+    def sampling(self) -> Sampling:
+        """Raises LocalProtocolError for a temperature or top_p that the protocol does not know."""
+        seed = secrets.randbits(62) if self.seed is None else self.seed
+        sampling = default_sampling(seed, temperature=self.temperature)
+        if self.top_p is None:
+            return sampling
+        if not 0 <= self.top_p <= 1:
+            raise LocalProtocolError(f"top_p lies between 0 and 1, not at {self.top_p}")
+        return structs.replace(sampling, top_p_milli=round(self.top_p * 1000))
+
+
+class Node:
+    """A running node. Made by `run_node` or `client_node`."""
+
+    def __init__(
+        self,
+        config: Config,
+        key: SigningKey,
+        *,
+        transport: Transport | None,
+        engine: Engine | None,
+        clock_ms: Callable[[], int] = wall_ms,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.config = config
+        self.node_id = key.node
+        self._key = key
+        self._engine = engine
+        self._transport = transport
+        self._clock_ms = clock_ms
+        self._rng = rng or random.SystemRandom()
+        self._started_at_s = 0.0
+        self._answers: dict[JobId, trio.MemorySendChannel[JobEvent]] = {}
+        self._heartbeat: Signed | None = None
+        self._link: LinkCarrier | None = None
+        self._stop_requested = trio.Event()
+        now = e.Now(trio.current_time(), clock_ms())
+        peer = Peer(PeerConfig(AGENT), key, HpkeSealer(), self._rng, now)
+        self._driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start everything and serve until `stop` is called; being cancelled ends it without goodbye.
+
+        Raises TransportError (a taken port above all) and EngineUnavailable before `started()`.
+        """
+        self._started_at_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._driver.run)
+            if self._transport is not None:
+                await nursery.start(TransportCarrier(self._transport, self._driver).run)
+            if self._engine is not None:
+                self._engine.on_change = self._offer
+                await nursery.start(self._engine.run, self._driver.report)
+            self._introduce()
+            self._start_link(nursery)
+            task_status.started()
+            await self._stop_requested.wait()
+            await self._say_goodbye()
+            nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
+        self._stop_requested.set()
+
+    async def _say_goodbye(self) -> None:
+        self._driver.feed(e.Shutdown())
+        with trio.move_on_after(FAREWELL_S):
+            await self._driver.wait_for(lambda: self._driver.peer.statistics().jobs_running == 0)
+            # What the peer said last is in the outboxes of its streams; their writers need a moment.
+            await trio.sleep(FAREWELL_FLUSH_S)
+
+    def _introduce(self) -> None:
+        """Tell the peer whom we know and what we offer."""
+        config = self.config
+        known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
+        self._driver.feed(e.Allow(frozenset(known)))
+        for address in config.peers:
+            self._driver.feed(e.LearnAddresses(peer_of(address), (address,), connect=True))
+        self._offer()
+
+    def _start_link(self, nursery: trio.Nursery) -> None:
+        config = self.config
+        if config.coordinator_url is None or config.coordinator_key is None or config.role is Role.CLIENT:
+            return
+        signer = RequestSigner(self._key, config.coordinator_key, self._clock_ms)
+        self._link = LinkCarrier(config.coordinator_url, signer, self._driver, self._rng, self._registration)
+        if self._heartbeat is not None:
+            self._link.announce(self._heartbeat)
+        nursery.start_soon(self._link.run)
+
+    # ------------------------------------------------------------ what we say about ourselves
+
+    def _offer(self) -> None:
+        """Sign and spread what this node offers now."""
+        config = self.config
+        offer = e.Offer(
+            role=config.role,
+            name=config.name,
+            agent=AGENT,
+            addresses=tuple(self.advertised_addresses()[: c.HEARTBEAT_ADDRESSES_MAX]),
+            models=self._models(),
+            free_policy=_FREE_POLICIES[config.free_for],
+        )
+        self._driver.feed(e.SetOffer(offer))
+
+    def _models(self) -> tuple[ModelOffer, ...]:
+        return self._engine.models() if self._engine is not None else ()
+
+    def _registration(self) -> dict[str, object]:
+        config = self.config
+        fields: dict[str, object] = {
+            "role": config.role.name.lower(),
+            "node_id": f"{config.role.name.lower()}-{self.node_id.hex()[:8]}",
+            "name": config.name,
+            "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in self._models()]},
+        }
+        if config.advertise and config.address is not None:
+            fields |= {"address": config.address, "port": config.p2p_port}
+        return fields
+
+    def addresses(self) -> list[str]:
+        """The multiaddrs that this node really listens on, for people on the same machine or network."""
+        return self._transport.addresses() if self._transport is not None else []
+
+    def advertised_addresses(self) -> list[str]:
+        """The multiaddrs that the heartbeat publishes: the one the owner gave, or the public ones of this machine.
+
+        With a coordinator on loopback the whole market is on this machine, and loopback is where it is reached.
+        """
+        config = self.config
+        listening = self.addresses()
+        if not config.advertise or not listening:
+            return []
+        port = _port(listening[0])
+        if config.address is not None:
+            return [multiaddr(config.address, port, self.node_id)]
+        hosts = [host for host in _interface_hosts() if ip_address(host).is_global]
+        if not hosts and config.coordinator_url is not None and _is_loopback_url(config.coordinator_url):
+            hosts = ["127.0.0.1"]
+        return [multiaddr(host, port, self.node_id) for host in hosts]
+
+    # ------------------------------------------------------------ asking
+
+    @asynccontextmanager
+    async def ask(self, options: AskOptions) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        """Ask a question: inside, an iterator over what happens to the job, to JobDone or JobFailed.
+
+        Leaving early cancels the job. Raises LocalProtocolError for a request that no provider could run.
+        """
+        job = JobId(secrets.token_bytes(16))
+        ask = e.Ask(
+            job,
+            options.kind,
+            JobRequest(options.messages, options.prompt, options.inputs, "", options.stop),
+            options.sampling(),
+            options.max_tokens,
+            options.model,
+            options.provider,
+            options.timeout_s,
+        )
+        send, receive = trio.open_memory_channel[JobEvent](ANSWER_EVENTS_MAX)
+        self._answers[job] = send
+        try:
+            self._driver.feed(ask)
+            async with receive:
+                yield receive
+        finally:
+            if self._answers.pop(job, None) is not None:
+                self._driver.post(e.StopAsking(job))
+
+    def _observe(self, effect: AppEffect) -> None:
+        """Take what the peer says to the application."""
+        if isinstance(effect, e.HeartbeatSigned):
+            self._heartbeat = effect.record
+            if self._link is not None:
+                self._link.announce(effect.record)
+        elif isinstance(effect, e.RecordLearnt):
+            pass
+        else:
+            self._answer(effect)
+
+    def _answer(self, event: JobEvent) -> None:
+        send = self._answers.get(event.job)
+        if send is None:
+            return
+        try:
+            send.send_nowait(event)
+        except trio.WouldBlock:
+            # The reader stands still: its job is stopped, and its iterator ends where the queue does.
+            del self._answers[event.job]
+            self._driver.post(e.StopAsking(event.job, Refusal.SLOW_READER))
+            send.close()
+            return
+        if isinstance(event, (e.JobDone, e.JobFailed)):
+            del self._answers[event.job]
+            send.close()
+
+    # ------------------------------------------------------------ what people ask about it
+
+    def status(self) -> dict[str, Any]:
+        """What `infernet status --json` prints; every number is measured here and now."""
+        statistics = self._driver.peer.statistics()
+        engine = self._engine.statistics() if self._engine is not None else None
+        return {
+            "version": infernet.__version__,
+            "node_id": self.node_id.hex(),
+            "npub": npub(self.node_id),
+            "peer_id": peer_id(self.node_id),
+            "name": self.config.name,
+            "role": self.config.role.name.lower(),
+            "uptime_s": round(trio.current_time() - self._started_at_s, 1),
+            "addresses": self.addresses(),
+            "advertised_addresses": self.advertised_addresses(),
+            "models": [offer.name for offer in self._models()],
+            "engine": {
+                "state": engine.state.value,
+                "runs_active": engine.runs_active,
+                "runs_total": engine.runs_total,
+                "restarts": engine.restarts,
+                "slots_leaked": engine.slots_leaked,
+                "last_error": engine.last_error,
+            }
+            if engine is not None
+            else None,
+            "coordinator": {
+                "url": self.config.coordinator_url,
+                "state": self._link.state,
+                "last_error": "" if self._link.connected else self._link.last_error,
+            }
+            if self._link is not None
+            else None,
+            "peers": statistics.connections,
+            "records": statistics.records,
+            "streams": statistics.streams,
+            "open_streams": self._driver.open_streams,
+            "jobs_asked": statistics.jobs_asked,
+            "jobs_running": statistics.jobs_running,
+            "zombie_chunks": statistics.zombie_chunks,
+            "bad_frames": statistics.bad_frames,
+        }
+
+    def peers(self) -> list[dict[str, Any]]:
+        """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""
+        now_ms = self._clock_ms()
+        connected = self._driver.connected_peers()
+        return [
+            {
+                "node_id": heartbeat.node.hex(),
+                "peer_id": peer_id(heartbeat.node),
+                "name": heartbeat.name,
+                "role": heartbeat.role.name.lower(),
+                "availability": heartbeat.availability.name.lower(),
+                "connected": heartbeat.node in connected,
+                "ourselves": heartbeat.node == self.node_id,
+                "models": [offer.name for offer in heartbeat.models],
+                "load": heartbeat.load,
+                "addresses": list(heartbeat.addresses),
+                "age_s": round((now_ms - heartbeat.issued_at_ms) / 1000, 1),
+            }
+            for heartbeat in (entry.heartbeat for entry in self._driver.peer.directory.entries())
+        ]
+
+
+# ---------------------------------------------------------------- making nodes
+
+
+async def run_node(
+    config: Config, key: SigningKey, *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the node that the configuration describes until it is stopped or cancelled.
+
+    Raises TransportError, EngineUnavailable or ModelError before `started()`, each one line for people.
+    """
+    engine = await open_engine(config)
+    node = Node(config, key, transport=_transport(config, key, listen=True), engine=engine)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        task_status.started(node)
+
+
+@asynccontextmanager
+async def client_node(config: Config, key: SigningKey, *, peers: Sequence[str] = ()) -> AsyncIterator[Node]:
+    """A short-lived node that only asks: it listens nowhere, offers nothing and knows these multiaddrs."""
+    config = replace(config, role=Role.CLIENT, peers=tuple(peers), p2p_enabled=True, advertise=False)
+    node = Node(config, key, transport=_transport(config, key, listen=False), engine=None)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        yield node
+        node.stop()
+
+
+def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | None:
+    if not config.p2p_enabled:
+        return None
+    return Libp2pTransport(
+        key.secret_bytes(),
+        agent=AGENT,
+        protocols=c.PROTOCOLS,
+        randomness=random.SystemRandom(),
+        listen_hosts=config.listen_hosts if listen else (),
+        port=config.p2p_port,
+    )
+
+
+# ---------------------------------------------------------------- addresses
+
+
+def peer_of(address: str) -> NodeId:
+    """The node in the `/p2p/` part of a multiaddr. Raises LocalProtocolError, saying what a full one looks like."""
+    _, separator, rest = address.partition("/p2p/")
+    if not separator or not address.startswith("/"):
+        raise LocalProtocolError(
+            f"{address[:200]!r} is no full address of a node: it looks like /ip4/192.0.2.1/tcp/46337/p2p/16Uiu2HA..."
+        )
+    return node_id_from_peer_id(rest.strip("/"))
+
+
+def multiaddr(host: str, port: int, node: NodeId) -> str:
+    """The multiaddr of a node on an IP address or a DNS name."""
+    try:
+        kind = f"ip{ip_address(host).version}"
+    except ValueError:
+        kind = "dns"
+    return f"/{kind}/{host}/tcp/{port}/p2p/{peer_id(node)}"
+
+
+def _port(address: str) -> int:
+    return int(address.split("/")[4])
+
+
+def _interface_hosts() -> list[str]:
+    """The IP addresses of this machine's interfaces, without scope suffixes."""
+    hosts = []
+    for addresses in psutil.net_if_addrs().values():
+        hosts += [a.address.partition("%")[0] for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)]
+    return hosts
+
+
+def _is_loopback_url(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
