@@ -79,8 +79,6 @@ class LinkCarrier:
         event = self._link.perform(effect)
         if event is not None:
             self._driver.post(event)
-        if isinstance(effect, e.ResetStream):
-            self._driver.stream_closed(effect.stream)
         self._wake.set()
 
     # ------------------------------------------------------------ the connection
@@ -126,7 +124,12 @@ class LinkCarrier:
 
     async def _carry(self, socket: trio_websocket.WebSocketConnection) -> None:
         coordinator = self._signer.coordinator
-        link = wire.Link(coordinator, opens_odd=False, next_stream=self._inbound_stream)
+        link = wire.Link(
+            coordinator,
+            opens_odd=False,
+            next_stream=self._inbound_stream,
+            on_closed=self._driver.stream_closed,
+        )
         self._link = link
         self.state = "connected"
         self._last_heard_s = trio.current_time()
@@ -143,7 +146,6 @@ class LinkCarrier:
             self._link = None
             for broken in link.close("the link to the coordinator is lost"):
                 self._driver.post(broken)
-                self._driver.stream_closed(broken.stream)
             self._driver.disconnected(self, coordinator)
 
     async def _until_lost(
@@ -170,8 +172,6 @@ class LinkCarrier:
                 if isinstance(event, wire.Announce):
                     raise RemoteProtocolError("only nodes announce heartbeats")
                 await self._driver.post_with_backpressure(event)
-                if isinstance(event, e.StreamBroken):
-                    self._driver.stream_closed(event.stream)
             self._wake.set()
 
     async def _write(self, socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
