@@ -1,0 +1,199 @@
+"""What a node remembers across restarts: the peers it met, and small values of its own.
+
+One SQLite file in the state directory. Every call is synchronous, short (a few milliseconds at worst) and safe from
+any thread; from trio, run those that write with `trio.to_thread.run_sync`. A file that is damaged is moved aside and
+said so, never deleted; a file of a newer schema is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from infernet.config import make_private_directory
+from protocol.ids import NodeId
+from protocol.messages import Heartbeat, Signed
+
+# A peer met long ago is a poor hint; the newest are enough to find the rest again.
+PEERS_MAX: Final = 1024
+BUSY_TIMEOUT_S: Final = 5.0
+
+# One entry for each version of the schema; `user_version` says how many have been applied. Never edit, only append.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE peers (
+        node BLOB PRIMARY KEY CHECK (length(node) = 32),
+        sequence INTEGER NOT NULL,
+        seen_at_ms INTEGER NOT NULL,
+        addresses TEXT NOT NULL,
+        body BLOB NOT NULL,
+        signature BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX peers_by_age ON peers (seen_at_ms);
+    CREATE TABLE local (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    """,
+)
+SCHEMA_VERSION: Final = len(MIGRATIONS)
+
+
+class StoreError(Exception):
+    """The store cannot be used; one line: what happened, why, what to do."""
+
+
+class SavedPeer(Struct, frozen=True):
+    """A peer that was met: its last heartbeat, perhaps long expired, and when this node last learnt it."""
+
+    node: NodeId
+    addresses: tuple[str, ...]
+    record: Signed
+    seen_at_ms: int
+
+
+class Store:
+    """An open store. `recovered` says in one line what was found damaged and where it was put, or is None."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at `path`, or make it. Raises StoreError."""
+        self.path = path
+        self.recovered: str | None = None
+        self._lock = threading.Lock()
+        try:
+            self._database = self._open_or_recover()
+        except OSError as error:
+            raise StoreError(
+                f"cannot use the store {path} ({(error.strerror or str(error)).lower()}): make its folder yours, "
+                "or choose another with INFERNET_HOME"
+            ) from None
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        with self._lock:
+            self._database.close()
+
+    # ------------------------------------------------------------ peers
+
+    def save_peers(self, learnt: Iterable[tuple[Heartbeat, Signed]], now_ms: int) -> None:
+        """Remember heartbeats that were verified; older ones than those held are ignored. Raises StoreError."""
+        rows = [
+            (heartbeat.node, heartbeat.sequence, now_ms, json.dumps(heartbeat.addresses), record.body, record.signature)
+            for heartbeat, record in learnt
+        ]
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO peers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (node) DO UPDATE SET "
+                "sequence = excluded.sequence, seen_at_ms = excluded.seen_at_ms, addresses = excluded.addresses, "
+                "body = excluded.body, signature = excluded.signature WHERE excluded.sequence > sequence",
+                rows,
+            )
+            database.execute(
+                "DELETE FROM peers WHERE node IN (SELECT node FROM peers ORDER BY seen_at_ms DESC LIMIT -1 OFFSET ?)",
+                (PEERS_MAX,),
+            )
+
+    def peers(self, limit: int = PEERS_MAX) -> list[SavedPeer]:
+        """The peers met, last first. Records are as they came: verify them as if they came from a stranger."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT node, addresses, body, signature, seen_at_ms FROM peers ORDER BY seen_at_ms DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+        return [
+            SavedPeer(NodeId(node), tuple(json.loads(addresses)), Signed(body, signature), seen_at_ms)
+            for node, addresses, body, signature, seen_at_ms in rows
+        ]
+
+    def forget_peer(self, node: NodeId) -> None:
+        """Forget one peer. Raises StoreError."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM peers WHERE node = ?", (node,))
+
+    # ------------------------------------------------------------ values of our own
+
+    def get(self, name: str) -> bytes | None:
+        """A value that was put, or None. Raises StoreError."""
+        with self._transaction() as database:
+            row = database.execute("SELECT value FROM local WHERE name = ?", (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def put(self, name: str, value: bytes) -> None:
+        """Keep a value under a name. Raises StoreError."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO local VALUES (?, ?)", (name, value))
+
+    # ------------------------------------------------------------ the file
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing."""
+        with self._lock:
+            try:
+                with self._database:
+                    self._database.execute("BEGIN")
+                    yield self._database
+            except sqlite3.Error as error:
+                raise StoreError(f"the store {self.path} cannot be used now: {error}") from error
+
+    def _open_or_recover(self) -> sqlite3.Connection:
+        try:
+            return self._open()
+        except sqlite3.Error as error:
+            if not _is_damage(error):
+                raise StoreError(f"cannot use the store {self.path}: {error}") from error
+        aside = self.path.with_name(f"{self.path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        self.recovered = f"the store {self.path} was damaged and lies now at {aside}; a new one was begun"
+        try:
+            return self._open()
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot make the store {self.path}: {error}") from error
+
+    def _open(self) -> sqlite3.Connection:
+        make_private_directory(self.path.parent)
+        # SQLite gives its side files the mode of this one.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        database = sqlite3.connect(
+            self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        try:
+            (check,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if check != "ok":
+                raise _Damaged(check)
+            database.execute("PRAGMA journal_mode = WAL")
+            # What is lost in a power cut is learnt again; the file stays whole either way.
+            database.execute("PRAGMA synchronous = NORMAL")
+            self._migrate(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _migrate(self, database: sqlite3.Connection) -> None:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer infernet (schema {version}, this one reads up to "
+                f"{SCHEMA_VERSION}): upgrade infernet, or move the file away to begin a new one"
+            )
+        for number, script in enumerate(MIGRATIONS[version:], version + 1):
+            database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+class _Damaged(sqlite3.DatabaseError):
+    """The check of the file found something."""
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # Extended codes keep the primary one in their low byte.
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, _Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
