@@ -18,8 +18,10 @@ log = structlog.get_logger(__name__)
 
 # The largest sealed prompt and its frames fit; beyond that only a reader that stands still overflows.
 OUTBOX_BYTES_MAX: Final = c.SEALED_BYTES_MAX + 256 * 1024
-# What was queued before a reset, a Fault above all, gets this long to leave.
-RESET_FLUSH_S: Final = 1.0
+# What was queued before a reset, a Fault above all, gets this long to leave, and this long to be read: a reset that
+# overtakes it would take it along.
+LAST_WORDS_S: Final = 1.0
+LAST_WORDS_READ_S: Final = 0.2
 DIAL_TIMEOUT_S: Final = c.REACH_DEADLINE_S
 
 
@@ -85,6 +87,11 @@ class TransportCarrier:
             await nursery.start(self._transport.run, self)
             self._driver.dialer = self
             task_status.started()
+
+    @property
+    def streams(self) -> int:
+        """Streams that are carried at this moment."""
+        return len(self._outboxes)
 
     # ------------------------------------------------------------ the transport's handler
 
@@ -179,12 +186,11 @@ class TransportCarrier:
 
     @staticmethod
     async def _write(stream: Stream, outbox: _Outbox, written: trio.Event, scope: trio.CancelScope) -> None:
-        while not outbox.is_reset() and (data := await outbox.take()):
+        while data := await outbox.take():
             if outbox.is_reset():
-                with trio.move_on_after(RESET_FLUSH_S):
-                    await stream.send(data)
-            else:
-                await stream.send(data)
+                await _say_last_words(stream, data)
+                break
+            await stream.send(data)
         if not outbox.is_reset():
             await stream.finish()
             written.set()
@@ -192,3 +198,10 @@ class TransportCarrier:
             await outbox.wait_for_reset()
         stream.reset()
         scope.cancel()
+
+
+async def _say_last_words(stream: Stream, data: bytes) -> None:
+    with trio.move_on_after(LAST_WORDS_S):
+        await stream.send(data)
+        await stream.finish()
+        await trio.sleep(LAST_WORDS_READ_S)

@@ -175,10 +175,10 @@ class Driver:
                 with trio.move_on_at(math.inf if deadline is None else deadline):
                     await self._wake.wait()
             for _ in range(min(len(events), EVENTS_PER_TURN)):
-                self.feed(events.popleft())
+                self._feed(events.popleft())
             deadline = self.peer.next_deadline()
             if deadline is not None and deadline <= trio.current_time():
-                self.feed(DEADLINE)
+                self._feed(DEADLINE)
             if self._waiters:
                 self._wake_waiters()
             if events:
@@ -186,8 +186,13 @@ class Driver:
                     self._room.set()
                 await trio.lowlevel.checkpoint()
 
-    def feed(self, event: Event) -> None:
-        """Handle one event now and perform its effects. Raises LocalProtocolError for a bad command."""
+    def command(self, event: Event) -> None:
+        """Handle a command of the application now, not in its turn. Raises LocalProtocolError for a bad one."""
+        self._feed(event)
+        # The command may have set a deadline before the one that the loop sleeps for.
+        self._wake.set()
+
+    def _feed(self, event: Event) -> None:
         for effect in self.peer.handle(event, self.now()):
             self._perform(effect)
 

@@ -114,7 +114,7 @@ class Node:
         self._stop_requested = trio.Event()
         now = e.Now(trio.current_time(), clock_ms())
         peer = Peer(PeerConfig(AGENT), key, HpkeSealer(), self._rng, now)
-        self._driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
+        self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
 
     # ------------------------------------------------------------ life
 
@@ -125,12 +125,12 @@ class Node:
         """
         self._started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._driver.run)
+            nursery.start_soon(self.driver.run)
             if self._transport is not None:
-                await nursery.start(TransportCarrier(self._transport, self._driver).run)
+                await nursery.start(TransportCarrier(self._transport, self.driver).run)
             if self._engine is not None:
                 self._engine.on_change = self._offer
-                await nursery.start(self._engine.run, self._driver.report)
+                await nursery.start(self._engine.run, self.driver.report)
             self._introduce()
             self._start_link(nursery)
             task_status.started()
@@ -143,9 +143,9 @@ class Node:
         self._stop_requested.set()
 
     async def _say_goodbye(self) -> None:
-        self._driver.feed(e.Shutdown())
+        self.driver.command(e.Shutdown())
         with trio.move_on_after(FAREWELL_S):
-            await self._driver.wait_for(lambda: self._driver.peer.statistics().jobs_running == 0)
+            await self.driver.wait_for(lambda: self.driver.peer.statistics().jobs_running == 0)
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
 
@@ -153,9 +153,9 @@ class Node:
         """Tell the peer whom we know and what we offer."""
         config = self.config
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
-        self._driver.feed(e.Allow(frozenset(known)))
+        self.driver.command(e.Allow(frozenset(known)))
         for address in config.peers:
-            self._driver.feed(e.LearnAddresses(peer_of(address), (address,), connect=True))
+            self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
         self._offer()
 
     def _start_link(self, nursery: trio.Nursery) -> None:
@@ -163,7 +163,7 @@ class Node:
         if config.coordinator_url is None or config.coordinator_key is None or config.role is Role.CLIENT:
             return
         signer = RequestSigner(self._key, config.coordinator_key, self._clock_ms)
-        self._link = LinkCarrier(config.coordinator_url, signer, self._driver, self._rng, self._registration)
+        self._link = LinkCarrier(config.coordinator_url, signer, self.driver, self._rng, self._registration)
         if self._heartbeat is not None:
             self._link.announce(self._heartbeat)
         nursery.start_soon(self._link.run)
@@ -181,7 +181,7 @@ class Node:
             models=self._models(),
             free_policy=_FREE_POLICIES[config.free_for],
         )
-        self._driver.feed(e.SetOffer(offer))
+        self.driver.command(e.SetOffer(offer))
 
     def _models(self) -> tuple[ModelOffer, ...]:
         return self._engine.models() if self._engine is not None else ()
@@ -241,12 +241,12 @@ class Node:
         send, receive = trio.open_memory_channel[JobEvent](ANSWER_EVENTS_MAX)
         self._answers[job] = send
         try:
-            self._driver.feed(ask)
+            self.driver.command(ask)
             async with receive:
                 yield receive
         finally:
             if self._answers.pop(job, None) is not None:
-                self._driver.post(e.StopAsking(job))
+                self.driver.post(e.StopAsking(job))
 
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
@@ -268,7 +268,7 @@ class Node:
         except trio.WouldBlock:
             # The reader stands still: its job is stopped, and its iterator ends where the queue does.
             del self._answers[event.job]
-            self._driver.post(e.StopAsking(event.job, Refusal.SLOW_READER))
+            self.driver.post(e.StopAsking(event.job, Refusal.SLOW_READER))
             send.close()
             return
         if isinstance(event, (e.JobDone, e.JobFailed)):
@@ -279,7 +279,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What `infernet status --json` prints; every number is measured here and now."""
-        statistics = self._driver.peer.statistics()
+        statistics = self.driver.peer.statistics()
         engine = self._engine.statistics() if self._engine is not None else None
         return {
             "version": infernet.__version__,
@@ -312,7 +312,7 @@ class Node:
             "peers": statistics.connections,
             "records": statistics.records,
             "streams": statistics.streams,
-            "open_streams": self._driver.open_streams,
+            "open_streams": self.driver.open_streams,
             "jobs_asked": statistics.jobs_asked,
             "jobs_running": statistics.jobs_running,
             "zombie_chunks": statistics.zombie_chunks,
@@ -322,7 +322,7 @@ class Node:
     def peers(self) -> list[dict[str, Any]]:
         """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""
         now_ms = self._clock_ms()
-        connected = self._driver.connected_peers()
+        connected = self.driver.connected_peers()
         return [
             {
                 "node_id": heartbeat.node.hex(),
@@ -337,7 +337,7 @@ class Node:
                 "addresses": list(heartbeat.addresses),
                 "age_s": round((now_ms - heartbeat.issued_at_ms) / 1000, 1),
             }
-            for heartbeat in (entry.heartbeat for entry in self._driver.peer.directory.entries())
+            for heartbeat in (entry.heartbeat for entry in self.driver.peer.directory.entries())
         ]
 
 

@@ -1,0 +1,95 @@
+"""Nodes for tests: in one process, over the memory transport, on a virtual clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from infernet.config import Config
+from infernet.engines.contract import Engine
+from infernet.node import AskOptions, JobEvent, Node
+from infernet.transport.memory import MemoryNetwork
+from protocol.constants import PROTOCOLS
+from protocol.envelope import SigningKey
+from protocol.ids import peer_id
+from protocol.messages import ChatMessage, Role
+
+EPOCH_MS = 1_700_000_000_000
+
+
+def virtual_wall_ms() -> int:
+    """A wall clock that goes with trio's, so that a virtual second is a second everywhere."""
+    return EPOCH_MS + round(trio.current_time() * 1000)
+
+
+def key_of(number: int) -> SigningKey:
+    """The key of a numbered test node."""
+    source = random.Random(number)
+    return SigningKey(source.randbytes(32), source.randbytes)
+
+
+def test_config(**changes: object) -> Config:
+    """A configuration whose folders are never touched."""
+    nowhere = Path("/nonexistent")
+    fields = {"name": "test", "advertise": False, "free_for": "all", **changes}
+    return Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere, **fields)  # type: ignore[arg-type]
+
+
+class World:
+    """A network of nodes in one nursery."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.network = MemoryNetwork()
+        self._nursery = nursery
+        self._number = 0
+
+    async def start(self, engine: Engine | None, *knows: Node, **config: object) -> Node:
+        """Start a node: a provider when it has an engine. It connects to the nodes that it knows."""
+        self._number += 1
+        key = key_of(self._number)
+        peers = tuple(f"/memory/1/p2p/{peer_id(node.node_id)}" for node in knows)
+        role = Role.PROVIDER if engine is not None else Role.CLIENT
+        node = Node(
+            test_config(role=role, peers=peers, **config),
+            key,
+            transport=self.network.transport(key.node, protocols=PROTOCOLS),
+            engine=engine,
+            clock_ms=virtual_wall_ms,
+            rng=random.Random(self._number),
+        )
+        await self._nursery.start(node.run)
+        return node
+
+    def kill(self, node: Node) -> None:
+        """End a node's network at once, as when its process dies."""
+        self.network.kill(node.node_id)
+
+
+@asynccontextmanager
+async def world() -> AsyncIterator[World]:
+    """A world that ends with the test."""
+    async with trio.open_nursery() as nursery:
+        yield World(nursery)
+        nursery.cancel_scope.cancel()
+
+
+def question(text: str = "why", **options: object) -> AskOptions:
+    """A chat of one question."""
+    return AskOptions(messages=(ChatMessage("user", text),), **options)  # type: ignore[arg-type]
+
+
+async def ask(node: Node, options: AskOptions) -> list[JobEvent]:
+    """Ask, and collect what happens until the job ends."""
+    with trio.fail_after(3600):
+        async with node.ask(options) as events:
+            return [event async for event in events]
+
+
+async def settle(node: Node, condition: Callable[[], bool]) -> None:
+    """Wait until a condition on a node holds; a virtual minute at most."""
+    with trio.fail_after(60):
+        await node.driver.wait_for(condition)
