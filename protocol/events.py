@@ -132,6 +132,9 @@ class EngineText(Struct, frozen=True, gc=False):
     text: str
     output_tokens: int
 
+    def __repr__(self) -> str:  # an answer must never reach a log by way of a repr
+        return f"EngineText(run={self.run}, output_tokens={self.output_tokens})"
+
 
 class EngineVector(Struct, frozen=True):
     """One embedding as little-endian float32."""
@@ -334,6 +337,9 @@ class JobText(Struct, frozen=True, gc=False):
     job: JobId
     text: str
     output_tokens: int
+
+    def __repr__(self) -> str:
+        return f"JobText(job={self.job.hex()}, output_tokens={self.output_tokens})"
 
 
 class JobVector(Struct, frozen=True):

@@ -312,6 +312,9 @@ class ChatMessage(Struct, frozen=True, array_like=True):
     role: Annotated[str, Meta(max_length=16)]
     content: str
 
+    def __repr__(self) -> str:
+        return "ChatMessage(...)"
+
 
 class JobRequest(Struct, frozen=True, array_like=True):
     """What is asked; it exists in the clear only inside the asker and the engine's node.
