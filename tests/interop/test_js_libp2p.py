@@ -1,0 +1,131 @@
+"""A peer of another make, js-libp2p, finds in us a libp2p node like any other, and a node that speaks specs/01."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+import infernet
+from infernet.config import Config
+from infernet.node import Node, run_node
+from protocol.constants import PROTOCOLS
+from protocol.envelope import SigningKey
+from protocol.ids import node_id_from_peer_id, peer_id
+from protocol.messages import Role
+
+pytestmark = [pytest.mark.anyio, pytest.mark.interop, pytest.mark.slow]
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE.parent.parent / ".cache"
+INSTALL_TIMEOUT_S = 120
+PEER_TIMEOUT_S = 30
+# What npm calls a machine without a network, or a registry that is not there.
+OFFLINE = re.compile(r"code (EAI_AGAIN|ECONNREFUSED|ECONNRESET|EHOSTUNREACH|ENETUNREACH|ENOTFOUND|ETIMEDOUT)")
+
+
+@pytest.fixture(scope="module")
+def js_peer() -> list[str]:
+    """The command that runs the peer, installed from the lock when this checkout has not done so yet."""
+    sources = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    home = CACHE / f"interop-{digest}"
+    if not home.exists():
+        _install(sources, home)
+    for script in HERE.glob("*.mjs"):
+        shutil.copy(script, home)
+    return ["node", "--import", (home / "promise.mjs").as_uri(), str(home / "peer.mjs")]
+
+
+def _install(sources: list[Path], home: Path) -> None:
+    CACHE.mkdir(exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix="interop-draft-", dir=CACHE))
+    try:
+        for source in sources:
+            shutil.copy(source, draft)
+        npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        done = subprocess.run(npm, cwd=draft, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+        if OFFLINE.search(done.stderr):
+            pytest.skip("npm reaches no registry, and js-libp2p has not been installed before")
+        assert done.returncode == 0, done.stderr
+        draft.rename(home)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+async def run_peer(command: list[str], *words: str) -> Any:
+    """What the peer prints."""
+    with trio.fail_after(PEER_TIMEOUT_S):
+        done = await trio.run_process([*command, *words], capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+@asynccontextmanager
+async def provider(folder: Path) -> AsyncIterator[Node]:
+    """A running node that offers itself as a provider; no model is needed to be met."""
+    key = SigningKey(random.Random(1).randbytes(32), random.Random(2).randbytes)
+    config = Config(
+        config_dir=folder,
+        state_dir=folder,
+        data_dir=folder,
+        role=Role.PROVIDER,
+        name="provider-of-the-test",
+        engine="none",
+        listen_hosts=("127.0.0.1",),
+        p2p_port=0,
+    )
+    async with trio.open_nursery() as nursery:
+        node = await nursery.start(run_node, config, key)
+        yield node
+        node.stop()
+
+
+async def test_a_js_libp2p_peer_dials_identifies_pings_and_says_hello(js_peer: list[str], tmp_path: Path) -> None:
+    async with provider(tmp_path) as node:
+        [address] = node.addresses()
+        seen = await run_peer(js_peer, "dial", address)
+
+        assert seen["peerId"] == peer_id(node.node_id)
+        assert seen["agent"] == f"infernet/{infernet.__version__}"
+        assert seen["encryption"] == "/noise"
+        assert seen["multiplexer"] == "/yamux/1.0.0"
+        assert {*PROTOCOLS, "/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"} <= set(seen["protocols"])
+        assert 0 <= seen["pingMs"] < 5000
+
+        hello = seen["hello"]
+        assert (hello["answers"], hello["type"], hello["version"]) == (1, 2, 1)
+        assert hello["agent"] == f"infernet/{infernet.__version__}"
+        assert hello["observedAddress"].startswith("/ip4/127.0.0.1/tcp/")
+        assert abs(hello["clockErrorMs"]) < 5000
+
+        heartbeat = hello["heartbeat"]
+        assert heartbeat["verifies"], "BIP-340 over the tagged hash, checked by another library"
+        assert heartbeat["node"] == node.node_id.hex()
+        assert (heartbeat["version"], heartbeat["role"]) == (1, Role.PROVIDER)
+        assert heartbeat["name"] == "provider-of-the-test"
+        assert heartbeat["issuedAtMs"] <= time.time_ns() // 1_000_000 < heartbeat["expiresAtMs"]
+
+        assert node.status()["bad_frames"] == 0
+
+
+async def test_js_libp2p_computes_the_same_peer_ids(js_peer: list[str]) -> None:
+    rng = random.Random(3)
+    nodes = [SigningKey(rng.randbytes(32), rng.randbytes).node for _ in range(20)]
+
+    theirs = await run_peer(js_peer, "peer-ids", *(node.hex() for node in nodes))
+
+    assert theirs == [peer_id(node) for node in nodes]
+    assert [node_id_from_peer_id(text) for text in theirs] == nodes
