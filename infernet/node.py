@@ -10,7 +10,7 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Final
@@ -29,6 +29,7 @@ from infernet.driver import AppEffect, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
 from infernet.link_carrier import LinkCarrier
+from infernet.store import Store, StoreError
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol import constants as c
@@ -37,7 +38,7 @@ from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId, node_id_from_peer_id, npub, peer_id
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
+from protocol.messages import ChatMessage, FreePolicy, Heartbeat, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
 from protocol.peer import Peer, PeerConfig
 from protocol.sealing import HpkeSealer
 
@@ -49,6 +50,8 @@ ANSWER_EVENTS_MAX: Final = 4096
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
+# A crash forgets at most this much of what was learnt of other nodes.
+SAVE_PEERS_S: Final = 30.0
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
 JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
@@ -97,6 +100,7 @@ class Node:
         *,
         transport: Transport | None,
         engine: Engine | None,
+        store: Store | None = None,
         clock_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
     ) -> None:
@@ -104,6 +108,8 @@ class Node:
         self.node_id = key.node
         self._key = key
         self._engine = engine
+        self._store = store
+        self._unsaved: dict[NodeId, tuple[Heartbeat, Signed]] = {}
         self._transport = transport
         self._clock_ms = clock_ms
         self._rng = rng or random.SystemRandom()
@@ -132,10 +138,13 @@ class Node:
                 self._engine.on_change = self._offer
                 await nursery.start(self._engine.run, self.driver.report)
             self._introduce()
+            if self._store is not None:
+                nursery.start_soon(self._save_peers_now_and_then)
             self._start_link(nursery)
             task_status.started()
             await self._stop_requested.wait()
             await self._say_goodbye()
+            await self._save_peers()
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
@@ -149,8 +158,28 @@ class Node:
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
 
+    async def _save_peers_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(SAVE_PEERS_S)
+            await self._save_peers()
+
+    async def _save_peers(self) -> None:
+        """Write the peers learnt since last time to the store, in a thread; what cannot be written is tried again."""
+        if self._store is None or not self._unsaved:
+            return
+        learnt, self._unsaved = self._unsaved, {}
+        try:
+            await trio.to_thread.run_sync(self._store.save_peers, list(learnt.values()), self._clock_ms())
+        except StoreError as error:
+            log.warning("store.failed", reason=str(error))
+            self._unsaved = {**learnt, **self._unsaved}
+
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
+        for saved in self._store.peers() if self._store is not None else ():
+            if saved.node != self.node_id:
+                self.driver.command(e.LearnAddresses(saved.node, saved.addresses))
+                self.driver.command(e.LearnRecord(saved.record))
         config = self.config
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
@@ -255,7 +284,7 @@ class Node:
             if self._link is not None:
                 self._link.announce(effect.record)
         elif isinstance(effect, e.RecordLearnt):
-            pass
+            self._unsaved[effect.heartbeat.node] = (effect.heartbeat, effect.record)
         else:
             self._answer(effect)
 
@@ -349,13 +378,15 @@ async def run_node(
 ) -> None:
     """Run the node that the configuration describes until it is stopped or cancelled.
 
-    Raises TransportError, EngineUnavailable or ModelError before `started()`, each one line for people.
+    Raises StoreError, TransportError or EngineUnavailable before `started()`, each one line for people.
     """
     engine = await open_engine(config)
-    node = Node(config, key, transport=_transport(config, key, listen=True), engine=engine)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(node.run)
-        task_status.started(node)
+    with closing(Store(config.store_file)) as store:
+        transport = _transport(config, key, listen=True)
+        node = Node(config, key, transport=transport, engine=engine, store=store)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.run)
+            task_status.started(node)
 
 
 @asynccontextmanager

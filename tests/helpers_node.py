@@ -12,6 +12,7 @@ import trio
 from infernet.config import Config
 from infernet.engines.contract import Engine
 from infernet.node import AskOptions, JobEvent, Node
+from infernet.store import Store
 from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS
 from protocol.envelope import SigningKey
@@ -47,7 +48,7 @@ class World:
         self._nursery = nursery
         self._number = 0
 
-    async def start(self, engine: Engine | None, *knows: Node, **config: object) -> Node:
+    async def start(self, engine: Engine | None, *knows: Node, store: Store | None = None, **config: object) -> Node:
         """Start a node: a provider when it has an engine. It connects to the nodes that it knows."""
         self._number += 1
         key = key_of(self._number)
@@ -58,6 +59,7 @@ class World:
             key,
             transport=self.network.transport(key.node, protocols=PROTOCOLS),
             engine=engine,
+            store=store,
             clock_ms=virtual_wall_ms,
             rng=random.Random(self._number),
         )
