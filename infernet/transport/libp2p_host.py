@@ -38,10 +38,11 @@ from infernet.transport.libp2p_library import (
     identify_message,
 )
 from infernet.transport.libp2p_services import serve_ping
-from infernet.transport.libp2p_stream import Libp2pStream, agree, propose
+from infernet.transport.libp2p_stream import agree, propose
 from infernet.transport.listener import listening_addresses, open_listeners
 from infernet.transport.multistream import MultistreamError
 from infernet.transport.noise_channel import NoiseChannel, secure_inbound, secure_outbound
+from infernet.transport.serving import serve_stream
 from infernet.transport.yamux import YamuxConnection, YamuxStream
 from infernet.transport.yamux_session import YamuxConfig
 from protocol.constants import CONTROL_DEADLINE_S, P2P_PORT
@@ -53,8 +54,6 @@ DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reac
 
 # Two round trips to the far side of the world with packets lost; a stranger holds a place no longer than this.
 HANDSHAKE_TIMEOUT_S: Final = 5.0
-# After our handler is done with a stream, the peer has this long to finish its side.
-LINGER_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,19 +306,17 @@ class Libp2pTransport:
         try:
             with trio.fail_after(CONTROL_DEADLINE_S):
                 agreed = await agree(stream, info.peer, self._spoken)
-            await self._serve_protocol(running, info, agreed)
-            await stream.finish()
-            await _linger(stream)
+            await serve_stream(agreed, partial(self._serve_protocol, running, info))
         except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
-            logger.debug("a stream of %s ended early: %s", short(info.peer), error)
+            logger.debug("no protocol agreed with %s: %s", short(info.peer), error)
             stream.reset()
         except Exception:
-            logger.exception("serving a stream of %s failed", short(info.peer))
+            logger.exception("agreeing on a protocol with %s failed", short(info.peer))
             stream.reset()
         finally:
             stream.release()
 
-    async def _serve_protocol(self, running: _Running, info: ConnectionInfo, stream: Libp2pStream) -> None:
+    async def _serve_protocol(self, running: _Running, info: ConnectionInfo, stream: Stream) -> None:
         if stream.protocol == PING_PROTOCOL:
             await serve_ping(stream)
         elif stream.protocol == IDENTIFY_PROTOCOL:
@@ -336,15 +333,6 @@ class _Running:
     nursery: trio.Nursery
     handler: Handler
     connections: Connections
-
-
-async def _linger(stream: YamuxStream) -> None:
-    """Wait for the peer to finish its side of a stream that we are done with; what it still sends is dropped."""
-    with trio.move_on_after(LINGER_S) as deadline:
-        while await stream.receive():
-            pass
-    if deadline.cancelled_caught:
-        stream.reset()
 
 
 def _plain(error: OSError) -> str:

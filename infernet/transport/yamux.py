@@ -77,7 +77,8 @@ class YamuxStream:
                 if state.send_window_bytes:
                     await connection.room()
                 else:
-                    self._writable = self._writable or trio.Event()
+                    if self._writable is None:
+                        self._writable = trio.Event()
                     await self._writable.wait()
                 if state.broken:
                     raise StreamBroken(state.broken)
@@ -98,7 +99,8 @@ class YamuxStream:
                 raise StreamBroken(state.broken)
             if state.peer_finished:
                 return b""
-            self._readable = self._readable or trio.Event()
+            if self._readable is None:
+                self._readable = trio.Event()
             await self._readable.wait()
         data = self._connection.session.take(state, RECEIVE_BYTES_MAX)
         self._connection.wake_writer()

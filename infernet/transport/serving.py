@@ -1,0 +1,43 @@
+"""Serving a stream that a peer opened: the same in every transport."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import trio
+
+from infernet.transport.contract import Stream, StreamBroken
+from protocol.ids import short
+
+logger = logging.getLogger(__name__)
+
+# After our side is done with a stream, the peer has this long to finish its own.
+LINGER_S: Final = 10.0
+
+
+async def serve_stream(stream: Stream, serve: Callable[[Stream], Awaitable[None]]) -> None:
+    """Let `serve` have the stream, and end it afterwards: finished when it returns, reset when it raises.
+
+    Raises nothing but cancellation.
+    """
+    try:
+        await serve(stream)
+        await stream.finish()
+        await _linger(stream)
+    except StreamBroken as error:
+        logger.debug("a %s stream of %s broke: %s", stream.protocol, short(stream.peer), error)
+        stream.reset()
+    except Exception:
+        logger.exception("serving a %s stream of %s failed", stream.protocol, short(stream.peer))
+        stream.reset()
+
+
+async def _linger(stream: Stream) -> None:
+    """Wait for the peer to finish its side; what it still sends is dropped."""
+    with trio.move_on_after(LINGER_S) as deadline:
+        while await stream.receive():
+            pass
+    if deadline.cancelled_caught:
+        stream.reset()
