@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol import constants as c
-from protocol.codec import encode_message
+from protocol.attempt import Attempt
+from protocol.codec import SEALED_LIMITS, decode_struct, encode_message, encode_value
 from protocol.directory import Directory
-from protocol.envelope import Signer, open_record, sign_record
+from protocol.envelope import Signer, sign_record
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
 from protocol.events import (
     Ask,
@@ -30,18 +31,18 @@ from protocol.events import (
     Note,
     Now,
     OpenStream,
+    RecordLearnt,
     ResetStream,
     Send,
     StopAsking,
 )
 from protocol.ids import JobId, NodeId, StreamId, short
-from protocol.jobs import check_request, cost_uusd, order_hash, parts, running_hash
+from protocol.jobs import check_request, order_hash, parts
 from protocol.messages import (
     Cancel,
     Chunk,
     Heartbeat,
     JobAccept,
-    JobAcceptRecord,
     JobOpen,
     JobOpenRecord,
     JobReject,
@@ -51,7 +52,6 @@ from protocol.messages import (
     Part,
     Progress,
     Receipt,
-    ReceiptRecord,
     SealedPrompt,
     Signed,
 )
@@ -72,20 +72,6 @@ class Stage(Enum):
 
 
 @dataclass(slots=True)
-class _Attempt:
-    """One order to one provider, and what has arrived of its answer."""
-
-    stream: StreamId
-    order: JobOpenRecord
-    order_hash: bytes
-    cipher: ChunkCipher
-    running_hash: bytes
-    chunks: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-
-
-@dataclass(slots=True)
 class _Job:
     ask: Ask
     stage: Stage
@@ -94,15 +80,15 @@ class _Job:
     model: str | None = None
     attempts: int = 0
     tried: set[NodeId] = field(default_factory=set)
-    attempt: _Attempt | None = None
+    attempt: Attempt | None = None
     last_failure: tuple[Refusal, str, int] | None = None
 
 
 class Asking:
     """The state machine.
 
-    `connected` and `addresses` are the peer's knowledge of the network, `search` asks other peers for providers,
-    and `next_stream` numbers the streams we open.
+    `connected` and `addresses` are the peer's knowledge of the network, `search` asks one peer for providers, or a
+    few when none is named, and `next_stream` numbers the streams we open.
     """
 
     def __init__(
@@ -114,7 +100,7 @@ class Asking:
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
-        search: Callable[[RouteRequest, Now], list[Effect]],
+        search: Callable[[RouteRequest, NodeId | None], list[Effect]],
         next_stream: Callable[[], StreamId],
         connected_only: bool = False,
     ) -> None:
@@ -149,15 +135,11 @@ class Asking:
         """Begin a job. Raises LocalProtocolError for a request that no provider could run."""
         if ask.job in self._jobs:
             raise LocalProtocolError("this job id is in use")
-        wrong = check_request(ask.kind, ask.request)
-        if wrong is not None:
-            raise LocalProtocolError(wrong)
-        if not 0 <= ask.output_tokens_max <= c.OUTPUT_TOKENS_MAX:
-            raise LocalProtocolError(f"between 1 and {c.OUTPUT_TOKENS_MAX} output tokens can be asked for")
+        _check_ask(ask)
         job = _Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s)
         self._jobs[ask.job] = job
         self._timers.set(("total", ask.job), job.deadline_s)
-        return self._next_candidate(job, now, searched=False)
+        return self._next_candidate(job, now)
 
     def stop(self, command: StopAsking, now: Now) -> list[Effect]:
         """Stop a job for the user, who hears at once; the provider is told and its receipt awaited for a moment."""
@@ -192,7 +174,7 @@ class Asking:
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
             if job.stage is Stage.SEARCHING:
-                effects += self._next_candidate(job, now, searched=True)
+                effects += self._next_candidate(job, now)
             elif job.stage is Stage.REACHING and job.provider == heartbeat.node:
                 effects += self._offer_if_ready(job, now)
         return effects
@@ -203,8 +185,11 @@ class Asking:
             if job.stage is Stage.REACHING and job.provider == peer:
                 effects += self._offer_if_ready(job, now)
             elif job.stage is Stage.SEARCHING:
-                # A new neighbour may know whom the others did not.
-                effects += self._search(self._route_request(job), now)
+                # It may be a provider whose record we hold, and that only lacked a connection.
+                effects += self._next_candidate(job, now)
+                if job.stage is Stage.SEARCHING:
+                    # Or it may know whom the others did not.
+                    effects += self._search(self._route_request(job), peer)
         return effects
 
     def on_unreachable(self, peer: NodeId, reason: str, now: Now) -> list[Effect]:
@@ -215,7 +200,7 @@ class Asking:
                 effects += self._attempt_failed(job, Refusal.PEER_LOST, reason, now)
         return effects
 
-    def _next_candidate(self, job: _Job, now: Now, *, searched: bool) -> list[Effect]:
+    def _next_candidate(self, job: _Job, now: Now) -> list[Effect]:
         ask = job.ask
         if ask.provider is not None:
             if ask.provider in job.tried:
@@ -230,20 +215,20 @@ class Asking:
                 ourselves=self._signer.node,
                 tried=job.tried,
                 connected=self._connected,
+                has_address=lambda node: bool(self._addresses(node)),
             )
             if candidate is None:
-                return self._search_or_wait(job, now, searched=searched)
+                return self._search_or_wait(job, now)
             job.provider, job.model = candidate.node, candidate.model
         return self._reach(job, now)
 
-    def _search_or_wait(self, job: _Job, now: Now, *, searched: bool) -> list[Effect]:
+    def _search_or_wait(self, job: _Job, now: Now) -> list[Effect]:
         if job.attempts:
             return self._give_up(job)
-        if searched:
-            return []
-        job.stage = Stage.SEARCHING
+        if self._timers.is_set(("stage", job.ask.job)):
+            return []  # the search goes on
         self._timers.set(("stage", job.ask.job), now.monotonic_s + c.SEARCH_DEADLINE_S)
-        return self._search(self._route_request(job), now)
+        return self._search(self._route_request(job), None)
 
     def _reach(self, job: _Job, now: Now) -> list[Effect]:
         assert job.provider is not None
@@ -329,7 +314,7 @@ class Asking:
         stream = self._next_stream()
         hash_ = order_hash(signed.body)
         cipher = ChunkCipher(response_key, hash_)
-        job.attempt = _Attempt(stream, order, hash_, cipher, hash_)
+        job.attempt = Attempt(stream, order, hash_, cipher, len(job.ask.request.inputs), hash_)
         job.stage = Stage.OFFERED
         self._by_stream[stream] = order.job
         # The answer can come only once the whole prompt has arrived, over however slow a line.
@@ -361,7 +346,7 @@ class Asking:
         if isinstance(message, JobReject):
             return self._on_reject(job, job.attempt, message, now)
         if isinstance(message, Receipt):
-            return self._on_receipt(job, job.attempt, message)
+            return self._on_receipt(job, job.attempt, message, now)
         raise RemoteProtocolError(f"{type(message).__name__} does not come from a provider")
 
     def on_stream_lost(self, stream: StreamId, code: Refusal, text: str, now: Now) -> list[Effect]:
@@ -372,112 +357,85 @@ class Asking:
         if job.stage is Stage.CANCELLING:
             self._forget(job)
             return []
-        started = job.attempt is not None and job.attempt.chunks > 0
+        started = job.attempt is not None and job.attempt.started
         job.attempt = None
         return self._attempt_failed(job, code, text, now, started=started)
 
-    def _on_accept(self, job: _Job, attempt: _Attempt, message: JobAccept, now: Now) -> list[Effect]:
+    def _on_accept(self, job: _Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
         if job.stage is Stage.CANCELLING:
             return []
-        record = open_record(message.acceptance, JobAcceptRecord)
-        order = attempt.order
         if job.stage is not Stage.OFFERED:
             raise RemoteProtocolError("a second acceptance")
-        # SPEC 05: The asker MUST check that the acceptance names its order, its provider and no more prompt tokens
-        #   than it allowed.
-        if (record.open_hash, record.provider) != (attempt.order_hash, order.provider):
-            raise RemoteProtocolError("an acceptance of another order")
-        if record.prompt_tokens > order.prompt_tokens_max:
-            raise RemoteProtocolError("an acceptance with more prompt tokens than allowed")
-        attempt.prompt_tokens = record.prompt_tokens
+        record = attempt.accept(message.acceptance)
+        order = attempt.order
         job.stage = Stage.ACCEPTED
         self._timers.set(("stage", order.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
         return [JobAccepted(order.job, order.provider, order.attempt, order.model, record.prompt_tokens)]
 
-    def _on_progress(self, job: _Job, attempt: _Attempt, message: Progress, now: Now) -> list[Effect]:
-        if job.stage is Stage.ACCEPTED and (message.job, message.attempt) == (attempt.order.job, attempt.order.attempt):
+    def _on_progress(self, job: _Job, attempt: Attempt, message: Progress, now: Now) -> list[Effect]:
+        attempt.check_named(message.job, message.attempt)
+        if job.stage is Stage.ACCEPTED:
             self._timers.set(("stage", job.ask.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
+        elif job.stage is Stage.RUNNING:
+            self._timers.set(("stage", job.ask.job), now.monotonic_s + c.PROGRESS_DEADLINE_S)
         return []
 
-    def _on_chunk(self, job: _Job, attempt: _Attempt, chunk: Chunk, now: Now) -> list[Effect]:
+    def _on_chunk(self, job: _Job, attempt: Attempt, chunk: Chunk, now: Now) -> list[Effect]:
         if job.stage is Stage.CANCELLING:
             # SPEC 05: The asker MUST drop chunks that arrive after it cancelled.
             self.zombie_chunks += 1
-            self._fold(attempt, chunk)
+            attempt.fold(chunk)
             return []
         if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
             raise RemoteProtocolError("a chunk before the acceptance")
-        self._check_chunk(attempt, chunk)
-        body = attempt.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
-        self._fold(attempt, chunk)
+        body = attempt.take(chunk)
         job.stage = Stage.RUNNING
         self._timers.set(("stage", job.ask.job), now.monotonic_s + c.PROGRESS_DEADLINE_S)
         if job.ask.kind is Kind.EMBEDDING:
             return [JobVector(job.ask.job, body.index, body.vector)]
         return [JobText(job.ask.job, body.text, chunk.output_tokens)]
 
-    @staticmethod
-    def _check_chunk(attempt: _Attempt, chunk: Chunk) -> None:
-        order = attempt.order
-        if (chunk.job, chunk.attempt, chunk.number) != (order.job, order.attempt, attempt.chunks + 1):
-            raise RemoteProtocolError("a chunk that is not the next one")
-        if not attempt.output_tokens <= chunk.output_tokens <= order.output_tokens_max:
-            raise RemoteProtocolError("a chunk whose token count is not possible")
-        if chunk.owed_uusd != cost_uusd(order, attempt.prompt_tokens, chunk.output_tokens):
-            raise RemoteProtocolError("a chunk that asks for another price")
-
-    @staticmethod
-    def _fold(attempt: _Attempt, chunk: Chunk) -> None:
-        attempt.chunks = chunk.number
-        attempt.output_tokens = chunk.output_tokens
-        attempt.running_hash = running_hash(
-            attempt.running_hash, chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed
-        )
-
-    def _on_reject(self, job: _Job, attempt: _Attempt, message: JobReject, now: Now) -> list[Effect]:
-        if (message.job, message.attempt) != (attempt.order.job, attempt.order.attempt):
-            raise RemoteProtocolError("a refusal of another order")
+    def _on_reject(self, job: _Job, attempt: Attempt, message: JobReject, now: Now) -> list[Effect]:
+        attempt.check_named(message.job, message.attempt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
         if job.stage is not Stage.OFFERED:
             raise RemoteProtocolError("a refusal after the acceptance")
+        better: list[Effect] = []
         for record in message.better:
             try:
-                self._directory.add(record, now.wall_ms)
+                heartbeat = self._directory.add(record, now.wall_ms)
             except RemoteProtocolError:
                 continue  # a hint that does not hold is no hint
-        self._by_stream.pop(attempt.stream, None)
-        job.attempt = None
-        effects: list[Effect] = [FinishStream(attempt.stream)]
+            if heartbeat is not None:
+                better.append(RecordLearnt(heartbeat, record))
+        self._leave(job, attempt)
         code = refusal_from_code(message.code)
-        return effects + self._attempt_failed(job, code, message.text, now, retry_after_ms=message.retry_after_ms)
+        failed = self._attempt_failed(job, code, message.text, now, retry_after_ms=message.retry_after_ms)
+        return [FinishStream(attempt.stream), *better, *failed]
 
-    def _on_receipt(self, job: _Job, attempt: _Attempt, message: Receipt) -> list[Effect]:
-        record = open_record(message.receipt, ReceiptRecord)
-        order = attempt.order
-        if (record.open_hash, record.provider, record.asker) != (attempt.order_hash, order.provider, order.asker):
-            raise RemoteProtocolError("a receipt for another order")
+    def _on_receipt(self, job: _Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
+        record = attempt.open_receipt(message.receipt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
         if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
             raise RemoteProtocolError("a receipt before the acceptance")
-        # SPEC 05: The asker MUST refuse a receipt whose counts or running hash differ from what arrived.
-        if (record.chunks, record.running_hash, record.output_tokens, record.prompt_tokens) != (
-            attempt.chunks,
-            attempt.running_hash,
-            attempt.output_tokens,
-            attempt.prompt_tokens,
-        ):
-            raise RemoteProtocolError("a receipt that does not match what arrived")
-        effects = self._close(job, attempt)
+        attempt.check_receipt(record)
         if record.outcome in (Outcome.STOP, Outcome.LENGTH):
-            return [*effects, JobDone(order.job, record)]
+            return [*self._close(job, attempt), JobDone(attempt.order.job, record)]
+        self._leave(job, attempt)
         code = refusal_from_code(record.code)
-        return [*effects, JobFailed(order.job, code, f"the provider ended the job: {code.name.lower()}")]
+        text = f"the provider ended the job: {code.name.lower()}"
+        failed = self._attempt_failed(job, code, text, now, started=attempt.started)
+        return [FinishStream(attempt.stream), *failed]
 
-    def _close(self, job: _Job, attempt: _Attempt) -> list[Effect]:
+    def _close(self, job: _Job, attempt: Attempt) -> list[Effect]:
         self._forget(job)
         return [FinishStream(attempt.stream)]
+
+    def _leave(self, job: _Job, attempt: Attempt) -> None:
+        self._by_stream.pop(attempt.stream, None)
+        job.attempt = None
 
     # ------------------------------------------------------------ failing
 
@@ -499,7 +457,7 @@ class Asking:
         note = Note("job.attempt_failed", job.provider, code.name.lower())
         if started or len(job.tried) >= c.ATTEMPTS_MAX:
             return [note, *self._give_up(job)]
-        return [note, *self._next_candidate(job, now, searched=False)]
+        return [note, *self._next_candidate(job, now)]
 
     def _give_up(self, job: _Job) -> list[Effect]:
         code, text, retry_after_ms = job.last_failure or (Refusal.NO_PROVIDER, _nobody(job), 0)
@@ -509,7 +467,7 @@ class Asking:
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.ask.job]
         if job.attempt is not None:
-            self._by_stream.pop(job.attempt.stream, None)
+            self._leave(job, job.attempt)
         self._timers.cancel(("total", job.ask.job))
         self._timers.cancel(("stage", job.ask.job))
 
@@ -522,7 +480,7 @@ class Asking:
             if name == "total":
                 text = f"the job was not done within {job.ask.timeout_s:g} s"
                 effects += self._stop(job, Refusal.DEADLINE, text, now)
-            else:
+            elif not self._timers.is_set((name, job_id)):  # set again: the job went on at this very instant
                 effects += self._on_stage_deadline(job, now)
         return effects
 
@@ -542,10 +500,28 @@ class Asking:
             Stage.ACCEPTED: f"the provider accepted but sent nothing for {c.FIRST_CHUNK_DEADLINE_S:g} s",
             Stage.RUNNING: f"the provider stopped sending for {c.PROGRESS_DEADLINE_S:g} s",
         }[job.stage]
-        self._by_stream.pop(attempt.stream, None)
-        job.attempt = None
+        self._leave(job, attempt)
         reset = ResetStream(attempt.stream, text)
-        return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, started=attempt.chunks > 0)]
+        return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, started=attempt.started)]
+
+
+def _check_ask(ask: Ask) -> None:
+    """Find here what a provider would refuse, or blame us for. Raises LocalProtocolError."""
+    wrong = check_request(ask.kind, ask.request)
+    if wrong is not None:
+        raise LocalProtocolError(wrong)
+    if not (0 if ask.kind is Kind.EMBEDDING else 1) <= ask.output_tokens_max <= c.OUTPUT_TOKENS_MAX:
+        raise LocalProtocolError(f"between 1 and {c.OUTPUT_TOKENS_MAX} output tokens can be asked for")
+    if not 0 < ask.timeout_s <= c.JOB_LIFETIME_MS_MAX / 1000:
+        raise LocalProtocolError(f"a job may take up to {c.JOB_LIFETIME_MS_MAX // 1000} s")
+    if ask.model is not None and not 0 < len(ask.model) <= c.MODEL_NAME_CHARACTERS_MAX:
+        raise LocalProtocolError(f"the name of a model has 1 to {c.MODEL_NAME_CHARACTERS_MAX} characters")
+    # Building a struct checks no bounds: the decoder does.
+    for value in (ask.sampling, ask.request):
+        try:
+            decode_struct(encode_value(value), type(value), SEALED_LIMITS)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(f"this cannot be asked: {error}") from None
 
 
 def _nobody(job: _Job) -> str:

@@ -45,11 +45,13 @@ class Contacts:
     def learn(self, node: NodeId, addresses: tuple[str, ...], *, connect: bool, connected: bool) -> list[Effect]:
         """Take addresses; with `connect`, keep a connection to this node from now on."""
         if node not in self._given and len(self._given) >= CONTACTS_MAX:
-            self._given.pop(next(iter(self._given)))
+            # The oldest makes room, but not one that we keep dialling: that one would never be found again.
+            self._given.pop(next((old for old in self._given if old not in self._wanted), next(iter(self._given))))
         self._given[node] = tuple(dict.fromkeys((*addresses, *self._given.get(node, ()))))[: c.HEARTBEAT_ADDRESSES_MAX]
         if not connect:
             return []
         self._wanted.setdefault(node, _Wanted())
+        self._retry.cancel(node)
         return [] if connected else [Dial(node, self.addresses(node))]
 
     def on_connected(self, node: NodeId) -> None:

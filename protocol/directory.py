@@ -1,20 +1,21 @@
 """Who offers what: the newest signed heartbeat of every node heard of, until it expires.
 
 A record enters only with a good signature, a sane lifetime and a higher sequence than the one held. The directory
-is bounded: when full, the record that expires first makes room. It keeps two indices, so that nothing scans it:
-by model (for routing) and by node id in order (for anti-entropy).
+is bounded: when full, the record that expires first makes room, be it the new one. It keeps two indices, so that
+nothing scans it: by model (for routing) and by node id in order (for anti-entropy).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from protocol import codec
 from protocol import constants as c
 from protocol.envelope import verify
-from protocol.errors import Stale
+from protocol.errors import Stale, UnknownVersion
 from protocol.ids import NodeId
 from protocol.messages import Heartbeat, ModelOffer, Signed
 from protocol.timers import Timers
@@ -89,8 +90,31 @@ class Directory:
     def add(self, record: Signed, wall_ms: int) -> Heartbeat | None:
         """Take a record if it is newer than what is held; returns its heartbeat, or None when it is old news.
 
-        Raises BadFrame, BadSignature or Stale. Costs a signature check only for news.
+        Raises BadFrame, BadSignature, UnknownVersion or Stale. Costs a signature check only for news.
         """
+        entry = self._check(record, wall_ms)
+        return entry.heartbeat if entry is not None and self._keep(entry) else None
+
+    def add_all(self, records: Iterable[Signed], wall_ms: int) -> tuple[list[Entry], list[str]]:
+        """Take the records of one message: what was news, and why others were skipped though nobody is to blame.
+
+        Raises BadFrame or BadSignature before any of them is kept: a message that also holds a forgery teaches
+        nothing, or whoever sent it could slip records in that nobody hears of.
+        """
+        entries: list[Entry] = []
+        skipped: list[str] = []
+        for record in records:
+            try:
+                entry = self._check(record, wall_ms)
+            # Records expire on their way, clocks differ, and versions come and go.
+            except (Stale, UnknownVersion) as error:
+                skipped.append(str(error))
+                continue
+            if entry is not None:
+                entries.append(entry)
+        return [entry for entry in entries if self._keep(entry)], skipped
+
+    def _check(self, record: Signed, wall_ms: int) -> Entry | None:
         heartbeat = codec.decode_record(record.body, Heartbeat)
         held = self._entries.get(heartbeat.node)
         # SPEC 01: The receiver of a heartbeat MUST keep the one with the highest sequence per node.
@@ -103,12 +127,21 @@ class Directory:
         if not 0 < heartbeat.expires_at_ms - heartbeat.issued_at_ms <= c.HEARTBEAT_LIFETIME_MS_MAX:
             raise Stale("the heartbeat claims a lifetime that the protocol does not allow")
         verify(heartbeat.node, Heartbeat.TAG, record.body, record.signature)
+        return Entry(heartbeat, record)
+
+    def _keep(self, entry: Entry) -> bool:
+        node = entry.heartbeat.node
+        held = self._entries.get(node)
         if held is not None:
-            self._remove(heartbeat.node)
-        elif len(self._entries) >= self._records_max:
-            self._evict()
-        self._insert(Entry(heartbeat, record))
-        return heartbeat
+            if entry.heartbeat.sequence <= held.heartbeat.sequence:
+                return False  # the same message brought a newer one
+            self._remove(node)
+        self._insert(entry)
+        if len(self._entries) > self._records_max:
+            soonest = self._expiry.pop_first()
+            assert soonest is not None
+            self._remove(soonest)
+        return node in self._entries
 
     def expire(self, wall_ms: int) -> list[NodeId]:
         """Drop what has expired; returns whose."""
@@ -143,7 +176,3 @@ class Directory:
             bucket.remove(node)
             if not bucket.items:
                 del self._by_model[name]
-
-    def _evict(self) -> None:
-        soonest = min(self._entries.values(), key=lambda e: (e.heartbeat.expires_at_ms, e.heartbeat.node))
-        self._remove(soonest.heartbeat.node)

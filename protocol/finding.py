@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Final
 
 from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.directory import Directory
-from protocol.errors import RemoteProtocolError, Stale, UnknownVersion
+from protocol.errors import RemoteProtocolError
 from protocol.events import Effect, FinishStream, Now, OpenStream, RecordLearnt, Send
 from protocol.ids import NodeId, StreamId
-from protocol.messages import Find, Found, Heartbeat, Message, Signed
+from protocol.messages import Find, Found, Message, Signed
 from protocol.routing import RouteRequest, exclusion
+
+# A peer holds few control streams for us; jobs that search at the same time share what the first ones learn.
+QUERIES_PER_PEER_MAX: Final = 4
 
 
 class Finding:
@@ -35,16 +39,24 @@ class Finding:
         self._rng = rng
         self._connected = connected
         self._next_stream = next_stream
-        self._queries: dict[StreamId, int] = {}
+        self._queries: dict[StreamId, tuple[NodeId, int]] = {}
 
-    def ask(self, request: RouteRequest) -> list[Effect]:
-        """Ask a few connected peers; what they know arrives in the directory."""
-        peers = self._connected()
+    @property
+    def active(self) -> int:
+        """Queries that wait for their answer."""
+        return len(self._queries)
+
+    def ask(self, request: RouteRequest, peer: NodeId | None = None) -> list[Effect]:
+        """Ask this peer, or a few connected ones; what they know arrives in the directory."""
+        asked = [asked for asked, _ in self._queries.values()]
+        peers = [
+            peer for peer in (self._connected() if peer is None else [peer]) if asked.count(peer) < QUERIES_PER_PEER_MAX
+        ]
         effects: list[Effect] = []
         for peer in self._rng.sample(peers, min(c.FIND_PEERS, len(peers))):
             stream = self._next_stream()
             query = self._rng.getrandbits(62)
-            self._queries[stream] = query
+            self._queries[stream] = (peer, query)
             find = Find(
                 query,
                 request.model,
@@ -64,24 +76,19 @@ class Finding:
     def on_stream_lost(self, stream: StreamId) -> None:
         self._queries.pop(stream, None)
 
-    def on_message(self, stream: StreamId, message: Message, now: Now) -> tuple[list[Effect], list[Heartbeat]]:
-        """Answer a query, or take an answer: effects, and the heartbeats that were news. Raises RemoteProtocolError."""
-        if isinstance(message, Find):
-            found = encode_message(Found(message.query, self._answer(message, now)))
-            return [Send(stream, found), FinishStream(stream)], []
-        if not isinstance(message, Found) or self._queries.pop(stream, None) != message.query:
+    def on_query(self, stream: StreamId, message: Message, now: Now) -> list[Effect]:
+        """Answer on a stream that a peer opened. Raises RemoteProtocolError."""
+        if not isinstance(message, Find):
+            raise RemoteProtocolError(f"{type(message).__name__} asks nothing")
+        return [Send(stream, encode_message(Found(message.query, self._answer(message, now)))), FinishStream(stream)]
+
+    def on_answer(self, stream: StreamId, message: Message, now: Now) -> list[Effect]:
+        """Take an answer on a stream that we opened. Raises RemoteProtocolError."""
+        _, query = self._queries.pop(stream, (None, None))
+        if not isinstance(message, Found) or message.query != query:
             raise RemoteProtocolError("an answer to a question that was not asked")
-        effects: list[Effect] = []
-        news: list[Heartbeat] = []
-        for record in message.records:
-            try:
-                heartbeat = self._directory.add(record, now.wall_ms)
-            except (Stale, UnknownVersion):
-                continue  # expired on its way, or newer than this program: the peer is not to blame
-            if heartbeat is not None:
-                news.append(heartbeat)
-                effects.append(RecordLearnt(heartbeat, record))
-        return effects, news
+        news, _ = self._directory.add_all(message.records, now.wall_ms)
+        return [RecordLearnt(entry.heartbeat, entry.record) for entry in news]
 
     def _answer(self, find: Find, now: Now) -> tuple[Signed, ...]:
         """Up to `limit` fitting providers, sampled: the asker chooses, we only know."""
@@ -103,8 +110,19 @@ class Finding:
         for node in nodes:
             entry = self._directory.get(node)
             assert entry is not None
-            fits = exclusion(entry, request, now.wall_ms, ourselves=NodeId(b""), tried=(), connected=lambda _: True)
+            fits = exclusion(
+                entry,
+                request,
+                now.wall_ms,
+                ourselves=NodeId(b""),
+                tried=(),
+                connected=lambda _: True,
+                has_address=lambda _: True,
+            )
+            if fits is not None:
+                continue
             size += len(entry.record.body) + 128
-            if fits is None and len(records) < find.limit and size < c.CONTROL_FRAME_BYTES_MAX:
-                records.append(entry.record)
+            if len(records) == find.limit or size >= c.CONTROL_FRAME_BYTES_MAX:
+                break
+            records.append(entry.record)
         return tuple(records)

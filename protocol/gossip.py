@@ -8,14 +8,15 @@ to all other neighbours at once, each record at most once per neighbour and not 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol import constants as c
-from protocol.directory import FIRST_ID, LAST_ID, Directory
-from protocol.errors import RemoteProtocolError, Stale, UnknownVersion
+from protocol.directory import FIRST_ID, LAST_ID, Directory, Entry
+from protocol.errors import RemoteProtocolError
 from protocol.events import Effect, Note, Now, RecordLearnt
 from protocol.ids import NodeId
-from protocol.messages import Digest, Heartbeat, Message, Records, Signed, Want
+from protocol.messages import Digest, Message, Records, Signed, Want
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,51 +84,50 @@ class Gossip:
             return self._on_records(source, message, now)
         raise RemoteProtocolError(f"{type(message).__name__} is no gossip message")
 
-    def spread(self, record: Signed, node: NodeId, now: Now, *, source: NodeId | None) -> list[Outgoing]:
-        """Push a record to every neighbour but its source, unless this node's last one was pushed just now."""
-        last = self._pushed_at_s.get(node)
-        # SPEC 04: A node MUST NOT push records of one node more often than once in 5 seconds.
-        if last is not None and now.monotonic_s - last < c.RECORD_INTERVAL_S:
+    def spread(self, entries: Sequence[Entry], now: Now, *, source: NodeId | None) -> list[Outgoing]:
+        """Push news to every neighbour but their source, except of nodes whose last record was pushed just now."""
+        neighbours = [neighbour for neighbour in self._neighbours if neighbour != source]
+        if not neighbours:
             return []
-        self._pushed_at_s[node] = now.monotonic_s
-        return [Outgoing(n, Records((record,))) for n in self._neighbours if n not in (source, node)]
+        due = [entry for entry in entries if self._may_push(entry.heartbeat.node, now)]
+        for entry in due:
+            self._pushed_at_s[entry.heartbeat.node] = now.monotonic_s
+        outgoing: list[Outgoing] = []
+        for neighbour in neighbours:
+            outgoing += self._records(neighbour, [e.record for e in due if e.heartbeat.node != neighbour])
+        return outgoing
+
+    def _may_push(self, node: NodeId, now: Now) -> bool:
+        # SPEC 04: A node MUST NOT push records of one node more often than once in 5 seconds.
+        last = self._pushed_at_s.get(node)
+        return last is None or now.monotonic_s - last >= c.RECORD_INTERVAL_S
 
     def _on_digest(self, source: NodeId, digest: Digest) -> list[Outgoing]:
         theirs = dict(digest.entries)
         if len(theirs) != len(digest.entries) or digest.first > digest.last:
             raise RemoteProtocolError("a digest that names a node twice, or an empty range")
-        newer: list[Signed] = []
-        for entry in self._directory.between(digest.first, digest.last, 2 * c.ARRAY_ITEMS_MAX):
-            heartbeat = entry.heartbeat
-            sequence = theirs.pop(heartbeat.node, -1)
-            if heartbeat.sequence > sequence and heartbeat.node != source:
-                newer.append(entry.record)
-            elif heartbeat.sequence < sequence:
-                theirs[heartbeat.node] = sequence
+        newer = [
+            entry.record
+            for entry in self._directory.between(digest.first, digest.last, 2 * c.ARRAY_ITEMS_MAX)
+            if entry.heartbeat.node != source and entry.heartbeat.sequence > theirs.get(entry.heartbeat.node, -1)
+        ]
+        lacking = [node for node, sequence in digest.entries if self._lacks(node, sequence)]
         outgoing = self._records(source, newer)
-        if theirs:
-            outgoing.append(Outgoing(source, Want(tuple(theirs))))
+        if lacking:
+            outgoing.append(Outgoing(source, Want(tuple(lacking))))
         return outgoing
 
-    def _on_records(self, source: NodeId, message: Records, now: Now) -> tuple[list[Outgoing], list[Effect]]:
-        outgoing: list[Outgoing] = []
-        effects: list[Effect] = []
-        for record in message.records:
-            # SPEC 04: The receiver MUST check signature and freshness of a record before it keeps or forwards it.
-            heartbeat, note = self._take(source, record, now)
-            if heartbeat is not None:
-                effects.append(RecordLearnt(heartbeat, record))
-                outgoing += self.spread(record, heartbeat.node, now, source=source)
-            elif note is not None:
-                effects.append(note)
-        return outgoing, effects
+    def _lacks(self, node: NodeId, sequence: int) -> bool:
+        held = self._directory.get(node)
+        return held is None or held.heartbeat.sequence < sequence
 
-    def _take(self, source: NodeId, record: Signed, now: Now) -> tuple[Heartbeat | None, Note | None]:
-        try:
-            return self._directory.add(record, now.wall_ms), None
-        except (Stale, UnknownVersion) as error:
-            # Not the neighbour's fault: records expire on their way, clocks differ, and versions come and go.
-            return None, Note("gossip.record_skipped", source, str(error))
+    def _on_records(self, source: NodeId, message: Records, now: Now) -> tuple[list[Outgoing], list[Effect]]:
+        # SPEC 04: The receiver MUST check signature and freshness of a record before it keeps or forwards it.
+        news, skipped = self._directory.add_all(message.records, now.wall_ms)
+        effects: list[Effect] = [RecordLearnt(entry.heartbeat, entry.record) for entry in news]
+        if skipped:
+            effects.append(Note("gossip.records_skipped", source, f"{len(skipped)}, the last because {skipped[-1]}"))
+        return self.spread(news, now, source=source), effects
 
     def _records(self, neighbour: NodeId, records: list[Signed]) -> list[Outgoing]:
         """Pack records into as few messages as the limits of a control stream allow."""

@@ -7,9 +7,10 @@ raises out of `handle`; `LocalProtocolError` does, for a command that cannot be 
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -18,11 +19,12 @@ from msgspec.structs import replace
 from protocol import codec
 from protocol import constants as c
 from protocol import events as e
+from protocol.announcing import Announcing
 from protocol.asking import Asking
 from protocol.codec import FrameReader, encode_message
 from protocol.contacts import Contacts
-from protocol.directory import Directory
-from protocol.envelope import Signer, sign_record
+from protocol.directory import Directory, Entry
+from protocol.envelope import Signer
 from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale, UnknownVersion
 from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
@@ -32,12 +34,10 @@ from protocol.messages import (
     MESSAGES_OF_PROTOCOL,
     Availability,
     Fault,
-    Heartbeat,
     Hello,
     JobOpen,
     JobOpenRecord,
     Message,
-    Role,
     Signed,
 )
 from protocol.providing import Providing
@@ -46,6 +46,9 @@ from protocol.sealing import Sealer
 from protocol.timers import Timers
 
 FEATURE_GOSSIP: Final = 1
+# An inbound connection is greeted by its dialler. When both sides dial at once, each may take the other's dial for the
+# first connection and wait: after this long the one that waits greets, too.
+GREETING_DELAY_S: Final = 2.0
 _BEAT = "beat"
 _REFRESH = "refresh"
 
@@ -72,6 +75,7 @@ class PeerStatistics:
     jobs_running: int
     zombie_chunks: int
     bad_frames: int
+    queries: int
 
 
 @dataclass(slots=True)
@@ -82,6 +86,7 @@ class _Stream:
     reader: FrameReader
     local_done: bool = False
     remote_done: bool = False
+    greeted: bool = False
 
 
 @dataclass(slots=True)
@@ -98,17 +103,16 @@ class Peer:
         self.node = signer.node
         self.directory = Directory(config.directory_records_max)
         self._config = config
-        self._signer = signer
-        self._sealer = sealer
         self._started_at_ms = now.wall_ms
         self._streams: dict[StreamId, _Stream] = {}
         self._connections: dict[NodeId, _Connection] = {}
         self._stream_numbers = itertools.count(1, 2)
-        self._timers: Timers[StreamId | str] = Timers()
-        self._offer: Offer | None = None
-        self._sequence = 0
+        # Streams by number, peers that have not greeted by id, and our own heartbeat.
+        self._timers: Timers[StreamId | NodeId | str] = Timers()
         self._heartbeat: Signed | None = None
         self._bad_frames = 0
+        features = (FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()
+        self._announcing = Announcing(signer, sealer, features)
         self._contacts = Contacts(self.directory, rng)
         self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
@@ -121,7 +125,7 @@ class Peer:
             rng,
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
-            search=lambda request, _now: self._finding.ask(request),
+            search=self._finding.ask,
             next_stream=self._next_stream,
             connected_only=not config.dials,
         )
@@ -148,7 +152,14 @@ class Peer:
 
     def explain(self, request: RouteRequest, wall_ms: int) -> list[tuple[NodeId, Exclusion | None]]:
         """Why each known node would or would not get this job from us."""
-        return explain(request, self.directory, wall_ms, ourselves=self.node, connected=self._connections.__contains__)
+        return explain(
+            request,
+            self.directory,
+            wall_ms,
+            ourselves=self.node,
+            connected=self._connections.__contains__,
+            has_address=lambda node: bool(self._contacts.addresses(node)),
+        )
 
     def statistics(self) -> PeerStatistics:
         return PeerStatistics(
@@ -159,9 +170,10 @@ class Peer:
             jobs_running=self._providing.active,
             zombie_chunks=self._asking.zombie_chunks,
             bad_frames=self._bad_frames,
+            queries=self._finding.active,
         )
 
-    def _dispatch(self, event: Event, now: Now) -> list[Effect]:  # one arm per event
+    def _dispatch(self, event: Event, now: Now) -> Iterable[Effect]:  # one arm per event
         match event:
             case e.BytesReceived():
                 return self._on_bytes(event, now)
@@ -185,6 +197,8 @@ class Peer:
             case e.PeerDisconnected():
                 return self._on_disconnected(event.peer, now)
             case e.DialFailed():
+                if event.peer in self._connections:
+                    return []  # it dialled us while we dialled it
                 self._contacts.on_unreachable(event.peer, now)
                 return self._asking.on_unreachable(event.peer, event.reason, now)
             case e.Ask():
@@ -192,9 +206,7 @@ class Peer:
             case e.StopAsking():
                 return self._asking.stop(event, now)
             case e.SetOffer():
-                self._offer = event.offer
-                self._providing.set_offer(event.offer)
-                return self._beat(now, spread=True)
+                return self._set_offer(event.offer, now)
             case e.Allow():
                 self._providing.allow(event.nodes)
                 return []
@@ -210,7 +222,7 @@ class Peer:
                 assert_never(event)
 
     def _absorb(self, produced: Iterable[Effect], effects: list[Effect], now: Now) -> None:
-        """Keep the table of streams in step with the effects that go out."""
+        """Keep the table of streams in step with the effects that go out, one by one as they are produced."""
         for effect in produced:
             effects.append(effect)
             if isinstance(effect, e.OpenStream):
@@ -236,18 +248,24 @@ class Peer:
         self._connections[event.peer] = _Connection(event.address)
         self._contacts.on_connected(event.peer)
         effects: list[Effect] = []
-        if not event.inbound:
-            stream = self._next_stream()
-            effects += [
-                e.OpenStream(stream, event.peer, c.HELLO_PROTOCOL),
-                e.Send(stream, encode_message(self._hello(event.address, now))),
-                e.FinishStream(stream),
-            ]
+        if event.inbound:
+            self._timers.set(event.peer, now.monotonic_s + GREETING_DELAY_S)
+        else:
+            effects += self._greet(event.peer, now)
         return effects + self._asking.on_connected(event.peer, now)
+
+    def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
+        stream = self._next_stream()
+        return [
+            e.OpenStream(stream, peer, c.HELLO_PROTOCOL),
+            e.Send(stream, encode_message(self._hello(self._address_of(peer), now))),
+            e.FinishStream(stream),
+        ]
 
     def _on_disconnected(self, peer: NodeId, now: Now) -> list[Effect]:
         if self._connections.pop(peer, None) is None:
             return []
+        self._timers.cancel(peer)
         effects: list[Effect] = []
         for stream in [number for number, stream in self._streams.items() if stream.peer == peer]:
             effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
@@ -255,13 +273,10 @@ class Peer:
         self._contacts.on_unreachable(peer, now)
         return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
 
-    def _features(self) -> tuple[int, ...]:
-        return (FEATURE_GOSSIP,) if self._config.gossip.interval_s is not None else ()
-
     def _hello(self, observed_address: str | None, now: Now) -> Hello:
         return Hello(
             version=c.PROTOCOL_VERSION,
-            features=self._features(),
+            features=self._announcing.features,
             agent=self._config.agent,
             clock_ms=now.wall_ms,
             started_at_ms=self._started_at_ms,
@@ -271,6 +286,7 @@ class Peer:
         )
 
     def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
+        self._timers.cancel(peer)
         effects: list[Effect] = []
         skew_ms = hello.clock_ms - now.wall_ms
         if abs(skew_ms) > c.CLOCK_SKEW_MS_MAX:
@@ -284,7 +300,8 @@ class Peer:
     # ------------------------------------------------------------ streams
 
     def _on_stream_opened(self, event: e.StreamOpened, now: Now) -> list[Effect]:
-        if event.protocol not in MESSAGES_OF_PROTOCOL:
+        speaks_gossip = self._config.gossip.interval_s is not None
+        if event.protocol not in MESSAGES_OF_PROTOCOL or (event.protocol == c.GOSSIP_PROTOCOL and not speaks_gossip):
             return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
         is_job = event.protocol == c.JOB_PROTOCOL
         held = sum(
@@ -300,29 +317,35 @@ class Peer:
         self._timers.set(event.stream, now.monotonic_s + c.CONTROL_DEADLINE_S)
         return []
 
-    def _on_bytes(self, event: e.BytesReceived, now: Now) -> list[Effect]:
+    def _on_bytes(self, event: e.BytesReceived, now: Now) -> Iterator[Effect]:
+        """A generator, so that what one message does to the stream is known before the next one is looked at."""
         stream = self._streams.get(event.stream)
         if stream is None or stream.remote_done:
-            return []
-        effects: list[Effect] = []
+            return
         try:
             for message in stream.reader.feed(event.data):
-                effects += self._on_message(event.stream, stream, message, now)
+                yield from self._on_message(event.stream, stream, message, now)
+                if event.stream not in self._streams:
+                    return
         except (RemoteProtocolError, SealError) as error:
-            effects += self._blame(event.stream, stream, error, now)
-        return effects
+            yield from self._blame(event.stream, stream, error, now)
 
     def _on_message(self, number: StreamId, stream: _Stream, message: Message, now: Now) -> list[Effect]:
         if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
             raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
+        if stream.inbound and stream.local_done:
+            return []  # it was on its way when we had answered
         if isinstance(message, Fault):
-            return [e.Note("peer.fault", stream.peer, f"code {message.code}")]
+            return self._on_fault(number, stream, message, now)
         if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, JobOpen):
             # From here on the machines of these protocols keep their own deadlines.
             self._timers.cancel(number)
         if isinstance(message, Hello):
+            if stream.greeted:
+                raise RemoteProtocolError("a second hello on one stream")
+            stream.greeted = True
             effects = self._on_hello(stream.peer, message, now)
-            if stream.inbound and not stream.local_done:
+            if stream.inbound:
                 answer = self._hello(self._address_of(stream.peer), now)
                 return [e.Send(number, encode_message(answer)), e.FinishStream(number), *effects]
             return effects
@@ -330,11 +353,19 @@ class Peer:
             outgoing, effects = self._gossip.on_message(stream.peer, message, now)
             return effects + self._deliver(outgoing)
         if stream.protocol == c.FIND_PROTOCOL:
-            effects, _ = self._finding.on_message(number, message, now)
-            return effects
+            take = self._finding.on_query if stream.inbound else self._finding.on_answer
+            return take(number, message, now)
         if stream.inbound:
             return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
         return self._asking.on_message(number, message, now)
+
+    def _on_fault(self, number: StreamId, stream: _Stream, fault: Fault, now: Now) -> list[Effect]:
+        reason = f"the peer reported a fault, code {fault.code}"
+        return [
+            e.Note("peer.fault", stream.peer, f"code {fault.code}"),
+            *self._lose_stream(number, Refusal.PROTOCOL, reason, now),
+            e.ResetStream(number, reason),
+        ]
 
     def _on_stream_finished(self, number: StreamId, now: Now) -> list[Effect]:
         stream = self._streams.get(number)
@@ -380,7 +411,6 @@ class Peer:
         if stream is None:
             return []
         self._drop(number)
-        self._finding.on_stream_lost(number)
         if self._providing.owns(number):
             return self._providing.on_stream_lost(number, code, now)
         return self._asking.on_stream_lost(number, code, reason, now)
@@ -399,6 +429,7 @@ class Peer:
     def _drop(self, number: StreamId) -> None:
         stream = self._streams.pop(number, None)
         self._timers.cancel(number)
+        self._finding.on_stream_lost(number)
         if stream is not None:
             connection = self._connections.get(stream.peer)
             if connection is not None and connection.gossip_stream == number:
@@ -409,8 +440,7 @@ class Peer:
         return connection.address if connection is not None else None
 
     def _is_local(self, peer: NodeId) -> bool:
-        address = self._address_of(peer) or ""
-        return address.startswith(("/ip4/127.", "/ip6/::1/", "/ip6/::ffff:127.", "/ip6/::ffff:7f"))
+        return _is_loopback(self._address_of(peer) or "")
 
     # ------------------------------------------------------------ records
 
@@ -426,7 +456,7 @@ class Peer:
             return [e.Note("record.bad", None, str(error))]
         if heartbeat is None:
             return []
-        spread = self._gossip.spread(record, heartbeat.node, now, source=source)
+        spread = self._gossip.spread([Entry(heartbeat, record)], now, source=source)
         return [e.RecordLearnt(heartbeat, record), *self._deliver(spread)]
 
     def _deliver(self, outgoing: list[Outgoing]) -> list[Effect]:
@@ -442,41 +472,25 @@ class Peer:
             effects.append(e.Send(connection.gossip_stream, encode_message(out.message)))
         return effects
 
+    def _set_offer(self, offer: Offer, now: Now) -> list[Effect]:
+        # Signing raises for an offer that others would refuse, before anything has changed.
+        self._announcing.sign(offer, 0, now)
+        self._announcing.offer = offer
+        self._providing.set_offer(offer)
+        return self._beat(now, spread=True)
+
     def _beat(self, now: Now, *, spread: bool) -> list[Effect]:
         """Sign a new heartbeat: for the coordinator always, for peers when `spread`."""
-        offer = self._offer
-        if offer is None:
+        if self._announcing.offer is None:
             return []
-        self._sequence = max(self._sequence + 1, now.wall_ms)
-        heartbeat = Heartbeat(
-            version=1,
-            node=self.node,
-            sequence=self._sequence,
-            issued_at_ms=now.wall_ms,
-            expires_at_ms=now.wall_ms + c.HEARTBEAT_LIFETIME_MS_MAX,
-            role=offer.role,
-            availability=offer.availability,
-            name=offer.name,
-            agent=offer.agent,
-            addresses=offer.addresses,
-            gpus=offer.gpus,
-            models=offer.models,
-            load=self._providing.load(),
-            free_policy=offer.free_policy,
-            sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
-            sealed_bytes_max=offer.sealed_bytes_max,
-            features=self._features(),
-            coordinators=(),
-            extensions=(),
-        )
-        record = sign_record(heartbeat, self._signer)
+        entry = self._announcing.sign(self._announcing.offer, self._providing.load(), now)
         self._timers.set(_BEAT, now.monotonic_s + c.HEARTBEAT_INTERVAL_S)
-        effects: list[Effect] = [e.HeartbeatSigned(record)]
+        effects: list[Effect] = [e.HeartbeatSigned(entry.record)]
         if spread:
-            self._heartbeat = record
-            self.directory.add(record, now.wall_ms)
+            self._heartbeat = entry.record
+            self.directory.add(entry.record, now.wall_ms)
             self._timers.set(_REFRESH, now.monotonic_s + c.GOSSIP_REFRESH_S)
-            effects += self._deliver(self._gossip.spread(record, self.node, now, source=None))
+            effects += self._deliver(self._gossip.spread([entry], now, source=None))
         return effects
 
     def _better(self, order: JobOpenRecord) -> tuple[Signed, ...]:
@@ -495,6 +509,8 @@ class Peer:
         for key in self._timers.pop_due(now.monotonic_s):
             if key == _BEAT:
                 effects += self._beat(now, spread=not self._timers.is_set(_REFRESH))
+            elif isinstance(key, bytes):
+                effects += self._greet(NodeId(key), now)
             elif isinstance(key, int):
                 effects += self._on_stream_deadline(StreamId(key), now)
         self.directory.expire(now.wall_ms)
@@ -511,8 +527,22 @@ class Peer:
 
     def _shut_down(self, now: Now) -> list[Effect]:
         effects = self._asking.shut_down(now) + self._providing.shut_down(now)
-        if self._offer is not None:
-            self._offer = replace(self._offer, availability=Availability.OFFLINE)
-            self._providing.set_offer(self._offer)
-            effects += self._beat(now, spread=True)
+        if self._announcing.offer is not None:
+            effects += self._set_offer(replace(self._announcing.offer, availability=Availability.OFFLINE), now)
         return effects
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether a multiaddr says that the other end is a process of this machine.
+
+    Not so for a circuit: there the address is the relay's.
+    """
+    parts = address.split("/")
+    if len(parts) < 3 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
+        return False
+    try:
+        ip = ipaddress.ip_address(parts[2])
+    except ValueError:
+        return False
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback

@@ -43,6 +43,7 @@ from protocol.messages import (
     JobOpen,
     JobOpenRecord,
     JobReject,
+    Kind,
     Message,
     ModelOffer,
     Outcome,
@@ -55,6 +56,8 @@ from protocol.messages import (
 from protocol.sealing import ChunkCipher, Sealer, open_prompt, seal_context
 from protocol.timers import Timers
 
+# A chunk's text stays below the limit of one byte string, whatever its characters take in UTF-8.
+CHUNK_CHARACTERS_MAX = 12 * 1024
 # Told to an asker when all slots are taken: about the length of a short answer.
 RETRY_AFTER_BUSY_MS = 2_000
 
@@ -262,7 +265,7 @@ class Providing:
         if isinstance(event, EngineText):
             return self._text(run, event, now)
         if isinstance(event, EngineVector):
-            if run.state is JobState.CANCELLING:
+            if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
                 return []
             run.pending.append(ChunkBody("", event.index, event.vector))
             return self._flush(run, now)
@@ -271,6 +274,9 @@ class Providing:
     def _accept(self, run: _Run, prompt_tokens: int, now: Now) -> list[Effect]:
         if run.state is not JobState.OFFERED or run.stream is None:
             return []
+        if prompt_tokens > run.order.prompt_tokens_max:
+            # The engine should have refused it; the asker would have to.
+            return self._stop(run, Refusal.CONTEXT_EXCEEDED, now)
         run.prompt_tokens = prompt_tokens
         run.accepted_at_ms = now.wall_ms
         run.accepted_at_s = now.monotonic_s
@@ -295,7 +301,7 @@ class Providing:
         return [Send(run.stream, encode_message(JobAccept(sign_record(acceptance, self._signer))))]
 
     def _progress(self, run: _Run, done: int, total: int, now: Now) -> list[Effect]:
-        if run.state is not JobState.ACCEPTED or run.stream is None:
+        if run.state not in (JobState.ACCEPTED, JobState.RUNNING) or run.stream is None:
             return []
         if self._timers.is_set(("quiet", run.run)):
             return []
@@ -305,7 +311,7 @@ class Providing:
         return [Send(run.stream, encode_message(Progress(run.order.job, run.order.attempt, done, total)))]
 
     def _text(self, run: _Run, event: EngineText, now: Now) -> list[Effect]:
-        if run.state is JobState.CANCELLING:
+        if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
             return []
         run.output_tokens = event.output_tokens
         run.pending.append(ChunkBody(event.text))
@@ -327,8 +333,8 @@ class Providing:
         if run.state is JobState.ACCEPTED:
             run.state = advance(run.state, JobState.RUNNING)
         bodies = run.pending
-        if len(bodies) > 1 and not any(body.vector for body in bodies):
-            bodies = [ChunkBody("".join(body.text for body in bodies))]
+        if run.order.kind is not Kind.EMBEDDING:
+            bodies = [ChunkBody(text) for text in _pieces("".join(body.text for body in bodies))]
         run.pending = []
         elapsed_ms = round((now.monotonic_s - run.accepted_at_s) * 1000)
         if run.chunks == 0:
@@ -351,8 +357,13 @@ class Providing:
     def _engine_ended(self, run: _Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
         """The slot is free: account for the run and forget it."""
         run.engine_runs = False
+        if isinstance(event, EngineFinished) and (
+            run.state is JobState.OFFERED or event.outcome not in (Outcome.STOP, Outcome.LENGTH)
+        ):
+            # It ended what it never started, or what nobody cancelled.
+            event = EngineFailed(event.run, Refusal.ENGINE_FAILED, "the engine dropped the job")
         if run.state is JobState.OFFERED:
-            assert isinstance(event, EngineFailed), "the engine finished a run that it never started"
+            assert isinstance(event, EngineFailed)
             return self._fail_offer(run, event.code, event.text)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
@@ -360,7 +371,8 @@ class Providing:
             return self._receipt(run, outcome, code)
         if isinstance(event, EngineFailed):
             return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code)]
-        run.output_tokens = event.output_tokens
+        if run.order.kind is not Kind.EMBEDDING:
+            run.output_tokens = event.output_tokens
         if run.output_tokens != run.sent_tokens and not run.pending:
             # Tokens without text, those of a stop string above all, are counted in a last chunk of their own.
             run.pending.append(ChunkBody())
@@ -416,7 +428,7 @@ class Providing:
 
     def _fail_offer(self, run: _Run, code: Refusal, text: str) -> list[Effect]:
         """A run that was never accepted ends with a refusal."""
-        run.state = JobState.FAILED
+        run.state = advance(run.state, JobState.FAILED)
         self._forget(run)
         return self._reject(run.stream, run.order, (code, text)) if run.stream is not None else []
 
@@ -455,7 +467,9 @@ class Providing:
     def on_deadline(self, now: Now) -> list[Effect]:
         effects: list[Effect] = []
         for name, run_id in self._timers.pop_due(now.monotonic_s):
-            run = self._runs[run_id]
+            run = self._runs.get(run_id)
+            if run is None:
+                continue
             if name == "flush":
                 effects += self._flush(run, now)
             elif name == "parts":
@@ -466,3 +480,8 @@ class Providing:
                 # The engine's supervisor restarts an engine that does not stop; here it is only told.
                 effects.append(Note("engine.slow_cancel", run.order.asker, f"run {run_id}"))
         return effects
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a text to what chunks can hold; an engine that hands over everything at once is no reason to fail."""
+    return [text[start : start + CHUNK_CHARACTERS_MAX] for start in range(0, len(text), CHUNK_CHARACTERS_MAX)] or [""]

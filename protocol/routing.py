@@ -14,13 +14,14 @@ from typing import Final
 
 from msgspec import Struct
 
-from protocol import constants as c
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
 from protocol.messages import Availability, FreePolicy, Kind, Role
 
-# Enough to find a fit when some are full or too dear, few enough to cost nothing.
+# Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16
+# Looked at when nobody among the few fits: most of a market may be offline or too small for one request.
+SAMPLE_MAX: Final = 512
 
 
 class Exclusion(Enum):
@@ -40,8 +41,7 @@ class Exclusion(Enum):
     NOT_FREE = "it runs free jobs for nobody, and this one offers no payment"
     NO_SEALING_KEY = "it publishes no key to seal prompts for"
     TOO_LARGE = "the prompt is larger than it accepts"
-    FULL = "it reports that it is full"
-    UNREACHABLE = "it publishes no address and is not connected"
+    UNREACHABLE = "no address of it is known and it is not connected"
     NOT_CONNECTED = "it is not connected, and this asker does not dial"
 
 
@@ -72,7 +72,7 @@ class Candidate(Struct, frozen=True):
         return self.entry.heartbeat.node
 
 
-Reachable = Callable[[NodeId], bool]
+NodeTest = Callable[[NodeId], bool]
 
 
 def exclusion(
@@ -82,9 +82,13 @@ def exclusion(
     *,
     ourselves: NodeId,
     tried: Collection[NodeId],
-    connected: Reachable,
+    connected: NodeTest,
+    has_address: NodeTest,
 ) -> Exclusion | None:
-    """The first reason against a node, or None when it is a candidate."""
+    """The first reason against a node, or None when it is a candidate.
+
+    `has_address` counts what was learnt from others than the node, too: most nodes publish no address.
+    """
     heartbeat = entry.heartbeat
     if heartbeat.node == ourselves:
         return Exclusion.OURSELVES
@@ -107,12 +111,10 @@ def exclusion(
         return Exclusion.NO_SEALING_KEY
     if request.prompt_bytes > heartbeat.sealed_bytes_max:
         return Exclusion.TOO_LARGE
-    if heartbeat.load >= c.LOAD_STEPS:
-        return Exclusion.FULL
     if not connected(heartbeat.node):
         if request.connected_only:
             return Exclusion.NOT_CONNECTED
-        if not heartbeat.addresses:
+        if not has_address(heartbeat.node):
             return Exclusion.UNREACHABLE
     return None
 
@@ -157,33 +159,41 @@ def choose(
     *,
     ourselves: NodeId,
     tried: Collection[NodeId],
-    connected: Reachable,
+    connected: NodeTest,
+    has_address: NodeTest,
 ) -> Candidate | None:
-    """The least loaded of a few random fitting providers, or None when none of those sampled fits."""
-    best: tuple[int, float, Candidate] | None = None
-    for node in _sample(request, directory, rng):
-        entry = directory.get(node)
-        assert entry is not None, "the model index names a node that the directory does not hold"
-        against = exclusion(entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected)
-        if against is not None:
-            continue
-        model = model_for(entry, request)
-        assert model is not None
-        ranked = (entry.heartbeat.load, rng.random(), Candidate(entry, model))
-        if best is None or ranked[:2] < best[:2]:
-            best = ranked
-    return best[2] if best else None
+    """The least loaded of a few random fitting providers, or None when none of those looked at fits.
+
+    Load only ranks, and never excludes: what gossip says of it is up to ten minutes old, while a provider that is
+    really full says so in one round trip and names others.
+    """
+    for size in (SAMPLE, SAMPLE_MAX):
+        best: tuple[int, float, Candidate] | None = None
+        for node in _sample(request, directory, rng, size):
+            entry = directory.get(node)
+            assert entry is not None, "the model index names a node that the directory does not hold"
+            against = exclusion(
+                entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected, has_address=has_address
+            )
+            if against is not None:
+                continue
+            model = model_for(entry, request)
+            assert model is not None
+            ranked = (entry.heartbeat.load, rng.random(), Candidate(entry, model))
+            if best is None or ranked[:2] < best[:2]:
+                best = ranked
+        if best is not None:
+            return best[2]
+    return None
 
 
-def _sample(request: RouteRequest, directory: Directory, rng: random.Random) -> list[NodeId]:
-    if request.model is not None:
-        providers = directory.providers_of(request.model)
-        return rng.sample(providers, min(SAMPLE, len(providers)))
-    names = directory.models()
+def _sample(request: RouteRequest, directory: Directory, rng: random.Random, size: int) -> list[NodeId]:
+    """Up to `size` providers of the model, or of some models when the request names none."""
+    names = [request.model] if request.model is not None else directory.models()
     found: dict[NodeId, None] = {}
     for name in rng.sample(names, min(SAMPLE, len(names))):
         providers = directory.providers_of(name)
-        found.update(dict.fromkeys(rng.sample(providers, min(SAMPLE, len(providers)))))
+        found.update(dict.fromkeys(rng.sample(providers, min(size, len(providers)))))
     return list(found)
 
 
@@ -194,13 +204,16 @@ def explain(
     *,
     ourselves: NodeId,
     tried: Collection[NodeId] = (),
-    connected: Reachable,
+    connected: NodeTest,
+    has_address: NodeTest,
 ) -> list[tuple[NodeId, Exclusion | None]]:
     """Every node of the directory with the first reason against it, or None for a candidate; in order of node id."""
     return [
         (
             entry.heartbeat.node,
-            exclusion(entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected),
+            exclusion(
+                entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected, has_address=has_address
+            ),
         )
         for entry in directory.entries()
     ]

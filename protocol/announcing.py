@@ -1,0 +1,49 @@
+"""What this node says about itself: its offer, and heartbeats signed anew from it with a sequence that only grows."""
+
+from __future__ import annotations
+
+from protocol import constants as c
+from protocol.directory import Entry
+from protocol.envelope import Signer, sign_record
+from protocol.events import Now, Offer
+from protocol.messages import Heartbeat, Role
+from protocol.sealing import Sealer
+
+
+class Announcing:
+    """The state; `features` are what this program can do beyond the base protocol (specs/01)."""
+
+    def __init__(self, signer: Signer, sealer: Sealer, features: tuple[int, ...]) -> None:
+        self._signer = signer
+        self._sealer = sealer
+        self._sequence = 0
+        self.features = features
+        self.offer: Offer | None = None
+
+    def sign(self, offer: Offer, load: int, now: Now) -> Entry:
+        """A heartbeat of this moment. Raises LocalProtocolError for an offer that others would refuse."""
+        heartbeat = Heartbeat(
+            version=1,
+            node=self._signer.node,
+            # The wall clock carries the sequence over a restart; it may stand still or go back while we run.
+            sequence=max(self._sequence + 1, now.wall_ms),
+            issued_at_ms=now.wall_ms,
+            expires_at_ms=now.wall_ms + c.HEARTBEAT_LIFETIME_MS_MAX,
+            role=offer.role,
+            availability=offer.availability,
+            name=offer.name,
+            agent=offer.agent,
+            addresses=offer.addresses,
+            gpus=offer.gpus,
+            models=offer.models,
+            load=load,
+            free_policy=offer.free_policy,
+            sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
+            sealed_bytes_max=offer.sealed_bytes_max,
+            features=self.features,
+            coordinators=(),
+            extensions=(),
+        )
+        record = sign_record(heartbeat, self._signer)
+        self._sequence = heartbeat.sequence
+        return Entry(heartbeat, record)

@@ -1,0 +1,120 @@
+"""One order to one provider as the asker sees it: what has arrived, and whether it is what was ordered.
+
+Nothing here decides what happens next; that is `asking`. Every check raises RemoteProtocolError: a provider that
+fails one has broken the protocol, and its attempt has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.envelope import open_record
+from protocol.errors import RemoteProtocolError
+from protocol.ids import JobId, StreamId
+from protocol.jobs import cost_uusd, running_hash
+from protocol.messages import (
+    Chunk,
+    ChunkBody,
+    JobAcceptRecord,
+    JobOpenRecord,
+    Kind,
+    Outcome,
+    ReceiptRecord,
+    Signed,
+)
+from protocol.sealing import ChunkCipher
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The state. `inputs` is how many embeddings were ordered."""
+
+    stream: StreamId
+    order: JobOpenRecord
+    order_hash: bytes
+    cipher: ChunkCipher
+    inputs: int
+    running_hash: bytes
+    chunks: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    vectors: set[int] = field(default_factory=set)
+
+    @property
+    def started(self) -> bool:
+        """Whether a piece of the answer has arrived: another provider would then start over."""
+        return self.chunks > 0
+
+    def check_named(self, job: JobId, attempt: int) -> None:
+        """A message on this stream must be about this order."""
+        if (job, attempt) != (self.order.job, self.order.attempt):
+            raise RemoteProtocolError("a message for another order on this stream")
+
+    def accept(self, signed: Signed) -> JobAcceptRecord:
+        """Check an acceptance and take its prompt tokens."""
+        record = open_record(signed, JobAcceptRecord)
+        self.check_named(record.job, record.attempt)
+        # SPEC 05: The asker MUST check that the acceptance names its order, its provider and no more prompt tokens
+        #   than it allowed.
+        if (record.open_hash, record.provider) != (self.order_hash, self.order.provider):
+            raise RemoteProtocolError("an acceptance of another order")
+        if record.prompt_tokens > self.order.prompt_tokens_max:
+            raise RemoteProtocolError("an acceptance with more prompt tokens than allowed")
+        if self.order.fingerprint is not None and record.fingerprint != self.order.fingerprint:
+            raise RemoteProtocolError("an acceptance with other weights than those ordered")
+        self.prompt_tokens = record.prompt_tokens
+        return record
+
+    def take(self, chunk: Chunk) -> ChunkBody:
+        """Check the next chunk, count it and open it."""
+        order = self.order
+        self.check_named(chunk.job, chunk.attempt)
+        if chunk.number != self.chunks + 1:
+            raise RemoteProtocolError("a chunk that is not the next one")
+        if not self.output_tokens <= chunk.output_tokens <= order.output_tokens_max:
+            raise RemoteProtocolError("a chunk whose token count is not possible")
+        if chunk.owed_uusd != cost_uusd(order, self.prompt_tokens, chunk.output_tokens):
+            raise RemoteProtocolError("a chunk that asks for another price")
+        body = self.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
+        if order.kind is Kind.EMBEDDING:
+            self._take_vector(body)
+        self.fold(chunk)
+        return body
+
+    def fold(self, chunk: Chunk) -> None:
+        """Count a chunk without looking into it: all that is done with one that comes after a cancel."""
+        self.chunks = chunk.number
+        self.output_tokens = chunk.output_tokens
+        self.running_hash = running_hash(
+            self.running_hash, chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed
+        )
+
+    def _take_vector(self, body: ChunkBody) -> None:
+        # The application files vectors under their index: a foreign one must not reach it.
+        if body.index >= self.inputs or body.index in self.vectors or not body.vector or len(body.vector) % 4:
+            raise RemoteProtocolError("an embedding that was not asked for, or that is no vector")
+        self.vectors.add(body.index)
+
+    def open_receipt(self, signed: Signed) -> ReceiptRecord:
+        """Check that a receipt is for this order; `check_receipt` compares what it says."""
+        record = open_record(signed, ReceiptRecord)
+        self.check_named(record.job, record.attempt)
+        order = self.order
+        if (record.open_hash, record.provider, record.asker) != (self.order_hash, order.provider, order.asker):
+            raise RemoteProtocolError("a receipt for another order")
+        return record
+
+    def check_receipt(self, record: ReceiptRecord) -> None:
+        """Compare a receipt with what arrived."""
+        # SPEC 05: The asker MUST refuse a receipt whose counts or running hash differ from what arrived.
+        if (record.chunks, record.running_hash, record.output_tokens, record.prompt_tokens, record.owed_uusd) != (
+            self.chunks,
+            self.running_hash,
+            self.output_tokens,
+            self.prompt_tokens,
+            cost_uusd(self.order, self.prompt_tokens, self.output_tokens),
+        ):
+            raise RemoteProtocolError("a receipt that does not match what arrived")
+        succeeded = record.outcome in (Outcome.STOP, Outcome.LENGTH)
+        if succeeded and self.order.kind is Kind.EMBEDDING and len(self.vectors) != self.inputs:
+            raise RemoteProtocolError("a receipt for embeddings that did not all arrive")
