@@ -1,7 +1,7 @@
 """The room's contract: what the node may ask of an engine, and what an engine tells the node.
 
 An engine turns a prompt into text or vectors. The node hands it runs (`RunEngine`) and gets back the engine events
-of `protocol.events`. Engines and the doubles that tests use pass the same suite, tests/infernet/engines/contract.
+of `protocol.events`. Engines and the double that tests use pass one suite, tests/infernet/engines/test_contract.py.
 
 How tokens are counted, in every engine (jobs are paid by these counts):
 
@@ -107,8 +107,8 @@ class Engine(Protocol):
         """Start a run; never waits and never raises.
 
         A run that is taken reports EngineStarted, then progress, text or vectors, then exactly one EngineFinished
-        or EngineFailed; once that is reported its slot is free. A run that is refused reports EngineFailed alone,
-        and EngineFinished never comes without EngineStarted.
+        or EngineFailed; once that is reported its slot is free. A run that is refused, or cancelled before it
+        started, reports EngineFailed alone: EngineFinished never comes without EngineStarted.
         """
 
     def cancel(self, run: RunId) -> None:

@@ -188,7 +188,12 @@ class IsolatedEngine:
             while True:
                 self._state = EngineState.STARTING
                 started_at_s = trio.current_time()
-                self._last_error = await self._serve_once(ready)
+                try:
+                    self._last_error = await self._serve_once(ready)
+                except models.ModelError as error:
+                    if not told:
+                        raise
+                    self._last_error = str(error)
                 if not told:
                     raise EngineUnavailable(self._last_error)
                 self._down(EngineState.WAITING, Refusal.ENGINE_FAILED, "the engine broke down during the answer")
@@ -201,11 +206,8 @@ class IsolatedEngine:
             self._down(EngineState.STOPPED, Refusal.SHUTDOWN, "the node is stopping")
 
     async def _serve_once(self, ready: Callable[[], None]) -> str:
-        """One life of the engine process; why it ended, in one line. Raises EngineUnavailable for the model file."""
-        try:
-            digest = await self._check_file()
-        except models.ModelError as error:
-            return str(error)
+        """One life of the engine process; why it ended, in one line. Raises ModelError."""
+        digest = await self._check_file()
         try:
             async with open_worker(self._command) as worker:
                 return await self._life(worker, digest, ready)
@@ -233,15 +235,15 @@ class IsolatedEngine:
                     nursery.start_soon(self._watch, worker)
                     await self._serve(worker)
                     nursery.cancel_scope.cancel()
-                return await worker.why_gone()
             case LoadFailed():
-                return worker.with_reason(loaded.text)
+                worker.kill(loaded.text)
             case None if loading.cancelled_caught:
-                return f"the model did not load within {self._timeouts.load_s:.0f} s"
+                worker.kill(f"the model did not load within {self._timeouts.load_s:.0f} s")
             case None:
-                return await worker.why_gone()
+                pass
             case _:
-                return "the engine process broke its contract (a report before the model was loaded)"
+                worker.kill("the engine process broke its contract (a report before the model was loaded)")
+        return await worker.why_gone()
 
     def _up(self, worker: WorkerProcess, digest: bytes, context_tokens: int) -> None:
         config = self._config

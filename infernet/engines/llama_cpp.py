@@ -130,7 +130,10 @@ class LlamaCpp:
         parameters = self._xllamacpp.CommonParams()
         parameters.n_parallel = self._config.slots
         parameters.n_ctx = self._config.context_tokens * self._config.slots
-        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS_GPU if self._has_gpu() else _BATCH_TOKENS_CPU
+        has_gpu = self._has_gpu()
+        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS_GPU if has_gpu else _BATCH_TOKENS_CPU
+        # Finding out how much of a model fits a GPU means loading it twice.
+        parameters.fit_params = has_gpu
         parameters.endpoint_metrics = True
         # A chat that ends with the assistant's turn is complete; what is to be continued comes as `continuation`.
         parameters.prefill_assistant = False
@@ -140,6 +143,7 @@ class LlamaCpp:
         parameters = self._xllamacpp.CommonParams()
         parameters.n_parallel = 1
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = self.embedding_tokens_max
+        parameters.fit_params = self._has_gpu()
         parameters.embedding = True
         parameters.pooling_type = self._xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
         return parameters

@@ -277,8 +277,6 @@ def _install(source: Path, directory: Path, target: Path) -> None:
         while data := packed.read(_READ_BYTES):
             digest.update(data)
             file.write(data)
-            if file.tell() > STARTER.file_bytes:
-                break
         file.flush()
         os.fsync(file.fileno())
     if digest.hexdigest() != STARTER.sha256:

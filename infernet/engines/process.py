@@ -131,18 +131,12 @@ class WorkerProcess:
         self._process.kill()
 
     async def why_gone(self) -> str:
-        """Why the process ended, in one line; waits for its end."""
-        if self._verdict is not None:
-            return self._verdict
+        """Why the process ended, in one line, with the last thing that it told; waits for its end."""
         with trio.move_on_after(_KILL_TIMEOUT_S):
             status = await self._process.wait()
             await self._errors_read.wait()
-            return self.with_reason(describe_exit(status))
-        return "the engine process closed its output but does not end"
-
-    def with_reason(self, text: str) -> str:
-        """`text`, and the last thing that the process's standard error told."""
-        return ": ".join([text, *list(self._reasons)[-1:]])
+            return ": ".join([self._verdict or describe_exit(status), *list(self._reasons)[-1:]])
+        return self._verdict or "the engine process closed its output but does not end"
 
     async def write_commands(self) -> None:
         """Carry posted commands to the process until it is gone."""

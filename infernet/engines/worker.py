@@ -16,7 +16,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NoReturn
 
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
@@ -34,8 +34,8 @@ _NICENESS: Final = 5
 _OOM_SCORE: Final = "800"
 
 
-def main() -> int:
-    """Serve the node on standard input and output until it is gone; gives the exit status."""
+def main() -> NoReturn:
+    """Serve the node on standard input and output until it is gone, then end this process."""
     sys.excepthook = _name_only
     threading.excepthook = lambda args: _name_only(args.exc_type, args.exc_value, args.exc_traceback)
     # Native code prints where it likes; only frames may go to the node.
@@ -44,11 +44,13 @@ def main() -> int:
     harden()
     worker = Worker(frames)
     reader = FrameReader()
-    while data := os.read(0, _READ_BYTES):
-        for command in reader.feed(data):
-            worker.handle(command)
-    # Threads may be deep inside native code, and there is nothing to save.
-    os._exit(0)
+    try:
+        while data := os.read(0, _READ_BYTES):
+            for command in reader.feed(data):
+                worker.handle(command)
+    finally:
+        # Threads may be deep inside native code, and there is nothing to save.
+        os._exit(0)
 
 
 def harden() -> None:
@@ -137,4 +139,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

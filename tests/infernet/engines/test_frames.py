@@ -1,0 +1,91 @@
+"""Frames between node and engine process: what goes in comes out, and garbage is garbage."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infernet.engines.contract import EngineConfig
+from infernet.engines.frames import (
+    FRAME_BYTES_MAX,
+    BadWorkerFrame,
+    FrameReader,
+    Idle,
+    Load,
+    LoadFailed,
+    Ping,
+    Pong,
+    Ready,
+    WorkerCommand,
+    WorkerReport,
+    encode,
+)
+from protocol.errors import Refusal
+from protocol.events import (
+    CancelEngine,
+    EngineFailed,
+    EngineFinished,
+    EngineProgress,
+    EngineStarted,
+    EngineText,
+    EngineVector,
+    RunEngine,
+    RunId,
+)
+from protocol.messages import Kind, Outcome
+from tests.helpers_engine import GREEDY, chat
+
+RUN = RunId(7)
+MESSAGES: list[WorkerCommand | WorkerReport] = [
+    Load(EngineConfig(name="m", path="/m.gguf", fingerprint=bytes(32), threads=2), "/tmp/x"),
+    RunEngine(RUN, Kind.CHAT, "m", chat("wörd 🙂\0", stop=("x",)), GREEDY, 10, 20),
+    CancelEngine(RUN),
+    Ping(1),
+    Ready(2048),
+    LoadFailed("no"),
+    Pong(1),
+    Idle(0),
+    EngineStarted(RUN, 3),
+    EngineProgress(RUN, 1, 3),
+    EngineText(RUN, "🙂", 1),
+    EngineVector(RUN, 0, b"\0\0\x80?"),
+    EngineFinished(RUN, Outcome.LENGTH, 20),
+    EngineFailed(RUN, Refusal.BUSY, "all slots are in use"),
+]
+
+
+@given(cuts=st.lists(st.integers(1, 400), max_size=40))
+def test_messages_survive_however_their_bytes_arrive(cuts: list[int]) -> None:
+    data = b"".join(encode(message) for message in MESSAGES)
+    reader = FrameReader()
+    received = []
+    for cut in cuts:
+        received += reader.feed(data[:cut])
+        data = data[cut:]
+    assert received + reader.feed(data) == MESSAGES
+
+
+@given(data=st.binary(max_size=200))
+def test_garbage_raises_nothing_but_bad_worker_frame(data: bytes) -> None:
+    with contextlib.suppress(BadWorkerFrame):
+        for message in FrameReader().feed(data):
+            encode(message)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack(">IB", FRAME_BYTES_MAX + 1, 33),
+        struct.pack(">IB", 1, 99) + b"\x80",
+        struct.pack(">IB", 1, 33) + b"\xc1",
+        struct.pack(">IB", 1, 33) + b"\x80",
+    ],
+    ids=["too long", "unknown kind", "no MessagePack", "fields are missing"],
+)
+def test_a_bad_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(BadWorkerFrame):
+        FrameReader().feed(data)

@@ -1,0 +1,184 @@
+"""Supervision: whatever an engine process does, the node lives, runs end once, and the engine comes back."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable
+from infernet.engines.isolated import IsolatedEngine, Timeouts
+from protocol.errors import Refusal
+from protocol.events import EngineFailed, EngineFinished, RunId
+from protocol.messages import JobRequest, Kind, Outcome
+from tests.helpers_engine import Recorder, chat
+from tests.infernet.engines.conftest import Bench, running
+
+pytestmark = pytest.mark.anyio
+
+DOUBLE = Path(__file__).with_name("worker_double.py")
+# Patient with everything but the one thing that a test is about.
+QUICK = Timeouts(
+    ping_interval_s=0.05, ping_answer_s=30, stall_s=30, cancel_s=30, restart_first_s=0.05, restart_max_s=0.2
+)
+SECRET = "somebody's secret prompt"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> EngineConfig:
+    """A model whose file the double never opens."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"weights")
+    return EngineConfig(name="double", path=str(path))
+
+
+def engine(config: EngineConfig, mode: str, timeouts: Timeouts = QUICK) -> IsolatedEngine:
+    """An engine whose process is the double in this mode."""
+    return IsolatedEngine(config, timeouts, [sys.executable, str(DOUBLE), mode])
+
+
+async def until_restarted(bench: Bench, times: int = 1) -> None:
+    """Wait for the engine to be back."""
+    with trio.fail_after(20):
+        while bench.changes.count(1) < times + 1:
+            await trio.testing.wait_all_tasks_blocked(0.005)
+
+
+async def test_a_run_goes_through(config: EngineConfig) -> None:
+    async with running(engine(config, "is good")) as bench:
+        assert await bench.do(Kind.CHAT, chat("?")) == ("yes", EngineFinished(RunId(1), Outcome.STOP, 1))
+        offer = bench.engine.models()[0]
+        assert (offer.context_tokens, offer.concurrency, offer.is_free) == (512, 4, True)
+
+
+async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineConfig) -> None:
+    async with running(engine(config, "crashes")) as bench:
+        runs = [bench.start(Kind.CHAT, chat("?")) for _ in range(3)]
+        ends = [await bench.recorder.end_of(run) for run in runs]
+        assert all(isinstance(end, EngineFailed) and end.code is Refusal.ENGINE_FAILED for end in ends)
+        assert bench.engine.models() == ()
+        down = await bench.refusal(Kind.CHAT, chat("?"), model="double")
+        assert (down.code, bench.engine.statistics().state) == (Refusal.ENGINE_UNAVAILABLE, EngineState.WAITING)
+        await until_restarted(bench)
+        assert bench.changes == [1, 0, 1]
+        statistics = bench.engine.statistics()
+        assert (statistics.restarts, statistics.runs_total, statistics.runs_active) == (1, 4, 0)
+        assert statistics.last_error == "the engine process was ended by SIGSEGV"
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("finishes what never started", "did not start"),
+        ("reports on an unknown run", "not active"),
+        ("starts twice", "started twice"),
+        ("counts down", "shrinks"),
+        ("exceeds the order", "exceeds the order"),
+        ("exceeds the prompt", "more prompt tokens than ordered"),
+        ("invents an outcome", "outcome"),
+        ("sends garbage", "broke its contract"),
+        ("sends half a frame", "broke its contract"),
+    ],
+)
+async def test_a_process_that_misbehaves_is_ended_and_its_run_fails_once(
+    config: EngineConfig, mode: str, told: str
+) -> None:
+    async with running(engine(config, mode)) as bench:
+        run = bench.start(Kind.CHAT, chat("?"))
+        end = await bench.recorder.end_of(run)
+        assert isinstance(end, EngineFailed)
+        assert end.code is Refusal.ENGINE_FAILED
+        assert told in bench.engine.statistics().last_error
+        await until_restarted(bench)
+        assert bench.recorder.ends()[RunId(run)] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "timeouts", "told"),
+    [
+        ("stops answering", replace(QUICK, ping_answer_s=0.3), "did not answer"),
+        ("makes no progress", replace(QUICK, stall_s=0.3), "no progress"),
+    ],
+)
+async def test_a_process_that_hangs_is_ended_and_its_run_fails(
+    config: EngineConfig, mode: str, timeouts: Timeouts, told: str
+) -> None:
+    async with running(engine(config, mode, timeouts)) as bench:
+        run = bench.start(Kind.CHAT, chat("?"))
+        end = await bench.recorder.end_of(run)
+        assert isinstance(end, EngineFailed)
+        assert told in bench.engine.statistics().last_error
+        await until_restarted(bench)
+
+
+async def test_a_run_that_ignores_its_cancel_does_not_keep_its_slot(config: EngineConfig) -> None:
+    async with running(engine(config, "ignores cancels", replace(QUICK, cancel_s=0.3))) as bench:
+        run = bench.start(Kind.CHAT, chat("?"), tokens=10_000)
+        await bench.recorder.until(lambda: bool(bench.recorder.texts(run)))
+        bench.engine.cancel(RunId(run))
+        await bench.recorder.end_of(run)
+        assert "cancelled" in bench.engine.statistics().last_error
+
+
+async def test_a_leaked_slot_is_counted_and_the_process_replaced(config: EngineConfig) -> None:
+    async with running(engine(config, "leaks a slot")) as bench:
+        await bench.do(Kind.CHAT, chat("?"))
+        await until_restarted(bench)
+        statistics = bench.engine.statistics()
+        assert (statistics.slots_leaked, statistics.restarts) == (2, 1)
+        assert bench.recorder.ends().total() == 1
+
+
+async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConfig) -> None:
+    async with running(engine(config, "crashes")) as bench:
+        waits = []
+        for times in range(1, 5):
+            run = bench.start(Kind.CHAT, chat("?"))
+            await bench.recorder.end_of(run)
+            down_at_s = trio.current_time()
+            await until_restarted(bench, times)
+            waits.append(trio.current_time() - down_at_s)
+        assert all(wait_s >= least_s for wait_s, least_s in zip(waits, (0.05, 0.1, 0.2, 0.2), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("cannot load", "the model cannot be loaded: the file is no GGUF model"),
+        ("dies while loading", "the engine process exited with status 3: not enough memory"),
+        ("never loads", "the model did not load within 1 s"),
+        ("starts too early", "broke its contract"),
+    ],
+)
+async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
+    config: EngineConfig, mode: str, told: str
+) -> None:
+    timeouts = Timeouts(load_s=1.0)
+    with pytest.raises(EngineUnavailable) as caught:
+        await engine(config, mode, timeouts).run(Recorder().report)
+    assert told in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_command_that_does_not_exist_is_told(config: EngineConfig) -> None:
+    with pytest.raises(EngineUnavailable, match="cannot be started"):
+        await IsolatedEngine(config, QUICK, ["/nonexistent/engine"]).run(Recorder().report)
+
+
+async def test_a_prompt_that_is_not_unicode_is_refused(config: EngineConfig) -> None:
+    async with running(engine(config, "is good")) as bench:
+        refused = await bench.refusal(Kind.CHAT, chat("\ud800"))
+        assert refused.code is Refusal.BAD_REQUEST
+        assert bench.engine.statistics().runs_active == 0
+
+
+async def test_a_kind_that_is_not_offered_is_refused(config: EngineConfig) -> None:
+    chat_only = EngineConfig(name="double", path=config.path, kinds=(Kind.CHAT,))
+    async with running(engine(chat_only, "is good")) as bench:
+        refused = await bench.refusal(Kind.EMBEDDING, JobRequest(inputs=("x",)))
+        assert refused.code is Refusal.UNSUPPORTED

@@ -1,0 +1,114 @@
+"""A test double of the engine process: it speaks frames, has no model, and goes wrong in the way it is told to.
+
+python worker_double.py MODE
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import sys
+import threading
+
+from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
+from protocol.events import CancelEngine, EngineFinished, EngineStarted, EngineText, RunEngine, RunId
+from protocol.messages import Outcome
+
+MODE = sys.argv[1]
+
+
+def say(report: WorkerReport) -> None:
+    """Write a frame."""
+    os.write(1, encode(report))
+
+
+def load() -> None:
+    """Answer to `Load`."""
+    match MODE:
+        case "cannot load":
+            sys.stderr.write("E gguf_init_from_reader: failed to read magic\nsomebody's secret prompt\n")
+            sys.stderr.flush()
+            say(LoadFailed("the model cannot be loaded"))
+        case "dies while loading":
+            sys.stderr.write("ggml: unable to allocate buffer for somebody's secret prompt\n")
+            sys.stderr.flush()
+            os._exit(3)
+        case "never loads":
+            pass
+        case "starts too early":
+            say(EngineStarted(RunId(1), 1))
+        case _:
+            say(Ready(512))
+
+
+def run(command: RunEngine) -> None:
+    """Answer to a run."""
+    run = command.run
+    match MODE:
+        case "is good":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "yes", 1))
+            say(EngineFinished(run, Outcome.STOP, 1))
+            say(Idle(0))
+        case "crashes":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "ye", 1))
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "stops answering":
+            say(EngineStarted(run, 1))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "makes no progress":
+            say(EngineStarted(run, 1))
+        case "ignores cancels":
+            say(EngineStarted(run, 1))
+            threading.Thread(target=talk, args=(run, command.output_tokens_max), daemon=True).start()
+        case "finishes what never started":
+            say(EngineFinished(run, Outcome.STOP, 1))
+        case "reports on an unknown run":
+            say(EngineStarted(RunId(run + 1), 1))
+        case "starts twice":
+            say(EngineStarted(run, 1))
+            say(EngineStarted(run, 1))
+        case "counts down":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", 3))
+            say(EngineText(run, "b", 2))
+        case "exceeds the order":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", command.output_tokens_max + 1))
+        case "exceeds the prompt":
+            say(EngineStarted(run, command.prompt_tokens_max + 1))
+        case "invents an outcome":
+            say(EngineStarted(run, 1))
+            say(EngineFinished(run, Outcome.UNPAID, 1))
+        case "sends garbage":
+            os.write(1, b"Segmentation fault (core dumped)\n")
+        case "sends half a frame":
+            os.write(1, struct.pack(">IB", 2**31, 33))
+        case "leaks a slot":
+            say(EngineStarted(run, 1))
+            say(EngineFinished(run, Outcome.STOP, 0))
+            say(Idle(2))
+
+
+def talk(run: RunId, tokens: int) -> None:
+    """Give a token every now and then, whatever happens."""
+    pause = threading.Event()
+    for token in range(1, tokens):
+        say(EngineText(run, "a", token))
+        pause.wait(0.05)
+
+
+reader = FrameReader()
+while data := os.read(0, 65536):
+    for command in reader.feed(data):
+        match command:
+            case Load():
+                load()
+            case Ping():
+                say(Pong(command.number))
+            case RunEngine():
+                run(command)
+            case CancelEngine():
+                pass
