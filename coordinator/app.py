@@ -1,0 +1,143 @@
+"""The Quart application: routes, manners, limits. Pages are added when they are there; the core needs none of them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import structlog
+from quart import Quart, Response, g, request
+from quart.asgi import ASGIWebsocketConnection
+
+from coordinator.config import Config
+from coordinator.core.chat_api import chat_api
+from coordinator.core.core import Core, wall_clock_ms
+from coordinator.core.http import install_error_handlers
+from coordinator.core.link_api import link_api
+from coordinator.core.node_api import node_api
+from coordinator.core.public_api import public_api
+from coordinator.store.db import Database
+from protocol.envelope import SigningKey
+
+BODY_TIMEOUT_S: Final = 15
+RESPONSE_TIMEOUT_S: Final = 30
+# JSON may escape each byte of a prompt as six; the rest is room for everything around it.
+BODY_BYTES_MIN: Final = 64 * 1024
+# Messages of one link that were received and not yet handled; beyond that its TCP connection waits.
+LINK_MESSAGES_WAITING_MAX: Final = 16
+
+SECURITY_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class _BoundedWebsocket(ASGIWebsocketConnection):
+    """Quart's own queue of received messages has no bound."""
+
+    def __init__(self, app: Quart, scope: Any) -> None:
+        super().__init__(app, scope)
+        self.queue = asyncio.Queue(LINK_MESSAGES_WAITING_MAX)
+
+
+class CoordinatorApp(Quart):
+    """The application; `core` is what runs behind it."""
+
+    asgi_websocket_class = _BoundedWebsocket
+
+    def __init__(self, core: Core) -> None:
+        super().__init__("coordinator", static_folder=None, template_folder=None)
+        self.core = core
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Turn away what the framework would stumble over: a request target that is no path."""
+        if scope["type"] in ("http", "websocket") and not scope["path"].startswith("/"):
+            await _refuse(scope["type"], send)
+            return
+        await super().__call__(scope, receive, send)
+
+
+async def _refuse(kind: str, send: Send) -> None:
+    prefix = "http.response" if kind == "http" else "websocket.http.response"
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": f"{prefix}.start", "status": 400, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": b'{"error":"the request target is no path"}'})
+
+
+def create_app(
+    config: Config,
+    key: SigningKey,
+    database: Database,
+    *,
+    wall_ms: Callable[[], int] = wall_clock_ms,
+    with_web: bool | None = None,
+) -> CoordinatorApp:
+    """Build the application. It owns the core, not the database, which is closed after it by who opened it.
+
+    `with_web` overrides the configuration: None serves the pages if they are configured and installed.
+    """
+    core = Core(config, key, database, wall_ms=wall_ms)
+    app = CoordinatorApp(core)
+    app.config.update(
+        MAX_CONTENT_LENGTH=BODY_BYTES_MIN + 6 * config.chat_prompt_bytes_max,
+        BODY_TIMEOUT=BODY_TIMEOUT_S,
+        RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
+    )
+    for blueprint in (node_api(core), public_api(core), link_api(core), chat_api(core)):
+        app.register_blueprint(blueprint)
+    install_error_handlers(app)
+    _install_manners(app)
+    if config.web if with_web is None else with_web:
+        _add_pages(app)
+    app.before_serving(core.start)
+    app.after_serving(core.stop)
+    return app
+
+
+def _add_pages(app: CoordinatorApp) -> None:
+    # Not imported at the top: the folder may have been left out.
+    try:
+        module = importlib.import_module("coordinator.web.pages")
+    except ModuleNotFoundError as error:
+        if error.name not in ("coordinator.web", "coordinator.web.pages"):
+            raise
+        log.info("no_pages", reason="coordinator/web is not installed; the API works without it")
+        return
+    app.register_blueprint(module.pages(app.core.config))
+
+
+def _install_manners(app: CoordinatorApp) -> None:
+    @app.before_request
+    async def start_clock() -> None:
+        g.started_s = app.core.monotonic_s()
+
+    @app.after_request
+    async def finish(response: Response) -> Response:
+        _set_missing(response, SECURITY_HEADERS)
+        if request.path.startswith("/api/"):
+            _set_missing(response, {"Cache-Control": "no-store"})
+        # The route, not the path: paths hold job ids, and those open answers; queries hold anything.
+        route = request.url_rule.rule if request.url_rule is not None else None
+        took_ms = round(1000 * (app.core.monotonic_s() - g.started_s), 1)
+        log.info("request", method=request.method[:16], route=route, status=response.status_code, ms=took_ms)
+        return response
+
+
+def _set_missing(response: Response, headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        response.headers.setdefault(name, value)

@@ -1,0 +1,146 @@
+"""Every setting of the coordinator, its default, and where it may come from.
+
+Later ones win: the default here, `config.toml` in --home, the environment (`INFERNET_COORDINATOR_<NAME>`), flags.
+A name that is not known, or a value of the wrong type, is refused with what would have been right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import platformdirs
+from msgspec import Meta
+
+from protocol import constants as c
+
+ENVIRONMENT_PREFIX: Final = "INFERNET_COORDINATOR_"
+FILE_NAME: Final = "config.toml"
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Rate = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+# Half of what a sealed prompt may hold, because padding may double it.
+PromptBytes = Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX // 2 - 4096)]
+OutputTokens = Annotated[int, Meta(ge=1, le=c.OUTPUT_TOKENS_MAX)]
+
+
+class ConfigRefused(Exception):
+    """A setting does not hold; the message is one line: where, what, what would be right."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings. Rates count per hour and client address prefix (/24 of IPv4, /56 of IPv6); 0 switches one off."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    home: str = ""
+
+    # Pages can be left out; the core does not need them.
+    web: bool = True
+    log_level: str = "info"
+
+    # Only behind these proxies is X-Forwarded-For read, from the right.
+    trusted_proxies: tuple[str, ...] = ()
+    # Requests straight from this machine are not limited, unless this says so.
+    limit_loopback: bool = False
+    registrations_per_hour: Rate = 60
+    chats_per_hour: Rate = 20
+    chats_at_once_per_client: Rate = 2
+
+    # A bound on memory: texts in flight live only there.
+    chats_at_once: Count = 256
+    chat_prompt_bytes_max: PromptBytes = 8 * 1024
+    chat_output_tokens_max: OutputTokens = 512
+    chat_timeout_s: Seconds = 600.0
+    # A reader who lost the connection has this long to come back before the job is cancelled.
+    chat_grace_s: Seconds = 6.0
+    # ... and one who never came has this long.
+    chat_first_reader_s: Seconds = 30.0
+    # A finished answer stays in memory this long, so that a reader can still resume.
+    chat_keep_s: Seconds = 60.0
+
+    links_at_once: Count = 4096
+    node_kept_days: Count = 30
+    job_kept_days: Count = 30
+
+    @property
+    def home_path(self) -> Path:
+        """Where database, key and configuration file live."""
+        return Path(self.home).expanduser()
+
+
+_NAMES: Final = tuple(field.name for field in msgspec.structs.fields(Config))
+
+
+def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in force. `flags` holds only those that were given. Raises ConfigRefused."""
+    from_environment = _from_environment(environment)
+    home = flags.get("home") or from_environment.get("home") or platformdirs.user_data_dir("infernet-coordinator")
+    path = Path(str(home)).expanduser()
+    from_file = _from_file(path / FILE_NAME)
+    if "home" in from_file:
+        raise ConfigRefused(f"{path / FILE_NAME}: home cannot be set in the file that lies in it; use --home")
+    # The environment holds text, so numbers are read out of it; the file has types of its own.
+    settings = {
+        **_typed(from_file, str(path / FILE_NAME), strict=True),
+        **_typed(from_environment, "environment", strict=False),
+        **_typed(flags, "flags", strict=True),
+        "home": str(path),
+    }
+    config = msgspec.convert(settings, Config)
+    _check(config)
+    return config
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigRefused(f"cannot read {path}: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigRefused(f"{path} is not TOML: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in environment.items():
+        if key.startswith(ENVIRONMENT_PREFIX):
+            name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+            found[name] = value.split(",") if name == "trusted_proxies" and value else value
+    return found
+
+
+def _typed(settings: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
+    """Check one source on its own, so that the message can say which it was."""
+    for name in settings:
+        if name not in _NAMES:
+            near = difflib.get_close_matches(name, _NAMES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(_NAMES)}"
+            raise ConfigRefused(f"{source}: unknown setting {name!r}; {hint}")
+    try:
+        checked = msgspec.convert(dict(settings), Config, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigRefused(f"{source}: {error}") from None
+    return {name: getattr(checked, name) for name in settings}
+
+
+def _check(config: Config) -> None:
+    if config.log_level not in ("debug", "info", "warning", "error"):
+        raise ConfigRefused(f"log_level is debug, info, warning or error, not {config.log_level!r}")
+    for proxy in config.trusted_proxies:
+        try:
+            ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise ConfigRefused(f"trusted_proxies: {error}; write for example 10.0.0.0/8") from None
