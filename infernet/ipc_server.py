@@ -1,0 +1,279 @@
+"""Talking to the node that runs here: the node's side. `infernet/ipc.py` says what goes over the socket.
+
+The socket lies in a folder that only this user can enter, and has mode 0600 itself: who can connect may do anything.
+Every connection has deadlines, a longest line, and there is a most of them, so that a mistake cannot hurt the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+import trio
+from msgspec import Meta, Struct
+
+from infernet.config import require_private_directory
+from infernet.ipc import LINE_BYTES_MAX
+from protocol import constants as c
+from protocol import events as e
+from protocol.errors import LocalProtocolError, Refusal
+from protocol.formats.text import clean_line
+
+log = structlog.get_logger(__name__)
+
+CONNECTIONS_MAX: Final = 32
+# From the connection, or from the last reply, to the next whole line.
+REQUEST_TIMEOUT_S: Final = 30.0
+# A terminal that was paused gets this long before its chat is cancelled.
+WRITE_TIMEOUT_S: Final = 60.0
+_READ_BYTES: Final = 64 * 1024
+_BACKLOG: Final = 16
+
+JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
+
+
+class ChatTurn(Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+    def __repr__(self) -> str:  # a prompt must never reach a log by way of a repr
+        return f"ChatTurn({self.role})"
+
+
+class ChatRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `chat`. `provider` is a public key in any form, `peer` a multiaddr of the one to ask."""
+
+    messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=c.ARRAY_ITEMS_MAX)]
+    model: str | None = None
+    provider: str | None = None
+    peer: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=c.OUTPUT_TOKENS_MAX)] = 512
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.7
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    stop: tuple[str, ...] = ()
+    seed: Annotated[int, Meta(ge=0, le=c.INTEGER_MAX)] | None = None
+    timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What the node does when it is asked. `chat` may raise LocalProtocolError; leaving its context cancels."""
+
+    status: Callable[[], dict[str, Any]]
+    peers: Callable[[], list[dict[str, Any]]]
+    shutdown: Callable[[], None]
+    chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[JobEvent]]]
+
+
+async def serve(
+    path: Path, handlers: Handlers, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Listen on the socket until cancelled. Whoever calls holds the node's lock, so a socket left there is stale.
+
+    Raises ConfigError when the folder is not this user's alone, OSError when the socket cannot be made.
+    """
+    with _bound(path) as bound:
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(bound))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(trio.serve_listeners, _Server(handlers).connection, [listener])
+            task_status.started()
+
+
+@contextlib.contextmanager
+def _bound(path: Path) -> Iterator[socket.socket]:
+    """A socket that listens at this path, in the file system as long as the block lasts."""
+    require_private_directory(path.parent, create=True)
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        bound.bind(str(path))
+        try:
+            path.chmod(0o600)
+            bound.listen(_BACKLOG)
+            bound.setblocking(False)
+            yield bound
+        finally:
+            path.unlink(missing_ok=True)
+
+
+class _Server:
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._connections = 0
+
+    async def connection(self, stream: trio.SocketStream) -> None:
+        """Serve one connection; nothing that goes wrong on it concerns the others."""
+        self._connections += 1
+        try:
+            if self._connections > CONNECTIONS_MAX:
+                await _send(stream, _failure("too-many-connections"))
+            else:
+                await self._serve(_Lines(stream), stream)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass  # whoever asked is gone, or does not read
+        except* Exception as group:  # a mistake in one command must not end the node
+            log.exception("ipc.failed", error=type(group.exceptions[0]).__name__)
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                await _send(stream, _failure("internal-error"))
+        finally:
+            self._connections -= 1
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, lines: _Lines, stream: trio.SocketStream) -> None:
+        while (line := await lines.next()) is not None:
+            request = _decode(line)
+            if request is None:
+                await _send(stream, _failure("bad-json"))
+                continue
+            command, payload = request
+            if command == "chat":
+                # A chat has the rest of the connection, so that hanging up can mean that it is cancelled.
+                await self._chat(stream, payload)
+                return
+            await self._answer(stream, command)
+        if lines.too_long:
+            await _send(stream, _failure("line-too-long", f"a line has at most {LINE_BYTES_MAX} bytes"))
+
+    async def _answer(self, stream: trio.SocketStream, command: str) -> None:
+        if command == "ping":
+            await _send(stream, _success({"pong": time.time_ns() // 1_000_000}))
+        elif command in ("status", "stats"):
+            await _send(stream, _success(self._handlers.status()))
+        elif command == "peers":
+            await _send(stream, _success(self._handlers.peers()))
+        elif command == "shutdown":
+            await _send(stream, _success({"shuttingDown": True}))
+            self._handlers.shutdown()
+        else:
+            await _send(stream, _failure(f"unknown-cmd: {clean_line(command, 64)}"))
+
+    async def _chat(self, stream: trio.SocketStream, payload: object) -> None:
+        try:
+            request = msgspec.convert(payload, ChatRequest)
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_hang_up, stream, nursery.cancel_scope)
+            try:
+                async with self._handlers.chat(request) as events:
+                    await _send_events(stream, events)
+            except LocalProtocolError as error:
+                await _send(stream, _failure(str(error), "bad_request"))
+            nursery.cancel_scope.cancel()
+
+
+async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent]) -> None:
+    async for event in events:
+        reply = _event(event)
+        if reply is not None:
+            await _send(stream, reply)
+        if isinstance(event, (e.JobDone, e.JobFailed)):
+            return
+    await _send(stream, _failure("the answer was not read fast enough and was given up", "slow_reader"))
+
+
+def _event(event: JobEvent) -> dict[str, Any] | None:
+    """What happened to a chat, as a reply."""
+    match event:
+        case e.JobAccepted():
+            return _success(
+                {
+                    "job": event.job.hex(),
+                    "provider": event.provider.hex(),
+                    "attempt": event.attempt,
+                    "model": event.model,
+                    "prompt_tokens": event.prompt_tokens,
+                },
+                "accepted",
+            )
+        case e.JobText():
+            return _success({"text": event.text, "output_tokens": event.output_tokens}, "text")
+        case e.JobDone():
+            receipt = event.receipt
+            return _success(
+                {
+                    "outcome": receipt.outcome.name.lower(),
+                    "provider": receipt.provider.hex(),
+                    "prompt_tokens": receipt.prompt_tokens,
+                    "output_tokens": receipt.output_tokens,
+                    "first_token_ms": receipt.first_token_ms,
+                    "last_token_ms": receipt.last_token_ms,
+                },
+                "done",
+            )
+        case e.JobFailed():
+            refusal = Refusal(event.code).name.lower()
+            return _failure(event.text, refusal) | {"data": {"retry_after_ms": event.retry_after_ms}}
+        case e.JobVector():
+            return None
+
+
+async def _cancel_at_hang_up(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Cancel when the other side closes. What it still sends is dropped."""
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while await stream.receive_some(_READ_BYTES):
+            pass
+    scope.cancel()
+
+
+async def _send(stream: trio.SocketStream, reply: dict[str, Any]) -> None:
+    # A text may end in half a character of a broken pair; `ensure_ascii` writes it as an escape.
+    with trio.fail_after(WRITE_TIMEOUT_S):
+        await stream.send_all(json.dumps(reply).encode() + b"\n")
+
+
+def _success(data: object, event: str | None = None) -> dict[str, Any]:
+    return {"ok": True, "data": data} if event is None else {"ok": True, "event": event, "data": data}
+
+
+def _failure(error: str, cause: str | None = None) -> dict[str, Any]:
+    return {"ok": False, "error": error} if cause is None else {"ok": False, "error": error, "cause": cause}
+
+
+def _decode(line: bytes) -> tuple[str, object] | None:
+    """Command and payload, or None when the line is no request."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(request, dict) or not isinstance(request.get("cmd"), str):
+        return None
+    return request["cmd"], request.get("payload")
+
+
+class _Lines:
+    """The lines of one connection, each with a deadline and a limit."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+        self.too_long = False
+
+    async def next(self) -> bytes | None:
+        """The next line; None at the end, at the deadline, or when it would be too long."""
+        searched = 0
+        with trio.move_on_after(REQUEST_TIMEOUT_S):
+            while (end := self._buffer.find(b"\n", searched)) < 0:
+                if len(self._buffer) > LINE_BYTES_MAX:
+                    self.too_long = True
+                    return None
+                searched = len(self._buffer)
+                data = await self._stream.receive_some(_READ_BYTES)
+                if not data:
+                    return None
+                self._buffer += data
+            line = bytes(self._buffer[:end])
+            del self._buffer[: end + 1]
+            return line
+        return None

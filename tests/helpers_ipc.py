@@ -1,0 +1,66 @@
+"""A double of the node behind the IPC socket: it answers what the test tells it to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from infernet.ipc_server import ChatRequest, Handlers, JobEvent, serve
+from protocol import events as e
+from protocol.errors import LocalProtocolError, Refusal
+from protocol.ids import JobId
+from tests.helpers_records import PROVIDER, receipt
+
+JOB = JobId(bytes(range(16)))
+ACCEPTED = e.JobAccepted(JOB, PROVIDER.node, 1, "tiny-135m", 17)
+PARIS = e.JobText(JOB, "Paris", 1)
+DONE = e.JobDone(JOB, receipt())
+NOBODY = e.JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
+
+
+class FakeNode:
+    """Answers every chat with the same events; after them, or between them, it can be made to wait."""
+
+    def __init__(self, events: Sequence[JobEvent] = (ACCEPTED, PARIS, DONE)) -> None:
+        self.events = events
+        self.refuses: str | None = None
+        self.waits_after: int | None = None
+        self.requests: list[ChatRequest] = []
+        self.left = trio.Event()
+        self.stopped = trio.Event()
+        self.state: dict[str, Any] = {"name": "fake", "addresses": []}
+        self.known: list[dict[str, Any]] = []
+
+    def handlers(self) -> Handlers:
+        return Handlers(status=lambda: self.state, peers=lambda: self.known, shutdown=self.stopped.set, chat=self._chat)
+
+    @asynccontextmanager
+    async def _chat(self, request: ChatRequest) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        self.requests.append(request)
+        if self.refuses is not None:
+            raise LocalProtocolError(self.refuses)
+        try:
+            async with aclosing(self._answer()) as answer:
+                yield answer
+        finally:
+            self.left.set()
+
+    async def _answer(self) -> AsyncGenerator[JobEvent]:
+        for number, event in enumerate(self.events):
+            if number == self.waits_after:
+                await trio.sleep_forever()
+            await trio.lowlevel.checkpoint()
+            yield event
+
+
+@asynccontextmanager
+async def served(node: FakeNode, path: Path) -> AsyncIterator[None]:
+    """The double listens at a path as long as the block lasts."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, path, node.handlers())
+        yield
+        nursery.cancel_scope.cancel()
