@@ -20,7 +20,8 @@ from protocol.ids import JOB_ID_BYTES
 from protocol.messages import AnyMessage, Message, Record
 
 _BYTES: Final = (bytes,)
-_KNOWN_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in get_args(AnyMessage))
+# By type: msgspec prepares a class once, but a union again at every call, which costs 20 us.
+_CLASSES: Final[dict[int, type[Message]]] = {cls.__struct_config__.tag: cls for cls in get_args(AnyMessage)}
 RecordType = TypeVar("RecordType", bound=Record)
 StructType = TypeVar("StructType", bound=msgspec.Struct)
 
@@ -208,17 +209,17 @@ def decode_message(body: bytes, limits: Limits) -> Message | None:
     value = decode_value(body, limits)
     if type(value) is not list or not value or type(value[0]) is not int:
         raise BadFrame("a message is an array that starts with its type")
-    if value[0] not in _KNOWN_TYPES:
+    cls = _CLASSES.get(value[0])
+    if cls is None:
         # SPEC 01: The receiver MUST ignore a message of an unknown odd type and MUST close the stream on an
         #   unknown even type.
         if value[0] % 2 == 1 and value[0] > 0:
             return None
         raise BadFrame(f"unknown mandatory message type {value[0]}")
     try:
-        message: Message = msgspec.convert(value, type=AnyMessage, builtin_types=_BYTES)
+        return msgspec.convert(value, type=cls, builtin_types=_BYTES)
     except (msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise BadFrame(f"message type {value[0]}: {error}") from None
-    return message
 
 
 class FrameReader:

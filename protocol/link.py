@@ -198,7 +198,7 @@ class Announce(Frame, frozen=True, tag=14):
 
 
 AnyFrame = Open | Data | Finish | Reset | Ping | Pong | Announce
-_KNOWN_TYPES: Final = frozenset(cls.__struct_config__.tag for cls in get_args(AnyFrame))
+_CLASSES: Final[dict[int, type[AnyFrame]]] = {cls.__struct_config__.tag: cls for cls in get_args(AnyFrame)}
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -214,15 +214,15 @@ def decode_frame(message: bytes) -> AnyFrame | None:
     value: Any = codec.decode_value(message, _LIMITS)
     if type(value) is not list or not value or type(value[0]) is not int:
         raise BadFrame("a frame is an array that starts with its type")
-    if value[0] not in _KNOWN_TYPES:
+    cls = _CLASSES.get(value[0])
+    if cls is None:
         if value[0] > 0 and value[0] % 2 == 1:
             return None
         raise BadFrame(f"unknown mandatory frame type {value[0]}")
     try:
-        frame: AnyFrame = msgspec.convert(value, type=AnyFrame, builtin_types=_BYTES)
+        return msgspec.convert(value, type=cls, builtin_types=_BYTES)
     except (msgspec.ValidationError, RecursionError, OverflowError) as error:
         raise BadFrame(f"frame type {value[0]}: {error}") from None
-    return frame
 
 
 # ---------------------------------------------------------------- the streams of one link

@@ -65,7 +65,7 @@ def _of(info: mi.Type) -> st.SearchStrategy[Any]:
         case mi.NoneType():
             return st.none()
         case mi.EnumType(cls=cls):
-            return st.sampled_from(sorted(cls))
+            return st.sampled_from(list(cls))
         case mi.UnionType(types=types):
             return st.one_of([_of(each) for each in types])
         case mi.VarTupleType(item_type=item, min_length=low, max_length=high):

@@ -15,7 +15,7 @@ from protocol.ids import JobId
 from protocol.jobs import default_sampling
 from protocol.messages import ChatMessage, ChunkBody, JobRequest, Kind, SealedPrompt
 
-STRUCTS = {
+STRUCTS: set[type[Struct]] = {
     cls
     for _, cls in inspect.getmembers(events, inspect.isclass)
     if issubclass(cls, Struct) and cls.__module__ == events.__name__
