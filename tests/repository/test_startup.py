@@ -33,7 +33,6 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["start", "--help"]),
         ("infernet.cli.__main__", ["chat", "--help"]),
         ("infernet.cli.__main__", ["version"]),
-        ("coordinator.__main__", ["--help"]),
     ],
 )
 def test_help_loads_nothing_heavy(module: str, words: list[str]) -> None:
