@@ -184,7 +184,7 @@ class Node:
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
         for address in config.peers:
-            self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
+            self.learn_peer(address)
         self._offer()
 
     def _start_link(self, nursery: trio.Nursery) -> None:
@@ -247,6 +247,12 @@ class Node:
         if not hosts and config.coordinator_url is not None and _is_loopback_url(config.coordinator_url):
             hosts = ["127.0.0.1"]
         return [multiaddr(host, port, self.node_id) for host in hosts]
+
+    def learn_peer(self, address: str) -> NodeId:
+        """Learn the full multiaddr of a peer and connect to it; gives who that is. Raises LocalProtocolError."""
+        node = peer_of(address)
+        self.driver.command(e.LearnAddresses(node, (address,), connect=True))
+        return node
 
     # ------------------------------------------------------------ asking
 
