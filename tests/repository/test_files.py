@@ -110,8 +110,8 @@ def test_every_protocol_module_has_its_tests_at_the_same_place() -> None:
 def fixed_sleeps(source: str) -> Iterator[int]:
     """The lines on which a test waits for an amount of time instead of for what it is waiting for.
 
-    Under trio's virtual clock a sleep is exact and costs nothing, so a file that uses that clock may. So may a loop that
-    looks again and again whether its condition holds.
+    Under trio's virtual clock a sleep is exact and costs nothing, so a file that uses that clock may. So may a loop
+    that looks again and again whether its condition holds.
     """
     tree = ast.parse(source)
     polling = {node for loop in ast.walk(tree) if isinstance(loop, ast.While) for node in ast.walk(loop)}
