@@ -16,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from _environment import Failure, clean_environ
+from _environment import Failure, clean_environ, run_main, step
 
 HOST = "127.0.0.1"
 COORDINATOR_READY_S = 30.0
@@ -33,6 +34,8 @@ POLL_INTERVAL_S = 0.2
 # A node says goodbye to its peers and stops its engine; what has not ended by then is killed.
 STOPPING_S = 10.0
 
+BAR_CHARACTERS = 30
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 
 
@@ -148,6 +151,10 @@ class Market:
             raise Failure(f"`infernet {words[0]}` failed: {complaint[-1] if complaint else done.returncode}")
         return done.stdout
 
+    def make_node(self, role: str, *settings: str) -> None:
+        """Have a node that is configured so; its key stays what it is."""
+        self.run(role, "init", *settings, "--yes", "--force", timeout_s=SETTING_UP_S)
+
     @contextlib.contextmanager
     def child(self, name: str, role: str, *command: str) -> Iterator[Child]:
         """Start a program for as long as the block lasts."""
@@ -177,27 +184,161 @@ def end_with_parent() -> None:
 
 
 def ready_line(child: Child) -> dict[str, Any]:
-    """The first line of a program's output, which it writes as JSON when it is ready."""
+    """What a program says about itself, in one line of JSON, when it is ready."""
     deadline = time.monotonic() + COORDINATOR_READY_S
     while time.monotonic() < deadline:
         child.require_running()
         for line in child.log.read_text("utf-8", "replace").splitlines(keepends=True):
-            if line.startswith("{") and line.endswith("\n"):
+            if line.startswith('{"url"') and line.endswith("\n"):
                 ready: dict[str, Any] = json.loads(line)
                 return ready
         time.sleep(POLL_INTERVAL_S)
     raise Failure(f"the {child.name} was not ready within {COORDINATOR_READY_S:.0f} s (log: {child.log})")
 
 
-def provider_address(market: Market, child: Child, p2p_port: int) -> str:
-    """Wait until the provider serves, and return the multiaddr under which this machine reaches it."""
+def wait_until_serving(market: Market, provider: Child, show: Callable[[str], None]) -> str:
+    """Wait until the provider has its model and its link, and return the multiaddr that this machine reaches it by."""
     deadline = time.monotonic() + PROVIDER_READY_S
     while time.monotonic() < deadline:
-        child.require_running()
-        with contextlib.suppress(Failure):
+        provider.require_running()
+        try:
             status = json.loads(market.run("provider", "status", "--json", timeout_s=STATUS_TIMEOUT_S))
-            for address in status["addresses"]:
-                if str(address).startswith(f"/ip4/{HOST}/tcp/{p2p_port}/"):
-                    return str(address)
+        except Failure:
+            show("starting")  # it does not answer yet
+        else:
+            engine, link = status["engine"]["state"], status["coordinator"]["state"]
+            show(f"engine {engine}, coordinator {link}")
+            if engine == "ready" and link == "connected":
+                return next(str(a) for a in status["addresses"] if str(a).startswith(f"/ip4/{HOST}/"))
         time.sleep(POLL_INTERVAL_S)
-    raise Failure(f"the provider was not ready within {PROVIDER_READY_S:.0f} s (log: {child.log})")
+    raise Failure(f"the provider was not ready within {PROVIDER_READY_S:.0f} s (log: {provider.log})")
+
+
+def fetch_model(store: Path) -> None:
+    """Have the starter model in the provider's store; a file that is there is checked."""
+    # Only the environment has it, and the command line is read without one.
+    from infernet.engines.models import STARTER, ModelError, fetch_starter
+
+    with step(f"Model {STARTER.name}") as show:
+        try:
+            fetch_starter(store, lambda done, total: show(progress_bar(done, total)))
+        except ModelError as error:
+            raise Failure(str(error)) from None
+
+
+def progress_bar(done: int, total: int | None) -> str:
+    """How much of a download has come, drawn as far as the total is known."""
+    if not total:
+        return f"{done / 1e6:.0f} MB"
+    filled = BAR_CHARACTERS * min(done, total) // total
+    return f"[{'#' * filled}{'.' * (BAR_CHARACTERS - filled)}] {done / 1e6:.0f} of {total / 1e6:.0f} MB"
+
+
+@contextlib.contextmanager
+def serving(arguments: Arguments, market: Market) -> Iterator[tuple[str, str, list[Child]]]:
+    """Coordinator and provider for as long as the block lasts: the web address, the multiaddr, and the processes."""
+    port, p2p_port = str(arguments.port), str(arguments.p2p_port)
+    with contextlib.ExitStack() as stack:
+        with step(f"Coordinator on {HOST}:{port}"):
+            home = str(market.home / "coordinator")
+            command = ("infernet-coordinator", "--host", HOST, "--port", port, "--home", home, "--json")
+            coordinator = stack.enter_context(market.child("coordinator", "coordinator", *command))
+            ready = ready_line(coordinator)
+        with step(f"Provider on port {p2p_port}") as show:
+            settings = ("--role", "provider", "--url", ready["url"], "--coordinator-key", ready["key"])
+            market.make_node("provider", *settings, "--p2p-port", p2p_port, "--name", "up")
+            provider = stack.enter_context(market.child("provider", "provider", "infernet", "start", "--foreground"))
+            multiaddr = wait_until_serving(market, provider, show)
+        yield str(ready["url"]), multiaddr, [coordinator, provider]
+
+
+def ask(arguments: Arguments, market: Market, multiaddr: str) -> int:
+    """Ask from a node of its own, over libp2p; its output is this command's, and so is its exit status."""
+    market.make_node("asker", "--role", "client", "--name", "asker")
+    command = [str(market.bin / "infernet"), "chat", "--peer", multiaddr]
+    if arguments.json:
+        command.append("--json")
+    command += ["--", str(arguments.ask)]
+    sys.stdout.flush()
+    return subprocess.run(command, env=market.environ("asker"), check=False).returncode
+
+
+def announce(arguments: Arguments, market: Market, url: str, multiaddr: str) -> None:
+    """Say what is there now and what to do with it."""
+    if arguments.json:
+        print(
+            json.dumps({"url": url, "chat": f"{url}/chat", "multiaddr": multiaddr, "home": str(market.home)}),
+            flush=True,
+        )
+        return
+    infernet = market.bin / "infernet"
+    print(
+        f"""
+  Chat page     {url}/chat
+  Node          {multiaddr}
+
+  Ask it peer to peer:
+    {infernet} chat --peer {multiaddr} "What is the capital of France?"
+  See what it is doing:
+    INFERNET_HOME={market.home / "provider"} {infernet} status
+
+  Logs are in {market.home}. Ctrl-C ends everything.""",
+        flush=True,
+    )
+
+
+def watch(children: list[Child]) -> NoReturn:
+    """Wait for the first of them to end, which none of them should. Raises `Failure` then."""
+    while True:
+        for child in children:
+            child.require_running()
+        time.sleep(POLL_INTERVAL_S)
+
+
+class Stopped(BaseException):
+    """Somebody asked this command to end."""
+
+
+def end_on(number: int, _frame: FrameType | None) -> None:
+    """Signal handler: leave through every `finally`, so that nothing is left running."""
+    # From here on only the ending runs, and nobody interrupts that; it has a deadline of its own.
+    for name in ENDING_SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    raise Stopped(number)
+
+
+def main() -> int:
+    """Start everything; ask, or wait for Ctrl-C."""
+    arguments = parse(sys.argv[1:])
+    market = Market(arguments.home, Path(sys.executable).parent)
+    for name in ENDING_SIGNALS:
+        signal.signal(name, end_on)
+    try:
+        require_free(arguments.port, "--port", "the coordinator", HOST)
+        require_free(arguments.p2p_port, "--p2p-port", "the provider", "0.0.0.0")
+        make_home(market.home)
+        fetch_model(market.home / "provider" / "data" / "models")
+        with serving(arguments, market) as (url, multiaddr, children):
+            if arguments.ask is not None:
+                return ask(arguments, market, multiaddr)
+            announce(arguments, market, url, multiaddr)
+            watch(children)
+    except Stopped as stopped:
+        (number,) = stopped.args
+        print("\nEnded.", file=sys.stderr)
+        # Asking for the market and then ending it is success; ending a question is not.
+        return 0 if arguments.ask is None and number == signal.SIGINT else 128 + int(number)
+
+
+def make_home(home: Path) -> None:
+    """Have the folder of all state, this user's alone. Raises `Failure`."""
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = home / "provider.log"
+        probe.open("ab").close()
+    except OSError as error:
+        raise Failure(f"cannot write to {home} ({error.strerror}): choose another folder with --home") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
