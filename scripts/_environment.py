@@ -47,12 +47,12 @@ class Failure(Exception):
     """Something the reader can put right; the text is one line that says what happened and what to do."""
 
 
-def run_main(main: Callable[[], int]) -> int:
-    """Run a command's main; a `Failure` becomes its one line, Ctrl-C the usual 130."""
+def run_main(main: Callable[[], int], name: str = "") -> int:
+    """Run a command's main; a `Failure` becomes its one line under the command's name, Ctrl-C the usual 130."""
     try:
         return main()
     except Failure as failure:
-        print(f"{Path(sys.argv[0]).name}: {failure}", file=sys.stderr)
+        print(f"{name or Path(sys.argv[0]).name}: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

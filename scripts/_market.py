@@ -341,4 +341,4 @@ def make_home(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, "up"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 import _market
 from _environment import Failure
 from _market import Market, parse, require_free
+from tests.helpers_processes import is_running, wait_until
 
 DEADLINE_S = 20.0
 
@@ -26,23 +24,6 @@ sh -c 'trap "" TERM; echo $$; while :; do sleep 1; done' &
 echo $$
 wait
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll until the condition holds; fail at the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        os.sched_yield()
-
-
-def exists(process_id: int) -> bool:
-    """Whether a process is there and is more than an entry waiting to be collected."""
-    try:
-        stat = Path(f"/proc/{process_id}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture
@@ -60,7 +41,7 @@ def write_program(market: Market, name: str, text: str) -> None:
 
 def numbers_in(log: Path, count: int) -> list[int]:
     """Wait for so many lines of output, each a number."""
-    wait_until(lambda: len(log.read_text().split()) >= count)
+    wait_until(lambda: len(log.read_text().split()) >= count, f"{count} lines in {log.name}")
     return [int(word) for word in log.read_text().split()]
 
 
@@ -71,8 +52,8 @@ def test_a_child_that_will_not_end_is_killed_with_all_that_it_started(
     write_program(market, "stubborn", STUBBORN)
     with market.child("provider", "provider", "stubborn") as child:
         family = numbers_in(child.log, 2)
-        assert all(exists(process_id) for process_id in family)
-    wait_until(lambda: not any(exists(process_id) for process_id in family))
+        assert all(is_running(process_id) for process_id in family)
+    wait_until(lambda: not any(is_running(process_id) for process_id in family), "both end")
 
 
 def test_children_end_when_their_parent_is_killed_outright(market: Market) -> None:
@@ -86,10 +67,10 @@ def test_children_end_when_their_parent_is_killed_outright(market: Market) -> No
     ]
     with subprocess.Popen([sys.executable, "-c", "\n".join(parent)]) as process:
         log = market.home / "provider.log"
-        wait_until(log.exists)
+        wait_until(log.exists, "the log")
         (child,) = numbers_in(log, 1)
         process.send_signal(signal.SIGKILL)
-    wait_until(lambda: not exists(child))
+    wait_until(lambda: not is_running(child), "the child ends")
 
 
 def test_a_child_that_ends_by_itself_is_quoted(market: Market) -> None:
