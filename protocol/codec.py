@@ -41,7 +41,9 @@ CONTROL_LIMITS: Final = Limits(c.CONTROL_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_I
 JOB_LIMITS: Final = Limits(c.JOB_FRAME_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
 RECORD_LIMITS: Final = Limits(c.RECORD_BYTES_MAX, c.BYTES_MAX, c.ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.VALUES_MAX)
 # What a seal holds is written by one asker for one provider and is already bounded by the size of the seal.
-SEALED_LIMITS: Final = Limits(c.SEALED_BYTES_MAX, c.SEALED_BYTES_MAX, 1024, c.DEPTH_MAX, 4 * 1024)
+SEALED_LIMITS: Final = Limits(
+    c.SEALED_BYTES_MAX, c.SEALED_BYTES_MAX, c.SEALED_ARRAY_ITEMS_MAX, c.DEPTH_MAX, c.SEALED_VALUES_MAX
+)
 
 
 def limits_of_protocol(protocol: str) -> Limits:

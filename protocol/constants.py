@@ -26,7 +26,7 @@ JOB_FRAME_BYTES_MAX: Final = 256 * 1024
 ARRAY_ITEMS_MAX: Final = 64
 BYTES_MAX: Final = 64 * 1024
 DEPTH_MAX: Final = 6
-VALUES_MAX: Final = 512
+VALUES_MAX: Final = 1024
 INTEGER_MAX: Final = 2**63 - 1
 
 RECORD_BYTES_MAX: Final = 16 * 1024
@@ -44,10 +44,16 @@ FIND_RESULTS_MAX: Final = 16
 
 CLOCK_SKEW_MS_MAX: Final = 60_000
 JOB_OPEN_AGE_MS_MAX: Final = 60_000
+JOB_LIFETIME_MS_MAX: Final = 60 * 60 * 1000
 SEALED_INLINE_BYTES_MAX: Final = 48 * 1024
 SEALED_PART_BYTES_MAX: Final = 48 * 1024
-SEALED_BYTES_MAX: Final = 1024 * 1024
+# An ephemeral X25519 key and a Poly1305 tag around a plaintext that is padded to a power of two.
+SEAL_OVERHEAD_BYTES: Final = 32 + 16
+SEALED_BYTES_MAX: Final = 1024 * 1024 + SEAL_OVERHEAD_BYTES
 SEALED_PADDING_BYTES_MIN: Final = 1024
+SEALED_ARRAY_ITEMS_MAX: Final = 1024
+SEALED_VALUES_MAX: Final = 4 * 1024
+CHUNK_PADDING_BYTES: Final = 64
 OUTPUT_TOKENS_MAX: Final = 32 * 1024
 EMBEDDING_INPUTS_MAX: Final = 64
 STOP_STRINGS_MAX: Final = 8
@@ -83,8 +89,6 @@ FIND_PEERS: Final = 4
 ACCEPT_DEADLINE_S: Final = 5.0
 # ... after the prompt has crossed a line of at least this speed.
 PROMPT_BYTES_PER_S_MIN: Final = 64 * 1024
-# An order may not hold a slot longer than this, whatever it says.
-JOB_LIFETIME_MS_MAX: Final = 60 * 60 * 1000
 # From JobAccept to the first chunk or progress report. Prefill of a long prompt on a CPU sends Progress.
 FIRST_CHUNK_DEADLINE_S: Final = 30.0
 # Between any two chunks or progress reports afterwards.

@@ -13,6 +13,7 @@ from typing import NamedTuple, NewType
 
 from msgspec import Struct
 
+from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.messages import (
@@ -174,7 +175,7 @@ class Offer(Struct, frozen=True):
     gpus: tuple[Gpu, ...] = ()
     models: tuple[ModelOffer, ...] = ()
     free_policy: FreePolicy = FreePolicy.KNOWN
-    sealed_bytes_max: int = 256 * 1024
+    sealed_bytes_max: int = 256 * 1024 + c.SEAL_OVERHEAD_BYTES
 
 
 class SetOffer(Struct, frozen=True):

@@ -25,8 +25,6 @@ from protocol.ids import JobId, LeaseId, NodeId
 from protocol.messages import ChunkBody, SealedPrompt
 
 ROTATION_MS: Final = 24 * 60 * 60 * 1000
-# Without padding, the length of a chunk that holds one token tells the length of that token, and so much of the text.
-CHUNK_PADDING_BYTES: Final = 64
 ANSWER_KEY_TAG: Final = "infernet/answer-key/1"
 _TAG: Final = b"infernet/sealed-prompt/1"
 _SUITE: Final = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
@@ -134,9 +132,11 @@ class ChunkCipher:
 
     def seal(self, number: int, output_tokens: int, owed_uusd: int, body: ChunkBody) -> bytes:
         """Seal one chunk; a number is used once per order."""
+        # Without padding, the length of a chunk that holds one token tells the length of that token, and so much of
+        # the text.
         # SPEC 05: The provider MUST pad the plaintext of a chunk to a multiple of 64 bytes.
         data = _with_length(codec.encode_value(body))
-        data = data.ljust(-(-len(data) // CHUNK_PADDING_BYTES) * CHUNK_PADDING_BYTES, b"\0")
+        data = data.ljust(-(-len(data) // c.CHUNK_PADDING_BYTES) * c.CHUNK_PADDING_BYTES, b"\0")
         return self._cipher.encrypt(number.to_bytes(12, "big"), data, _counts(output_tokens, owed_uusd))
 
     def open(self, number: int, output_tokens: int, owed_uusd: int, sealed: bytes) -> ChunkBody:

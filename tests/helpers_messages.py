@@ -81,3 +81,40 @@ def _of(info: mi.Type) -> st.SearchStrategy[Any]:
 def field_names(cls: type[msgspec.Struct]) -> tuple[str, ...]:
     """The fields of a struct in the order of the wire."""
     return cls.__struct_fields__
+
+
+_NAMED_RANGES = {(0, 2**63 - 1): "uint", (0, 2**32 - 1): "count", (0, 10**12): "price", (0, 255): "u8"}
+
+
+def type_names(cls: type[msgspec.Struct]) -> list[str]:
+    """The types of a struct's fields as the tables of specs/01 write them."""
+    info = mi.type_info(cls)
+    assert isinstance(info, mi.StructType)
+    return [_name(field.type) for field in info.fields]
+
+
+def _name(info: mi.Type) -> str:
+    match info:
+        case mi.Metadata():
+            return _name(info.type)
+        case mi.IntType(ge=low, le=high):
+            return _NAMED_RANGES.get((low, high), f"{low}..{high}")
+        case mi.StrType(min_length=low, max_length=high):
+            return "text" if high is None else f"text({low or 0}..{high})"
+        case mi.BytesType(min_length=low, max_length=high):
+            if high is None:
+                return "bytes"
+            return f"bytes({high})" if low == high else f"bytes({low or 0}..{high})"
+        case mi.EnumType(cls=cls):
+            return cls.__name__
+        case mi.UnionType(types=types):
+            (present,) = [each for each in types if not isinstance(each, mi.NoneType)]
+            return f"{_name(present)}?"
+        case mi.VarTupleType(item_type=item, min_length=low, max_length=high):
+            return f"[{_name(item)}]" if high is None else f"[{_name(item)}; {low or 0}..{high}]"
+        case mi.TupleType(item_types=items):
+            return f"({', '.join(map(_name, items))})"
+        case mi.StructType(cls=cls):
+            return cls.__name__
+        case _:
+            raise AssertionError(f"no name for {info}")

@@ -416,3 +416,16 @@ def test_lease_and_node_ids_are_plain_bytes_on_the_wire() -> None:
     want = Want((NodeId(b"\x01" * 32),))
     assert encode_message(want)[4:].hex() == "92" + "14" + "91" + "c420" + "01" * 32
     assert LeaseId(b"") == b""
+
+
+def test_the_largest_heartbeat_that_the_schema_allows_can_be_sent() -> None:
+    model = replace(OFFER, kinds=tuple(list(Kind)[1:]), name="m" * 100)
+    largest = heartbeat(
+        models=(model,) * c.HEARTBEAT_MODELS_MAX,
+        gpus=heartbeat().gpus * c.HEARTBEAT_GPUS_MAX,
+        addresses=("/ip6/2001:db8::1/tcp/46337",) * c.HEARTBEAT_ADDRESSES_MAX,
+        features=tuple(range(32)),
+        coordinators=(NodeId(bytes(32)),) * 4,
+        extensions=tuple((2 * number + 1, b"") for number in range(8)),
+    )
+    assert decode_record(encode_record(largest), Heartbeat) == largest

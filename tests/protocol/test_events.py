@@ -29,7 +29,7 @@ def test_every_struct_is_an_event_or_an_effect_and_never_both() -> None:
     assert into | out | PARTS == STRUCTS
 
 
-@pytest.mark.parametrize("cls", sorted(STRUCTS, key=lambda cls: cls.__name__))
+@pytest.mark.parametrize("cls", sorted(STRUCTS, key=str))
 def test_nobody_can_change_an_event_after_it_happened(cls: type[Struct]) -> None:
     assert cls.__struct_config__.frozen
 

@@ -16,7 +16,6 @@ from protocol.sealing import ROTATION_MS, ChunkCipher, HpkeSealer, open_prompt, 
 JOB, ASKER, PROVIDER, LEASE = JobId(b"j" * 16), NodeId(b"a" * 32), NodeId(b"p" * 32), LeaseId(b"l" * 32)
 CONTEXT = seal_context(JOB, 1, ASKER, PROVIDER, None)
 PROMPT = SealedPrompt(b"k" * 32, JobRequest(messages=(ChatMessage("user", "hello"),)))
-HPKE_OVERHEAD_BYTES = 32 + 16
 CHUNK_TAG_BYTES = 16
 
 
@@ -127,7 +126,7 @@ def test_a_prompt_is_padded_to_a_power_of_two(encoded: int, padded: int) -> None
     prompt = next(p for extra in range(8) if encoded_bytes(p := with_text(max(0, encoded - EMPTY - extra))) == encoded)
     assert len(seal_prompt(prompt, Plain(), bytes(32), CONTEXT)) == padded
     sealer = HpkeSealer()
-    assert len(seal_prompt(prompt, sealer, sealer.public_key(0), CONTEXT)) == padded + HPKE_OVERHEAD_BYTES
+    assert len(seal_prompt(prompt, sealer, sealer.public_key(0), CONTEXT)) == padded + c.SEAL_OVERHEAD_BYTES
 
 
 def test_the_bytes_under_the_seal() -> None:
@@ -137,13 +136,15 @@ def test_the_bytes_under_the_seal() -> None:
     assert encoded.hex().startswith("92" + "c420" + "6b" * 32 + "95" + "91" + "92" + "a4" + b"user".hex())
 
 
-def test_a_prompt_that_no_provider_could_take_is_refused_here() -> None:
+def test_the_largest_prompt_fills_its_seal_and_a_larger_one_is_refused_here() -> None:
+    sealer = HpkeSealer()
+    overhead = encoded_bytes(with_text(100_000)) - 100_000 + 4
+    largest = with_text(1024 * 1024 - overhead)
+    sealed = seal_prompt(largest, sealer, sealer.public_key(0), CONTEXT)
+    assert len(sealed) == c.SEALED_BYTES_MAX
+    assert open_prompt(sealed, sealer, CONTEXT) == largest
     with pytest.raises(LocalProtocolError, match="shorten it"):
-        seal_prompt(with_text(c.SEALED_BYTES_MAX), Plain(), bytes(32), CONTEXT)
-    with pytest.raises(LocalProtocolError, match="shorten it"):
-        # It fits the limit before it is sealed and no longer afterwards.
-        sealer = HpkeSealer()
-        seal_prompt(with_text(c.SEALED_BYTES_MAX // 2), sealer, sealer.public_key(0), CONTEXT)
+        seal_prompt(with_text(1024 * 1024 - overhead + 1), sealer, sealer.public_key(0), CONTEXT)
 
 
 @pytest.mark.parametrize(
