@@ -34,6 +34,10 @@ class ConfigError(Exception):
     """A file or a value cannot be used; one line: where, what, what is allowed."""
 
 
+class FlagError(ConfigError):
+    """A flag has a value that it does not take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings, and the three folders of the node. Immutable; made by `load`."""
@@ -143,7 +147,8 @@ class _Sources:
             self.values[setting.name] = setting.read(value)
         except ValueError as error:
             # The value itself is not repeated: it may be a key that was put in the wrong place.
-            raise ConfigError(f"{place} {error}") from None
+            kind = FlagError if origin == "flag" else ConfigError
+            raise kind(f"{place} {error}") from None
         self.origins[setting.name] = origin
 
 
@@ -187,6 +192,13 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def values_in(path: Path) -> dict[str, Any]:
+    """What one file sets, without defaults, environment or flags. Raises ConfigError."""
+    sources = _Sources()
+    _read_document(read_file(path) or {}, path, sources)
+    return sources.values
 
 
 def _follow_from_role(sources: _Sources) -> dict[str, Any]:

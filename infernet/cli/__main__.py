@@ -1,0 +1,76 @@
+"""`infernet`: finds the verb and runs it. Loads nothing else, so that help comes at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Final
+
+# What each verb does, in the order in which somebody meets them. The module has the verb's name.
+VERBS: Final = {
+    "init": "make this node's key and configuration",
+    "start": "run the node",
+    "stop": "end the running node",
+    "status": "what the running node is doing",
+    "chat": "ask a question",
+    "peers": "whom the running node knows",
+    "model": "fetch the starter model",
+    "config": "show every setting and where it came from",
+    "version": "the version of this program",
+}
+# Started by the program itself, never by people.
+HIDDEN: Final = ("engine-worker",)
+
+HELP: Final = f"""\
+usage: infernet VERB [OPTIONS]
+
+One peer-to-peer inference market out of GPUs anywhere: run models for others, or ask a question.
+
+{chr(10).join(f"  {verb:9} {summary}" for verb, summary in VERBS.items())}
+
+Begin with:
+  infernet init                  answer a few questions
+  infernet model pull            fetch a small model (93 MB)
+  infernet start                 join the market
+  infernet chat "Why is the sky blue?"
+
+`infernet VERB --help` explains a verb, with examples. All have --json.
+INFERNET_HOME moves all files below one folder. INFERNET_DEBUG=1 shows what is behind an error.
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the verb that the command line names; gives the exit code: 0 done, 1 failed, 2 misused."""
+    words = sys.argv[1:] if words is None else words
+    verb, rest = (words[0], words[1:]) if words else ("", [])
+    if verb in ("-h", "--help", "help"):
+        if rest and rest[0] in VERBS:
+            return _run(rest[0], ["--help"])
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        verb = "version"
+    if verb not in VERBS and verb not in HIDDEN:
+        return _complain(verb)
+    return _run(verb, rest)
+
+
+def _run(verb: str, words: list[str]) -> int:
+    from infernet.cli.command import run
+
+    return run(verb, importlib.import_module(f"infernet.cli.{verb.replace('-', '_')}"), words)
+
+
+def _complain(verb: str) -> int:
+    if not verb:
+        print(HELP, end="", file=sys.stderr)
+        return 2
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean {near[0]}?" if near else 'to ask a question: infernet chat "..."'
+    print(f"infernet: there is no verb {verb[:40]!r}; {hint} (infernet --help lists them)", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""What all verbs share: parsing, and the one place where an error becomes one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 misused (a flag, or an answer that did not come), 130 ended by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, NoReturn
+
+FAILED: Final = 1
+MISUSED: Final = 2
+INTERRUPTED: Final = 130
+
+# Exceptions whose text is one line for people. A class of a module that was never loaded cannot have been raised.
+_FOR_PEOPLE: Final = (
+    ("infernet.config", "ConfigError"),
+    ("infernet.identity", "IdentityError"),
+    ("infernet.lock", "AlreadyRunning"),
+    ("infernet.ipc", "IpcError"),
+    ("infernet.store", "StoreError"),
+    ("infernet.coordinator_client", "CoordinatorError"),
+    ("infernet.engines.contract", "EngineUnavailable"),
+    ("infernet.transport.contract", "TransportError"),
+    ("protocol.errors", "ProtocolError"),
+)
+# The user's disk or rights are at fault, not our code.
+_ENVIRONMENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+
+
+class Failure(Exception):
+    """The verb could not do what it should; one line for people. `details` goes into the JSON answer."""
+
+    exit_code = FAILED
+
+    def __init__(self, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.details = details
+
+
+class Misuse(Failure):
+    """The command line, or the input, is not what the verb can work with."""
+
+    exit_code = MISUSED
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser(verb: str, module: ModuleType) -> Parser:
+    """The parser of a verb, from its module's USAGE, DESCRIPTION, EXAMPLES and `add_arguments`."""
+    parser = Parser(
+        prog=f"infernet {verb}",
+        usage=f"infernet {verb} {module.USAGE}",
+        description=module.DESCRIPTION,
+        epilog=module.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    return parser
+
+
+def run(verb: str, module: ModuleType, words: list[str]) -> int:
+    """Parse the words and run the verb; gives the exit code. No exception leaves."""
+    if not hasattr(module, "add_arguments"):
+        return int(module.run(words))
+    for stream in (sys.stdout, sys.stderr):
+        # What this terminal cannot show must not end the program.
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    arguments = make_parser(verb, module).parse_args(words)
+    try:
+        code: int = module.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - this is the boundary: what passes it is a traceback
+        return report(error, as_json=arguments.json)
+    return code
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Tell the user of an error in one line; gives the exit code. `SystemExit` is raised again."""
+    leaf = innermost(error)
+    if isinstance(leaf, SystemExit):
+        raise leaf
+    if os.environ.get("INFERNET_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(leaf, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(leaf, BrokenPipeError):
+        # Whoever read our output has enough; Python must not complain about it when it ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    text = explain(leaf) or _unexpected(leaf)
+    if as_json:
+        details = leaf.details if isinstance(leaf, Failure) else {}
+        print(json.dumps({"error": text, **details}, indent=2))
+    complain(text)
+    if isinstance(leaf, Failure):
+        return leaf.exit_code
+    return MISUSED if type(leaf).__name__ == "FlagError" else FAILED
+
+
+def complain(text: str) -> None:
+    """One line on standard error, cleaned of what strangers may have put into it."""
+    from protocol.formats.text import clean_line
+
+    print(f"infernet: {clean_line(text, 1000)}", file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Something the user should know, on standard error."""
+    complain(f"warning: {text}")
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The one exception to tell of in a group: one for people rather than one that only followed from it."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if explain(leaf) is not None), leaves[0])
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def explain(error: BaseException) -> str | None:
+    """The text of an error that was written for people, None for any other."""
+    known = (Failure, *(getattr(sys.modules[module], name) for module, name in _FOR_PEOPLE if module in sys.modules))
+    if isinstance(error, known):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
+        where = f" {error.filename}" if error.filename else " a file"
+        reason = (error.strerror or "an error").lower()
+        return f"cannot use{where} ({reason}): put that right, or choose another folder with INFERNET_HOME"
+    return None
+
+
+def _unexpected(error: BaseException) -> str:
+    """Write down where it happened, without the values that an exception quotes; gives one line for the user."""
+    from infernet.config import directories, make_private_directory
+    from infernet.log import describe
+
+    text = f"something unexpected went wrong ({type(error).__name__})"
+    try:
+        path: Path = directories()[1] / "crash.log"
+        make_private_directory(path.parent)
+        # Only the last one matters, so that the file stays small.
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(file, "w") as log:
+            log.write(describe(error) + "\n")
+    except Exception:  # noqa: BLE001 - the error that is being told must be told, whatever else is wrong
+        return f"{text}: run it again with INFERNET_DEBUG=1 to see where"
+    return f"{text}: where is in {path}; INFERNET_DEBUG=1 shows more"
+
+
+def self_command() -> list[str]:
+    """The command that starts this very program again, for a process of its own."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable]
+    return [sys.executable, "-P", "-m", "infernet.cli"]
+
+
+def self_environment() -> dict[str, str]:
+    """Environment variables under which `self_command` finds the modules that this process has found."""
+    folder = str(Path(__file__).resolve().parents[2])
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))}

@@ -1,0 +1,259 @@
+"""`infernet init`: make this node's key and configuration, all of it or nothing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from infernet import identity
+from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.output import print_fields, print_json
+from infernet.cli.questions import ask, confirm
+from infernet.cli.settings_flags import add_settings, settings_given
+from infernet.config import Config, ConfigError, default_name, directories, read_file, save, values_in
+from infernet.lock import running_pid
+from infernet.settings import BY_NAME, as_plain
+from protocol.envelope import SigningKey
+from protocol.ids import NodeId, npub, peer_id
+from protocol.messages import Role
+
+SECRET_FILE_BYTES_MAX: Final = 1024
+
+USAGE: Final = "[--role ROLE] [--url URL] [--yes] [MORE]"
+DESCRIPTION: Final = """\
+Make this node's key, once, and its configuration. Asks what was not given; an empty answer takes what is offered.
+Run it again to change the answers: the key stays. Nothing is written before everything is known."""
+EXAMPLES: Final = """\
+examples:
+  infernet init
+  infernet init --yes --role provider
+  infernet init --yes --url http://127.0.0.1:8080            trust the key that it shows now
+  infernet init --yes --url https://c.example --coordinator-key npub1...
+  infernet init --yes --no-advertise                         open no port, publish no address
+  infernet init --nostr-privkey @key.txt                     use a key that you have
+
+A key given as a plain argument stays in the shell's history; '-' reads it from standard input, @FILE from a file."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be answered in advance."""
+    parser.add_argument("--yes", action="store_true", help="ask nothing: take what is given, and defaults for the rest")
+    parser.add_argument("--force", action="store_true", help="begin anew; an old file, and an old key, are kept aside")
+    parser.add_argument(
+        "--nostr-privkey", metavar="KEY", help="use this secret key (nsec1... or 64 hex digits), '-' or @FILE"
+    )
+    add_settings(parser, "settings")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, check, and then write."""
+    config_dir, state_dir, data_dir = directories()
+    places = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir)
+    before = {} if arguments.force else values_in(places.config_file)
+    given = {name: _checked(name, value) for name, value in settings_given(arguments).items()}
+    key = _choose_key(places, arguments)
+    values = before | given if arguments.yes else _walk(before, given)
+    values.setdefault("role", Role.PROVIDER)
+    if "coordinator_key" not in given:
+        values["coordinator_key"] = _coordinator_key(before, values, yes=arguments.yes)
+    _write(places, key, values, force=arguments.force)
+    _tell(places, key.key, values, as_json=arguments.json)
+    return 0
+
+
+def _checked(name: str, value: object) -> Any:
+    try:
+        return BY_NAME[name].read(value)
+    except ValueError as error:
+        raise Misuse(f"{BY_NAME[name].flag} {error}") from None
+
+
+# ---------------------------------------------------------------- the key
+
+
+@dataclass(frozen=True)
+class _Key:
+    """The key to use, whether it must be stored, and the one that is stored in its place now."""
+
+    key: SigningKey
+    is_new: bool
+    replaces: SigningKey | None = None
+
+
+def _choose_key(places: Config, arguments: argparse.Namespace) -> _Key:
+    """The key that was given, else the one that is there, else a new one. Nothing is written yet."""
+    try:
+        stored = identity.load(places.key_file)
+    except identity.NoIdentity:
+        stored = None
+    if arguments.nostr_privkey is None:
+        return _Key(stored, is_new=False) if stored is not None else _Key(identity.generate(), is_new=True)
+    chosen = identity.import_secret(_secret(arguments.nostr_privkey))
+    if stored is None:
+        return _Key(chosen, is_new=True)
+    if stored.node == chosen.node:
+        return _Key(stored, is_new=False)
+    if not arguments.force:
+        raise Failure(
+            f"this node has another key already ({npub(stored.node)}): add --force to keep that one aside and use this"
+        )
+    return _Key(chosen, is_new=True, replaces=stored)
+
+
+def _secret(word: str) -> str:
+    """The secret that a word of the command line stands for."""
+    if word == "-":
+        return sys.stdin.readline(SECRET_FILE_BYTES_MAX) if sys.stdin is not None else ""
+    if word.startswith("@"):
+        try:
+            with Path(word[1:]).expanduser().open(encoding="ascii") as file:
+                return file.read(SECRET_FILE_BYTES_MAX)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise Misuse(f"--nostr-privkey: cannot read {word[1:]} ({reason.lower()})") from None
+    warn(
+        "the secret key was on the command line, where other users and the shell's history can see it; "
+        "next time give --nostr-privkey - (standard input) or @FILE"
+    )
+    return word
+
+
+# ---------------------------------------------------------------- the walk
+
+
+def _walk(before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Ask for what was not given; what was set before is offered again."""
+    values = before | given
+    print("An empty answer takes what stands in brackets.", file=sys.stderr)
+
+    def question(name: str, text: str, default: str) -> None:
+        if name not in given:
+            offered = str(as_plain(before[name])) if before.get(name) is not None else default
+            answer = ask(text, offered, lambda word: _answer(name, word), BY_NAME[name].flag)
+            # Only what was decided is written, so that defaults can follow the role and the program.
+            if name in before or answer != _answer(name, default):
+                values[name] = answer
+
+    question("role", "What should this node do: provider (run models), aggregator, or client (only ask)?", "provider")
+    question("coordinator_url", "Coordinator to link to, as http(s)://host:port, or none", "none")
+    question("name", "Name that others see, or none for one made of its role and key", "none")
+    if values.get("role", Role.PROVIDER) is not Role.CLIENT:
+        question("p2p_port", "TCP port for peers", "46337")
+        question("address", "Address under which others reach this machine, or none to find out", "none")
+    return values
+
+
+def _answer(name: str, word: str) -> Any:
+    return None if word.lower() == "none" and name != "role" else BY_NAME[name].read(word)
+
+
+# ---------------------------------------------------------------- the coordinator
+
+
+def _coordinator_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> NodeId | None:
+    """The key to pin: the one that is pinned for this URL, else the one that it shows, if the user trusts it."""
+    url = values.get("coordinator_url")
+    if url is None:
+        return None
+    if url == before.get("coordinator_url") and before.get("coordinator_key") is not None:
+        pinned: NodeId = before["coordinator_key"]
+        return pinned
+    shown = _fetch_key(url)
+    if yes:
+        warn(f"trusting the key that {url} shows now: {npub(shown)}; another one will be refused from now on")
+        return shown
+    print(f"{url} shows the key\n  {npub(shown)}\n  {shown.hex()}", file=sys.stderr)
+    if not confirm("Is that the coordinator that you mean?", "--coordinator-key"):
+        raise Failure("nothing was written; ask whoever runs the coordinator for its key, and give --coordinator-key")
+    return shown
+
+
+def _fetch_key(url: str) -> NodeId:
+    import trio
+
+    from infernet.coordinator_client import CoordinatorError, fetch_key
+
+    try:
+        return trio.run(fetch_key, url)
+    except CoordinatorError as error:
+        raise Failure(
+            f"{error}; nothing was written: start it or correct --url, or give its key with --coordinator-key"
+        ) from None
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write(places: Config, key: _Key, values: dict[str, Any], *, force: bool) -> None:
+    """Key and file, or neither."""
+    aside = identity.set_aside(places.key_file, key.replaces) if key.replaces is not None else None
+    try:
+        if key.is_new:
+            identity.create(places.key_file, key.key)
+        try:
+            _write_file(places.config_file, values, force=force)
+        except BaseException:
+            if key.is_new:
+                places.key_file.unlink()
+            raise
+    except BaseException:
+        if aside is not None:
+            aside.rename(places.key_file)
+        raise
+    if aside is not None:
+        warn(f"the key that this node had lies now at {aside}")
+
+
+def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
+    if force and path.exists():
+        aside = path.with_name(path.name + ".old")
+        try:
+            path.replace(aside)
+        except OSError as error:
+            raise ConfigError(f"cannot move {path} aside ({(error.strerror or 'an error').lower()})") from None
+        try:
+            save(path, values, keep=False)
+        except BaseException:
+            aside.replace(path)
+            raise
+        warn(f"the old configuration lies now at {aside}")
+    else:
+        save(path, values, keep=read_file(path) is not None)
+
+
+def _tell(places: Config, key: SigningKey, values: dict[str, Any], *, as_json: bool) -> None:
+    role: Role = values["role"]
+    name = values.get("name") or default_name(role, key.node)
+    coordinator = values.get("coordinator_key")
+    result = {
+        "name": name,
+        "role": role.name.lower(),
+        "npub": npub(key.node),
+        "node_id": key.node.hex(),
+        "peer_id": peer_id(key.node),
+        "config_file": str(places.config_file),
+        "key_file": str(places.key_file),
+        "coordinator_url": values.get("coordinator_url"),
+        "coordinator_key": npub(coordinator) if coordinator is not None else None,
+    }
+    if running_pid(places.pid_file) is not None:
+        warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
+    if as_json:
+        print_json(result)
+        return
+    print(f"This node is {name} ({result['role']}).")
+    print_fields([(label.replace("_", " "), value) for label, value in result.items() if label not in ("name", "role")])
+    print("Back up the key file: the key is the node, and whoever has it is the node.")
+    if role is Role.PROVIDER and not _model_is_there(places, values):
+        print("Next: `infernet model pull` fetches a small model; `infernet start` then serves it.")
+    else:
+        print("Next: `infernet start`.")
+
+
+def _model_is_there(places: Config, values: dict[str, Any]) -> bool:
+    if values.get("engine", "llama") == "none" or "model" in values:
+        return True
+    return any(places.models_dir.glob("*.gguf"))

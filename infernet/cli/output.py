@@ -1,0 +1,66 @@
+"""How results look: tables on a terminal, plain columns in a pipe, JSON when asked. Foreign text is always cleaned."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from protocol.formats.text import clean_line
+
+
+def print_json(value: Any) -> None:
+    """One JSON object. Everything beyond ASCII is escaped, so that it cannot do anything to a terminal."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Rows under headings."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_aligned([[column.upper() for column in columns], *cells])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in cells:
+        # As Text, so that square brackets in a name are not taken for markup.
+        table.add_row(*map(Text, row))
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+def print_fields(fields: Sequence[tuple[str, object]]) -> None:
+    """Names and values, one pair per line; values that are empty are left out."""
+    _print_aligned([[f"  {name}", _cell(value)] for name, value in fields if value not in (None, "", [], ())])
+
+
+def _print_aligned(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_cell(item) for item in value) or "-"
+    return clean_line(str(value)) or "-"
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: the two largest units."""
+    seconds = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

@@ -1,0 +1,66 @@
+"""The flags of settings, made from the table of settings, and the configuration that a verb then works with."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection
+from typing import Final
+
+from infernet import identity
+from infernet.cli.command import warn
+from infernet.config import Config, LoadedConfig, load
+from infernet.settings import SETTINGS
+from protocol.envelope import SigningKey
+
+_SWITCHES: Final = ("p2p_enabled", "advertise")
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, *, leave_out: Collection[str] = ()) -> None:
+    """Offer a flag for each setting."""
+    group = parser.add_argument_group(title)
+    for setting in SETTINGS:
+        if setting.name in leave_out:
+            continue
+        if setting.name in _SWITCHES:
+            group.add_argument(
+                setting.flag, dest=setting.name, action=argparse.BooleanOptionalAction, default=None, help=setting.help
+            )
+        else:
+            group.add_argument(setting.flag, dest=setting.name, metavar=_metavar(setting.flag), help=setting.help)
+
+
+def _metavar(flag: str) -> str:
+    return flag.rpartition("-")[2].upper()
+
+
+def settings_given(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that stand on the command line, by name."""
+    names = {setting.name for setting in SETTINGS}
+    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+
+
+def as_flags(given: dict[str, object]) -> list[str]:
+    """Words for a command line that gives the same settings."""
+    words: list[str] = []
+    for setting in SETTINGS:
+        value = given.get(setting.name)
+        if isinstance(value, bool):
+            words.append(setting.flag if value else setting.flag.replace("--", "--no-", 1))
+        elif value is not None:
+            words.append(f"{setting.flag}={value}")
+    return words
+
+
+def load_config(arguments: argparse.Namespace) -> LoadedConfig:
+    """The configuration with this command line's flags; tells of what is odd in it. Raises ConfigError."""
+    loaded = load(settings_given(arguments))
+    for warning in loaded.warnings:
+        warn(warning)
+    return loaded
+
+
+def load_node(arguments: argparse.Namespace) -> tuple[Config, SigningKey]:
+    """Configuration and key of this node. Raises ConfigError or IdentityError."""
+    config = load_config(arguments).config
+    key = identity.load(config.key_file)
+    return config.named_after(key.node), key

@@ -1,0 +1,174 @@
+"""`infernet start`: run the node, in this terminal or detached from it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any, Final
+
+from infernet.cli.command import Failure, explain, innermost, self_command, self_environment
+from infernet.cli.output import print_fields, print_json
+from infernet.cli.settings_flags import add_settings, as_flags, load_node, settings_given
+from infernet.config import Config, make_private_directory
+from infernet.lock import AlreadyRunning, hold_lock, running_pid
+from protocol.envelope import SigningKey
+
+# A large model from a slow disk; the node itself is up in a second.
+START_TIMEOUT_S: Final = 120.0
+_END_TIMEOUT_S: Final = 5.0
+_MESSAGE_BYTES_MAX: Final = 1024 * 1024
+
+USAGE: Final = "[--foreground] [SETTINGS] [--json]"
+DESCRIPTION: Final = """\
+Run the node. Without --foreground it goes on after this command, which returns once the node is up, or says why it is
+not. Only one process runs a node. Settings given here hold for this run; the file stays as it is."""
+EXAMPLES: Final = """\
+examples:
+  infernet start
+  infernet start --foreground              for systemd (Type=exec), containers, and looking at the log
+  infernet start --p2p-port 46400 --model ~/models/qwen.gguf --free-for all
+  infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to run, and the settings."""
+    parser.add_argument("--foreground", action="store_true", help="stay in this terminal; the log goes to stderr")
+    # How the detached process is told where to report; nothing that people give.
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    add_settings(parser, "settings for this run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Start it."""
+    if arguments.ready_fd is not None:
+        return _run_detached(arguments)
+    config, key = load_node(arguments)
+    if arguments.foreground:
+        _run_here(config, key, lambda status: _tell(config, status, as_json=arguments.json), log_to_file=False)
+    else:
+        _tell(config, _detach(config, arguments), as_json=arguments.json)
+    return 0
+
+
+def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool) -> None:
+    import trio
+
+    from infernet import log
+    from infernet.daemon import run_daemon
+
+    with hold_lock(config.pid_file):
+        log.configure(config.log_level, file=config.log_file if log_to_file else None)
+        trio.run(run_daemon, config, key, ready)
+
+
+def _tell(config: Config, status: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"running": True, "log_file": str(config.log_file), **status})
+    else:
+        print(f"{status['name']} is up ({status['role']}, process {status['pid']}).")
+        print_fields(
+            [
+                ("listening on", status.get("addresses")),
+                ("serving", status.get("models")),
+                ("coordinator", config.coordinator_url),
+                ("log", config.log_file),
+            ]
+        )
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- detached
+
+
+def _detach(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the node in a process of its own, wait until it is up, and give its status."""
+    pid = running_pid(config.pid_file)
+    if pid is not None:
+        raise AlreadyRunning(pid)
+    make_private_directory(config.log_file.parent)
+    words = ["start", "--ready-fd", "{}", *as_flags(settings_given(arguments))]
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reports:
+        # What is not logged, such as the last words of native code, ends up in the log file too.
+        log = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            words[2] = str(writing)
+            process = subprocess.Popen(
+                [*self_command(), *words],
+                env=self_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[writing],
+            )
+        finally:
+            os.close(writing)
+            os.close(log)
+        try:
+            report = _await_report(reports.fileno(), process)
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+    if report is None:
+        raise Failure(f"the node ended before it was up: see {config.log_file}", log_file=str(config.log_file))
+    if "error" in report:
+        raise Failure(str(report["error"]), log_file=str(config.log_file))
+    # It is not ours to wait for any more.
+    process.returncode = 0
+    status: dict[str, Any] = report["status"]
+    return status
+
+
+def _await_report(descriptor: int, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+    """What the detached process reports: its status or its error; None when it ended without a word."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    data = b""
+    while not data.endswith(b"\n") and len(data) < _MESSAGE_BYTES_MAX:
+        readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            _end(process)
+            raise Failure(f"the node was not up within {START_TIMEOUT_S:.0f} s and was ended: is the model too large?")
+        piece = os.read(descriptor, 65536)
+        if not piece:
+            return None
+        data += piece
+    report: dict[str, Any] = json.loads(data)
+    return report
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _run_detached(arguments: argparse.Namespace) -> int:
+    """The other side: run the node and report, once, how that went."""
+    reported = False
+
+    def report(message: dict[str, Any]) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            with os.fdopen(arguments.ready_fd, "wb") as reports:
+                reports.write(json.dumps(message).encode() + b"\n")
+
+    try:
+        os.set_inheritable(arguments.ready_fd, False)
+        config, key = load_node(arguments)
+        _run_here(config, key, lambda status: report({"status": status}), log_to_file=True)
+    except BaseException as error:
+        text = explain(innermost(error))
+        if text is not None:
+            report({"error": text})
+        raise
+    return 0

@@ -1,0 +1,86 @@
+"""`infernet status`: what the running node is doing."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from infernet import ipc
+from infernet.cli.command import Failure
+from infernet.cli.output import duration, print_fields, print_json
+from infernet.config import Config, load
+from infernet.lock import running_pid
+
+STATUS_TIMEOUT_S: Final = 2.0
+
+USAGE: Final = "[--json]"
+DESCRIPTION: Final = """\
+What the running node is, where it listens, what it serves and what it is doing, as it counts at this moment.
+Exits with 1 when no node is running."""
+EXAMPLES: Final = """\
+examples:
+  infernet status
+  infernet status --json | jq -r .addresses[0]      the address to give to somebody else"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None but --json."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the node and print what it says."""
+    config = load().config
+    status = node_status(config)
+    if arguments.json:
+        print_json({"running": True, **status})
+        return 0
+    print(f"{status['name']} ({status['role']}) has been running for {duration(status['uptime_s'])}")
+    print_fields(fields_of(status, config))
+    return 0
+
+
+def node_status(config: Config) -> dict[str, Any]:
+    """The running node's status. Raises Failure when there is none, IpcError when it does not answer."""
+    try:
+        status: dict[str, Any] = ipc.call(config.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
+    except ipc.NotRunning as error:
+        pid = running_pid(config.pid_file)
+        if pid is None:
+            raise Failure(str(error), running=False) from None
+        raise Failure(
+            f"the node (process {pid}) is starting or ending, try again; log: {config.log_file}", running=False, pid=pid
+        ) from None
+    return status
+
+
+def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]]:
+    """A status for people."""
+    engine, coordinator = status.get("engine"), status.get("coordinator")
+    return [
+        ("npub", status.get("npub")),
+        ("peer id", status.get("peer_id")),
+        ("listening on", status.get("addresses") or "nothing (it dials others)"),
+        ("published", status.get("advertised_addresses") or "no address"),
+        ("engine", _engine(engine) if engine else "none"),
+        ("models", status.get("models") or "none"),
+        (
+            "jobs",
+            f"{status.get('jobs_running', 0)} running for others, {status.get('jobs_asked', 0)} asked by this node",
+        ),
+        ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
+        ("coordinator", _coordinator(coordinator) if coordinator else "none"),
+        ("log", config.log_file),
+        ("process", status.get("pid")),
+    ]
+
+
+def _engine(engine: dict[str, Any]) -> str:
+    text = f"{engine.get('state')}, {engine.get('runs_active')} runs now, {engine.get('runs_total')} in all"
+    if engine.get("restarts"):
+        text += f", {engine['restarts']} restarts"
+    return f"{text} ({engine['last_error']})" if engine.get("last_error") else text
+
+
+def _coordinator(coordinator: dict[str, Any]) -> str:
+    text = f"{coordinator.get('url')}, {coordinator.get('state')}"
+    return f"{text} ({coordinator['last_error']})" if coordinator.get("last_error") else text

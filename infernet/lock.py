@@ -1,0 +1,79 @@
+"""One process per node: the lock that its process holds, and finding that process.
+
+The lock is on the file with the process id. The kernel frees it when the process is gone, however it went, so a file
+left behind by a crash means nothing, and a process id is believed only while the lock is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from infernet.config import ConfigError, make_private_directory
+
+
+class AlreadyRunning(Exception):
+    """Another process of this user runs this node."""
+
+    def __init__(self, pid: int | None) -> None:
+        which = f"process {pid}" if pid is not None else "another process"
+        super().__init__(
+            f"this node is running already ({which}): see `infernet status`, or end it with `infernet stop`"
+        )
+        self.pid = pid
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Be the one process that runs this node. Raises AlreadyRunning or ConfigError."""
+    try:
+        make_private_directory(path.parent)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(
+            f"cannot write {path} ({reason}): make the folder yours, or choose another with INFERNET_HOME"
+        ) from None
+    try:
+        if not _try_lock(file, fcntl.LOCK_EX):
+            raise AlreadyRunning(_read_pid(file))
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        yield
+        os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+
+
+def running_pid(path: Path) -> int | None:
+    """The process that runs this node, None when there is none. Raises ConfigError when that cannot be told."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({(error.strerror or str(error)).lower()}): check its owner") from None
+    try:
+        # Shared, so that two commands that look at the same time do not see each other.
+        return None if _try_lock(file, fcntl.LOCK_SH) else _read_pid(file)
+    finally:
+        os.close(file)
+
+
+def _try_lock(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _read_pid(file: int) -> int | None:
+    text = os.pread(file, 32, 0).decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None
