@@ -25,6 +25,7 @@ from msgspec import Struct
 from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
 from infernet.engines.prompts import PrivateServer, Prompter, Refused
 from infernet.engines.stops import StopMatcher
+from infernet.engines.turns import Turn, Turns
 from protocol.errors import Refusal
 from protocol.events import (
     EngineFailed,
@@ -37,9 +38,9 @@ from protocol.events import (
 )
 from protocol.messages import Kind, Outcome, Sampling
 
-# A cancel takes effect between two batches. On a CPU a batch of 64 takes half a second with the starter model, and
-# larger ones gain less than a tenth; a GPU is far quicker and wants large ones.
-_BATCH_TOKENS_CPU: Final = 64
+# A cancel takes effect after the batch under way and the next. On a CPU 32 tokens take a third of a second with the
+# starter model, and twice as many would be a tenth quicker over all; a GPU is far quicker and wants large ones.
+_BATCH_TOKENS_CPU: Final = 32
 _BATCH_TOKENS_GPU: Final = 512
 # An embedding is one batch, which nothing interrupts.
 _EMBEDDING_TOKENS_MAX: Final = 512
@@ -47,7 +48,6 @@ _EMBEDDING_TOKENS_MAX: Final = 512
 _HTTP_THREADS: Final = 4
 _SETTLE_INTERVAL_S: Final = 0.005
 _SETTLE_TIMEOUT_S: Final = 30.0
-_CANCEL_INTERVAL_S: Final = 0.1
 # llama.cpp takes 32 bits, and the highest value for "any".
 _SEEDS: Final = 2**32 - 1
 _LOG_ERRORS: Final = 1
@@ -104,9 +104,10 @@ class LlamaCpp:
         self.context_tokens = self._prompter.context_tokens
         self._lock = threading.Lock()
         self._generating = 0
-        # Loaded at the first use; one embedding at a time.
+        self._prompt_turns = Turns()
+        # Loaded at the first use.
         self._embedder: Any = None
-        self._embedding = threading.Lock()
+        self._embedding_turns = Turns()
 
     # ------------------------------------------------------------ loading
 
@@ -115,6 +116,7 @@ class LlamaCpp:
         parameters.hostnames = [private.socket_path]
         parameters.api_keys = [private.key]
         parameters.n_threads_http = _HTTP_THREADS
+        parameters.ui = parameters.endpoint_slots = False
         parameters.model.path = self._config.path
         parameters.model_alias = {self._config.name}
         parameters.verbosity = _LOG_ERRORS
@@ -179,7 +181,10 @@ class LlamaCpp:
         report(EngineStarted(run.run, len(prompt)))
         if run.output_tokens_max == 0:  # llama.cpp would sample one token
             return EngineFinished(run.run, Outcome.LENGTH, 0)
-        generation = _Generation(run, report, cancelled)
+        turn = self._prompt_turns.take(cancelled)
+        if turn is None:
+            return EngineFinished(run.run, Outcome.CANCELLED, 0)
+        generation = _Generation(run, report, cancelled, turn)
         with self._lock:
             self._generating += 1
         try:
@@ -188,6 +193,7 @@ class LlamaCpp:
             # The message may quote the request.
             raise Refused(Refusal.ENGINE_FAILED, "the engine did not take the prompt") from error
         finally:
+            turn.give_back()
             with self._lock:
                 self._generating -= 1
             self._settle()
@@ -222,23 +228,17 @@ class LlamaCpp:
         report(EngineStarted(run.run, total))
         done = 0
         for index, tokens in enumerate(inputs):
-            if not self._take_turn(cancelled):
+            turn = self._embedding_turns.take(cancelled)
+            if turn is None:
                 return EngineFinished(run.run, Outcome.CANCELLED, 0)
             try:
                 vector = self._vector(tokens)
             finally:
-                self._embedding.release()
+                turn.give_back()
             report(EngineVector(run.run, index, vector))
             done += len(tokens)
             report(EngineProgress(run.run, done, total))
         return EngineFinished(run.run, Outcome.STOP, 0)
-
-    def _take_turn(self, cancelled: threading.Event) -> bool:
-        """Wait for the turn of one embedding; false when the run was cancelled instead."""
-        while not cancelled.is_set():
-            if self._embedding.acquire(timeout=_CANCEL_INTERVAL_S):
-                return True
-        return False
 
     def _vector(self, tokens: list[int]) -> bytes:
         """The normalised mean of the last hidden states, as little-endian float32."""
@@ -322,10 +322,11 @@ _DECODE_CHUNK: Final = msgspec.json.Decoder(_Chunk).decode
 class _Generation:
     """One answer as it comes out of llama.cpp, chunk by chunk, on the run's thread."""
 
-    def __init__(self, run: RunEngine, report: Report, cancelled: threading.Event) -> None:
+    def __init__(self, run: RunEngine, report: Report, cancelled: threading.Event, turn: Turn) -> None:
         self._run = run.run
         self._report = report
         self._cancelled = cancelled
+        self._turn = turn
         self._stops = StopMatcher(run.request.stop)
         self._prompt_done = 0
         self._output_tokens = 0
@@ -359,10 +360,12 @@ class _Generation:
         return any(self._choice(choice, chunk.timings.predicted_n) for choice in chunk.choices)
 
     def _progress(self, progress: _PromptProgress) -> None:
-        # A prompt that waits while others are worked on gets the same number over and over.
+        # The number stays the same while llama.cpp is busy with other slots.
         if progress.processed > self._prompt_done:
             self._prompt_done = progress.processed
             self._report(EngineProgress(self._run, progress.processed, progress.total))
+        if progress.processed >= progress.total:
+            self._turn.give_back()
 
     def _choice(self, choice: _Choice, sampled_tokens: int) -> bool:
         ended_by_model = choice.finish_reason == "stop"

@@ -157,23 +157,22 @@ async def test_text_with_nul_and_without_sense_is_taken(llama: Bench) -> None:
 # ---------------------------------------------------------------- cancels and crashes
 
 
-async def test_a_cancel_takes_effect_within_the_prompt(llama: Bench) -> None:
-    """All four slots work on prompts; one is cancelled between two batches and its slot is free."""
-    request = JobRequest(prompt="word " * 240)
-    runs = [llama.start(Kind.COMPLETION, request, tokens=2) for _ in range(4)]
-    cancelled = runs[2]
-    await llama.recorder.until(lambda: any(isinstance(event, EngineStarted) for event in llama.recorder.of(cancelled)))
-    await llama.recorder.until(
-        lambda: any(isinstance(event, EngineProgress) for run in runs for event in llama.recorder.of(run))
-    )
-    llama.engine.cancel(RunId(cancelled))
-    end = await llama.recorder.end_of(cancelled)
-    done = [event.done_tokens for event in llama.recorder.of(cancelled) if isinstance(event, EngineProgress)]
-    assert end == EngineFinished(RunId(cancelled), Outcome.CANCELLED, 0)
-    assert max(done, default=0) < 241
-    for run in runs:
+async def test_a_cancel_takes_effect_while_prompts_are_read_and_while_they_wait(llama: Bench) -> None:
+    """One of four prompts is worked on, the others wait for it. Neither kind is finished first."""
+
+    def progress(run: int) -> list[int]:
+        return [event.done_tokens for event in llama.recorder.of(run) if isinstance(event, EngineProgress)]
+
+    def all_started() -> bool:
+        return all(llama.recorder.of(run) for run in runs)
+
+    runs = [llama.start(Kind.COMPLETION, JobRequest(prompt="word " * 240), tokens=2) for _ in range(4)]
+    await llama.recorder.until(lambda: all_started() and any(progress(run) for run in runs))
+    reading = next(run for run in runs if progress(run))
+    for run in [*(run for run in runs if run != reading), reading]:
         llama.engine.cancel(RunId(run))
-        await llama.recorder.end_of(run)
+        assert await llama.recorder.end_of(run) == EngineFinished(RunId(run), Outcome.CANCELLED, 0)
+        assert max(progress(run), default=0) < 241
     await llama.do(Kind.COMPLETION, JobRequest(prompt="word"), tokens=1)
     assert (llama.engine.statistics().slots_leaked, llama.engine.statistics().restarts) == (0, 0)
 
