@@ -1,7 +1,8 @@
 """HTTP to the coordinator: its key, registration, and its list of peers. The link is in `link_carrier`.
 
-Requests are signed with the node's key for the pinned coordinator alone. The coordinator's clock is learnt from its
-signed answer to a refused request and used for signing only; the system's clock is never touched.
+Requests are signed with the node's key for the pinned coordinator alone. From the signed time in the coordinator's
+answer to a refused request a node learns that its own clock is wrong, and says so: it never sets the system's clock,
+and what it signs for other nodes would be as wrong as what it signed for the coordinator.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import httpx
 import msgspec
 
 from protocol import codec
-from protocol.envelope import AUTH_HEADER, SigningKey, sign_request
+from protocol.envelope import AUTH_HEADER, AUTH_WINDOW_S, SigningKey, sign_request
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.ids import NodeId, node_id_from_text
 from protocol.link import SERVER_TIME_HEADER, decode_server_time
@@ -53,27 +54,25 @@ class RequestSigner:
         self._clock_ms = clock_ms
         self._boot = secrets.randbits(62)
         self._counter = clock_ms()
-        #: What the coordinator's clock shows more than ours, in milliseconds.
-        self.clock_offset_ms = 0
 
     def sign(self, method: str, target: str, body: bytes = b"") -> str:
         """The value of `X-Infernet-Auth` for one request."""
         self._counter += 1
-        now_ms = self._clock_ms() + self.clock_offset_ms
-        return sign_request(self._key, self.coordinator, method, target, body, now_ms, self._counter, self._boot)
+        return sign_request(
+            self._key, self.coordinator, method, target, body, self._clock_ms(), self._counter, self._boot
+        )
 
-    def correct_clock(self, header: str | None, auth: str) -> bool:
-        """Take the coordinator's clock from its answer to the request signed `auth`; True when it changed much."""
-        if header is None:
-            return False
+    def clock_error_s(self, time_header: str | None, auth: str) -> float:
+        """How far our clock is ahead of the coordinator's, by its signed answer to the request signed `auth`.
+
+        0 when the answer has no time or one that is not the coordinator's.
+        """
+        if time_header is None:
+            return 0.0
         try:
-            time_ms = decode_server_time(header, self.coordinator, auth)
+            return (self._clock_ms() - decode_server_time(time_header, self.coordinator, auth)) / 1000
         except RemoteProtocolError:
-            return False
-        offset_ms = time_ms - self._clock_ms()
-        changed = abs(offset_ms - self.clock_offset_ms) > 2000
-        self.clock_offset_ms = offset_ms
-        return changed
+            return 0.0
 
 
 async def fetch_key(url: str) -> NodeId:
@@ -116,22 +115,23 @@ class CoordinatorClient:
 
     async def _post(self, target: str, fields: dict[str, Any]) -> dict[str, Any]:
         body = msgspec.json.encode(fields)
+        auth = self._signer.sign("POST", target, body)
+        headers = {AUTH_HEADER: auth, "content-type": "application/json"}
         async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
-            # A second try when the first showed that only our clock was wrong.
-            for attempt in (1, 2):
-                auth = self._signer.sign("POST", target, body)
-                headers = {AUTH_HEADER: auth, "content-type": "application/json"}
-                try:
-                    return _json(await _request(http, "POST", self.url + target, content=body, headers=headers))
-                except _Unauthorized as error:
-                    if attempt == 2 or not self._signer.correct_clock(error.time_header, auth):
-                        raise CoordinatorRefused(401, self._unauthorized_text(str(error))) from None
-        raise AssertionError("unreachable")
+            try:
+                return _json(await _request(http, "POST", self.url + target, content=body, headers=headers))
+            except _Unauthorized as error:
+                raise CoordinatorRefused(error.status, self._explain(error, auth)) from None
 
-    def _unauthorized_text(self, text: str) -> str:
-        offset_s = self._signer.clock_offset_ms / 1000
-        hint = f"; this machine's clock is {-offset_s:+.0f} s off: set it" if abs(offset_s) > 30 else ""
-        return f"the coordinator refused this node's signature: {text}{hint}"
+    def _explain(self, error: _Unauthorized, auth: str) -> str:
+        ahead_s = self._signer.clock_error_s(error.time_header, auth)
+        if abs(ahead_s) <= AUTH_WINDOW_S:
+            return f"the coordinator refused this node's signature: {error}"
+        direction = "ahead of" if ahead_s > 0 else "behind"
+        return (
+            f"this machine's clock is {abs(ahead_s):.0f} s {direction} the coordinator's, so nobody accepts what it "
+            "signs: set it (timedatectl set-ntp true)"
+        )
 
 
 class _Unauthorized(CoordinatorRefused):

@@ -10,7 +10,7 @@ import itertools
 import random
 from collections.abc import Awaitable, Callable
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -34,6 +34,16 @@ RETRY_S_MIN: Final = 1.0
 RETRY_S_MAX: Final = 60.0
 # A link that stood this long was good: the next pause is short again.
 STABLE_S: Final = 30.0
+# Whatever can go wrong on a link: its network, its handshake, its deadlines, the coordinator's bytes.
+_LINK_ERRORS: Final = (
+    OSError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+    trio_websocket.HandshakeError,
+    trio_websocket.ConnectionClosed,
+    RemoteProtocolError,
+)
 
 
 class LinkCarrier:
@@ -47,7 +57,11 @@ class LinkCarrier:
         rng: random.Random,
         registration: Callable[[], dict[str, object]],
     ) -> None:
-        self._url = _websocket_url(url)
+        parts = urlsplit(url)
+        self._tls = parts.scheme == "https"
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        self._host = f"{name}:{parts.port or (443 if self._tls else 80)}"
+        self._target = parts.path.rstrip("/") + wire.LINK_PATH
         self._signer = signer
         self._driver = driver
         self._rng = rng
@@ -91,13 +105,9 @@ class LinkCarrier:
             self.state = "connecting"
             try:
                 await self._client.register(self._registration())
-                await self._connect()
-            except (CoordinatorError, RemoteProtocolError, OSError) as error:
-                self.last_error = str(error) or type(error).__name__
-            except trio_websocket.ConnectionRejected as error:
-                self.last_error = f"the coordinator refused the link with HTTP status {error.status_code}"
-            except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, trio.TooSlowError) as error:
-                self.last_error = f"the link to the coordinator could not be opened: {type(error).__name__}"
+                await self.connect_once()
+            except (CoordinatorError, *_LINK_ERRORS) as error:
+                self.last_error = _reason(error)
             if trio.current_time() - started_s > STABLE_S:
                 pause_s = RETRY_S_MIN
             self.state = "waiting"
@@ -106,21 +116,43 @@ class LinkCarrier:
             await trio.sleep(pause_s * (0.5 + self._rng.random()))
             pause_s = min(RETRY_S_MAX, 2 * pause_s)
 
-    async def _connect(self) -> None:
+    async def connect_once(self) -> None:
         """Open the link, check the coordinator's hello, and carry until the link is lost."""
         auth = self._signer.sign("GET", wire.LINK_PATH)
-        async with trio_websocket.open_websocket_url(
-            self._url,
-            extra_headers=[(AUTH_HEADER.encode(), auth.encode())],
-            message_queue_size=16,
-            max_message_size=wire.LINK_MESSAGE_BYTES_MAX,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            disconnect_timeout=DISCONNECT_TIMEOUT_S,
-        ) as socket:
-            with trio.fail_after(CONNECT_TIMEOUT_S):
-                hello = await socket.get_message()
-            wire.decode_hello(_binary(hello), self._signer.coordinator, self._signer.node, auth)
-            await self._carry(socket)
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await self._open_stream()
+        failure: BaseException | None = None
+        # trio-websocket leaves the stream open when the other side vanishes; it is ours, and ends with this block.
+        try:
+            async with trio.open_nursery() as nursery:
+                with trio.fail_after(CONNECT_TIMEOUT_S):
+                    socket = await trio_websocket.wrap_client_stream(
+                        nursery,
+                        stream,
+                        self._host,
+                        self._target,
+                        extra_headers=[(AUTH_HEADER.encode(), auth.encode())],
+                        message_queue_size=16,
+                        max_message_size=wire.LINK_MESSAGE_BYTES_MAX,
+                    )
+                    hello = await socket.get_message()
+                wire.decode_hello(_binary(hello), self._signer.coordinator, self._signer.node, auth)
+                await self._carry(socket)
+                with trio.move_on_after(DISCONNECT_TIMEOUT_S):
+                    await socket.aclose()
+                nursery.cancel_scope.cancel()
+        except* _LINK_ERRORS as group:
+            failure = _first(group)
+        finally:
+            await trio.aclose_forcefully(stream)
+        if failure is not None:
+            raise failure
+
+    async def _open_stream(self) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+        host, _, port = self._host.rpartition(":")
+        if self._tls:
+            return await trio.open_ssl_over_tcp_stream(host.strip("[]"), int(port), https_compatible=True)
+        return await trio.open_tcp_stream(host.strip("[]"), int(port))
 
     async def _carry(self, socket: trio_websocket.WebSocketConnection) -> None:
         coordinator = self._signer.coordinator
@@ -133,7 +165,7 @@ class LinkCarrier:
         self._link = link
         self.state = "connected"
         self._last_heard_s = trio.current_time()
-        log.info("coordinator.linked", url=self._url)
+        log.info("coordinator.linked", host=self._host)
         if self._heartbeat is not None:
             link.announce(self._heartbeat)
         self._driver.connected(self, e.PeerConnected(coordinator, None, False))
@@ -201,7 +233,16 @@ def _binary(message: str | bytes) -> bytes:
     return message
 
 
-def _websocket_url(url: str) -> str:
-    parts = urlsplit(url)
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + wire.LINK_PATH, "", ""))
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What failed first; the other tasks of its nursery only followed."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _reason(error: Exception) -> str:
+    """One line for people about a failed link."""
+    if isinstance(error, (CoordinatorError, RemoteProtocolError)):
+        return str(error)
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        return f"the coordinator refused the link with HTTP status {error.status_code}"
+    return f"the link to the coordinator could not be opened: {str(error) or type(error).__name__}"

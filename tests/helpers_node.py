@@ -33,7 +33,7 @@ def key_of(number: int) -> SigningKey:
     return SigningKey(source.randbytes(32), source.randbytes)
 
 
-def test_config(**changes: object) -> Config:
+def config_of_nobody(**changes: object) -> Config:
     """A configuration whose folders are never touched."""
     nowhere = Path("/nonexistent")
     fields = {"name": "test", "advertise": False, "free_for": "all", **changes}
@@ -55,7 +55,7 @@ class World:
         peers = tuple(f"/memory/1/p2p/{peer_id(node.node_id)}" for node in knows)
         role = Role.PROVIDER if engine is not None else Role.CLIENT
         node = Node(
-            test_config(role=role, peers=peers, **config),
+            config_of_nobody(role=role, peers=peers, **config),
             key,
             transport=self.network.transport(key.node, protocols=PROTOCOLS),
             engine=engine,

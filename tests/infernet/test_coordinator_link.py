@@ -1,0 +1,214 @@
+"""The node's relation with a real coordinator process: registration, link, pinned key, clocks, restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+import trio_websocket
+
+from infernet.config import Config
+from infernet.coordinator_client import CoordinatorError, RequestSigner, fetch_key
+from infernet.driver import wall_ms
+from infernet.link_carrier import LinkCarrier
+from infernet.node import Node
+from protocol.envelope import SigningKey
+from protocol.errors import RemoteProtocolError
+from protocol.ids import NodeId, node_id_from_text
+from protocol.messages import Role
+from tests.helpers_engine import PacedEngine
+from tests.helpers_node import key_of, config_of_nobody
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Coordinator:
+    """A coordinator process on a port of its own that can be killed and started again."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "coordinator", "--host", "127.0.0.1", "--port", str(self.port), "--json"]
+        self.process = subprocess.Popen(
+            [*command, "--home", str(self.home)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert self.process.stdout is not None
+        ready = json.loads(self.process.stdout.readline())
+        self.url: str = ready["url"]
+        self.port = int(self.url.rpartition(":")[2])
+        self.key = node_id_from_text(ready["key"])
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
+    running = Coordinator(tmp_path / "coordinator")
+    yield running
+    running.close()
+
+
+def make_node(coordinator: Coordinator, *, pinned: NodeId | None = None, ahead_ms: int = 0) -> Node:
+    """A provider with a paced engine and no peer-to-peer port: the link is its only connection."""
+    nowhere = Path("/nonexistent")
+    config = Config(
+        config_dir=nowhere,
+        state_dir=nowhere,
+        data_dir=nowhere,
+        name="test",
+        role=Role.PROVIDER,
+        coordinator_url=coordinator.url,
+        coordinator_key=pinned or coordinator.key,
+        p2p_enabled=False,
+    )
+    key = SigningKey(secrets.token_bytes(32), secrets.token_bytes)
+    engine = PacedEngine(tokens_per_s=200)
+    return Node(config, key, transport=None, engine=engine, clock_ms=lambda: wall_ms() + ahead_ms, rng=random.Random(1))
+
+
+def link(node: Node) -> dict[str, str]:
+    status: dict[str, str] = node.status()["coordinator"]
+    return status
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    """Wait for a condition that another process brings about."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await trio.lowlevel.checkpoint()
+        await trio.to_thread.run_sync(time.sleep, 0.02)
+
+
+async def chat(coordinator: Coordinator) -> list[str]:
+    """Ask over HTTP; the names of the events of the stream."""
+    body = {"messages": [{"role": "user", "content": "hello"}], "maxTokens": 5}
+    async with httpx.AsyncClient(base_url=coordinator.url, timeout=30) as http:
+        answer = await http.post("/api/chat", json=body)
+        assert answer.status_code == 200, answer.text
+        stream = await http.get(answer.json()["streamUrl"])
+    return [line.partition(": ")[2] for line in stream.text.splitlines() if line.startswith("event: ")]
+
+
+async def test_a_linked_node_is_listed_and_answers_the_public_chat(coordinator: Coordinator) -> None:
+    node = make_node(coordinator)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        await until(lambda: link(node)["state"] == "connected")
+        async with httpx.AsyncClient(base_url=coordinator.url, timeout=30) as http:
+            while not (rows := (await http.get("/api/models")).json()["data"]):
+                await trio.lowlevel.checkpoint()
+        assert [row["name"] for row in rows] == ["paced"]
+        names = await chat(coordinator)
+        assert names[:2] == ["job", "meta"]
+        assert names[-1] == "done"
+        assert "token" in names
+        await until(lambda: node.status()["jobs_running"] == 0)
+        await until(lambda: node.status()["open_streams"] == 0)
+        node.stop()
+
+
+async def test_the_link_comes_back_when_the_coordinator_does(coordinator: Coordinator) -> None:
+    node = make_node(coordinator)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        await until(lambda: link(node)["state"] == "connected")
+        coordinator.kill()
+        await until(lambda: link(node)["state"] != "connected")
+        assert link(node)["last_error"]
+        assert node.status()["peers"] == 0
+        coordinator.start()
+        await until(lambda: link(node)["state"] == "connected")
+        assert (await chat(coordinator))[-1] == "done"
+        node.stop()
+
+
+async def test_another_key_than_the_pinned_one_is_refused(coordinator: Coordinator) -> None:
+    node = make_node(coordinator, pinned=key_of(1).node)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        await until(lambda: bool(link(node)["last_error"]))
+        assert link(node)["state"] != "connected"
+        assert node.status()["peers"] == 0
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("ahead_ms", "words"), [(300_000, "300 s ahead"), (-300_000, "300 s behind")])
+async def test_a_wrong_clock_is_named_with_what_to_do(coordinator: Coordinator, ahead_ms: int, words: str) -> None:
+    node = make_node(coordinator, ahead_ms=ahead_ms)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.run)
+        await until(lambda: bool(link(node)["last_error"]))
+        assert words in link(node)["last_error"]
+        assert "set it" in link(node)["last_error"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_key_that_is_pinned_at_init_is_the_one_served(coordinator: Coordinator) -> None:
+    assert await fetch_key(coordinator.url) == coordinator.key
+
+
+async def test_no_coordinator_there_is_one_line() -> None:
+    with pytest.raises(CoordinatorError, match=r"cannot be reached") as refused:
+        await fetch_key("http://127.0.0.1:9")
+    assert "\n" not in str(refused.value)
+
+
+class ScriptedLink:
+    """The other end of a link on a port of its own: sends these messages to whoever comes, then waits."""
+
+    def __init__(self, *messages: bytes | str) -> None:
+        self._messages = messages
+
+    async def serve(self, request: trio_websocket.WebSocketRequest) -> None:
+        socket = await request.accept()
+        for message in self._messages:
+            await socket.send_message(message)
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            await socket.get_message()
+
+
+@pytest.mark.parametrize("message", [b"", b"\x90", b"\xc1" * 100, "text", bytes(70_000)])
+async def test_a_hello_that_proves_nothing_ends_the_link(message: bytes | str) -> None:
+    node = Node(config_of_nobody(), key_of(2), transport=None, engine=None)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            functools.partial(
+                trio_websocket.serve_websocket, ScriptedLink(message).serve, "127.0.0.1", 0, ssl_context=None
+            )
+        )
+        url = f"http://127.0.0.1:{server.port}"
+        signer = RequestSigner(key_of(2), key_of(1).node, wall_ms)
+        carrier = LinkCarrier(url, signer, node.driver, random.Random(1), dict)
+        with pytest.raises((RemoteProtocolError, trio_websocket.ConnectionClosed)), trio.fail_after(10):
+            await carrier.connect_once()
+        assert not carrier.connected
+        nursery.cancel_scope.cancel()
