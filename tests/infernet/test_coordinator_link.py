@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import random
 import secrets
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,46 +22,14 @@ from infernet.link_carrier import LinkCarrier
 from infernet.node import Node
 from protocol.envelope import SigningKey
 from protocol.errors import RemoteProtocolError
-from protocol.ids import NodeId, node_id_from_text
+from protocol.ids import NodeId
 from protocol.messages import Role
 from tests.helpers_engine import PacedEngine
-from tests.helpers_node import key_of, config_of_nobody
+from tests.helpers_market import Coordinator
+from tests.helpers_node import config_of_nobody, key_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Coordinator:
-    """A coordinator process on a port of its own that can be killed and started again."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "coordinator", "--host", "127.0.0.1", "--port", str(self.port), "--json"]
-        self.process = subprocess.Popen(
-            [*command, "--home", str(self.home)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert self.process.stdout is not None
-        ready = json.loads(self.process.stdout.readline())
-        self.url: str = ready["url"]
-        self.port = int(self.url.rpartition(":")[2])
-        self.key = node_id_from_text(ready["key"])
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.close()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
