@@ -12,7 +12,7 @@ import pytest
 
 from protocol import messages as m
 from protocol.messages import MESSAGES_OF_PROTOCOL, Message, Record, WireEnum
-from tests.helpers_messages import MESSAGES, PARTS_OF_RECORDS, RECORDS, SEALED, field_names
+from tests.helpers_messages import MESSAGES, PARTS_OF_RECORDS, RECORDS, SEALED, field_names, type_names
 
 WIRE = Path(__file__).parents[2] / "specs" / "01-wire.md"
 ENUMERATIONS = [m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome]
@@ -37,7 +37,7 @@ def title_of(cls: type[msgspec.Struct]) -> str:
 
 @pytest.mark.parametrize("cls", [m.Signed, *MESSAGES, *RECORDS, *PARTS_OF_RECORDS, *SEALED, m.ChatMessage])
 def test_the_specification_lists_the_fields_of_every_struct_in_order(cls: type[msgspec.Struct]) -> None:
-    assert [name for name, _ in fields_in(title_of(cls))] == list(field_names(cls))
+    assert fields_in(title_of(cls)) == list(zip(field_names(cls), type_names(cls), strict=True))
 
 
 def test_the_registry_of_messages_is_complete() -> None:
