@@ -169,6 +169,12 @@ def directories(environ: Mapping[str, str] = os.environ) -> tuple[Path, Path, Pa
     )
 
 
+def places(environ: Mapping[str, str] = os.environ) -> Config:
+    """Where the files are, and no setting: for what must work even when the file is broken. Raises ConfigError."""
+    config_dir, state_dir, data_dir = directories(environ)
+    return Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir)
+
+
 def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> LoadedConfig:
     """Everything that is set, with its sources. `flags` holds those that were given, by setting name.
 

@@ -48,7 +48,7 @@ async def run_daemon(config: Config, key: SigningKey, ready: Callable[[dict[str,
             addresses=node.addresses(),
             pid=os.getpid(),
         )
-        ready(node.status())
+        ready(status_of(node))
     log.info("node.stopped", pid=os.getpid())
 
 
@@ -79,6 +79,11 @@ async def _run_to_its_end(
     scope.cancel()
 
 
+def status_of(node: Node) -> dict[str, Any]:
+    """The node's status and its process id."""
+    return {"pid": os.getpid(), **node.status()}
+
+
 def handlers(node: Node) -> Handlers:
     """What the socket may ask of a node."""
 
@@ -99,9 +104,7 @@ def handlers(node: Node) -> Handlers:
         async with node.ask(options) as events:
             yield events
 
-    return Handlers(
-        status=lambda: {"pid": os.getpid(), **node.status()}, peers=node.peers, shutdown=node.stop, chat=chat
-    )
+    return Handlers(status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat)
 
 
 def _provider(node: Node, request: ChatRequest) -> NodeId | None:

@@ -13,7 +13,7 @@ from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
 from infernet.cli.settings_flags import add_settings, settings_given
-from infernet.config import Config, ConfigError, default_name, directories, read_file, save, values_in
+from infernet.config import Config, ConfigError, default_name, places, read_file, save, values_in
 from infernet.lock import running_pid
 from infernet.settings import BY_NAME, as_plain
 from protocol.envelope import SigningKey
@@ -50,17 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, check, and then write."""
-    config_dir, state_dir, data_dir = directories()
-    places = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir)
-    before = {} if arguments.force else values_in(places.config_file)
+    here = places()
+    before = {} if arguments.force else values_in(here.config_file)
     given = {name: _checked(name, value) for name, value in settings_given(arguments).items()}
-    key = _choose_key(places, arguments)
+    key = _choose_key(here, arguments)
     values = before | given if arguments.yes else _walk(before, given)
     values.setdefault("role", Role.PROVIDER)
     if "coordinator_key" not in given:
         values["coordinator_key"] = _coordinator_key(before, values, yes=arguments.yes)
-    _write(places, key, values, force=arguments.force)
-    _tell(places, key.key, values, as_json=arguments.json)
+    _write(here, key, values, force=arguments.force)
+    _tell(here, key.key, values, as_json=arguments.json)
     return 0
 
 
@@ -83,10 +82,10 @@ class _Key:
     replaces: SigningKey | None = None
 
 
-def _choose_key(places: Config, arguments: argparse.Namespace) -> _Key:
+def _choose_key(here: Config, arguments: argparse.Namespace) -> _Key:
     """The key that was given, else the one that is there, else a new one. Nothing is written yet."""
     try:
-        stored = identity.load(places.key_file)
+        stored = identity.load(here.key_file)
     except identity.NoIdentity:
         stored = None
     if arguments.nostr_privkey is None:
@@ -187,21 +186,21 @@ def _fetch_key(url: str) -> NodeId:
 # ---------------------------------------------------------------- writing
 
 
-def _write(places: Config, key: _Key, values: dict[str, Any], *, force: bool) -> None:
+def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> None:
     """Key and file, or neither."""
-    aside = identity.set_aside(places.key_file, key.replaces) if key.replaces is not None else None
+    aside = identity.set_aside(here.key_file, key.replaces) if key.replaces is not None else None
     try:
         if key.is_new:
-            identity.create(places.key_file, key.key)
+            identity.create(here.key_file, key.key)
         try:
-            _write_file(places.config_file, values, force=force)
+            _write_file(here.config_file, values, force=force)
         except BaseException:
             if key.is_new:
-                places.key_file.unlink()
+                here.key_file.unlink()
             raise
     except BaseException:
         if aside is not None:
-            aside.rename(places.key_file)
+            aside.rename(here.key_file)
         raise
     if aside is not None:
         warn(f"the key that this node had lies now at {aside}")
@@ -224,7 +223,7 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
         save(path, values, keep=read_file(path) is not None)
 
 
-def _tell(places: Config, key: SigningKey, values: dict[str, Any], *, as_json: bool) -> None:
+def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: bool) -> None:
     role: Role = values["role"]
     name = values.get("name") or default_name(role, key.node)
     coordinator = values.get("coordinator_key")
@@ -234,12 +233,12 @@ def _tell(places: Config, key: SigningKey, values: dict[str, Any], *, as_json: b
         "npub": npub(key.node),
         "node_id": key.node.hex(),
         "peer_id": peer_id(key.node),
-        "config_file": str(places.config_file),
-        "key_file": str(places.key_file),
+        "config_file": str(here.config_file),
+        "key_file": str(here.key_file),
         "coordinator_url": values.get("coordinator_url"),
         "coordinator_key": npub(coordinator) if coordinator is not None else None,
     }
-    if running_pid(places.pid_file) is not None:
+    if running_pid(here.pid_file) is not None:
         warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
     if as_json:
         print_json(result)
@@ -247,13 +246,13 @@ def _tell(places: Config, key: SigningKey, values: dict[str, Any], *, as_json: b
     print(f"This node is {name} ({result['role']}).")
     print_fields([(label.replace("_", " "), value) for label, value in result.items() if label not in ("name", "role")])
     print("Back up the key file: the key is the node, and whoever has it is the node.")
-    if role is Role.PROVIDER and not _model_is_there(places, values):
+    if role is Role.PROVIDER and not _model_is_there(here, values):
         print("Next: `infernet model pull` fetches a small model; `infernet start` then serves it.")
     else:
         print("Next: `infernet start`.")
 
 
-def _model_is_there(places: Config, values: dict[str, Any]) -> bool:
+def _model_is_there(here: Config, values: dict[str, Any]) -> bool:
     if values.get("engine", "llama") == "none" or "model" in values:
         return True
-    return any(places.models_dir.glob("*.gguf"))
+    return any(here.models_dir.glob("*.gguf"))

@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fetch it."""
     from infernet.cli.output import print_json
-    from infernet.config import load
+    from infernet.config import places
     from infernet.engines import models
 
-    store = load().config.models_dir
+    store = places().models_dir
     if not arguments.json:
         return models.main(["fetch", "--store", str(store)])
     path = models.fetch_starter(store, lambda _done, _total: None)

@@ -35,8 +35,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
-    """Names and values, one pair per line; values that are empty are left out."""
-    _print_aligned([[f"  {name}", _cell(value)] for name, value in fields if value not in (None, "", [], ())])
+    """Names and values, one pair per line, several values below each other; what is empty is left out."""
+    rows: list[list[str]] = []
+    for name, value in fields:
+        values = value if isinstance(value, (list, tuple)) else [] if value in (None, "") else [value]
+        rows += [[f"  {name}" if number == 0 else "", _cell(item)] for number, item in enumerate(values)]
+    _print_aligned(rows)
 
 
 def _print_aligned(rows: Sequence[Sequence[str]]) -> None:

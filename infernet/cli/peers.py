@@ -8,7 +8,7 @@ from typing import Any, Final
 from infernet import ipc
 from infernet.cli.output import duration, print_json, print_table
 from infernet.cli.status import STATUS_TIMEOUT_S, node_status
-from infernet.config import load
+from infernet.config import places
 
 USAGE: Final = "[--all] [--json]"
 DESCRIPTION: Final = """\
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the node and print what it says."""
-    config = load().config
+    config = places()
     try:
         known: list[dict[str, Any]] = ipc.call(config.socket_path, "peers", timeout_s=STATUS_TIMEOUT_S)
     except ipc.NotRunning:

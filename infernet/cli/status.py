@@ -8,7 +8,7 @@ from typing import Any, Final
 from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_fields, print_json
-from infernet.config import Config, load
+from infernet.config import Config, places
 from infernet.lock import running_pid
 
 STATUS_TIMEOUT_S: Final = 2.0
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the node and print what it says."""
-    config = load().config
+    config = places()
     status = node_status(config)
     if arguments.json:
         print_json({"running": True, **status})

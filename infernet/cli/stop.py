@@ -12,7 +12,7 @@ from typing import Final
 from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.output import print_json
-from infernet.config import Config, load
+from infernet.config import Config, places
 from infernet.lock import running_pid
 
 SHUTDOWN_TIMEOUT_S: Final = 5.0
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask it, then signal it, then, if told to, kill it."""
-    config = load().config
+    config = places()
     pid = running_pid(config.pid_file)
     if pid is None:
         raise Failure("no node is running here", running=False)
@@ -55,20 +55,22 @@ def _end(config: Config, pid: int, *, force: bool) -> str:
         ipc.call(config.socket_path, "shutdown", timeout_s=SHUTDOWN_TIMEOUT_S)
         if _has_ended(config, END_TIMEOUT_S):
             return "asked"
-    # The process id is the lock holder's, so this reaches the node or nobody.
-    if _signal(config, signal.SIGTERM) and _has_ended(config, END_TIMEOUT_S):
+    _signal(config, signal.SIGTERM)
+    if _has_ended(config, END_TIMEOUT_S):
         return "signalled"
-    if force and _signal(config, signal.SIGKILL) and _has_ended(config, KILL_TIMEOUT_S):
-        return "killed"
+    if force:
+        _signal(config, signal.SIGKILL)
+        if _has_ended(config, KILL_TIMEOUT_S):
+            return "killed"
     raise Failure(f"the node (process {pid}) does not end: `infernet stop --force` kills it; log: {config.log_file}")
 
 
-def _signal(config: Config, number: signal.Signals) -> bool:
+def _signal(config: Config, number: signal.Signals) -> None:
+    # The process id is the lock holder's, so this reaches the node or nobody.
     pid = running_pid(config.pid_file)
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-    return True
 
 
 def _has_ended(config: Config, timeout_s: float) -> bool:
