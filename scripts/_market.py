@@ -153,7 +153,7 @@ class Market:
 
     def make_node(self, role: str, *settings: str) -> None:
         """Have a node that is configured so; its key stays what it is."""
-        self.run(role, "init", *settings, "--yes", "--force", timeout_s=SETTING_UP_S)
+        self.run(role, "init", *settings, "--yes", timeout_s=SETTING_UP_S)
 
     @contextlib.contextmanager
     def child(self, name: str, role: str, *command: str) -> Iterator[Child]:
@@ -254,8 +254,8 @@ def serving(arguments: Arguments, market: Market) -> Iterator[tuple[str, str, li
 
 def ask(arguments: Arguments, market: Market, multiaddr: str) -> int:
     """Ask from a node of its own, over libp2p; its output is this command's, and so is its exit status."""
-    market.make_node("asker", "--role", "client", "--name", "asker")
-    command = [str(market.bin / "infernet"), "chat", "--peer", multiaddr]
+    # The likeliest words, so that the same question gets the same answer: a model this small is easily led astray.
+    command = [str(market.bin / "infernet"), "chat", "--peer", multiaddr, "--temperature", "0"]
     if arguments.json:
         command.append("--json")
     command += ["--", str(arguments.ask)]
