@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,14 @@ from protocol.timers import Timers
 RETRY_S_MIN: Final = 1.0
 RETRY_S_MAX: Final = 300.0
 CONTACTS_MAX: Final = 1024
+# With fewer connections than this a node looks for company among all whom it knows: one neighbour that goes away, a
+# bootstrap node above all, must not be able to take the whole network with it.
+NEIGHBOURS_MIN: Final = 4
+# Soon after the start, when saved peers are the only ones known, and then at this interval, with jitter.
+FIRST_LOOK_S: Final = 5.0
+LOOK_S: Final = 30.0
+# Of those known, this many are considered.
+LOOK_SAMPLE: Final = 16
 
 
 @dataclass(slots=True)
@@ -26,15 +35,24 @@ class _Wanted:
 class Contacts:
     """The state. Addresses that the user or a saved list gave come before those that a heartbeat claims."""
 
-    def __init__(self, directory: Directory, rng: random.Random) -> None:
+    def __init__(
+        self, node: NodeId, directory: Directory, rng: random.Random, now: Now, neighbours_min: int = NEIGHBOURS_MIN
+    ) -> None:
+        """`neighbours_min` of 0 is for those who never dial of their own accord."""
+        self._node = node
         self._directory = directory
         self._rng = rng
+        self._neighbours_min = neighbours_min
+        self._look_at_s = now.monotonic_s + self._jittered(FIRST_LOOK_S) if neighbours_min else None
         self._given: dict[NodeId, tuple[str, ...]] = {}
         self._wanted: dict[NodeId, _Wanted] = {}
         self._retry: Timers[NodeId] = Timers()
 
     def next_deadline(self) -> float | None:
-        return self._retry.next_deadline()
+        retry = self._retry.next_deadline()
+        if retry is None or self._look_at_s is None:
+            return self._look_at_s if retry is None else retry
+        return min(retry, self._look_at_s)
 
     def addresses(self, node: NodeId) -> tuple[str, ...]:
         """Every address known of a node, given ones first, each once."""
@@ -66,8 +84,25 @@ class Contacts:
             return
         delay_s = min(RETRY_S_MAX, RETRY_S_MIN * 2.0 ** min(wanted.failures, 16))
         wanted.failures += 1
-        # Jitter keeps nodes that lost the same peer from coming back in one wave.
-        self._retry.set(node, now.monotonic_s + delay_s * (0.5 + self._rng.random()))
+        self._retry.set(node, now.monotonic_s + self._jittered(delay_s))
 
-    def on_deadline(self, now: Now) -> list[Effect]:
-        return [Dial(node, self.addresses(node)) for node in self._retry.pop_due(now.monotonic_s)]
+    def on_deadline(self, connected: Collection[NodeId], now: Now) -> list[Effect]:
+        """Dial who is to be tried again, and, when its time has come, whoever keeps us from being lonely."""
+        nodes = self._retry.pop_due(now.monotonic_s)
+        if self._look_at_s is not None and self._look_at_s <= now.monotonic_s:
+            self._look_at_s = now.monotonic_s + self._jittered(LOOK_S)
+            nodes += self._company(connected, self._neighbours_min - len(connected))
+        return [Dial(node, self.addresses(node)) for node in nodes]
+
+    def _company(self, connected: Collection[NodeId], count: int) -> list[NodeId]:
+        """Up to `count` nodes to connect to, drawn from those whose addresses we know."""
+        if count <= 0:
+            return []
+        given = self._rng.sample(list(self._given), min(LOOK_SAMPLE, len(self._given)))
+        known = dict.fromkeys((*given, *self._directory.sample(LOOK_SAMPLE, self._rng)))
+        strangers = [node for node in known if node not in connected and node not in self._wanted]
+        return [node for node in strangers if node != self._node and self.addresses(node)][:count]
+
+    def _jittered(self, delay_s: float) -> float:
+        # Nodes that start together, or lost the same peer, must not come in one wave.
+        return delay_s * (0.5 + self._rng.random())

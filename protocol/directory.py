@@ -7,6 +7,7 @@ nothing scans it: by model (for routing) and by node id in order (for anti-entro
 
 from __future__ import annotations
 
+import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -149,6 +150,10 @@ class Directory:
         for node in gone:
             self._remove(node)
         return gone
+
+    def sample(self, count: int, rng: random.Random) -> list[NodeId]:
+        """Up to `count` nodes at random, each once."""
+        return rng.sample(self._sorted, min(count, len(self._sorted)))
 
     def range(self, first: NodeId, limit: int) -> list[Entry]:
         """Up to `limit` entries with ids from `first` on, in order."""

@@ -22,7 +22,7 @@ from protocol import events as e
 from protocol.announcing import Announcing
 from protocol.asking import Asking
 from protocol.codec import FrameReader, encode_message
-from protocol.contacts import Contacts
+from protocol.contacts import NEIGHBOURS_MIN, Contacts
 from protocol.directory import Directory, Entry
 from protocol.envelope import Signer
 from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale, UnknownVersion
@@ -62,6 +62,7 @@ class PeerConfig:
     directory_records_max: int = c.DIRECTORY_RECORDS_MAX
     # False: jobs go to connected peers only, whatever addresses others publish.
     dials: bool = True
+    neighbours_min: int = NEIGHBOURS_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class Peer:
         self._bad_frames = 0
         features = (FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()
         self._announcing = Announcing(signer, sealer, features)
-        self._contacts = Contacts(self.directory, rng)
+        neighbours_min = config.neighbours_min if config.dials else 0
+        self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
         self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
             self.node, self.directory, rng, connected=lambda: list(self._connections), next_stream=self._next_stream
@@ -514,7 +516,7 @@ class Peer:
             elif isinstance(key, int):
                 effects += self._on_stream_deadline(StreamId(key), now)
         self.directory.expire(now.wall_ms)
-        effects += self._contacts.on_deadline(now)
+        effects += self._contacts.on_deadline(self._connections, now)
         effects += self._deliver(self._gossip.on_deadline(now))
         effects += self._asking.on_deadline(now)
         return effects + self._providing.on_deadline(now)

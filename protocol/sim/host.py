@@ -1,0 +1,189 @@
+"""One simulated machine: a peer, perhaps an engine, clocks of its own, and the wiring between them.
+
+It is the third driver of `Peer`, beside the node's and the coordinator's: it feeds events one at a time, performs the
+effects in order, and arms one timer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from protocol.envelope import SigningKey
+from protocol.events import (
+    DEADLINE,
+    CancelEngine,
+    Dial,
+    Effect,
+    Event,
+    FinishStream,
+    HangUp,
+    Now,
+    OpenStream,
+    ResetStream,
+    RunEngine,
+    Send,
+)
+from protocol.ids import StreamId
+from protocol.peer import Peer, PeerConfig
+from protocol.sim.engine import SimulatedEngine
+from protocol.sim.network import Network
+from protocol.sim.scenario import EngineProfile
+from protocol.sim.schedule import Schedule
+from protocol.sim.sealer import SimulatedSealer
+
+# The wall clock when the simulation starts: any will do, and zero would hide mistakes.
+WALL_MS_AT_START: Final = 1_700_000_000_000
+# Monotonic clocks of different machines have nothing to do with each other.
+MONOTONIC_S_MAX_AT_START: Final = 1_000_000.0
+
+#: Called with (host, event) before each event and with (host, effect) for each effect.
+Observe = Callable[["Host", object], None]
+
+_NETWORK: Final = (Send, OpenStream, FinishStream, ResetStream, Dial, HangUp)
+
+
+class Trace:
+    """SHA-256 over everything that was delivered to anyone, and when."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        # Sets are the only values whose order could depend on the process.
+        self._encoder = msgspec.msgpack.Encoder(order="deterministic")
+        self.events = 0
+
+    def add(self, at_s: float, index: int, event: object) -> None:
+        self.events += 1
+        self._hash.update(self._encoder.encode((at_s, index, type(event).__name__, event)))
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+class Host:
+    """A machine. `peer` is None while it is down."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        network: Network,
+        trace: Trace,
+        observe: Observe,
+        rng: random.Random,
+        *,
+        name: str,
+        address: str | None,
+        observed_address: str,
+        engine: EngineProfile | None,
+        skew_ms: int,
+        neighbours_min: int,
+    ) -> None:
+        self._schedule = schedule
+        self._network = network
+        self._trace = trace
+        self._observe = observe
+        self._rng = rng
+        self._profile = engine
+        self._skew_ms = skew_ms
+        self._config = PeerConfig(agent="simulated/1", neighbours_min=neighbours_min)
+        self._monotonic_s_at_start = rng.uniform(0.0, MONOTONIC_S_MAX_AT_START)
+        self._monotonic_s = 0.0
+        self._wake_at_s: float | None = None
+        self._next_inbound = 2
+        self._key = SigningKey(rng.randbytes(32), rng.randbytes)
+        self._sealing_seed = rng.randbytes(32)
+        self.name = name
+        self.node = self._key.node
+        self.address = address
+        self.observed_address = observed_address
+        self.index = network.attach(self)
+        self.engine: SimulatedEngine | None = None
+        self.peer: Peer | None = None
+
+    def now(self) -> Now:
+        wall_ms = WALL_MS_AT_START + self._skew_ms + int(self._schedule.now_s * 1000)
+        # A deadline converted to the schedule's time and back may come out a hair too early: never go back behind it.
+        self._monotonic_s = max(self._monotonic_s, self._schedule.now_s + self._monotonic_s_at_start)
+        return Now(self._monotonic_s, wall_ms)
+
+    def start(self) -> None:
+        """Start the peer with nothing but its key."""
+        assert self.peer is None
+        self._next_inbound = 2
+        self.engine = SimulatedEngine(self._profile, self._rng) if self._profile is not None else None
+        self.peer = Peer(self._config, self._key, SimulatedSealer(self._sealing_seed), self._rng, self.now())
+
+    def stop(self) -> None:
+        """Lose everything but the key, as in a crash."""
+        self.peer = None
+        self.engine = None
+        self._wake_at_s = None
+
+    def next_inbound_stream(self) -> StreamId:
+        number = StreamId(self._next_inbound)
+        self._next_inbound += 2
+        return number
+
+    # ------------------------------------------------------------ the driver
+
+    def receive(self, event: Event) -> None:
+        """Feed one event and perform its effects. Raises LocalProtocolError for a bad command."""
+        peer = self.peer
+        if peer is None:
+            return
+        self._trace.add(self._schedule.now_s, self.index, event)
+        self._observe(self, event)
+        for effect in peer.handle(event, self.now()):
+            self._observe(self, effect)
+            self._perform(effect)
+        self._arm()
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, _NETWORK):
+            self._network.perform(self.index, effect)
+        elif isinstance(effect, RunEngine):
+            assert self.engine is not None, "a peer without an engine took a job"
+            self.engine.start(effect, self.now().monotonic_s)
+        elif isinstance(effect, CancelEngine):
+            assert self.engine is not None
+            self.engine.cancel(effect, self.now().monotonic_s)
+
+    def _next_deadline(self) -> float | None:
+        assert self.peer is not None
+        deadline = self.peer.next_deadline()
+        engine = self.engine.next_deadline() if self.engine is not None else None
+        if engine is None:
+            return deadline
+        return engine if deadline is None else min(deadline, engine)
+
+    def _arm(self) -> None:
+        deadline = self._next_deadline()
+        if deadline is None:
+            return
+        at_s = deadline - self._monotonic_s_at_start
+        # An earlier wake-up that is already planned arms the next one when it comes.
+        if self._wake_at_s is None or at_s < self._wake_at_s:
+            self._wake_at_s = at_s
+            self._schedule.at(at_s, lambda: self._wake(at_s))
+
+    def _wake(self, planned_s: float) -> None:
+        if self._wake_at_s != planned_s:
+            return
+        self._wake_at_s = None
+        deadline = self._next_deadline()
+        if deadline is not None and deadline - self._monotonic_s_at_start <= self._schedule.now_s:
+            self._monotonic_s = max(self._monotonic_s, deadline)
+            if self.engine is not None:
+                for event in self.engine.on_deadline(self.now().monotonic_s):
+                    self.receive(event)
+            assert self.peer is not None
+            due = self.peer.next_deadline()
+            if due is not None and due <= self.now().monotonic_s:
+                self.receive(DEADLINE)
+                due = self.peer.next_deadline()
+                assert due is None or due > self.now().monotonic_s, "after DEADLINE the next one must lie ahead"
+        self._arm()

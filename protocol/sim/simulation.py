@@ -1,0 +1,298 @@
+"""Builds the peers of a scenario, runs them in virtual time, and asks the judges."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+from protocol.events import Ask, Event, LearnAddresses, Offer, SetOffer, StopAsking
+from protocol.ids import JobId
+from protocol.jobs import default_sampling
+from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
+from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
+from protocol.sim.host import Host, Trace
+from protocol.sim.network import Network
+from protocol.sim.scenario import Crash, Happening, Partition, Scenario, Topology
+from protocol.sim.schedule import Schedule
+from protocol.sim.summary import Summary
+
+# Peers start one after another within this long, as people do not.
+START_S: Final = 1.0
+# How often a condition is looked at.
+LOOK_S: Final = 0.05
+EMBEDDING_INPUTS: Final = 3
+
+
+class SimulationFailed(Exception):
+    """A rule was broken; the message holds what broke it and the scenario that shows it again."""
+
+
+class Simulation:
+    """One run. The same scenario gives the same `trace`, in every process."""
+
+    def __init__(self, scenario: Scenario, checkers: Sequence[Checker] | None = None) -> None:
+        assert 0 <= scenario.providers <= scenario.peers
+        self.scenario = scenario
+        self.summary = Summary()
+        self.checkers = list(all_checkers() if checkers is None else checkers)
+        self._schedule = Schedule()
+        self._trace = Trace()
+        self._observers: defaultdict[type, list[Callable[[Seen], None]]] = defaultdict(list)
+        observers: list[Checker | Summary] = [*self.checkers, self.summary]
+        for observer in observers:
+            for cls, callback in observer.interests().items():
+                self._observers[cls].append(callback)
+        self.network = Network(scenario.faults, self._schedule, self._rng("network"))
+        self.hosts = [self._host(index) for index in range(scenario.peers)]
+        self._lives = [0] * scenario.peers
+        is_public = [host.address is not None for host in self.hosts]
+        self._neighbours = _wire(scenario, is_public, self._rng("topology"))
+        self._crashed: dict[int, Crash] = {}
+        self._partitions: list[frozenset[int]] = []
+        starts = self._rng("starts")
+        for host in self.hosts:
+            self._schedule.at(starts.uniform(0.0, START_S), partial(self._start, host))
+        for happening in scenario.happenings:
+            self._schedule.at(happening.at_s, partial(self._happen, happening))
+        self._plan_jobs(self._rng("workload"))
+
+    def _rng(self, purpose: str) -> random.Random:
+        """A source of randomness of its own for each purpose, so that one more draw in one moves no other."""
+        return random.Random(f"{self.scenario.seed}/{purpose}")  # noqa: S311 - to be repeated is what it is for
+
+    # ------------------------------------------------------------ running
+
+    @property
+    def now_s(self) -> float:
+        return self._schedule.now_s
+
+    @property
+    def events(self) -> int:
+        """How many events were delivered to all peers together."""
+        return self._trace.events
+
+    @property
+    def trace(self) -> str:
+        """SHA-256 over all events delivered so far, in hexadecimal."""
+        return self._trace.hexdigest()
+
+    def run(self, until_s: float) -> None:
+        """Run until this virtual instant."""
+        self._schedule.run_until(until_s)
+
+    def run_until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Run until a condition holds, or until this virtual instant; returns whether it holds."""
+        while not condition():
+            if self.now_s >= limit_s:
+                return False
+            self.run(min(self.now_s + LOOK_S, limit_s))
+        return True
+
+    def feed(self, index: int, event: Event) -> None:
+        """Give a peer a command now."""
+        self.hosts[index].receive(event)
+
+    def at(self, at_s: float, index: int, event: Event) -> None:
+        """Give a peer a command at this instant; it is lost when the peer is down then."""
+        self._schedule.at(at_s, partial(self.feed, index, event))
+
+    def heal(self) -> None:
+        """End all faults: join what is apart, start what is down, lose no more. From here on everything must end."""
+        self.network.faults = replace(self.network.faults, loss=0.0, replay=0.0)
+        for inside in list(self._partitions):
+            self._end_partition(inside)
+        for host in self.hosts:
+            self.network.unclog(host.index)
+            if host.peer is None:
+                self._restart(host)
+
+    def settle(self, limit_s: float) -> bool:
+        """Run until no job is asked or run any more and all streams but gossip are gone, or for this long."""
+        return self.run_until(self._is_at_rest, self.now_s + limit_s)
+
+    def _is_at_rest(self) -> bool:
+        return all(
+            statistics.jobs_asked == statistics.jobs_running == statistics.queries == 0
+            and statistics.streams <= 2 * statistics.connections
+            for statistics in (host.peer.statistics() for host in self.hosts if host.peer is not None)
+        )
+
+    def has_converged(self) -> bool:
+        """Whether every peer that is up holds the newest spread record of every peer that is up."""
+        peers = [host.peer for host in self.hosts if host.peer is not None]
+        if len(peers) < len(self.hosts) - len(self._crashed):
+            return False  # not all have started
+        for peer in peers:
+            newest = peer.directory.get(peer.node)
+            if newest is None or any(other.directory.get(peer.node) != newest for other in peers):
+                return False
+        return True
+
+    def violations(self) -> list[str]:
+        """What the judges have found so far."""
+        return [violation for checker in self.checkers for violation in checker.violations]
+
+    def finish(self) -> None:
+        """Let the judges see the end. Raises SimulationFailed with all that they found."""
+        ending = Ending(
+            statistics=[host.peer.statistics() for host in self.hosts if host.peer is not None],
+            network_streams=self.network.open_streams,
+            engine_runs=sum(host.engine.active for host in self.hosts if host.engine is not None),
+        )
+        for checker in self.checkers:
+            checker.finish(ending)
+        found = self.violations()
+        if found:
+            raise SimulationFailed("\n".join([*found[:20], f"{len(found)} violations in {self.scenario!r}"]))
+
+    # ------------------------------------------------------------ building
+
+    def _host(self, index: int) -> Host:
+        scenario = self.scenario
+        rng = self._rng(f"peer {index}")
+        address = f"/ip4/10.{index >> 16}.{index >> 8 & 255}.{index & 255}"
+        is_provider = index < scenario.providers
+        publishes = is_provider or index == 0 or rng.random() < scenario.publish_share
+        skew = scenario.faults.clock_skew_ms_max
+        return Host(
+            self._schedule,
+            self.network,
+            self._trace,
+            self._observe,
+            rng,
+            name=f"peer-{index}",
+            address=f"{address}/tcp/46337" if publishes else None,
+            observed_address=f"{address}/tcp/50000",
+            engine=scenario.engine if is_provider else None,
+            skew_ms=rng.randint(-skew, skew),
+            neighbours_min=scenario.neighbours_min,
+        )
+
+    def _observe(self, host: Host, item: object) -> None:
+        for callback in self._observers.get(type(item), ()):
+            callback(Seen(self.now_s, host.index, host.node, self._lives[host.index], item))
+
+    def _start(self, host: Host) -> None:
+        if host.peer is not None or host.index in self._crashed:
+            return
+        self.network.start(host.index)
+        host.start()
+        host.receive(SetOffer(self._offer(host)))
+        for index in self._neighbours[host.index]:
+            address = self.hosts[index].address
+            if address is not None:
+                host.receive(LearnAddresses(self.hosts[index].node, (address,), connect=True))
+
+    def _offer(self, host: Host) -> Offer:
+        models: tuple[ModelOffer, ...] = ()
+        if host.engine is not None:
+            engine = self.scenario.engine
+            model = self._model(host.index)
+            fingerprint = hashlib.sha256(model.encode()).digest()
+            kinds = (Kind.CHAT, Kind.EMBEDDING)
+            models = (ModelOffer(model, fingerprint, kinds, engine.context_tokens, engine.slots, 0, 0, 0),)
+        return Offer(
+            role=Role.PROVIDER if models else Role.CLIENT,
+            name=host.name,
+            agent="simulated/1",
+            addresses=(host.address,) if host.address is not None else (),
+            models=models,
+            free_policy=FreePolicy.ALL,
+        )
+
+    def _model(self, index: int) -> str:
+        return f"model-{index % self.scenario.models}"
+
+    # ------------------------------------------------------------ jobs
+
+    def _plan_jobs(self, rng: random.Random) -> None:
+        workload = self.scenario.workload
+        at_s = workload.start_s
+        for number in range(workload.jobs):
+            at_s += rng.expovariate(workload.jobs_per_s)
+            ask = self._ask(number, rng)
+            asker = self._asker(rng)
+            self.at(at_s, asker, ask)
+            if rng.random() < workload.cancel_share:
+                self.at(at_s + rng.expovariate(1 / workload.cancel_s_mean), asker, StopAsking(ask.job))
+
+    def _asker(self, rng: random.Random) -> int:
+        scenario = self.scenario
+        return rng.randrange(scenario.providers if scenario.providers < scenario.peers else 0, scenario.peers)
+
+    def _ask(self, number: int, rng: random.Random) -> Ask:
+        workload = self.scenario.workload
+        characters = 1 + round(rng.expovariate(1 / workload.prompt_characters_mean))
+        is_embedding = rng.random() < workload.embedding_share
+        if is_embedding:
+            request = JobRequest(inputs=("x" * (1 + characters // EMBEDDING_INPUTS),) * EMBEDDING_INPUTS)
+        else:
+            request = JobRequest(messages=(ChatMessage("user", "x" * characters),))
+        any_model = rng.random() < workload.any_model_share
+        return Ask(
+            JobId(rng.randbytes(16)),
+            Kind.EMBEDDING if is_embedding else Kind.CHAT,
+            request,
+            default_sampling(number),  # the seed names the job to the judges
+            0 if is_embedding else rng.randint(1, workload.output_tokens_max),
+            model=None if any_model else self._model(rng.randrange(self.scenario.models)),
+            timeout_s=workload.timeout_s,
+        )
+
+    # ------------------------------------------------------------ faults
+
+    def _happen(self, happening: Happening) -> None:
+        if isinstance(happening, Crash):
+            self._crash(happening)
+        elif isinstance(happening, Partition):
+            inside = self.network.partition(happening.peers)
+            self._partitions.append(inside)
+            self._schedule.at(self.now_s + happening.lasts_s, partial(self._end_partition, inside))
+        else:
+            self.network.clog(happening.peer)
+            self._schedule.at(self.now_s + happening.lasts_s, partial(self.network.unclog, happening.peer))
+
+    def _end_partition(self, inside: frozenset[int]) -> None:
+        if inside in self._partitions:
+            self._partitions.remove(inside)
+            self.network.heal(inside)
+
+    def _crash(self, crash: Crash) -> None:
+        host = self.hosts[crash.peer]
+        if host.peer is None:
+            return
+        self._observe(host, Crashed())
+        self._crashed[crash.peer] = crash
+        self._lives[crash.peer] += 1
+        host.stop()
+        self.network.crash(crash.peer, silent=crash.is_silent)
+        if crash.restarts_after_s is not None:
+            self._schedule.at(self.now_s + crash.restarts_after_s, partial(self._restart, host))
+
+    def _restart(self, host: Host) -> None:
+        if host.peer is None:
+            self._crashed.pop(host.index, None)
+            self._start(host)
+
+
+def _wire(scenario: Scenario, is_public: Sequence[bool], rng: random.Random) -> list[list[int]]:
+    """Whom each peer knows at the start, by index; only those who can be dialled are of use."""
+    known: list[list[int]] = []
+    public: list[int] = []
+    for index in range(scenario.peers):
+        if scenario.topology is Topology.STAR:
+            known.append(public[:1])
+        elif scenario.topology is Topology.RANDOM:
+            known.append(sorted(rng.sample(public, min(scenario.degree, len(public)))))
+        else:
+            known.append(public[-1:])
+        if is_public[index]:
+            public.append(index)
+    if scenario.topology is Topology.RING and len(public) > 2:
+        known[0] = public[-1:]
+    return known
