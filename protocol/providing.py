@@ -79,6 +79,7 @@ class _Run:
     prompt_tokens: int = 0
     output_tokens: int = 0
     sent_tokens: int = 0
+    sent_at_s: float = 0.0
     pending: list[ChunkBody] = field(default_factory=list)
     chunks: int = 0
     running_hash: bytes = b""
@@ -315,12 +316,12 @@ class Providing:
             return []
         run.output_tokens = event.output_tokens
         run.pending.append(ChunkBody(event.text))
-        first = run.chunks == 0
         # SPEC 05: The provider MUST send the first token at once, and later ones after at most 16 tokens or 20 ms.
-        if first or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
+        due_s = run.sent_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
+        if now.monotonic_s >= due_s or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
             return self._flush(run, now)
         if not self._timers.is_set(("flush", run.run)):
-            self._timers.set(("flush", run.run), now.monotonic_s + c.CHUNK_DELAY_S)
+            self._timers.set(("flush", run.run), due_s)
         return []
 
     def _flush(self, run: _Run, now: Now) -> list[Effect]:
@@ -341,6 +342,7 @@ class Providing:
             run.first_token_ms = elapsed_ms
         run.last_token_ms = elapsed_ms
         run.sent_tokens = run.output_tokens
+        run.sent_at_s = now.monotonic_s
         data = b"".join(self._chunk(run, body) for body in bodies)
         return [Send(run.stream, data)]
 
