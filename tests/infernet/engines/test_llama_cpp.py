@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -17,13 +18,13 @@ import pytest
 import trio
 import trio.testing
 
-from infernet.engines.contract import EngineUnavailable
+from infernet.engines.contract import EngineEvent, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_cpu_features
 from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, RunId
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, RunEngine, RunId
 from protocol.messages import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import GREEDY, Recorder, chat
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, Bench, running, starter_config
@@ -175,6 +176,25 @@ async def test_a_cancel_takes_effect_while_prompts_are_read_and_while_they_wait(
         assert max(progress(run), default=0) < 241
     await llama.do(Kind.COMPLETION, JobRequest(prompt="word"), tokens=1)
     assert (llama.engine.statistics().slots_leaked, llama.engine.statistics().restarts) == (0, 0)
+
+
+@pytest.mark.parametrize("moment", [EngineStarted, EngineProgress, EngineText])
+def test_llama_cpp_itself_says_that_the_slot_is_free_when_the_end_is_reported(
+    loaded: LlamaCpp, moment: type[EngineEvent]
+) -> None:
+    run = RunEngine(RunId(1), Kind.COMPLETION, "m", JobRequest(prompt="word " * 60), GREEDY, 1000, 150)
+    for _ in range(3):
+        cancelled = threading.Event()
+        busy_at_end: list[int] = []
+
+        def report(event: EngineEvent) -> None:
+            if isinstance(event, moment):
+                cancelled.set()  # noqa: B023 - called within the round
+            if isinstance(event, EngineFinished):
+                busy_at_end.append(loaded.slots_busy())  # noqa: B023 - called within the round
+
+        loaded.run(run, report, cancelled)
+        assert busy_at_end == [0]
 
 
 @pytest.fixture

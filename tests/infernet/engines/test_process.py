@@ -57,6 +57,8 @@ def test_it_gives_up_what_an_engine_does_not_need(tmp_path: Path) -> None:
         assert seen.nice() > psutil.Process().nice()
         status = Path(f"/proc/{process.pid}/status").read_text("ascii")
         assert "NoNewPrivs:\t1" in status
+        # What native code prints goes where errors go, and not between the frames.
+        assert os.readlink(f"/proc/{process.pid}/fd/1") == os.readlink(f"/proc/{process.pid}/fd/2")
         process.send_signal(signal.SIGINT)
         assert ask(process, Ping(6)) == Pong(6)
 
