@@ -81,11 +81,11 @@ def chat_api(core: Core) -> Blueprint:
         _require_provider(core, model, question, tokens_max)
         core.chat_rate.take(client)
         try:
-            chat = await core.chats.start(client, model, question, sampling, tokens_max)
+            chat = core.chats.start(client, model, question, sampling, tokens_max)
         except LocalProtocolError as error:
             raise BadRequest(str(error)) from None
         await _until_accepted(chat)
-        if chat.failure is not None:
+        if chat.failure is not None and chat.row.provider is None:
             raise _refusal(chat.failure.code, chat.failure.text, chat.failure.retry_after_ms)
         return json_response(
             {

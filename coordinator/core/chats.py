@@ -25,7 +25,7 @@ from coordinator.core.views import iso_time
 from coordinator.store import job_events, jobs
 from coordinator.store.db import Database
 from protocol import events as e
-from protocol.errors import Refusal
+from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId
 from protocol.messages import JobRequest, Kind, Outcome, Sampling
 
@@ -36,7 +36,7 @@ ERROR_CHARACTERS_MAX: Final = 256
 
 log = structlog.get_logger(__name__)
 
-Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 class Chat:
@@ -97,10 +97,13 @@ class Chats:
 
     # ------------------------------------------------------------ commands
 
-    async def start(
+    def start(
         self, client: Client, model: str | None, request: JobRequest, sampling: Sampling, output_tokens_max: int
     ) -> Chat:
-        """Ask; returns when the job's row is on disk. Raises LocalProtocolError for what no provider could run."""
+        """Ask. Raises LocalProtocolError for what no provider could run.
+
+        The job's row is written beside it: nobody's first token waits for the disk.
+        """
         assert self._driver is not None
         job = JobId(secrets.token_bytes(16))
         row = jobs.Job(job, "chat", "assigned", None, model, self._wall_ms())
@@ -108,14 +111,12 @@ class Chats:
         ask = e.Ask(job, Kind.CHAT, request, sampling, output_tokens_max, model, timeout_s=self._config.chat_timeout_s)
         self._chats[job] = chat
         chat.feed.add("job", self.job_view(row))
-        recorded = self._record(chat, "job")
+        self._record(chat, "job")
         chat.arm(self._config.chat_first_reader_s, self._abandon)
         try:
             self._driver.handle(ask)
-            await recorded
-        except BaseException:
-            self.cancel(chat)
-            self._forget(chat)
+        except LocalProtocolError as error:
+            self._on_failed(chat, e.JobFailed(job, Refusal.BAD_REQUEST, str(error)))
             raise
         return chat
 
@@ -246,11 +247,11 @@ class Chats:
 
     # ------------------------------------------------------------ what is kept
 
-    def _record(self, chat: Chat, kind: str, running_hash: bytes | None = None) -> asyncio.Task[None]:
+    def _record(self, chat: Chat, kind: str, running_hash: bytes | None = None) -> None:
         chat.events += 1
         row = chat.row
         event = job_events.JobEvent(row.job, chat.events, kind, row.output_tokens, running_hash, self._wall_ms())
-        return self._spawn(self._write(row, event))
+        self._spawn(self._write(row, event))
 
     async def _write(self, row: jobs.Job, event: job_events.JobEvent) -> None:
         def record(tx: Any) -> None:

@@ -14,6 +14,12 @@ import msgspec
 
 TEXT_KIND: Final = "token"
 
+_UNICODE_LINE_ENDS: Final = (
+    (b"\xc2\x85", b"\\u0085"),
+    (b"\xe2\x80\xa8", b"\\u2028"),
+    (b"\xe2\x80\xa9", b"\\u2029"),
+)
+
 Entry = tuple[int, str, bytes]
 
 
@@ -86,6 +92,12 @@ class Feed:
 
 
 def sse_frame(entry: Entry) -> bytes:
-    """One event of a `text/event-stream` (WHATWG HTML, 9.2). The JSON holds no line break, so nothing injects one."""
+    """One event of a `text/event-stream` (WHATWG HTML, 9.2). The JSON holds no line break, so nothing injects one.
+
+    The standard ends lines at CR and LF only, which JSON escapes anyway; many clients also do at Unicode's own line
+    ends, so those are escaped too.
+    """
     number, kind, data = entry
+    for raw, escaped in _UNICODE_LINE_ENDS:
+        data = data.replace(raw, escaped)
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (number, kind.encode(), data)
