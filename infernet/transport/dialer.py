@@ -68,22 +68,18 @@ class Dialer(Generic[Connected]):
     async def dial(self, peer: NodeId, texts: Sequence[str]) -> Connected:
         """Connect to the peer at one of these multiaddrs. Raises DialFailed with a reason for each."""
         race = _Race[Connected]()
-        try:
-            async with trio.open_nursery() as nursery:
-                race.scope = nursery.cancel_scope
-                for text in list(dict.fromkeys(texts))[:ADDRESSES_MAX]:
-                    try:
-                        address = self._admit(peer, text)
-                    except ValueError as error:
-                        race.reasons[text] = str(error)
-                        continue
-                    failed = trio.Event()
-                    nursery.start_soon(self._run, race, peer, text, address, failed)
-                    with trio.move_on_after(STAGGER_S):
-                        await failed.wait()
-        except BaseException:
-            await race.close_winner()
-            raise
+        async with trio.open_nursery() as nursery:
+            race.scope = nursery.cancel_scope
+            for text in list(dict.fromkeys(texts))[:ADDRESSES_MAX]:
+                try:
+                    address = self._admit(peer, text)
+                except ValueError as error:
+                    race.reasons[text] = str(error)
+                    continue
+                failed = trio.Event()
+                nursery.start_soon(self._run, race, peer, text, address, failed)
+                with trio.move_on_after(STAGGER_S):
+                    await failed.wait()
         if race.winner is None:
             raise DialFailed(peer, race.reasons)
         return race.winner
@@ -154,7 +150,3 @@ class _Race(Generic[Connected]):
             return
         self.winner = connected
         self.scope.cancel()
-
-    async def close_winner(self) -> None:
-        if self.winner is not None:
-            await self.winner.aclose()
