@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ def call(path: Path, command: str, payload: object = None, *, timeout_s: float =
     return reply.get("data")
 
 
-def stream(path: Path, command: str, payload: object, *, silence_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
+def stream(path: Path, command: str, payload: object, *, silence_s: float) -> Generator[tuple[str, dict[str, Any]]]:
     """A command that answers with several events: (name, data), to the last one. Closing the iterator cancels.
 
     Raises IpcError, also when nothing comes for `silence_s`.

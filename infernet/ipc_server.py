@@ -175,7 +175,7 @@ class _Server:
 
 async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent]) -> None:
     async for event in events:
-        reply = _event(event)
+        reply = reply_for(event)
         if reply is not None:
             await _send(stream, reply)
         if isinstance(event, (e.JobDone, e.JobFailed)):
@@ -183,8 +183,8 @@ async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent
     await _send(stream, _failure("the answer was not read fast enough and was given up", "slow_reader"))
 
 
-def _event(event: JobEvent) -> dict[str, Any] | None:
-    """What happened to a chat, as a reply."""
+def reply_for(event: JobEvent) -> dict[str, Any] | None:
+    """What happened to a chat, as a reply; None for what a chat has no use for."""
     match event:
         case e.JobAccepted():
             return _success(

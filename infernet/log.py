@@ -36,10 +36,10 @@ CAUSES_MAX: Final = 4
 FIELDS: Final = frozenset(
     {
         "address", "addresses", "attempt", "bytes", "code", "connections", "count", "detail", "duration_ms",
-        "duration_s", "engine", "error", "event", "exception", "fingerprint", "job", "kind", "level", "logger",
-        "model", "name", "node", "npub", "output_tokens", "path", "peer", "peer_id", "pid", "port", "prompt_tokens",
-        "protocol", "reason", "restarts", "retry_in_s", "role", "run", "slots", "state", "status", "stream",
-        "timestamp", "url", "version",
+        "duration_s", "engine", "error", "event", "exception", "fingerprint", "host", "job", "kind", "level",
+        "logger", "model", "name", "node", "npub", "output_tokens", "path", "peer", "peer_id", "pid", "port",
+        "prompt_tokens", "protocol", "reason", "restarts", "retry_in_s", "role", "run", "slots", "state", "status",
+        "stream", "timestamp", "url", "version",
     }
 )  # fmt: skip
 

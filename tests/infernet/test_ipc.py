@@ -109,7 +109,7 @@ async def test_closing_a_stream_cancels_it(path: Path) -> None:
     async with served(node, path):
         stream = ipc.stream(path, "chat", QUESTION, silence_s=DEADLINE_S)
         await in_thread(lambda: [next(stream), next(stream)])
-        stream.close()  # type: ignore[attr-defined]  # a generator in the guise of an iterator
+        stream.close()
         with trio.fail_after(DEADLINE_S):
             await node.left.wait()
 

@@ -1,0 +1,235 @@
+"""`infernet chat`: ask a question and stream the answer."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, Final
+
+from infernet import identity, ipc
+from infernet.cli.command import Failure, Misuse
+from infernet.cli.conversation import Conversation, NoAnswer, Question
+from infernet.config import Config, load, places
+from infernet.lock import running_pid
+from infernet.settings import read_peer, read_url
+from protocol.envelope import SigningKey
+
+MAX_TOKENS_DEFAULT: Final = 512
+TEMPERATURE_DEFAULT: Final = 0.7
+TIMEOUT_S_DEFAULT: Final = 600.0
+QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
+
+USAGE: Final = "[QUESTION] [--peer MULTIADDR | --remote] [OPTIONS]"
+DESCRIPTION: Final = """\
+Ask a question. The answer streams to standard output as it is made; who served it, and how fast, goes to standard
+error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
+
+Who is asked:
+  by default   any provider that the node running here knows, peer to peer; if none, its own engine
+  --peer       this one node, peer to peer, also when no node runs here
+  --remote     the coordinator's public chat, which sees question and answer"""
+EXAMPLES: Final = """\
+examples:
+  infernet chat "Why is the sky blue?"
+  infernet chat --peer /ip4/203.0.113.7/tcp/46337/p2p/16Uiu2HA... "Why is the sky blue?"
+  git diff | infernet chat --system "Write a commit message for this change."
+  infernet chat --json --temperature 0 --seed 1 "Name a colour." | jq -r .text
+
+--json prints one object at the end: text, outcome (stop or length), provider, provider_name, model, job,
+prompt_tokens, output_tokens, first_token_s, duration_s, tokens_per_s, route (node, self, peer or
+coordinator); or error and code. Exits with 1 when nobody answered to the end."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The question, whom to ask, and how to answer."""
+    parser.add_argument("question", nargs="*", metavar="QUESTION", help="several words are joined by spaces")
+    whom = parser.add_mutually_exclusive_group()
+    whom.add_argument("--peer", metavar="MULTIADDR", help="ask this node: /ip4/.../tcp/.../p2p/16Uiu2HA...")
+    whom.add_argument("--remote", action="store_true", help="ask through the coordinator, which sees the question")
+    parser.add_argument("--url", help="with --remote: this coordinator instead of the configured one")
+    parser.add_argument("--model", help="only this model (default: any)")
+    parser.add_argument("--system", metavar="TEXT", help="instructions that come before the question")
+    parser.add_argument(
+        "--temperature",
+        type=_number("a temperature", 0, 2),
+        default=TEMPERATURE_DEFAULT,
+        metavar="T",
+        help="0 to 2; 0 always takes the likeliest word (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=_whole_number("--max-tokens", 1, 32 * 1024),
+        default=MAX_TOKENS_DEFAULT,
+        metavar="N",
+        help="length of the answer at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_whole_number("a seed", 0, 2**62), metavar="N", help="the same seed draws the same words"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_number("a timeout", 1, 86_400),
+        default=TIMEOUT_S_DEFAULT,
+        metavar="S",
+        help="give up after this many seconds (default: %(default)s)",
+    )
+
+
+def _number(what: str, low: float, high: float) -> Callable[[str], float]:
+    def read(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{what} is a number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _whole_number(what: str, low: int, high: int) -> Callable[[str], int]:
+    def read(word: str) -> int:
+        if not word.isascii() or not word.isdigit() or not low <= int(word) <= high:
+            raise argparse.ArgumentTypeError(f"{what} is a whole number from {low} to {high}")
+        return int(word)
+
+    return read
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask, in the way that was chosen."""
+    if arguments.url is not None and not arguments.remote:
+        raise Misuse("--url goes with --remote")
+    question = Question.of(arguments, _read_question(arguments))
+    ask, route = _choose_route(arguments)
+    conversation = Conversation(route, as_json=arguments.json)
+    try:
+        ask(question, conversation)
+    except BaseException:
+        conversation.end_line()
+        raise
+    return conversation.finish()
+
+
+def _read_question(arguments: argparse.Namespace) -> str:
+    text = " ".join(arguments.question)
+    if not text:
+        if sys.stdin is None or sys.stdin.closed:
+            raise Misuse('there is no question: infernet chat "..."')
+        if sys.stdin.isatty():
+            print("Type your question, then press Enter and Ctrl-D.", file=sys.stderr)
+        try:
+            text = sys.stdin.read(QUESTION_CHARACTERS_MAX + 1)
+        except UnicodeDecodeError:
+            raise Misuse("the question on standard input is not UTF-8 text") from None
+        except OSError as error:
+            raise Misuse(f"standard input cannot be read ({(error.strerror or 'an error').lower()})") from None
+    if not text.strip():
+        raise Misuse('the question is empty: infernet chat "...", or give it on standard input')
+    if len(text) > QUESTION_CHARACTERS_MAX:
+        raise Misuse(f"the question is too long: at most {QUESTION_CHARACTERS_MAX} characters")
+    return text
+
+
+# ---------------------------------------------------------------- whom to ask
+
+Ask = Callable[[Question, Conversation], None]
+
+
+def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
+    """How to ask, and what that is called. Raises Failure when nobody can be asked."""
+    if arguments.remote:
+        return _through_coordinator(arguments.url), "coordinator"
+    here = places()
+    is_running = running_pid(here.pid_file) is not None
+    if arguments.peer is not None:
+        try:
+            peer = read_peer(arguments.peer)
+        except ValueError as error:
+            raise Misuse(f"--peer {error}") from None
+        # A second node under the same key would pass for the first, so the first one asks.
+        return (_through_node(here, peer), "peer") if is_running else (_directly(peer, _own_key(here)), "peer")
+    if not is_running:
+        raise Failure(_nobody_to_ask(), code="daemon-unreachable")
+    own = _own_engine(here, arguments.model)
+    if own is not None:
+        print("infernet: no other provider is known; asking this node's own engine", file=sys.stderr)
+        # A node never sends a job to itself, so somebody without a name asks it, over loopback.
+        return _directly(own, identity.generate()), "self"
+    return _through_node(here, None), "node"
+
+
+def _own_engine(here: Config, model: str | None) -> str | None:
+    """The loopback address of the node here when it is the only provider that it knows; else None."""
+    if any(_serves(peer, model) and not peer.get("ourselves") for peer in ipc.call(here.socket_path, "peers")):
+        return None
+    status = ipc.call(here.socket_path, "status")
+    addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
+    return addresses[0] if addresses and _serves(status, model) else None
+
+
+def _serves(node: dict[str, Any], model: str | None) -> bool:
+    models = node.get("models") or []
+    return model in models if model is not None else bool(models)
+
+
+def _own_key(here: Config) -> SigningKey:
+    try:
+        return identity.load(here.key_file)
+    except identity.NoIdentity:
+        # Enough to ask with; a provider that serves only keys that it knows will not know this one.
+        return identity.generate()
+
+
+def _nobody_to_ask() -> str:
+    url = load().config.coordinator_url
+    remote = f"`infernet chat --remote` (asks through {url}, which then sees the question)" if url else None
+    ways = ["`infernet start`", *([remote] if remote else []), "`infernet chat --peer MULTIADDR`"]
+    return f"no node is running here: run {', or '.join(ways)}"
+
+
+def _through_node(here: Config, peer: str | None) -> Ask:
+    def ask(question: Question, conversation: Conversation) -> None:
+        payload = question.payload() | {"peer": peer}
+        events = ipc.stream(here.socket_path, "chat", payload, silence_s=question.timeout_s + 30)
+        try:
+            with closing(events):
+                for event, data in events:
+                    conversation.take(event, data)
+        except ipc.Refused as refused:
+            if refused.code in ("bad-payload", "internal-error"):
+                raise Failure(f"the node here cannot do that ({refused.cause or refused.code})") from None
+            raise NoAnswer(refused.code, refused.cause, int(refused.data.get("retry_after_ms", 0))) from None
+
+    return ask
+
+
+def _directly(peer: str, key: SigningKey) -> Ask:
+    import trio
+
+    from infernet.cli import direct
+
+    def ask(question: Question, conversation: Conversation) -> None:
+        trio.run(direct.ask, load().config, key, peer, question, conversation)
+
+    return ask
+
+
+def _through_coordinator(url: str | None) -> Ask:
+    from infernet.cli import remote
+
+    try:
+        chosen = read_url(url) if url is not None else load().config.coordinator_url
+    except ValueError as error:
+        raise Misuse(f"--url {error}") from None
+    if chosen is None:
+        raise Failure("no coordinator is configured: give --url, or run `infernet init --url ...`")
+
+    def ask(question: Question, conversation: Conversation) -> None:
+        remote.ask(chosen, question, conversation)
+
+    return ask

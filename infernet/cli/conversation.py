@@ -1,0 +1,183 @@
+"""One question and what became of it: the answer as it streams, and afterwards who gave it and how fast.
+
+The three ways to ask (the running node, a node of our own, the coordinator) all speak to this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from infernet.cli.command import Failure
+from infernet.cli.output import print_json
+from protocol.formats.text import TerminalCleaner, clean_line
+
+# What the user can do, by the name of the refusal.
+ADVICE: Final = {
+    "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, or try --remote",
+    "no_model": "leave --model out, or choose one that `infernet peers` shows",
+    "not_free": "it answers free jobs only from keys that its owner allows: ask for yours to be added, or ask another",
+    "not_allowed": "ask its owner, or ask another provider",
+    "price": "it wants to be paid, which this version cannot do: ask another provider",
+    "lease": "it wants to be paid, which this version cannot do: ask another provider",
+    "busy": "try again in a moment, or ask another provider",
+    "rate_limited": "try again in a moment, or ask another provider",
+    "draining": "it is shutting down: ask another provider",
+    "context_exceeded": "shorten the question, or lower --max-tokens",
+    "too_large": "shorten the question",
+    "stale": "set this machine's clock",
+    "clock_skew": "set this machine's clock",
+    "engine_unavailable": "its engine is down: try again in a moment, or ask another provider",
+    "engine_failed": "try again, or ask another provider",
+    "peer_lost": "ask again: another provider may answer",
+    "deadline": "ask again, or give more time with --timeout",
+    "slow_reader": "ask again, and let the answer run",
+    "shutdown": "ask again: another provider may answer",
+}
+SUCCESS: Final = ("stop", "length")
+
+
+class NoAnswer(Failure):
+    """The question was not answered, or not to the end."""
+
+    def __init__(self, text: str, code: str | None, retry_after_ms: int = 0) -> None:
+        advice = ADVICE.get(code or "", "")
+        wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
+        super().__init__(f"no answer: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
+
+
+@dataclass
+class Question:
+    """What is asked, as the command line gave it."""
+
+    messages: list[dict[str, str]] = field(repr=False)
+    model: str | None
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    timeout_s: float
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, text: str) -> Question:
+        messages = [{"role": "user", "content": text}]
+        if arguments.system:
+            messages.insert(0, {"role": "system", "content": arguments.system})
+        return cls(
+            messages, arguments.model, arguments.max_tokens, arguments.temperature, arguments.seed, arguments.timeout
+        )
+
+    def payload(self) -> dict[str, Any]:
+        """What the running node is asked."""
+        return {
+            "messages": self.messages,
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "timeout_s": self.timeout_s,
+        }
+
+
+class Conversation:
+    """Takes what happens to a question, prints the answer, and keeps account."""
+
+    def __init__(self, route: str, *, as_json: bool) -> None:
+        self._route = route
+        self._as_json = as_json
+        self._cleaner = TerminalCleaner()
+        self._text: list[str] = []
+        self._last_shown = "\n"
+        self._asked_at_s = time.monotonic()
+        self._first_at_s: float | None = None
+        self._first_tokens = 0
+        self._last_at_s = self._asked_at_s
+        self._output_tokens = 0
+        self._accepted: dict[str, Any] = {}
+        self._done: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens so far."""
+        return self._output_tokens
+
+    def take(self, event: str, data: dict[str, Any]) -> None:
+        """One thing that happened: accepted, text or done. Others are ignored."""
+        if event == "accepted":
+            self._accepted = data
+        elif event == "text":
+            self._on_text(str(data.get("text", "")), int(data.get("output_tokens", 0)))
+        elif event == "done":
+            self._done = data
+            self._output_tokens = int(data.get("output_tokens", self._output_tokens))
+
+    def _on_text(self, text: str, output_tokens: int) -> None:
+        self._last_at_s = time.monotonic()
+        self._output_tokens = output_tokens
+        if self._first_at_s is None and text:
+            self._first_at_s, self._first_tokens = self._last_at_s, output_tokens
+        self._text.append(text)
+        shown = self._cleaner.feed(text)
+        if shown and not self._as_json:
+            self._last_shown = shown
+            print(shown, end="", flush=True)
+
+    def end_line(self) -> None:
+        """Leave the cursor at the beginning of a line."""
+        if not self._last_shown.endswith("\n"):
+            print(flush=True)
+            self._last_shown = "\n"
+
+    def finish(self) -> int:
+        """Print what is to be said afterwards; gives the exit code. Raises NoAnswer."""
+        self.end_line()
+        if self._done is None:
+            raise NoAnswer("it broke off without a word", "peer_lost")
+        result = self.result(self._done)
+        if result["outcome"] not in SUCCESS:
+            raise NoAnswer(f"it ended with {clean_line(str(result['outcome']))}", str(result["outcome"]))
+        if self._as_json:
+            print_json(result)
+        else:
+            print(_summary(result), file=sys.stderr)
+        return 0
+
+    def result(self, done: dict[str, Any]) -> dict[str, Any]:
+        """The JSON answer; `infernet chat --help` lists its fields."""
+        first_s = None if self._first_at_s is None else self._first_at_s - self._asked_at_s
+        return {
+            "text": "".join(self._text),
+            "outcome": done.get("outcome"),
+            "provider": done.get("provider") or self._accepted.get("provider"),
+            "provider_name": self._accepted.get("provider_name"),
+            "model": self._accepted.get("model"),
+            "job": self._accepted.get("job"),
+            "prompt_tokens": done.get("prompt_tokens", self._accepted.get("prompt_tokens")),
+            "output_tokens": self._output_tokens,
+            "first_token_s": None if first_s is None else round(first_s, 3),
+            "duration_s": round(self._last_at_s - self._asked_at_s, 3),
+            "tokens_per_s": self._tokens_per_s(),
+            "route": self._route,
+        }
+
+    def _tokens_per_s(self) -> float | None:
+        """The rate after the first tokens; None when they were all there were."""
+        if self._first_at_s is None or self._last_at_s <= self._first_at_s:
+            return None
+        return round((self._output_tokens - self._first_tokens) / (self._last_at_s - self._first_at_s), 1)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    provider = clean_line(str(result["provider_name"] or ""), 48) or str(result["provider"] or "somebody")[:8]
+    parts = [f"served by {provider}", clean_line(str(result["model"] or ""), 64)]
+    if result["prompt_tokens"] is not None:
+        parts.append(f"{result['prompt_tokens']} + {result['output_tokens']} tokens")
+    if result["first_token_s"] is not None:
+        parts.append(f"first after {result['first_token_s']:.2f} s")
+    if result["tokens_per_s"] is not None:
+        parts.append(f"then {result['tokens_per_s']:.1f} tokens/s")
+    if result["outcome"] == "length":
+        parts.append("cut at --max-tokens or the end of its context")
+    return f"[{', '.join(part for part in parts if part)}; {result['route']}]"

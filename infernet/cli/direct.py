@@ -1,0 +1,60 @@
+"""Asking over libp2p with a short-lived node of our own: `infernet chat --peer`, when no node is running here."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import trio
+
+from infernet.cli.conversation import Conversation, NoAnswer, Question
+from infernet.config import Config, default_name
+from infernet.ipc_server import reply_for
+from infernet.node import AskOptions, client_node, peer_of
+from protocol.envelope import SigningKey
+from protocol.messages import ChatMessage, Role
+
+
+async def ask(config: Config, key: SigningKey, peer: str, question: Question, conversation: Conversation) -> None:
+    """Ask the node at this multiaddr. Raises NoAnswer, KeyboardInterrupt, TransportError or LocalProtocolError."""
+    options = AskOptions(
+        messages=tuple(ChatMessage(message["role"], message["content"]) for message in question.messages),
+        model=question.model,
+        provider=peer_of(peer),
+        max_tokens=question.max_tokens,
+        temperature=question.temperature,
+        seed=question.seed,
+        timeout_s=question.timeout_s,
+    )
+    # What others see of it says what it is, and not what the node of this home is configured to be.
+    config = dataclasses.replace(config, name=default_name(Role.CLIENT, key.node))
+    interrupted = False
+    async with client_node(config, key, peers=[peer]) as node:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_cancel_on_interrupt, scope)
+                async with node.ask(options) as events:
+                    async for event in events:
+                        reply = reply_for(event)
+                        if reply is None:
+                            continue
+                        if not reply["ok"]:
+                            raise NoAnswer(reply["error"], reply["cause"], reply["data"]["retry_after_ms"])
+                        # In a thread: a terminal that was paused must not stop the node, which has pings to answer.
+                        await trio.to_thread.run_sync(
+                            conversation.take, reply["event"], reply["data"], abandon_on_cancel=True
+                        )
+                nursery.cancel_scope.cancel()
+        # Leaving `ask` has cancelled the job; leaving `client_node` now sends that before it hangs up.
+        interrupted = scope.cancelled_caught
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+async def _cancel_on_interrupt(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        await anext(received)
+        scope.cancel()
