@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,3 +41,10 @@ def processes_below(home: Path) -> list[str]:
         if os.fsencode(home) in environ and words:
             found.append(words.replace(b"\0", b" ").decode("utf-8", "replace"))
     return found
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.create_server(("", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

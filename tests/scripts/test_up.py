@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers_processes import processes_below, wait_until
+from tests.helpers_processes import free_port, processes_below, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKET = ROOT / "scripts" / "_market.py"
@@ -21,13 +20,6 @@ DEADLINE_S = 120.0
 QUESTION = "What is the capital of France?"
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.create_server(("", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture
