@@ -272,6 +272,8 @@ def announce(arguments: Arguments, market: Market, url: str, multiaddr: str) -> 
         )
         return
     infernet = market.bin / "infernet"
+    if infernet.is_relative_to(Path.cwd()):
+        infernet = infernet.relative_to(Path.cwd())
     print(
         f"""
   Chat page     {url}/chat
