@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -49,6 +50,7 @@ def main() -> NoReturn:
             for command in reader.feed(data):
                 worker.handle(command)
     finally:
+        worker.clean_up()
         # Threads may be deep inside native code, and there is nothing to save.
         os._exit(0)
 
@@ -78,6 +80,7 @@ class Worker:
     def __init__(self, frames: BinaryIO) -> None:
         self._frames = frames
         self._writing = threading.Lock()
+        self._directory: str | None = None
         self._engine: LlamaCpp | None = None
         self._lock = threading.Lock()
         self._runs: dict[RunId, threading.Event] = {}
@@ -88,6 +91,7 @@ class Worker:
             case Ping():
                 self.send(Pong(command.number))
             case Load():
+                self._directory = command.directory
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
             case RunEngine():
                 with self._lock:
@@ -107,6 +111,11 @@ class Worker:
         with self._writing:
             while frame:
                 frame = frame[os.write(self._frames.fileno(), frame) :]
+
+    def clean_up(self) -> None:
+        """Remove the private folder, which a node that was killed could not do."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _load(self, load: Load) -> None:
         try:

@@ -229,7 +229,7 @@ async def test_the_node_outlives_whatever_happens_to_the_engine_process(fragile:
 
 @pytest.mark.slow
 def test_the_engine_process_ends_when_the_node_is_killed(starter_model_path: Path) -> None:
-    """A node is killed in the middle of an answer. Its engine process has no listening port, and goes with it."""
+    """In the middle of an answer, too. The process has no listening port, and leaves no folder behind."""
     node = textwrap.dedent(
         """
         import sys, trio
@@ -258,10 +258,13 @@ def test_the_engine_process_ends_when_the_node_is_killed(starter_model_path: Pat
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         worker = psutil.Process(int(process.stdout.readline()))
+        directory = Path(worker.cwd())
+        assert directory.name.startswith("infernet-engine-")
         assert not [place for place in worker.net_connections("inet") if place.status == psutil.CONN_LISTEN]
         process.kill()
     psutil.wait_procs([worker], timeout=10)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert not directory.exists()
 
 
 # ---------------------------------------------------------------- what does not load
