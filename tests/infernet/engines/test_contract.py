@@ -100,7 +100,7 @@ async def test_what_only_looks_like_a_stop_string_is_given_in_the_end(bench: Ben
 async def test_an_answer_is_continued_where_it_was_cut(bench: Bench) -> None:
     whole, end = await bench.do(Kind.CHAT, chat(QUESTION), tokens=16)
     pieces = bench.recorder.texts(end.run)
-    for cut in (1, 5, 11):
+    for cut in (1, 11):
         said = "".join(piece.text for piece in pieces[:cut])
         left = 16 - pieces[cut - 1].output_tokens
         rest, rest_end = await bench.do(Kind.CHAT, chat(QUESTION, continuation=said), tokens=left)
@@ -185,7 +185,7 @@ async def test_many_runs_with_random_cancels_each_end_once(bench: Bench) -> None
     mine: list[int] = []
 
     async def one_after_another(rng: random.Random) -> None:
-        for tokens in rng.sample([3, 6, 150, 150], 4):
+        for tokens in rng.sample([3, 150, 150], 3):
             run = bench.start(Kind.COMPLETION, JobRequest(prompt=f"{rng.random()} is a number"), tokens=tokens)
             mine.append(run)
             if tokens == 150:
@@ -204,7 +204,7 @@ async def test_many_runs_with_random_cancels_each_end_once(bench: Bench) -> None
         if isinstance(end, EngineFinished | EngineFailed)
     )
     # A cancel that comes before the start ends with a refusal.
-    assert told[Outcome.LENGTH] == 2 * SLOTS
+    assert told[Outcome.LENGTH] == SLOTS
     assert told[Outcome.CANCELLED] + told[Refusal.CANCELLED] == 2 * SLOTS
     assert told[Outcome.CANCELLED] > 0
     statistics = bench.engine.statistics()
