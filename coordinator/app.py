@@ -62,6 +62,7 @@ class CoordinatorApp(Quart):
 
     def __init__(self, core: Core) -> None:
         super().__init__("coordinator", static_folder=None, template_folder=None)
+        self.url_map.merge_slashes = False  # a path with two slashes is another path, not a redirect
         self.core = core
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

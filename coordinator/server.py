@@ -14,6 +14,7 @@ from typing import Final
 import hypercorn.asyncio
 import hypercorn.config
 import structlog
+from hypercorn.protocol.h11 import H11Protocol
 
 from coordinator.app import CoordinatorApp, create_app
 from coordinator.config import Config
@@ -99,6 +100,17 @@ async def run(config: Config, on_ready: OnReady) -> None:
             await serve(app, listener, stop)
     finally:
         await database.close()
+
+
+async def _stay_with_http_1(_self: object, _request: object) -> None:
+    """Stands for Hypercorn's switch to HTTP/2 on plain text, which it offers to anyone and cannot be told not to.
+
+    Browsers speak HTTP/2 over TLS only, that is to the proxy in front; here it is code that only strangers reach.
+    """
+
+
+# A method of Hypercorn's is replaced, and mypy forbids that in general; test_hostile_http shows that it works.
+H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign]
 
 
 async def serve(app: CoordinatorApp, listener: socket.socket, stop: asyncio.Event) -> None:

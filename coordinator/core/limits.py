@@ -33,7 +33,8 @@ class Client:
 
 def client_of(request: Request, config: Config) -> Client:
     """Who sent this request, believing only the proxies that the configuration names."""
-    peer = _address(request.remote_addr or "")
+    # From the socket, not from the framework's header of that name, which a client could send too.
+    peer = _address((request.scope.get("client") or ("",))[0])
     if peer is None:
         return Client("unknown", False)
     trusted = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]

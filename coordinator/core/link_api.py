@@ -23,8 +23,8 @@ class _QuartChannel:
 
     async def receive(self) -> bytes | str:
         message = await websocket.receive()
-        assert isinstance(message, bytes | str)
-        return message
+        # Quart hands over an empty binary message as None.
+        return message if isinstance(message, bytes | str) else b""
 
     async def send(self, data: bytes) -> None:
         await websocket.send(data)

@@ -1,0 +1,240 @@
+"""The links of nodes over a real WebSocket: who gets one, what it proves, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+
+from coordinator.core import links
+from protocol import link as wire
+from protocol.envelope import AUTH_HEADER, sign_request, sign_request_v1
+from protocol.errors import BadSignature, Stale
+from tests.helpers_coordinator import (
+    Closed,
+    NodeClient,
+    Refused,
+    Script,
+    ScriptedNode,
+    Served,
+    WebSocket,
+    ask,
+    heartbeat_record,
+    linked,
+    make_key,
+    open_link,
+    serving,
+    stream,
+    text_of,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def registered(served: Served) -> NodeClient:
+    client = NodeClient(served)
+    assert (await client.register()).status_code == 200
+    return client
+
+
+async def closed_with(socket: WebSocket) -> Closed:
+    async with asyncio.timeout(10):
+        try:
+            while True:
+                await socket.receive()
+        except Closed as closed:
+            await socket.abort()
+            return closed
+
+
+async def test_the_first_message_proves_the_coordinators_key_to_this_node_and_request(served: Served) -> None:
+    client = await registered(served)
+    socket, header = await open_link(client)
+    message = await socket.receive()
+    node, coordinator = client.key.node, served.key.node
+    assert wire.decode_hello(message, coordinator, node, header).node == node
+    with pytest.raises(BadSignature, match="pinned"):
+        wire.decode_hello(message, make_key(5).node, node, header)
+    with pytest.raises(Stale):
+        wire.decode_hello(message, coordinator, node, header + "x")
+    await socket.abort()
+
+
+async def test_an_unregistered_node_is_told_to_register(served: Served) -> None:
+    with pytest.raises(Refused) as refused:
+        await open_link(NodeClient(served))
+    assert refused.value.status == 404
+    assert "register first" in json.loads(refused.value.body)["error"]
+
+
+@pytest.mark.parametrize("fault", ["none", "replay", "version 1", "path", "audience", "old", "method"])
+async def test_an_upgrade_that_is_not_rightly_signed_is_refused(served: Served, fault: str) -> None:
+    client = await registered(served)
+    key, coordinator, path, now_ms = client.key, served.key.node, wire.LINK_PATH, served.clock()
+    header = client.header(path, b"", "GET")
+    if fault == "replay":
+        socket, _ = await open_link(client, header)
+        await socket.abort()
+    elif fault == "version 1":
+        header = sign_request_v1(key, "GET", path, b"", now_ms // 1000, "00ff")
+    elif fault == "path":
+        header = client.header(path + "?x=1", b"", "GET")
+    elif fault == "audience":
+        header = sign_request(key, make_key(5).node, "GET", path, b"", now_ms, next(client.counter), 1)
+    elif fault == "old":
+        header = sign_request(key, coordinator, "GET", path, b"", now_ms - 61_000, next(client.counter), 1)
+    elif fault == "method":
+        header = client.header(path, b"", "POST")
+    headers = [] if fault == "none" else [(AUTH_HEADER, header)]
+    with pytest.raises(Refused) as refused:
+        await WebSocket.open(served, path, headers)
+    assert refused.value.status == 401
+    assert "server_time" in json.loads(refused.value.body)
+
+
+async def test_compression_is_refused(served: Served) -> None:
+    client = await registered(served)
+    headers = [
+        (AUTH_HEADER, client.header(wire.LINK_PATH, b"", "GET")),
+        ("Sec-WebSocket-Extensions", "permessage-deflate"),
+    ]
+    with pytest.raises(Refused) as refused:
+        await WebSocket.open(served, wire.LINK_PATH, headers)
+    assert refused.value.status == 400
+
+
+async def test_a_newer_link_replaces_the_older_one_and_its_jobs_end(served: Served) -> None:
+    first = await ScriptedNode(served, Script()).connect()
+    job = (await ask(served)).json()["jobId"]
+    await until(lambda: first.runs)
+    second = await ScriptedNode(served, Script.at_once("again"), first.client.key).connect()
+    events = await stream(served, job)
+    assert (events[-1].kind, events[-1].data["code"]) == ("error", "peer_lost")
+    assert len(served.app.core.links) == 1
+    assert text_of(await stream(served, (await ask(served)).json()["jobId"])) == "again"
+    await until(lambda: first.closed, "the older link was closed")
+    assert first.closed is not None
+    assert (first.closed.code, "replaces" in first.closed.reason) == (links.CLOSE_POLICY, True)
+    await first.close()
+    assert second.node in served.app.core.links, "the end of the older link does not touch the newer one"
+    await second.close()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", b"\xc1", b"\x90", b"\x91\x00", b"\x92\x02\x01", b"\x93\x02\x01\xa1x", wire.encode_frame(wire.Data(9, b"x"))],
+)
+async def test_nonsense_closes_the_link_and_nothing_else(served: Served, message: bytes) -> None:
+    async with linked(served) as honest:
+        client = await registered(served)
+        socket, _ = await open_link(client)
+        await socket.send(message)
+        assert (await closed_with(socket)).code == links.CLOSE_PROTOCOL_ERROR
+        await until(lambda: client.key.node not in served.app.core.links)
+        assert honest.node in served.app.core.links
+        assert (await ask(served)).status_code == 200
+
+
+async def test_text_and_too_large_messages_close_the_link(served: Served) -> None:
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    await socket.send_text("hello")
+    assert (await closed_with(socket)).code == links.CLOSE_PROTOCOL_ERROR
+    socket, _ = await open_link(client)
+    await socket.send(b"\xc4\xff" * 40_000)
+    assert (await closed_with(socket)).code == 1009
+
+
+async def test_an_unknown_optional_frame_is_ignored_and_pings_are_answered(served: Served) -> None:
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    await socket.receive()
+    await socket.send(b"\x91\x63")
+    await socket.send(wire.encode_frame(wire.Ping(77)))
+    assert wire.decode_frame(await socket.receive()) == wire.Pong(77)
+    await socket.abort()
+
+
+async def test_a_link_on_which_nothing_is_heard_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "LINK_PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(links, "LINK_SILENCE_S_MAX", 0.1)
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    closed = await closed_with(socket)
+    assert (closed.code, "nothing was heard" in closed.reason) == (links.CLOSE_POLICY, True)
+
+
+async def test_a_node_that_answers_pings_keeps_its_link(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "LINK_PING_INTERVAL_S", 0.01)
+    monkeypatch.setattr(links, "LINK_SILENCE_S_MAX", 2.0)
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    await socket.receive()
+    for _ in range(20):
+        ping = wire.decode_frame(await socket.receive())
+        assert isinstance(ping, wire.Ping)
+        await socket.send(wire.encode_frame(wire.Pong(ping.number)))
+    assert client.key.node in served.app.core.links
+    await socket.abort()
+
+
+async def test_a_heartbeat_over_the_link_is_recorded(served: Served) -> None:
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    record = heartbeat_record(client.key, served.clock(), addresses=("/ip4/203.0.113.7/tcp/46337",))
+    await socket.send(wire.encode_frame(wire.Announce(record)))
+    async with asyncio.timeout(10):
+        while not (peers := (await served.http.get("/api/peers")).json()["data"]):
+            pass
+    assert base64.b64decode(peers[0]["record"])
+    assert served.app.core.driver.peer.directory.get(client.key.node) is not None
+    await socket.abort()
+
+
+async def test_a_heartbeat_of_another_node_or_time_is_not_recorded_and_the_link_stays(served: Served) -> None:
+    client = await registered(served)
+    socket, _ = await open_link(client)
+    await socket.receive()
+    for record in (
+        heartbeat_record(make_key(), served.clock(), addresses=("/ip4/203.0.113.9/tcp/1",)),
+        heartbeat_record(client.key, served.clock() - 120_000, addresses=("/ip4/203.0.113.9/tcp/1",)),
+    ):
+        await socket.send(wire.encode_frame(wire.Announce(record)))
+    await socket.send(wire.encode_frame(wire.Ping(1)))
+    assert wire.decode_frame(await socket.receive()) == wire.Pong(1)
+    assert (await served.http.get("/api/peers")).json()["data"] == []
+    await socket.abort()
+
+
+async def test_links_are_bounded(tmp_path: object, served: Served) -> None:
+    served.app.core.config = type(served.app.core.config)(links_at_once=1)
+    async with linked(served) as node:
+        with pytest.raises(Refused) as refused:
+            await open_link(await registered(served))
+        assert refused.value.status == 503
+        again, _ = await open_link(node.client)
+        await again.abort()
+
+
+async def test_shutting_down_closes_links_with_going_away(tmp_path_factory: pytest.TempPathFactory) -> None:
+    async with serving(tmp_path_factory.mktemp("home")) as served:
+        client = await registered(served)
+        socket, _ = await open_link(client)
+        await until(lambda: client.key.node in served.app.core.links)
+        served.stop.set()
+        assert (await closed_with(socket)).code == links.CLOSE_GOING_AWAY
+
+
+async def test_nothing_is_left_after_many_links_came_and_went(served: Served) -> None:
+    core = served.app.core
+    for _ in range(5):
+        async with linked(served) as node:
+            await stream(served, (await ask(served)).json()["jobId"])
+            await until(lambda: core.driver.peer.statistics().jobs_asked == 0)
+        await until(lambda node=node: node.node not in core.links)  # type: ignore[misc]
+    statistics = core.driver.peer.statistics()
+    assert (statistics.connections, statistics.streams, statistics.jobs_asked) == (0, 0, 0)
+    assert not core.links._by_stream
