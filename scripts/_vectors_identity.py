@@ -11,8 +11,8 @@ from typing import Any
 import base58
 import coincurve
 import msgpack
-from _vectors_common import ASKER, COORDINATOR, JOB, NOW_MS, PROVIDER, Vector, file, invalid, plain, signing_key, valid
 
+from _vectors_common import ASKER, COORDINATOR, JOB, NOW_MS, PROVIDER, Vector, file, invalid, plain, signing_key, valid
 from protocol import codec
 from protocol.envelope import (
     REPLAY_WINDOW,
@@ -220,7 +220,9 @@ def _good_records() -> Iterator[Vector]:
         ("a heartbeat with something in every field", heartbeat(), PROVIDER),
         (
             "the smallest heartbeat",
-            heartbeat(name="", agent="", addresses=(), gpus=(), models=(), sealing_key=None, features=(), coordinators=()),
+            heartbeat(
+                name="", agent="", addresses=(), gpus=(), models=(), sealing_key=None, features=(), coordinators=()
+            ),
             PROVIDER,
         ),
         ("a heartbeat with unknown odd extensions", heartbeat(extensions=((1, b""), (129, b"\x01"))), PROVIDER),
@@ -268,14 +270,17 @@ def _bad_records() -> Iterator[Vector]:
 
     signature = good.signature
     yield invalid(
-        "a changed signature", record="JobOpenRecord", body=good.body, signature=signature[:63] + bytes([signature[63] ^ 1])
+        "a changed signature",
+        record="JobOpenRecord",
+        body=good.body,
+        signature=signature[:63] + bytes([signature[63] ^ 1]),
     )
-    yield invalid(
-        "a changed body", record="JobOpenRecord", body=_changed(good.body, {12: 257}), signature=signature
-    )
+    yield invalid("a changed body", record="JobOpenRecord", body=_changed(good.body, {12: 257}), signature=signature)
     yield bad("signed by another key", good.body, PROVIDER)
     yield bad("signed under another tag", good.body, tag=JobAcceptRecord.TAG)
-    yield bad("signed without a tag", good.body) | {"signature": ASKER.sign_digest(hashlib.sha256(good.body).digest()).hex()}
+    yield bad("signed without a tag", good.body) | {
+        "signature": ASKER.sign_digest(hashlib.sha256(good.body).digest()).hex()
+    }
     header = bytes([0xDC, 0x00, good.body[2]])
     assert good.body[:3] == header
     yield bad("the attempt takes two bytes where one is enough", good.body.replace(JOB + b"\x02", JOB + b"\xcc\x02", 1))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
+
 from _vectors_common import ASKER, COORDINATOR, JOB, NOW_MS, PROVIDER, Vector, file, invalid, valid
 from _vectors_identity import heartbeat, order
-
 from protocol import codec
 from protocol import constants as c
 from protocol.envelope import sign_record
@@ -81,7 +81,10 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("progress", Progress(JOB, 2, 128, 4_096)),
     ("a part of a prompt", Part(JOB, 2, 0, bytes(range(64, 128)))),
     ("an acceptance", JobAccept(ACCEPTANCE)),
-    ("a refusal that names a better provider", JobReject(JOB, 2, 1, 2_000, "all 4 slots of this model are taken", (RECORD,), None)),
+    (
+        "a refusal that names a better provider",
+        JobReject(JOB, 2, 1, 2_000, "all 4 slots of this model are taken", (RECORD,), None),
+    ),
     ("a refusal without more", JobReject(JOB, 2**32 - 1, 127, 0, "", (), None)),
     ("a chunk", Chunk(JOB, 2, 1, 1, 0, bytes(80))),
     ("a chunk with the largest counts", Chunk(JOB, 2, 2**63 - 1, 2**32 - 1, 2**63 - 1, b"\xff" * 80)),
@@ -186,7 +189,7 @@ def _bad_frames() -> Iterator[Vector]:
     yield bad("65 items", _packed(1_001, *[0] * 64))
     yield bad("seven levels", _frame(b"\x92\xcd\x03\xe9" + b"\x91" * 5 + b"\xc0"))
     yield bad("1,000 levels", _frame(b"\x92\xcd\x03\xe9" + b"\x91" * 999 + b"\xc0"))
-    yield bad("1,025 values", _packed(1_001, *[[0] * 63 for _ in range(16)], *[0] * 10))
+    yield bad("1,025 values", _packed(1_001, *[[0] * 64 for _ in range(15)], *[0] * 48))
     yield from (bad(f"a Cancel: {comment}", _packed(76, *fields)) for comment, fields in _BAD_CANCELS.items())
     yield bad("a Chunk whose seal is shorter than its tag", _packed(72, JOB, 1, 1, 1, 0, bytes(15)))
     yield bad("a Part without bytes", _packed(66, JOB, 1, 0, b""))
@@ -273,7 +276,9 @@ def _link_records() -> Iterator[Vector]:
         **common,
     )
     for name, value in (("hello", hello), ("server_time", time)):
-        yield invalid(f"{name} of another coordinator than the pinned one", **{**common, name: value, "coordinator": ASKER.node})
+        yield invalid(
+            f"{name} of another coordinator than the pinned one", **{**common, name: value, "coordinator": ASKER.node}
+        )
         yield invalid(f"{name} for another request", **{**common, name: value, "auth": AUTH + "x"})
     yield invalid("hello for another node", **{**common, "hello": hello, "node_id": ASKER.node})
     yield invalid("a server time is no hello", **common, hello=bytes.fromhex(time))

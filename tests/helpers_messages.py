@@ -83,7 +83,12 @@ def field_names(cls: type[msgspec.Struct]) -> tuple[str, ...]:
     return cls.__struct_fields__
 
 
-_NAMED_RANGES = {(0, 2**63 - 1): "uint", (0, 2**32 - 1): "count", (0, 10**12): "price", (0, 255): "u8"}
+_NAMED_RANGES: dict[tuple[int | None, int | None], str] = {
+    (0, 2**63 - 1): "uint",
+    (0, 2**32 - 1): "count",
+    (0, 10**12): "price",
+    (0, 255): "u8",
+}
 
 
 def type_names(cls: type[msgspec.Struct]) -> list[str]:
