@@ -34,10 +34,7 @@ def hold_lock(path: Path) -> Iterator[None]:
         make_private_directory(path.parent)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"cannot write {path} ({reason}): make the folder yours, or choose another with INFERNET_HOME"
-        ) from None
+        raise _unusable(path, error) from None
     try:
         if not _try_lock(file, fcntl.LOCK_EX):
             raise AlreadyRunning(_read_pid(file))
@@ -56,7 +53,7 @@ def running_pid(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({(error.strerror or str(error)).lower()}): check its owner") from None
+        raise _unusable(path, error) from None
     try:
         # Shared, so that two commands that look at the same time do not see each other.
         return None if _try_lock(file, fcntl.LOCK_SH) else _read_pid(file)
@@ -77,3 +74,8 @@ def _try_lock(file: int, kind: int) -> bool:
 def _read_pid(file: int) -> int | None:
     text = os.pread(file, 32, 0).decode("ascii", "replace").strip()
     return int(text) if text.isdigit() else None
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    reason = (error.strerror or str(error)).lower()
+    return ConfigError(f"cannot use {path} ({reason}): make the folder yours, or choose another with INFERNET_HOME")
