@@ -65,6 +65,8 @@ class Directory:
         self._records_max = records_max
         self._entries: dict[NodeId, Entry] = {}
         self._by_model: dict[str, _Bucket] = {}
+        # The bodies held: most of what gossip brings is here already, and need not be decoded to be known.
+        self._bodies: set[bytes] = set()
         self._sorted: list[NodeId] = []
         # Keyed by node, at wall-clock milliseconds: records expire by the clock that signed them.
         self._expiry: Timers[NodeId] = Timers()
@@ -116,6 +118,8 @@ class Directory:
         return [entry for entry in entries if self._keep(entry)], skipped
 
     def _check(self, record: Signed, wall_ms: int) -> Entry | None:
+        if record.body in self._bodies:
+            return None
         heartbeat = codec.decode_record(record.body, Heartbeat)
         held = self._entries.get(heartbeat.node)
         # SPEC 01: The receiver of a heartbeat MUST keep the one with the highest sequence per node.
@@ -167,6 +171,7 @@ class Directory:
     def _insert(self, entry: Entry) -> None:
         node = entry.heartbeat.node
         self._entries[node] = entry
+        self._bodies.add(entry.record.body)
         insort(self._sorted, node)
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
         for name in {offer.name: None for offer in entry.heartbeat.models}:
@@ -174,6 +179,7 @@ class Directory:
 
     def _remove(self, node: NodeId) -> None:
         entry = self._entries.pop(node)
+        self._bodies.remove(entry.record.body)
         del self._sorted[bisect_left(self._sorted, node)]
         self._expiry.cancel(node)
         for name in {offer.name: None for offer in entry.heartbeat.models}:

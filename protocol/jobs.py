@@ -89,11 +89,13 @@ def check_request(kind: Kind, request: JobRequest) -> str | None:
             return "a completion needs a prompt"
         if request.messages or request.inputs:
             return "a completion has a prompt, neither messages nor inputs"
-    else:
+    elif kind is Kind.EMBEDDING:
         if not request.inputs:
             return "an embedding needs at least one input"
         if request.messages or request.prompt or request.continuation or request.stop:
             return "an embedding has inputs and nothing else"
+    else:
+        return "this kind of job is not known here"
     return None
 
 

@@ -259,8 +259,9 @@ class Network:
         connection = _Connection((port, target), self._latency(port, target))
         # Which end is done first depends on the handshake's last message, and both orders happen.
         first = self._rng.randrange(2)
-        self._side_is_up(connection, first)
+        # Before anything that the first end now sends.
         self._put(connection, 1 - first, _Kind.CONNECTED, None)
+        self._side_is_up(connection, first)
 
     def _side_is_up(self, connection: _Connection, side: int) -> None:
         port, other = connection.machines[side], connection.machines[1 - side]
@@ -361,7 +362,7 @@ class Network:
             self._learn_of_connection(connection, side)
             return
         if not connection.is_up[side]:
-            return
+            return  # it was on its way when this end went down
         if segment.kind is _Kind.CLOSE:
             self._side_is_down(connection, side, "the other side closed the connection")
             return

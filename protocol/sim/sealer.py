@@ -8,12 +8,9 @@ nothing: everybody who holds the bytes can read them.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
 
+from protocol import constants as c
 from protocol.errors import SealError
-
-# The real seal begins with an encapsulated key of 32 bytes and ends with a tag of 16.
-_OVERHEAD_BYTES: Final = 48
 
 
 class SimulatedSealer:
@@ -29,12 +26,14 @@ class SimulatedSealer:
         return _header(recipient, context, plaintext) + plaintext
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
-        plaintext = sealed[_OVERHEAD_BYTES:]
-        if len(sealed) < _OVERHEAD_BYTES or sealed[:_OVERHEAD_BYTES] != _header(self._key, context, plaintext):
+        plaintext = sealed[c.SEAL_OVERHEAD_BYTES :]
+        if len(sealed) < c.SEAL_OVERHEAD_BYTES or sealed[: c.SEAL_OVERHEAD_BYTES] != _header(
+            self._key, context, plaintext
+        ):
             raise SealError("the prompt is not sealed for a key that this node holds")
         return plaintext
 
 
 def _header(recipient: bytes, context: bytes, plaintext: bytes) -> bytes:
     digest = hashlib.sha256(len(context).to_bytes(4, "big") + context + recipient + plaintext).digest()
-    return (digest + recipient)[:_OVERHEAD_BYTES]
+    return (digest + recipient)[: c.SEAL_OVERHEAD_BYTES]

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Final
 
 from protocol.events import Ask, Event, LearnAddresses, Offer, SetOffer, StopAsking
-from protocol.ids import JobId
+from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
 from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
+from protocol.peer import Peer
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
 from protocol.sim.host import Host, Trace
 from protocol.sim.network import Network
@@ -127,11 +128,8 @@ class Simulation:
         peers = [host.peer for host in self.hosts if host.peer is not None]
         if len(peers) < len(self.hosts) - len(self._crashed):
             return False  # not all have started
-        for peer in peers:
-            newest = peer.directory.get(peer.node)
-            if newest is None or any(other.directory.get(peer.node) != newest for other in peers):
-                return False
-        return True
+        newest = {peer.node: _sequence(peer, peer.node) for peer in peers}
+        return all(_sequence(peer, node) == sequence >= 0 for peer in peers for node, sequence in newest.items())
 
     def violations(self) -> list[str]:
         """What the judges have found so far."""
@@ -278,6 +276,11 @@ class Simulation:
         if host.peer is None:
             self._crashed.pop(host.index, None)
             self._start(host)
+
+
+def _sequence(peer: Peer, node: NodeId) -> int:
+    entry = peer.directory.get(node)
+    return entry.heartbeat.sequence if entry is not None else -1
 
 
 def _wire(scenario: Scenario, is_public: Sequence[bool], rng: random.Random) -> list[list[int]]:

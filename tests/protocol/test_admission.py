@@ -1,0 +1,200 @@
+"""Which orders a provider takes, and the code of every refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from protocol import constants as c
+from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Admission
+from protocol.errors import Refusal
+from protocol.ids import JobId, NodeId
+from protocol.messages import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
+from tests.helpers_machines import now, offer
+from tests.helpers_records import ASKER, NOW_MS, OFFER, PROVIDER, order, signing_key
+
+SOMEBODY = signing_key("somebody").node
+
+
+def admission_of(**changes: Any) -> Admission:
+    admission = Admission(PROVIDER.node, NOW_MS - 1000)
+    admission.offer = offer(**changes)
+    return admission
+
+
+def ask(
+    admission: Admission,
+    wanted: JobOpenRecord | None = None,
+    *,
+    peer: NodeId = ASKER.node,
+    local: bool = False,
+    running: tuple[tuple[NodeId, str], ...] = (),
+    at_s: float = 0.0,
+) -> Refusal | None:
+    """The code of the refusal, or None for an order that is admitted."""
+    answer = admission.admit(wanted or order(), peer, local, running, now(at_s))
+    if isinstance(answer, ModelOffer):
+        return None
+    code, text = answer
+    assert 0 < len(text) <= c.TEXT_CHARACTERS_MAX
+    return code
+
+
+def test_a_good_order_is_admitted() -> None:
+    assert ask(admission_of()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"provider": SOMEBODY}, Refusal.WRONG_PROVIDER),
+        ({"created_at_ms": NOW_MS - c.JOB_OPEN_AGE_MS_MAX - 1}, Refusal.STALE),
+        ({"created_at_ms": NOW_MS - 1001}, Refusal.STALE),
+        ({"created_at_ms": NOW_MS + c.CLOCK_SKEW_MS_MAX + 1, "expires_at_ms": NOW_MS + 70_000}, Refusal.CLOCK_SKEW),
+        ({"expires_at_ms": NOW_MS}, Refusal.STALE),
+        ({"expires_at_ms": NOW_MS + c.JOB_LIFETIME_MS_MAX + 1}, Refusal.BAD_REQUEST),
+        ({"model": "other"}, Refusal.NO_MODEL),
+        ({"fingerprint": b"\x99" * 32}, Refusal.NO_MODEL),
+        ({"kind": Kind.EMBEDDING}, Refusal.UNSUPPORTED),
+        ({"kind": Kind.UNKNOWN}, Refusal.UNSUPPORTED),
+        ({"lease": bytes(32)}, Refusal.LEASE),
+        ({"price_out_uusd": 1}, Refusal.LEASE),
+        ({"sealed_bytes": 300_000}, Refusal.TOO_LARGE),
+        ({"output_tokens_max": 0}, Refusal.BAD_REQUEST),
+    ],
+)
+def test_every_refusal_of_an_order(changes: dict[str, Any], code: Refusal) -> None:
+    admission = Admission(PROVIDER.node, NOW_MS - 1000)
+    if "created_at_ms" in changes and changes["created_at_ms"] < NOW_MS - 1001:
+        admission = Admission(PROVIDER.node, 0)  # so that age is the only reason
+    admission.offer = offer()
+    assert ask(admission, order(**changes)) is code
+
+
+def test_the_limits_of_age_themselves_are_allowed() -> None:
+    admission = Admission(PROVIDER.node, 0)
+    admission.offer = offer()
+    oldest = NOW_MS - c.JOB_OPEN_AGE_MS_MAX
+    assert ask(admission, order(created_at_ms=oldest)) is None
+    ahead = NOW_MS + c.CLOCK_SKEW_MS_MAX
+    assert ask(admission, order(job=JobId(b"\x01" * 16), created_at_ms=ahead, expires_at_ms=ahead + 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"role": Role.CLIENT}, Refusal.NO_MODEL),
+        ({"availability": Availability.DRAINING}, Refusal.DRAINING),
+        ({"availability": Availability.OFFLINE}, Refusal.DRAINING),
+        ({"models": ()}, Refusal.NO_MODEL),
+        ({"free_policy": FreePolicy.KNOWN}, Refusal.NOT_FREE),
+        ({"free_policy": FreePolicy.NOBODY}, Refusal.NOT_FREE),
+    ],
+)
+def test_every_refusal_of_an_offer(changes: dict[str, Any], code: Refusal) -> None:
+    assert ask(admission_of(**changes)) is code
+
+
+def test_without_an_offer_there_are_no_jobs() -> None:
+    assert ask(Admission(PROVIDER.node, 0)) is Refusal.NO_MODEL
+
+
+def test_an_order_without_a_fingerprint_takes_any_weights() -> None:
+    assert ask(admission_of(), order(fingerprint=None)) is None
+
+
+def test_of_two_models_with_one_name_the_one_with_the_weights_is_taken() -> None:
+    other = replace(OFFER, fingerprint=b"\x77" * 32)
+    admission = admission_of(models=(other, OFFER))
+    assert admission.admit(order(), ASKER.node, False, (), now()) == OFFER
+
+
+# ---------------------------------------------------------------- for whom jobs are free
+
+
+def test_friends_on_the_list_and_this_machine_are_known() -> None:
+    admission = admission_of(free_policy=FreePolicy.KNOWN)
+    assert ask(admission, local=True) is None
+    admission.allowed = frozenset({ASKER.node})
+    assert ask(admission, order(job=JobId(b"\x01" * 16))) is None
+    admission.allowed = frozenset({SOMEBODY})
+    assert ask(admission, order(job=JobId(b"\x02" * 16))) is Refusal.NOT_FREE
+
+
+def test_an_order_that_this_machine_only_passes_on_is_not_its_own() -> None:
+    admission = admission_of(free_policy=FreePolicy.KNOWN)
+    assert ask(admission, peer=SOMEBODY, local=True) is Refusal.NOT_FREE
+
+
+def test_a_stranger_holds_few_slots_and_a_friend_as_many_as_there_are() -> None:
+    admission = admission_of(models=(replace(OFFER, concurrency=10),))
+    running = ((ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
+    assert ask(admission, running=running) is Refusal.RATE_LIMITED
+    assert ask(admission, running=((SOMEBODY, OFFER.name),) * 9) is None
+    admission.allowed = frozenset({ASKER.node})
+    assert ask(admission, order(attempt=2), running=running) is None
+
+
+def test_slots_are_counted_per_model() -> None:
+    other = replace(OFFER, name="other")
+    admission = admission_of(models=(OFFER, other))
+    full = ((SOMEBODY, OFFER.name),) * OFFER.concurrency
+    assert ask(admission, running=full) is Refusal.BUSY
+    assert ask(admission, order(model="other"), running=full) is None
+
+
+# ---------------------------------------------------------------- at most once
+
+
+def test_an_attempt_is_admitted_once_and_only_a_later_one_again() -> None:
+    admission = admission_of()
+    assert ask(admission, order(attempt=2)) is None
+    assert ask(admission, order(attempt=2)) is Refusal.DUPLICATE
+    assert ask(admission, order(attempt=1)) is Refusal.DUPLICATE
+    assert ask(admission, order(attempt=3)) is None
+    assert ask(admission, order(attempt=2)) is Refusal.DUPLICATE
+
+
+def test_a_job_id_belongs_to_its_asker() -> None:
+    admission = admission_of()
+    assert ask(admission) is None
+    assert ask(admission, order(asker=SOMEBODY)) is None
+    assert ask(admission, order(job=JobId(b"\x01" * 16))) is None
+
+
+def test_what_was_refused_may_be_ordered_again() -> None:
+    admission = admission_of()
+    assert ask(admission, running=((SOMEBODY, OFFER.name),) * OFFER.concurrency) is Refusal.BUSY
+    assert ask(admission) is None
+
+
+def test_an_order_is_remembered_for_longer_than_it_could_come_again() -> None:
+    """However the clocks differ within what is allowed: when it is forgotten, it is too old to be admitted."""
+    admission = admission_of()
+    ahead = NOW_MS + c.CLOCK_SKEW_MS_MAX
+    wanted = order(created_at_ms=ahead, expires_at_ms=ahead + c.JOB_LIFETIME_MS_MAX)
+    assert ask(admission, wanted) is None
+    codes = set()
+    for at_s in range(1, int(3 * c.JOB_MEMORY_S)):
+        if at_s % 10 == 0:  # others keep the memory moving
+            number = at_s.to_bytes(16, "big")
+            fresh = order(
+                job=JobId(number), created_at_ms=NOW_MS + at_s * 1000, expires_at_ms=NOW_MS + at_s * 1000 + 5000
+            )
+            assert ask(admission, fresh, at_s=at_s) is None
+        codes.add(ask(admission, wanted, at_s=at_s))
+    assert codes == {Refusal.DUPLICATE, Refusal.STALE}
+
+
+def test_the_memory_is_bounded_and_a_full_one_admits_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "JOB_MEMORIES_MAX", 3)
+    admission = admission_of()
+    for number in range(3):
+        assert ask(admission, order(job=JobId(bytes([number]) * 16))) is None
+    assert ask(admission, order(job=JobId(b"\x09" * 16))) is Refusal.RATE_LIMITED
+    later = c.JOB_MEMORY_S + 1
+    fresh = order(job=JobId(b"\x09" * 16), created_at_ms=NOW_MS + round(later * 1000), expires_at_ms=NOW_MS + 400_000)
+    assert ask(admission, fresh, at_s=later) is None
+    assert len(admission._seen) == 1
