@@ -5,17 +5,23 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import coincurve
 import trio
 
 from infernet.transport import multistream
+from infernet.transport.addresses import parse
 from infernet.transport.contract import ConnectionInfo, Handler, Stream, StreamBroken, Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
+from infernet.transport.libp2p_library import Identity
 from infernet.transport.memory import PIPE_BYTES, MemoryNetwork, MemoryTransport
+from infernet.transport.noise_channel import NoiseChannel, secure_outbound
 from infernet.transport.yamux_frames import INITIAL_WINDOW_BYTES
 from protocol.ids import NodeId, node_id
+
+ROOT: Final = Path(__file__).resolve().parent.parent
 
 ECHO: Final = "/test/echo/1"
 SINK: Final = "/test/sink/1"
@@ -175,6 +181,14 @@ async def running_world(kind: type[World]) -> AsyncIterator[World]:
     async with trio.open_nursery() as nursery:
         yield kind(nursery)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def shaken(address: str, peer: NodeId, seed: int) -> AsyncIterator[NoiseChannel]:
+    """A stranger that has dialled, has proven an identity, and may now say any bytes at all."""
+    endpoint = parse(address)
+    async with await trio.open_tcp_stream(endpoint.host, endpoint.port) as stream:
+        yield await secure_outbound(stream, Identity(secret(seed)), peer)
 
 
 async def read_to_end(stream: Stream) -> bytes:
