@@ -30,6 +30,7 @@ class FakeNode:
         self.refuses: str | None = None
         self.waits_after: int | None = None
         self.requests: list[ChatRequest] = []
+        self.asked = trio.Event()
         self.left = trio.Event()
         self.stopped = trio.Event()
         self.state: dict[str, Any] = {"name": "fake", "addresses": []}
@@ -41,6 +42,7 @@ class FakeNode:
     @asynccontextmanager
     async def _chat(self, request: ChatRequest) -> AsyncIterator[AsyncIterator[JobEvent]]:
         self.requests.append(request)
+        self.asked.set()
         if self.refuses is not None:
             raise LocalProtocolError(self.refuses)
         try:

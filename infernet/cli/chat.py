@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -125,13 +126,18 @@ def _read_question(arguments: argparse.Namespace) -> str:
         try:
             text = sys.stdin.read(QUESTION_CHARACTERS_MAX + 1)
         except UnicodeDecodeError:
-            raise Misuse("the question on standard input is not UTF-8 text") from None
+            raise Misuse("the question is not UTF-8 text") from None
         except OSError as error:
             raise Misuse(f"standard input cannot be read ({(error.strerror or 'an error').lower()})") from None
     if not text.strip():
         raise Misuse('the question is empty: infernet chat "...", or give it on standard input')
     if len(text) > QUESTION_CHARACTERS_MAX:
         raise Misuse(f"the question is too long: at most {QUESTION_CHARACTERS_MAX} characters")
+    try:
+        f"{text}{arguments.system or ''}".encode()
+    except UnicodeEncodeError:
+        # Where Python takes any bytes for text, those that are none become half characters.
+        raise Misuse("the question is not UTF-8 text") from None
     return text
 
 
@@ -211,7 +217,11 @@ def _through_node(here: Config, peer: str | None) -> Ask:
 def _directly(peer: str, key: SigningKey) -> Ask:
     import trio
 
+    from infernet import log
     from infernet.cli import direct
+
+    # The user sees how it ends; what happens on the way is for whoever looks for a fault.
+    log.configure("debug" if os.environ.get("INFERNET_DEBUG") else "error")
 
     def ask(question: Question, conversation: Conversation) -> None:
         trio.run(direct.ask, load().config, key, peer, question, conversation)

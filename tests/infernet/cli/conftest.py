@@ -10,6 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers_cli import Home
+from tests.helpers_log import logging_restored
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Commands that run within a test set up logging as if the process were theirs."""
+    with logging_restored():
+        yield
 
 
 @pytest.fixture

@@ -1,0 +1,291 @@
+"""infernet chat: the answer and nothing else on standard output, and a way out whenever nobody answers."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from infernet.cli.conversation import ADVICE
+from infernet.ipc_server import ChatTurn
+from protocol import events as e
+from protocol.errors import Refusal
+from protocol.ids import peer_id
+from protocol.messages import Outcome
+from tests.helpers_cli import DEADLINE_S, Home, invoke, invoke_beside, running
+from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode
+from tests.helpers_records import PROVIDER, receipt
+
+ADDRESS = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id(PROVIDER.node)}"
+Capture = pytest.CaptureFixture[str]
+
+
+def known_provider(**changes: Any) -> dict[str, Any]:
+    return {"name": "other", "models": ["tiny-135m"], "ourselves": False} | changes
+
+
+def node(*events: Any) -> FakeNode:
+    """A running node that knows a provider."""
+    fake = FakeNode(events or (ACCEPTED, PARIS, DONE))
+    fake.known = [known_provider()]
+    return fake
+
+
+@pytest.mark.anyio
+async def test_the_answer_is_on_standard_output_and_the_account_on_standard_error(home: Home, capsys: Capture) -> None:
+    async with running(node(), home.config) as fake:
+        outcome = await invoke_beside(capsys, "chat", "What is", "the capital?")
+    assert (outcome.code, outcome.out) == (0, "Paris\n")
+    assert outcome.err.startswith(f"[served by {PROVIDER.node.hex()[:8]}, tiny-135m, 17 + 5 tokens, first after ")
+    assert outcome.err.endswith("; node]\n")
+    (request,) = fake.requests
+    assert request.messages == (ChatTurn("user", "What is the capital?"),)
+    assert (request.max_tokens, request.temperature, request.seed, request.model) == (512, 0.7, None, None)
+
+
+@pytest.mark.anyio
+async def test_every_option_reaches_the_node(home: Home, capsys: Capture) -> None:
+    words = ["--system", "Be brief.", "--model", "tiny-135m", "--temperature", "0", "--max-tokens", "9", "--seed", "7"]
+    async with running(node(), home.config) as fake:
+        assert (await invoke_beside(capsys, "chat", *words, "--timeout", "33", "--peer", ADDRESS, "Hi")).code == 0
+    (request,) = fake.requests
+    assert request.messages == (ChatTurn("system", "Be brief."), ChatTurn("user", "Hi"))
+    assert (request.model, request.temperature, request.max_tokens, request.seed) == ("tiny-135m", 0, 9, 7)
+    assert (request.timeout_s, request.peer) == (33, ADDRESS)
+
+
+@pytest.mark.anyio
+async def test_with_json_there_is_one_object_at_the_end(home: Home, capsys: Capture) -> None:
+    async with running(node(), home.config):
+        outcome = await invoke_beside(capsys, "chat", "--json", "Where?")
+    assert (outcome.code, outcome.err) == (0, "")
+    answer = outcome.json
+    assert isinstance(answer.pop("first_token_s"), float)
+    assert isinstance(answer.pop("duration_s"), float)
+    assert answer == {
+        "text": "Paris",
+        "outcome": "stop",
+        "provider": PROVIDER.node.hex(),
+        "provider_name": None,
+        "model": "tiny-135m",
+        "job": JOB.hex(),
+        "prompt_tokens": 17,
+        "output_tokens": 5,
+        "tokens_per_s": None,
+        "route": "node",
+    }
+
+
+@pytest.mark.anyio
+async def test_the_question_may_come_from_standard_input(
+    home: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("two\nlines\n"))
+    async with running(node(), home.config) as fake:
+        assert (await invoke_beside(capsys, "chat")).code == 0
+    assert fake.requests[0].messages[0].content == "two\nlines\n"
+
+
+@pytest.mark.parametrize("stdin", ["", " \n", "x" * (1024 * 1024 + 1)])
+def test_a_question_that_is_none_is_refused(
+    home: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stdin: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    outcome = invoke(capsys, "chat")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "question" in outcome.complaint
+
+
+def test_a_question_that_is_no_text_is_refused(home: Home) -> None:
+    outcome = home.run("chat", stdin=b"caf\xe9", PYTHONUTF8="1")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "not UTF-8" in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--temperature", "3"],
+        ["--temperature", "nan"],
+        ["--max-tokens", "0"],
+        ["--max-tokens", "1e3"],
+        ["--seed", "-1"],
+        ["--timeout", "0"],
+        ["--peer", ADDRESS, "--remote"],
+        ["--peer", "127.0.0.1:46337"],
+        ["--peer", "/ip4/127.0.0.1/tcp/1"],
+        ["--url", "http://127.0.0.1"],
+        ["--remote", "--url", "nonsense"],
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(home: Home, capsys: Capture, words: list[str]) -> None:
+    outcome = invoke(capsys, "chat", *words, "Hi")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.anyio
+async def test_what_a_stranger_writes_cannot_command_the_terminal(home: Home, capsys: Capture) -> None:
+    # The sequence is cut in two, as a hostile provider would.
+    pieces = [e.JobText(JOB, "Par\x1b]52;c;aGk", 1), e.JobText(JOB, "=\x07is\x1b[2", 2), e.JobText(JOB, "J!\u202e", 3)]
+    hostile = e.JobAccepted(JOB, PROVIDER.node, 1, "evil\x1b[31m\nmodel", 17)
+    async with running(node(hostile, *pieces, DONE), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert outcome.out == "Paris!\n"
+    assert "evil model" in outcome.err
+    assert "\x1b" not in outcome.err
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("code", [Refusal.NO_PROVIDER, Refusal.NOT_FREE, Refusal.BUSY, Refusal.CONTEXT_EXCEEDED])
+async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
+    home: Home, capsys: Capture, code: Refusal
+) -> None:
+    name = code.name.lower()
+    async with running(node(e.JobFailed(JOB, code, "this is the reason.", 3000)), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == f"infernet: no answer: this is the reason; {ADVICE[name]} (in 3 s)\n"
+        outcome = await invoke_beside(capsys, "chat", "--json", "Hi")
+    assert (outcome.code, outcome.json["code"]) == (1, name)
+    assert "this is the reason" in outcome.json["error"]
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Capture) -> None:
+    async with running(node(ACCEPTED, PARIS, e.JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert (outcome.code, outcome.out) == (1, "Paris\n")
+    assert "no answer: it is gone" in outcome.complaint
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_was_cut_is_a_success_that_says_so(home: Home, capsys: Capture) -> None:
+    cut = e.JobDone(JOB, receipt(outcome=Outcome.LENGTH))
+    async with running(node(ACCEPTED, PARIS, cut), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert outcome.code == 0
+    assert "cut at --max-tokens" in outcome.err
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_ended_otherwise_is_none(home: Home, capsys: Capture) -> None:
+    async with running(node(ACCEPTED, PARIS, e.JobDone(JOB, receipt(outcome=Outcome.FAILED))), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert (outcome.code, "it ended with failed" in outcome.complaint) == (1, True)
+
+
+def test_advice_is_only_given_for_refusals_that_exist() -> None:
+    assert set(ADVICE) <= {refusal.name.lower() for refusal in Refusal}
+
+
+def test_without_a_node_every_way_out_is_named(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "chat", "Hi")
+    assert outcome.code == 1
+    assert outcome.complaint == (
+        "infernet: no node is running here: run `infernet start`, or `infernet chat --peer MULTIADDR`"
+    )
+    key = PROVIDER.node.hex()
+    assert invoke(capsys, "init", "--yes", "--url", "http://127.0.0.1:9", "--coordinator-key", key).code == 0
+    outcome = invoke(capsys, "chat", "--json", "Hi")
+    assert "`infernet chat --remote` (asks through http://127.0.0.1:9" in outcome.json["error"]
+    assert outcome.json["code"] == "daemon-unreachable"
+
+
+def test_remote_without_a_coordinator_is_explained(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "chat", "--remote", "Hi")
+    assert (outcome.code, "no coordinator is configured" in outcome.complaint) == (1, True)
+
+
+def test_a_peer_that_is_not_there_is_explained(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "chat", "--timeout", "20", "--peer", ADDRESS, "Hi")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.count("\n") == 1
+    assert "no answer: " in outcome.complaint
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("when", ["waiting", "streaming"])
+async def test_ctrl_c_cancels_the_job_and_ends_with_130(home: Home, when: str) -> None:
+    fake = node()
+    fake.waits_after = 0 if when == "waiting" else 2
+    async with running(fake, home.config):
+        process = await trio.lowlevel.open_process(
+            home.command("chat", "Hi"), env=home.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with trio.fail_after(DEADLINE_S):
+            await fake.asked.wait()
+            if when == "streaming":
+                assert await process.stdout.receive_some() == b"Paris"
+            assert not fake.left.is_set()
+            process.send_signal(signal.SIGINT)
+            await fake.left.wait()
+            assert await process.wait() == 130
+            assert await process.stdout.receive_some() == (b"\n" if when == "streaming" else b"")
+            assert await process.stderr.receive_some() == b""
+        await process.stdout.aclose()
+        await process.stderr.aclose()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("known", "model", "models", "addresses", "asks_itself"),
+    [
+        ([], None, ["tiny-135m"], [ADDRESS], True),
+        ([known_provider(ourselves=True)], None, ["tiny-135m"], [ADDRESS], True),
+        ([known_provider(models=[])], None, ["tiny-135m"], [ADDRESS], True),
+        ([known_provider()], None, ["tiny-135m"], [ADDRESS], False),
+        ([known_provider()], "big", ["big"], [ADDRESS], True),
+        ([], "big", ["tiny-135m"], [ADDRESS], False),
+        ([], None, [], [ADDRESS], False),
+        ([], None, ["tiny-135m"], [], False),
+    ],
+)
+async def test_a_node_that_knows_no_other_provider_asks_its_own_engine(
+    home: Home,
+    capsys: Capture,
+    known: list[dict[str, Any]],
+    model: str | None,
+    models: list[str],
+    addresses: list[str],
+    asks_itself: bool,
+) -> None:
+    fake = node()
+    fake.known = known
+    fake.state |= {"models": models, "addresses": addresses}
+    async with running(fake, home.config):
+        words = ["--model", model] if model is not None else []
+        outcome = await invoke_beside(capsys, "chat", "--timeout", "1", *words, "Hi")
+    # Its own engine is behind an address where nobody listens, so asking it fails; the node itself answers.
+    assert ("asking this node's own engine" in outcome.err) is asks_itself
+    assert outcome.code == (1 if asks_itself else 0)
+    assert len(fake.requests) == (0 if asks_itself else 1)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_model_path: Path) -> None:
+    assert invoke(capsys, "init", "--yes", "--p2p-port", "0", "--listen-hosts", "127.0.0.1").code == 0
+    home.config.models_dir.mkdir(parents=True)
+    for path in (starter_model_path, starter_model_path.with_name(starter_model_path.name + ".verified")):
+        if path.exists():
+            (home.config.models_dir / path.name).symlink_to(path)
+    asker = Home(home.path / "asker")
+    words = ["chat", "--json", "--temperature", "0", "--max-tokens", "12", "What is the capital of France?"]
+    with home.started() as status:
+        direct = asker.run(*words, "--peer", status["addresses"][0])
+        assert direct.code == 0, direct.err
+        itself = home.run(*words)
+        assert itself.code == 0, itself.err
+    for outcome, route in ((direct, "peer"), (itself, "self")):
+        assert "Paris" in outcome.json["text"]
+        assert (outcome.json["route"], outcome.json["provider"]) == (route, status["node_id"])
+        assert outcome.json["output_tokens"] > 0
+    assert not (asker.path / "config").exists()
