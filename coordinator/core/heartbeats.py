@@ -15,8 +15,15 @@ from protocol.errors import BadSignature, Stale
 from protocol.ids import NodeId
 from protocol.messages import Availability, Heartbeat, Role, Signed
 
-ROLE_WORDS: Final = {Role.PROVIDER: "provider", Role.AGGREGATOR: "aggregator", Role.CLIENT: "client"}
+# What a newer node may say and this version does not know offers nothing and takes no jobs.
+ROLE_WORDS: Final = {
+    Role.UNKNOWN: "client",
+    Role.PROVIDER: "provider",
+    Role.AGGREGATOR: "aggregator",
+    Role.CLIENT: "client",
+}
 STATUS_WORDS: Final = {
+    Availability.UNKNOWN: "offline",
     Availability.AVAILABLE: "available",
     Availability.DRAINING: "draining",
     Availability.OFFLINE: "offline",
