@@ -9,11 +9,9 @@ import os
 import sys
 from typing import Any, Final
 
-from coordinator import log, version
+from coordinator import version
 from coordinator.config import Config, ConfigRefused, load
-from coordinator.server import CannotStart, run
-from protocol.envelope import SigningKey
-from protocol.ids import npub
+from protocol.ids import NodeId, npub
 
 DESCRIPTION: Final = """\
 The coordinator of an Infernet market: the only server in it, and a thin one. It records what nodes say they can do,
@@ -58,17 +56,27 @@ def main(argv: list[str] | None = None) -> int:
     as_json = bool(flags.pop("json", False))
     try:
         config = load(flags)
-        log.configure(config.log_level)
-        asyncio.run(run(config, lambda url, key: _announce(config, url, key, as_json=as_json)))
-    except (ConfigRefused, CannotStart) as error:
-        sys.stderr.write(f"infernet-coordinator: {error}\n")
-        return 1
+    except ConfigRefused as error:
+        return _fail(error)
+    # The server takes a second to import; --help and a wrong setting need not wait for it.
+    from coordinator import log, server
+
+    log.configure(config.log_level)
+    try:
+        asyncio.run(server.run(config, lambda url, node: _announce(config, url, node, as_json=as_json)))
+    except server.CannotStart as error:
+        return _fail(error)
     return 0
 
 
-def _announce(config: Config, url: str, key: SigningKey, *, as_json: bool) -> None:
+def _fail(error: Exception) -> int:
+    sys.stderr.write(f"infernet-coordinator: {error}\n")
+    return 1
+
+
+def _announce(config: Config, url: str, node: NodeId, *, as_json: bool) -> None:
     """Say that the server is ready, to a person or to a program."""
-    key_hex, npub_text = key.node.hex(), npub(key.node)
+    key_hex, npub_text = node.hex(), npub(node)
     if as_json:
         text = json.dumps({"url": url, "key": key_hex, "npub": npub_text, "pid": os.getpid()})
     else:

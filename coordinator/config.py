@@ -103,7 +103,7 @@ def load(flags: Mapping[str, Any], environment: Mapping[str, str] = os.environ) 
 def _from_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigRefused(f"cannot read {path}: {error}") from None

@@ -20,7 +20,7 @@ from coordinator.app import CoordinatorApp, create_app
 from coordinator.config import Config
 from coordinator.identity import KeyRefused, load_or_create_key
 from coordinator.store.db import StoreRefused, open_database
-from protocol.envelope import SigningKey
+from protocol.ids import NodeId
 from protocol.link import LINK_MESSAGE_BYTES_MAX
 
 BACKLOG: Final = 512
@@ -30,7 +30,7 @@ HEADER_BYTES_MAX: Final = 16 * 1024
 
 log = structlog.get_logger(__name__)
 
-OnReady = Callable[[str, SigningKey], None]
+OnReady = Callable[[str, NodeId], None]
 
 
 class CannotStart(Exception):
@@ -94,7 +94,7 @@ async def run(config: Config, on_ready: OnReady) -> None:
 
             async def ready() -> None:
                 log.info("serving", url=url, key=key.node.hex())
-                on_ready(url, key)
+                on_ready(url, key.node)
 
             app.before_serving(ready)
             await serve(app, listener, stop)
@@ -110,7 +110,7 @@ async def _stay_with_http_1(_self: object, _request: object) -> None:
 
 
 # A method of Hypercorn's is replaced, and mypy forbids that in general; test_hostile_http shows that it works.
-H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign]
+H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign,assignment]
 
 
 async def serve(app: CoordinatorApp, listener: socket.socket, stop: asyncio.Event) -> None:

@@ -1,0 +1,52 @@
+"""Home and socket: made or refused, each refusal one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from coordinator.server import CannotStart, bind, prepare_home, url_of
+
+
+def test_a_home_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    prepare_home(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o077 == 0
+    prepare_home(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null", "/dev/null/x"])
+def test_a_home_that_cannot_be_made_is_refused(home: str) -> None:
+    with pytest.raises(CannotStart, match="choose another --home"):
+        prepare_home(Path(home))
+
+
+def test_a_home_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(CannotStart, match="cannot write to"):
+        prepare_home(tmp_path)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.77", "no such host", "x" * 300, "a..b"])
+def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
+    with pytest.raises(CannotStart, match="cannot listen on"):
+        bind(host, 0)
+
+
+def test_a_taken_port_is_refused() -> None:
+    with bind("127.0.0.1", 0) as first, pytest.raises(CannotStart, match="choose another with --port"):
+        bind("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "start"), [("127.0.0.1", "http://127.0.0.1:"), ("0.0.0.0", "http://localhost:"), ("::1", "http://[::1]:")]
+)
+def test_the_url_can_be_opened_in_a_browser(host: str, start: str) -> None:
+    if host == "::1" and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with bind(host, 0) as listener:
+        assert url_of(listener) == f"{start}{listener.getsockname()[1]}"
