@@ -40,6 +40,7 @@ class Admission:
 
         `peer` is who sent it, `local` whether from this machine, `running` the (asker, model) of all runs.
         """
+        # SPEC 05: The provider MUST refuse an order that names another provider, even if it could do the job.
         if order.provider != self._node:
             return Refusal.WRONG_PROVIDER, "the order names another provider"
         why = self._age_refusal(order, now) or self._repeat_refusal(order)

@@ -25,6 +25,7 @@ class Announcing:
         heartbeat = Heartbeat(
             version=1,
             node=self._signer.node,
+            # SPEC 01: A node MUST sign every heartbeat with a higher sequence than the one before, over restarts too.
             # The wall clock carries the sequence over a restart; it may stand still or go back while we run.
             sequence=max(self._sequence + 1, now.wall_ms),
             issued_at_ms=now.wall_ms,

@@ -69,6 +69,8 @@ class Attempt:
         """Check the next chunk, count it and open it."""
         order = self.order
         self.check_named(chunk.job, chunk.attempt)
+        # SPEC 05: The asker MUST refuse a chunk that is not the next one, whose token count falls or exceeds
+        #   `output_tokens_max`, or whose `owed_uusd` is not the cost below.
         if chunk.number != self.chunks + 1:
             raise RemoteProtocolError("a chunk that is not the next one")
         if not self.output_tokens <= chunk.output_tokens <= order.output_tokens_max:
@@ -90,6 +92,8 @@ class Attempt:
         )
 
     def _take_vector(self, body: ChunkBody) -> None:
+        # SPEC 05: The asker MUST refuse a chunk that does not open, a vector of another index than those ordered, and
+        #   an index that comes twice.
         # The application files vectors under their index: a foreign one must not reach it.
         if body.index >= self.inputs or body.index in self.vectors or not body.vector or len(body.vector) % 4:
             raise RemoteProtocolError("an embedding that was not asked for, or that is no vector")

@@ -64,6 +64,7 @@ def decode_value(data: bytes | memoryview, limits: Limits) -> Any:
     #   or that exceeds a limit of its stream.
     if len(data) > limits.total_bytes:
         raise BadFrame(f"{len(data)} bytes where at most {limits.total_bytes} are allowed")
+    # SPEC 01: The receiver MUST NOT let any body cost it more than a small multiple of its length in memory.
     budget = limits.values
 
     def spend(items: list[Any]) -> list[Any]:
@@ -175,6 +176,7 @@ def decode_record(body: bytes, cls: type[RecordType]) -> RecordType:
 
 def _check_extensions(extensions: tuple[tuple[int, bytes], ...], cls: type[Record]) -> None:
     types = [number for number, _ in extensions]
+    # SPEC 01: The receiver MUST refuse a record whose extensions are not in strictly ascending order of type.
     if types != sorted(set(types)):
         raise BadFrame("the extensions of a record are not in strictly ascending order")
     # SPEC 01: The receiver MUST NOT act on a record that carries an unknown extension of an even type.
@@ -259,5 +261,7 @@ class FrameReader:
             body = bytes(buffer[c.FRAME_HEADER_BYTES : end])
             del buffer[:end]
             message = decode_message(body, self._limits)
+            # SPEC 01: The receiver MUST deliver the messages that come before a bad frame, however the bytes were cut
+            #   into segments.
             if message is not None:
                 yield message

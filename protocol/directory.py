@@ -125,6 +125,8 @@ class Directory:
         # SPEC 01: The receiver of a heartbeat MUST keep the one with the highest sequence per node.
         if held is not None and heartbeat.sequence <= held.heartbeat.sequence:
             return None
+        # SPEC 01: The receiver MUST refuse a heartbeat that has expired, that was issued more than 60 seconds in its
+        #   future, or that claims to live longer than 30 minutes.
         if heartbeat.expires_at_ms <= wall_ms:
             raise Stale("the heartbeat has expired")
         if heartbeat.issued_at_ms > wall_ms + c.CLOCK_SKEW_MS_MAX:

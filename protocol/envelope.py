@@ -74,6 +74,7 @@ class SigningKey:
         number = int.from_bytes(secret, "big")
         if not 0 < number < _CURVE_ORDER:
             raise LocalProtocolError("this secret key is not a scalar of secp256k1")
+        # SPEC 02: A node MUST normalise its secret so that its point has even Y,
         if coincurve.PrivateKey(secret).public_key.format()[0] == 3:
             secret = (_CURVE_ORDER - number).to_bytes(32, "big")
         self._secret = secret
@@ -225,10 +226,13 @@ def _verify_v2(
     # SPEC 02: The coordinator MUST refuse an envelope whose audience is not its own key.
     if not hmac.compare_digest(record.audience, audience):
         raise BadSignature("the request is signed for another coordinator")
+    # SPEC 02: The coordinator MUST refuse a request whose method, target or body is not the one that was signed.
     if record.method != method.upper() or record.target != target:
         raise BadSignature("the request is signed for another method or path")
     if not hmac.compare_digest(record.body_hash, hashlib.sha256(body).digest()):
         raise BadSignature("the request is signed for another body")
+    # SPEC 02: The coordinator MUST refuse a request whose `created_at_ms` is more than 60,000 ms from its clock, in
+    #   either direction.
     if abs(now_ms - record.created_at_ms) > AUTH_WINDOW_S * 1000:
         raise Stale(f"the request is {abs(now_ms - record.created_at_ms) // 1000} s away from this clock")
     verify(record.node, HTTP_TAG, signed.body, signed.signature)

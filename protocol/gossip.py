@@ -104,6 +104,8 @@ class Gossip:
 
     def _on_digest(self, source: NodeId, digest: Digest) -> list[Outgoing]:
         theirs = dict(digest.entries)
+        # SPEC 04: The receiver MUST treat a digest that names a node twice, or whose first id is above its last, as a
+        #   bad frame.
         if len(theirs) != len(digest.entries) or digest.first > digest.last:
             raise RemoteProtocolError("a digest that names a node twice, or an empty range")
         newer = [

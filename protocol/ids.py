@@ -67,6 +67,7 @@ def node_id_from_peer_id(text: str) -> NodeId:
         data = base58.b58decode(text)
     except ValueError:
         raise LocalProtocolError(f"{text[:64]!r} is not a PeerId: it is not base58") from None
+    # SPEC 02: A reader of a PeerId MUST refuse one that does not have the prefix above: it belongs to no node.
     if len(data) != len(_PEER_ID_PREFIX) + NODE_ID_BYTES or not data.startswith(_PEER_ID_PREFIX):
         raise LocalProtocolError(
             f"{text[:64]!r} is not the PeerId of an Infernet node: those come from a secp256k1 key with even Y "

@@ -340,6 +340,7 @@ class Link:
             never_opened = (
                 link_id > self._their_highest if link_id % 2 == self._their_parity else link_id >= self._next_link_id
             )
+            # SPEC 07: The receiver MUST close the link on a frame for a stream that was never opened,
             if never_opened:
                 raise BadFrame("a frame for a stream that was never opened")
         return stream

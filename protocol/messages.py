@@ -52,6 +52,7 @@ class WireEnum(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> WireEnum | None:
+        # SPEC 01: The receiver MUST read an unknown value of an enumeration, from 1 to 255, as `UNKNOWN`,
         return cls(0) if isinstance(value, int) and 0 < value <= 255 else None
 
 

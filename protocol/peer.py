@@ -343,6 +343,7 @@ class Peer:
             # From here on the machines of these protocols keep their own deadlines.
             self._timers.cancel(number)
         if isinstance(message, Hello):
+            # SPEC 01: The receiver MUST treat a second `Hello` on one stream as a bad frame.
             if stream.greeted:
                 raise RemoteProtocolError("a second hello on one stream")
             stream.greeted = True
@@ -377,6 +378,8 @@ class Peer:
             return self._blame(number, stream, RemoteProtocolError("the stream ends inside a frame"), now)
         stream.remote_done = True
         if self._asking.owns(number):
+            # SPEC 05: The asker MUST treat the end of a stream without a receipt as a failure, never as the end of an
+            #   answer.
             text = "the provider ended the stream without a receipt"
             effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
             return [*effects, e.ResetStream(number, text)]

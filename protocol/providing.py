@@ -205,6 +205,8 @@ class Providing:
         return self._start(run, now)
 
     def _on_part(self, run: _Run, part: Part, now: Now) -> list[Effect]:
+        # SPEC 05: The provider MUST treat a `Part` that is not the next one, and bytes beyond the length in the order,
+        #   as a bad frame.
         if run.engine_runs or run.state is not JobState.OFFERED or part.index != run.next_part:
             raise RemoteProtocolError("a part of the prompt that is not the next one")
         run.next_part += 1
@@ -222,6 +224,7 @@ class Providing:
         context = seal_context(order.job, order.attempt, order.asker, order.provider, order.lease)
         sealed = bytes(run.sealed)
         run.sealed.clear()
+        # SPEC 05: The provider MUST refuse a prompt whose SHA-256 is not the one in the order, with `BAD_REQUEST`.
         if order.sealed_hash != hashlib.sha256(sealed).digest():
             return self._fail_offer(run, Refusal.BAD_REQUEST, "the sealed prompt is not the one that was ordered")
         try:

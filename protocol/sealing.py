@@ -62,6 +62,7 @@ class HpkeSealer:
 
     def public_key(self, wall_ms: int) -> bytes:
         if wall_ms >= self._rotate_at_ms:
+            # SPEC 05: The provider MUST change its sealing key at least once a day.
             self._keys = [X25519PrivateKey.generate(), *self._keys[:1]]
             self._rotate_at_ms = wall_ms + ROTATION_MS
         return self._keys[0].public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
