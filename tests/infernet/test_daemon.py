@@ -1,0 +1,103 @@
+"""infernet/daemon.py: what the socket asks reaches the node, and nothing of a job reaches the log.
+
+The process itself, with its signals, is tested in cli/test_start_stop.py.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from trio.testing import MockClock
+
+from infernet import log
+from infernet.daemon import handlers, status_of
+from infernet.ipc_server import ChatRequest, ChatTurn, JobEvent
+from infernet.node import Node
+from protocol import events as e
+from protocol.errors import LocalProtocolError
+from protocol.ids import npub
+from tests.helpers_engine import PacedEngine
+from tests.helpers_log import logging_restored
+from tests.helpers_node import key_of, world
+
+pytestmark = pytest.mark.anyio
+
+QUESTION = "canary-in-the-question"
+SYSTEM = "canary-in-the-instructions"
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return ("trio", {"clock": MockClock(autojump_threshold=0)})
+
+
+def request(**changes: object) -> ChatRequest:
+    turns = (ChatTurn("system", SYSTEM), ChatTurn("user", QUESTION))
+    fields = {"messages": turns, "max_tokens": 20, **changes}
+    return ChatRequest(**fields)  # type: ignore[arg-type]  # the fields are the test's
+
+
+async def chat(node: Node, asked: ChatRequest) -> list[JobEvent]:
+    async with handlers(node).chat(asked) as events:
+        return [event async for event in events]
+
+
+async def test_a_chat_is_asked_as_the_request_says() -> None:
+    async with world() as w:
+        provider = await w.start(PacedEngine(name="one"))
+        other = await w.start(PacedEngine(name="two"))
+        client = await w.start(None, provider, other)
+        for node, name in ((provider, "one"), (other, "two")):
+            for asked in (request(provider=npub(node.node_id)), request(provider=node.node_id.hex(), model=name)):
+                events = await chat(client, asked)
+                assert isinstance(events[0], e.JobAccepted)
+                assert (events[0].provider, events[0].model) == (node.node_id, name)
+                assert isinstance(events[-1], e.JobDone)
+                assert events[-1].receipt.output_tokens == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"provider": "somebody"}, "provider must be a public key"),
+        ({"peer": "127.0.0.1:46337"}, "peer must be like /ip4/"),
+        ({"peer": "/ip4/127.0.0.1/tcp/46337"}, "/p2p/ part"),
+    ],
+)
+async def test_who_is_to_answer_must_be_named_properly(changes: dict[str, object], complaint: str) -> None:
+    async with world() as w:
+        client = await w.start(None)
+        with pytest.raises(LocalProtocolError, match=complaint):
+            await chat(client, request(**changes))
+
+
+async def test_status_peers_and_shutdown_are_the_nodes() -> None:
+    async with world() as w:
+        node = await w.start(PacedEngine())
+        asked = handlers(node)
+        assert asked.status() == status_of(node) == {"pid": os.getpid(), **node.status()}
+        assert [peer["ourselves"] for peer in asked.peers()] == [True]
+        asked.shutdown()
+
+
+async def test_nothing_of_a_job_reaches_the_log_of_anybody() -> None:
+    output = io.StringIO()
+    with logging_restored():
+        log.configure("debug", stream=output)
+        async with world() as w:
+            provider = await w.start(PacedEngine(answer_tokens=500))
+            client = await w.start(None, provider)
+            answered = await chat(client, request())
+            refused = await chat(client, request(model="no such model", timeout_s=20))
+            w.kill(provider)
+            failed = await chat(client, request(provider=provider.node_id.hex(), timeout_s=20))
+    assert isinstance(answered[-1], e.JobDone)
+    assert isinstance(refused[-1], e.JobFailed)
+    assert isinstance(failed[-1], e.JobFailed)
+    written = output.getvalue()
+    assert written.count("\n") > 0
+    secrets = (QUESTION, SYSTEM, "änswer", *(key_of(number).secret_bytes().hex() for number in (1, 2)))
+    for secret in secrets:
+        assert secret not in written
