@@ -21,6 +21,8 @@ from msgspec import Meta
 from protocol import constants as c
 
 ENVIRONMENT_PREFIX: Final = "INFERNET_COORDINATOR_"
+# With this prefix a node is told where its coordinator is and which key it has; both may run in one environment.
+_OF_THE_NODE: Final = ("url", "key")
 FILE_NAME: Final = "config.toml"
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -118,6 +120,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     for key, value in environment.items():
         if key.startswith(ENVIRONMENT_PREFIX):
             name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if name in _OF_THE_NODE:
+                continue
             found[name] = value.split(",") if name == "trusted_proxies" and value else value
     return found
 

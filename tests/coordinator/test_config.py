@@ -33,6 +33,11 @@ def test_text_of_the_environment_is_read_as_numbers_lists_and_truth(tmp_path: Pa
     assert (config.web, config.chat_grace_s, config.trusted_proxies) == (False, 2.5, ("10.0.0.0/8", "192.168.1.1"))
 
 
+def test_what_a_node_is_told_of_its_coordinator_is_no_setting_of_the_coordinator(tmp_path: Path) -> None:
+    environment = {"INFERNET_COORDINATOR_URL": "http://127.0.0.1:8080", "INFERNET_COORDINATOR_KEY": "npub1"}
+    assert load({"home": str(tmp_path)}, environment) == Config(home=str(tmp_path))
+
+
 def test_without_anything_the_defaults_hold(tmp_path: Path) -> None:
     assert load({"home": str(tmp_path)}, {}) == Config(home=str(tmp_path))
 
