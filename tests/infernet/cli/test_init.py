@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
+import re
 import stat
+import subprocess
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -96,10 +97,14 @@ def test_yes_takes_the_defaults_and_says_what_it_made(home: Home, answer: Any) -
     assert tomllib.loads(files(home)["config.toml"].decode()) == {"schema_version": 1, "role": "provider"}
 
 
-def test_the_name_that_is_made_up_tells_nothing_of_user_or_host(home: Home, answer: Any) -> None:
+def test_the_name_that_is_made_up_tells_nothing_of_user_or_host(
+    home: Home, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "alice")
     outcome = answer("", "--yes")
-    assert os.uname().nodename not in outcome.out
-    assert outcome.out.startswith("This node is provider-")
+    first, *_ = outcome.out.splitlines()
+    assert re.fullmatch(r"This node is provider-[0-9a-f]{8} \(provider\)\.", first)
+    assert "alice" not in outcome.out
     assert "Back up the key file" in outcome.out
 
 
@@ -142,10 +147,17 @@ def test_an_input_that_ends_fails_loudly_with_the_flag_and_writes_nothing(
     assert files(home) == {}
 
 
-def test_a_closed_input_fails_loudly_too(home: Home) -> None:
-    outcome = home.run("init", stdin=b"\xff\xfe\n")
-    assert (outcome.code, files(home)) == (2, {})
-    assert "Traceback" not in outcome.err
+def test_a_closed_or_garbled_input_fails_loudly_too(home: Home) -> None:
+    garbled = home.run("init", stdin=b"\xff\xfe\n")
+    assert garbled.code == 2
+    words = " ".join(home.command("init"))
+    closed = subprocess.run(
+        ["sh", "-c", f"{words} <&-"], check=False, capture_output=True, text=True, env=home.environment()
+    )
+    assert closed.returncode == 2
+    assert "give --role" in closed.stderr
+    assert "Traceback" not in garbled.err + closed.stderr
+    assert files(home) == {}
 
 
 @pytest.mark.parametrize(

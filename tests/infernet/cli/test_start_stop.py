@@ -43,6 +43,7 @@ def log_lines(home: Home) -> list[dict[str, object]]:
     return [json.loads(line) for line in home.config.log_file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_node_starts_once_tells_its_state_and_stops(ready_home: Home) -> None:
     home = ready_home
     started = home.run("start", "--json", *QUICK)
@@ -89,6 +90,7 @@ def test_a_node_starts_once_tells_its_state_and_stops(ready_home: Home) -> None:
     assert home.run("status", "--json").json["running"] is False
 
 
+@pytest.mark.slow
 def test_it_stays_in_the_foreground_and_ends_on_ctrl_c(ready_home: Home) -> None:
     command = ready_home.command("start", "--foreground", "--json", *QUICK)
     with subprocess.Popen(
@@ -115,6 +117,7 @@ def read_object(process: subprocess.Popen[str]) -> str:
     return "".join(lines)
 
 
+@pytest.mark.slow
 def test_a_node_that_was_killed_is_started_again_over_its_leavings(ready_home: Home) -> None:
     home = ready_home
     with home.started(*QUICK) as status:
@@ -131,6 +134,7 @@ def test_a_node_that_was_killed_is_started_again_over_its_leavings(ready_home: H
             assert not home.config.socket_path.exists()
 
 
+@pytest.mark.slow
 def test_a_node_that_hangs_is_told_of_and_killed_only_with_force(
     ready_home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +151,7 @@ def test_a_node_that_hangs_is_told_of_and_killed_only_with_force(
         assert invoke(capsys, "stop", "--force", "--json").json["how"] == "killed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detached", [True, False])
 def test_a_taken_port_is_told_in_one_line(ready_home: Home, detached: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -162,6 +167,7 @@ def test_a_taken_port_is_told_in_one_line(ready_home: Home, detached: bool) -> N
     assert not ready_home.config.socket_path.exists()
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_told_in_one_line(ready_home: Home) -> None:
     outcome = ready_home.run("start", "--p2p-port", "0", "--json")
     assert outcome.code == 1
@@ -238,15 +244,20 @@ def test_what_is_wrong_is_told_in_one_line(
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root can write everywhere")
-def test_a_home_without_rights_is_told_in_one_line(home: Home) -> None:
-    home.path.chmod(0o500)
-    outcome = home.run("init", "--yes")
-    home.path.chmod(0o700)
-    assert outcome.code == 1
-    assert "permission denied" in outcome.complaint
+@pytest.mark.parametrize("home_path", ["/dev/null/home", "/proc/infernet"])
+@pytest.mark.parametrize("words", [["init", "--yes"], ["start"], ["stop"], ["status"], ["peers"], ["chat", "Hi"]])
+def test_a_home_that_cannot_be_written_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home_path: str, words: list[str]
+) -> None:
+    monkeypatch.setenv("INFERNET_HOME", home_path)
+    outcome = invoke(capsys, *words)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.count("\n") == 1
+    if words[0] == "init":
+        assert home_path in outcome.complaint
 
 
+@pytest.mark.slow
 def test_a_newer_store_is_told_of_by_the_process_that_was_to_run(ready_home: Home) -> None:
     ready_home.config.state_dir.mkdir(mode=0o700)
     with sqlite3.connect(ready_home.config.store_file) as database:
@@ -258,6 +269,7 @@ def test_a_newer_store_is_told_of_by_the_process_that_was_to_run(ready_home: Hom
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_run_with_settings_of_its_own_in_a_deep_home_without_a_port(home: Home) -> None:
     deep = Home(home.path / ("d" * 100), {"XDG_RUNTIME_DIR": str(home.path)})
     assert deep.run("init", "--yes", "--no-advertise").code == 0
