@@ -310,8 +310,9 @@ class Peer:
             s.inbound and s.peer == event.peer and (s.protocol == c.JOB_PROTOCOL) == is_job
             for s in self._streams.values()
         )
-        # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened.
-        if held >= (c.JOB_STREAMS_PER_PEER_MAX if is_job else c.CONTROL_STREAMS_PER_PEER_MAX):
+        # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened, and of a peer
+        #   that its owner knows as many job streams as twice its slots, if that is more.
+        if held >= (self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX):
             return [e.ResetStream(event.stream, "too many streams")]
         reader = FrameReader(codec.limits_of_protocol(event.protocol))
         self._streams[event.stream] = _Stream(event.peer, event.protocol, True, reader)

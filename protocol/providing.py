@@ -128,11 +128,21 @@ class Providing:
 
     def load(self) -> int:
         """Slots taken of slots offered, in coarse steps of 0 to 8."""
-        offer = self._admission.offer
-        slots = sum(model.concurrency for model in offer.models) if offer else 0
+        slots = self._slots()
         if slots == 0:
             return 0
         return min(c.LOAD_STEPS, -(-self.active * c.LOAD_STEPS // slots))
+
+    def job_streams_max(self, peer: NodeId) -> int:
+        """How many job streams of this peer are held at once."""
+        if peer not in self._admission.allowed:
+            return c.JOB_STREAMS_PER_PEER_MAX
+        # Whom the owner knows, the coordinator above all, may fill every slot while streams of ended jobs close.
+        return max(c.JOB_STREAMS_PER_PEER_MAX, 2 * self._slots())
+
+    def _slots(self) -> int:
+        offer = self._admission.offer
+        return sum(model.concurrency for model in offer.models) if offer else 0
 
     def owns(self, stream: StreamId) -> bool:
         return stream in self._by_stream
