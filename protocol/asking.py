@@ -56,7 +56,7 @@ from protocol.messages import (
     Signed,
 )
 from protocol.routing import RouteRequest, choose, model_for
-from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt
+from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt, sealed_size
 from protocol.timers import Timers
 
 
@@ -76,6 +76,7 @@ class _Job:
     ask: Ask
     stage: Stage
     deadline_s: float
+    sealed_bytes: int
     provider: NodeId | None = None
     model: str | None = None
     attempts: int = 0
@@ -136,7 +137,10 @@ class Asking:
         if ask.job in self._jobs:
             raise LocalProtocolError("this job id is in use")
         _check_ask(ask)
-        job = _Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s)
+        sealed_bytes = sealed_size(SealedPrompt(bytes(32), ask.request))
+        if sealed_bytes > c.SEALED_BYTES_MAX:
+            raise LocalProtocolError(f"the prompt takes {sealed_bytes} bytes sealed; shorten it")
+        job = _Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s, sealed_bytes)
         self._jobs[ask.job] = job
         self._timers.set(("total", ask.job), job.deadline_s)
         return self._next_candidate(job, now)
@@ -244,14 +248,11 @@ class Asking:
 
     def _route_request(self, job: _Job) -> RouteRequest:
         ask = job.ask
-        request = ask.request
-        characters = len(request.prompt) + len(request.continuation) + sum(map(len, request.inputs))
-        characters += sum(len(message.content) for message in request.messages)
         return RouteRequest(
             ask.model,
             ask.kind,
             context_tokens=ask.output_tokens_max,
-            prompt_bytes=characters,
+            prompt_bytes=job.sealed_bytes,
             connected_only=self._connected_only,
         )
 
@@ -278,10 +279,6 @@ class Asking:
             )
         except SealError as error:
             return self._attempt_failed(job, Refusal.CANNOT_OPEN_SEAL, str(error), now)
-        except LocalProtocolError as error:
-            job.tried.add(job.provider)
-            job.last_failure = (Refusal.TOO_LARGE, str(error), 0)
-            return self._give_up(job)
         order = JobOpenRecord(
             version=1,
             job=ask.job,

@@ -48,7 +48,8 @@ class Exclusion(Enum):
 class RouteRequest(Struct, frozen=True):
     """What a job needs. Prices in micro-USD per 1,000,000 tokens; `None` for a price means any.
 
-    `connected_only` is for an asker that cannot dial: the coordinator, to whom nodes connect.
+    `prompt_bytes` is the size of the prompt as it is sealed; `connected_only` is for an asker that cannot dial: the
+    coordinator, to whom nodes connect.
     """
 
     model: str | None

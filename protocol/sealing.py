@@ -93,6 +93,11 @@ def seal_prompt(prompt: SealedPrompt, sealer: Sealer, recipient: bytes, context:
     return sealed
 
 
+def sealed_size(prompt: SealedPrompt) -> int:
+    """How many bytes `seal_prompt` makes of a prompt."""
+    return len(_pad(codec.encode_value(prompt))) + c.SEAL_OVERHEAD_BYTES
+
+
 def open_prompt(sealed: bytes, sealer: Sealer, context: bytes) -> SealedPrompt:
     """Open and decode a sealed prompt. Raises SealError, or BadFrame for what is inside."""
     return codec.decode_struct(_unpad(sealer.open(sealed, context)), SealedPrompt, codec.SEALED_LIMITS)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader, encode_message
 from protocol.directory import Entry
 from protocol.envelope import SigningKey, sign_record
@@ -28,8 +29,8 @@ from protocol.events import (
 )
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, Message, Role, Signed
-from protocol.peer import Peer, PeerConfig
+from protocol.messages import ChatMessage, FreePolicy, Hello, JobRequest, Kind, Message, Role, Signed
+from protocol.peer import FEATURE_GOSSIP, Peer, PeerConfig
 from protocol.sim.sealer import SimulatedSealer
 from tests.helpers_records import NOW_MS, OFFER, heartbeat, signing_key
 
@@ -89,6 +90,11 @@ def chat(number: int = 1, **changes: Any) -> Ask:
     return replace(ask, **changes)
 
 
+def hello_of(record: Signed | None = None, *, gossips: bool = False, clock_ms: int = NOW_MS) -> Hello:
+    """A greeting; the clock is ours unless told otherwise."""
+    return Hello(1, (FEATURE_GOSSIP,) if gossips else (), "test/1", clock_ms, NOW_MS, None, 0, record)
+
+
 class Bench:
     """One peer, its clocks, and what it said on every stream. Checks at every step what must hold at every step."""
 
@@ -127,8 +133,16 @@ class Bench:
         self.at_s = end_s
         return self.effects
 
-    def connect(self, node: NodeId, *, inbound: bool = False, address: str = ADDRESS) -> list[Effect]:
-        return self.feed(PeerConnected(node, address, inbound))
+    def connect(
+        self, node: NodeId, *, inbound: bool = False, address: str = ADDRESS, greets: bool = True, gossips: bool = False
+    ) -> list[Effect]:
+        """A connection comes up; one that we dialled answers our hello."""
+        effects = self.feed(PeerConnected(node, address, inbound))
+        if greets and not inbound:
+            stream = self.stream_to(node, c.HELLO_PROTOCOL)
+            effects = effects + self.hear(stream, hello_of(gossips=gossips)) + self.hear_end(stream)
+            self.effects = effects
+        return effects
 
     def accept_stream(self, node: NodeId, protocol: str) -> StreamId:
         """The other side opens a stream."""
