@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from infernet.cli.command import Failure, explain, innermost, self_command, self_environment
@@ -49,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_detached(arguments)
     config, key = load_node(arguments)
     if arguments.foreground:
-        _run_here(config, key, lambda status: _tell(config, status, as_json=arguments.json), log_to_file=False)
+        _run_here(config, key, lambda status: _tell(config, status, None, as_json=arguments.json), log_to_file=False)
     else:
-        _tell(config, _detach(config, arguments), as_json=arguments.json)
+        _tell(config, _detach(config, arguments), config.log_file, as_json=arguments.json)
     return 0
 
 
@@ -66,9 +67,9 @@ def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool)
         trio.run(run_daemon, config, key, ready)
 
 
-def _tell(config: Config, status: dict[str, Any], *, as_json: bool) -> None:
+def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_json: bool) -> None:
     if as_json:
-        print_json({"running": True, "log_file": str(config.log_file), **status})
+        print_json({"running": True, "log_file": str(log_file) if log_file is not None else None, **status})
     else:
         print(f"{status['name']} is up ({status['role']}, process {status['pid']}).")
         print_fields(
@@ -76,7 +77,7 @@ def _tell(config: Config, status: dict[str, Any], *, as_json: bool) -> None:
                 ("listening on", status.get("addresses")),
                 ("serving", status.get("models")),
                 ("coordinator", config.coordinator_url),
-                ("log", config.log_file),
+                ("log", log_file),
             ]
         )
     sys.stdout.flush()
