@@ -19,11 +19,17 @@ import pytest
 import trio
 from libp2p import new_host
 from libp2p.crypto.secp256k1 import create_new_key_pair
+from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.host.exceptions import StreamFailure
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import perform_ping_roundtrip
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.identify import parse_identify_response
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.utils.varint import read_length_prefixed_protobuf
 from multiaddr import Multiaddr
 
 from tests.helpers_transport import FAIL, HOLD, ROOT, eventually, secret
@@ -135,6 +141,23 @@ class _Hosts:
             while True:
                 await self._stream.write(bytes(2**20))
         return scope.cancelled_caught
+
+    async def ping(self, host: int, peer: str) -> object:
+        """The round trip in milliseconds."""
+        stream = await self._hosts[host].new_stream(ID.from_string(peer), [PING])
+        return await perform_ping_roundtrip(stream)
+
+    async def identify(self, host: int, peer: str) -> object:
+        """What the peer says of itself."""
+        stream = await self._hosts[host].new_stream(ID.from_string(peer), [IDENTIFY])
+        said = parse_identify_response(await read_length_prefixed_protobuf(stream, True))
+        return {
+            "agent": said.agent_version,
+            "protocols": list(said.protocols),
+            "peer": str(ID.from_pubkey(deserialize_public_key(said.public_key))),
+            "observed": str(Multiaddr(said.observed_addr)),
+            "listening": [str(Multiaddr(address)) for address in said.listen_addrs],
+        }
 
     async def _fail(self, _: object) -> None:
         raise RuntimeError("the handler's own mistake")
