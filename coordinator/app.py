@@ -64,20 +64,31 @@ class CoordinatorApp(Quart):
         super().__init__("coordinator", static_folder=None, template_folder=None)
         self.url_map.merge_slashes = False  # a path with two slashes is another path, not a redirect
         self.core = core
+        self._requests = 0
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """Turn away what the framework would stumble over: a request target that is no path."""
-        if scope["type"] in ("http", "websocket") and not scope["path"].startswith("/"):
-            await _refuse(scope["type"], send)
-            return
-        await super().__call__(scope, receive, send)
+        """Turn away what the framework would stumble over, and more requests than this process is to hold."""
+        if scope["type"] not in ("http", "websocket"):
+            await super().__call__(scope, receive, send)
+        elif not scope["path"].startswith("/"):
+            await _refuse(scope["type"], send, 400, b'{"error":"the request target is no path"}')
+        elif scope["type"] == "websocket":
+            await super().__call__(scope, receive, send)  # links have a bound of their own
+        elif self._requests >= self.core.config.requests_at_once:
+            await _refuse("http", send, 503, b'{"error":"too many requests at once; try again soon"}')
+        else:
+            self._requests += 1
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                self._requests -= 1
 
 
-async def _refuse(kind: str, send: Send) -> None:
+async def _refuse(kind: str, send: Send, status: int, body: bytes) -> None:
     prefix = "http.response" if kind == "http" else "websocket.http.response"
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": f"{prefix}.start", "status": 400, "headers": headers})
-    await send({"type": f"{prefix}.body", "body": b'{"error":"the request target is no path"}'})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})
 
 
 def create_app(

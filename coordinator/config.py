@@ -70,6 +70,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_keep_s: Seconds = 60.0
 
     links_at_once: Count = 4096
+    # Streams of the chat are requests, too.
+    requests_at_once: Count = 2048
     node_kept_days: Count = 30
     job_kept_days: Count = 30
 

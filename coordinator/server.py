@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from typing import Final
 import hypercorn.asyncio
 import hypercorn.config
 import structlog
-from hypercorn.protocol.h11 import H11Protocol
 
+from coordinator import hypercorn_cures
 from coordinator.app import CoordinatorApp, create_app
 from coordinator.config import Config
 from coordinator.identity import KeyRefused, load_or_create_key
@@ -25,8 +26,10 @@ from protocol.link import LINK_MESSAGE_BYTES_MAX
 
 BACKLOG: Final = 512
 GRACEFUL_TIMEOUT_S: Final = 3.0
-KEEP_ALIVE_S: Final = 30.0
+# Also how long a client may take for its request line and headers.
+KEEP_ALIVE_S: Final = 15.0
 HEADER_BYTES_MAX: Final = 16 * 1024
+FILES_OF_OUR_OWN: Final = 64
 
 log = structlog.get_logger(__name__)
 
@@ -74,10 +77,21 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def raise_file_limit(wanted: int) -> None:
+    """Let this process hold as many connections as it is configured for, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if limit > soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < wanted:
+        log.warning("file_limit", limit=limit, wanted=wanted, hint="raise it with ulimit -n, or lower links_at_once")
+
+
 async def run(config: Config, on_ready: OnReady) -> None:
     """Serve until SIGINT or SIGTERM, then go down in order. Raises CannotStart."""
     home = config.home_path
     prepare_home(home)
+    raise_file_limit(config.links_at_once + config.requests_at_once + FILES_OF_OUR_OWN)
     try:
         database = open_database(home)
         key = load_or_create_key(home)
@@ -102,19 +116,9 @@ async def run(config: Config, on_ready: OnReady) -> None:
         await database.close()
 
 
-async def _stay_with_http_1(_self: object, _request: object) -> None:
-    """Stands for Hypercorn's switch to HTTP/2 on plain text, which it offers to anyone and cannot be told not to.
-
-    Browsers speak HTTP/2 over TLS only, that is to the proxy in front; here it is code that only strangers reach.
-    """
-
-
-# A method of Hypercorn's is replaced, and mypy forbids that in general; test_hostile_http shows that it works.
-H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign,assignment]
-
-
 async def serve(app: CoordinatorApp, listener: socket.socket, stop: asyncio.Event) -> None:
     """Run the HTTP server on a bound socket until `stop` is set; jobs, links and readers are told first."""
+    hypercorn_cures.apply()
     settings = hypercorn.config.Config()
     # Hypercorn owns a descriptor of its own, so that ours can be closed whatever happens.
     settings.bind = [f"fd://{os.dup(listener.fileno())}"]

@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import secrets
+import socket as socket_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from protocol import codec
 from protocol import events as e
 from protocol import link as wire
 from protocol.envelope import AUTH_HEADER, SigningKey, sign_record, sign_request, sign_request_v1
+from protocol.errors import Refusal
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, StreamId
 from protocol.messages import FreePolicy, Heartbeat, Kind, ModelOffer, Outcome, Role, Signed
@@ -212,9 +214,16 @@ class WebSocket:
         self._partial = b""
 
     @classmethod
-    async def open(cls, served: Served, target: str, headers: Sequence[tuple[str, str]]) -> WebSocket:
-        """Raises Refused."""
-        socket = cls(*await asyncio.open_connection("127.0.0.1", served.port))
+    async def open(
+        cls, served: Served, target: str, headers: Sequence[tuple[str, str]], receive_buffer_bytes: int | None = None
+    ) -> WebSocket:
+        """Raises Refused. A small receive buffer makes a reader that stands still felt soon."""
+        plain = socket_module.create_connection(("127.0.0.1", served.port))
+        if receive_buffer_bytes is not None:
+            plain.setsockopt(socket_module.SOL_SOCKET, socket_module.SO_RCVBUF, receive_buffer_bytes)
+        plain.setblocking(False)
+        # The reader takes no more than it is asked for, so that this end's own buffer stays small too.
+        socket = cls(*await asyncio.open_connection(sock=plain, limit=receive_buffer_bytes or 2**16))
         encoded = [(name.encode(), value.encode()) for name, value in headers]
         request = Request(host="127.0.0.1", target=target, extra_headers=encoded)
         await socket._write(socket._connection.send(request))
@@ -281,7 +290,7 @@ class Script:
     begin: asyncio.Event = field(default_factory=asyncio.Event)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome = Outcome.STOP
-    failure: e.Refusal | None = None
+    failure: Refusal | None = None
     one_at_a_time: asyncio.Queue[str] | None = None
 
     @classmethod
@@ -300,6 +309,7 @@ class ScriptedNode:
         self.script = script or Script.at_once()
         self.runs: list[e.RunEngine] = []
         self.cancelled: list[e.RunId] = []
+        self.closed: Closed | None = None
         self._served = served
         self._offer = offer
         self._numbers = itertools.count(2, 2)
@@ -321,9 +331,7 @@ class ScriptedNode:
         self.socket, hello_header = await open_link(self.client)
         wire.decode_hello(await self.socket.receive(), self._served.key.node, self.node, hello_header)
         self.peer, record = provider_peer(self.client.key, self._served.clock(), **self._offer)
-        self.link = wire.Link(
-            self._served.key.node, opens_odd=False, next_stream=lambda: StreamId(next(self._numbers))
-        )
+        self.link = wire.Link(self._served.key.node, opens_odd=False, next_stream=lambda: StreamId(next(self._numbers)))
         self.wake = asyncio.Event()
         self.handle(e.PeerConnected(self._served.key.node, None, inbound=False))
         self.link.announce(record)
@@ -409,7 +417,12 @@ class ScriptedNode:
 
     async def _read(self) -> None:
         while True:
-            for event in self.link.receive(await self.socket.receive()):
+            try:
+                message = await self.socket.receive()
+            except Closed as closed:
+                self.closed = closed
+                return
+            for event in self.link.receive(message):
                 assert not isinstance(event, wire.Announce)
                 self.handle(event)
             self.wake.set()
@@ -422,10 +435,13 @@ class ScriptedNode:
                 await self.socket.send(message)
 
 
-async def open_link(client: NodeClient, header: str | None = None) -> tuple[WebSocket, str]:
+async def open_link(
+    client: NodeClient, header: str | None = None, receive_buffer_bytes: int | None = None
+) -> tuple[WebSocket, str]:
     """The upgrade alone; returns the socket and the header that the hello must answer. Raises Refused."""
     header = header if header is not None else client.header(wire.LINK_PATH, b"", "GET")
-    return await WebSocket.open(client.served, wire.LINK_PATH, [(AUTH_HEADER, header)]), header
+    headers = [(AUTH_HEADER, header)]
+    return await WebSocket.open(client.served, wire.LINK_PATH, headers, receive_buffer_bytes), header
 
 
 @asynccontextmanager

@@ -34,8 +34,8 @@ PING_INTERVAL_S: Final = 15.0
 PING: Final = b": ping\n\n"
 # EventSource waits three seconds by default before it reconnects, half of the grace that it has.
 RETRY: Final = b"retry: 1000\n\n"
-# A reader who takes nothing for this long is cut off; what it has not taken lies in the kernel's buffers.
-STALL_S: Final = 30.0
+# Of one chat; a page has one reader, and another one for a moment when it reconnects.
+READERS_MAX: Final = 8
 # How long the answer to the question waits for a provider to accept, so that it can name it, or say why not.
 ACCEPT_WAIT_S: Final = 1.0
 ANY_MODEL: Final = ("", "(any available)", "any", "auto")
@@ -99,7 +99,11 @@ def chat_api(core: Core) -> Blueprint:
 
     @api.get("/stream/<job>")
     async def stream(job: str) -> Response:
+        if request.method == "HEAD":
+            return Response(b"", content_type="text/event-stream")
         chat = core.chats.get(_job_id(job))
+        if chat is not None and chat.readers >= READERS_MAX:
+            raise too_many("this chat has too many readers", RETRY_AFTER_S)
         events = _farewell(await _row(core, job)) if chat is None else _events(core, chat, _last_event_id())
         response = Response(events, content_type="text/event-stream; charset=utf-8")
         response.timeout = None  # it ends when the job does, or when its reader stalls
@@ -191,23 +195,21 @@ def _unavailable(message: str, hint: str, retry_after_s: float | None = None) ->
 
 
 async def _events(core: Core, chat: Chat, after: int) -> AsyncIterator[bytes]:
-    """The feed from a number on, as SSE. Several events that wait leave in one piece."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
+    """The feed from a number on, as SSE. Several events that wait leave in one piece.
+
+    A reader who takes nothing is cut off by the server's deadline for writing.
+    """
     with core.chats.reading(chat):
-        piece = RETRY
+        yield RETRY
         while True:
-            stalled = loop.call_later(STALL_S, task.cancel)
-            yield piece
-            stalled.cancel()
             if not await chat.feed.wait(after, PING_INTERVAL_S):
-                piece = PING
+                yield PING
                 continue
             entries = chat.feed.read(after)
             if not entries:
                 return
             after = entries[-1][0]
-            piece = b"".join(map(sse_frame, entries))
+            yield b"".join(map(sse_frame, entries))
 
 
 async def _farewell(row: jobs.Job) -> AsyncIterator[bytes]:

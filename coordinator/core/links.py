@@ -67,6 +67,10 @@ class _Connection:
             self.closed.set_exception(LinkClosed(code, reason))
 
 
+def _close_reason(reason: str) -> str:
+    return reason.encode(errors="replace")[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
+
+
 class Links:
     """Every open link. `serve` runs one; the rest is the network of the peer's driver."""
 
@@ -123,7 +127,7 @@ class Links:
         finally:
             self._remove(node, connection, ended.reason)
             log.info("link_closed", node=short(node), reason=ended.reason)
-        await channel.close(ended.code, ended.reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore"))
+        await channel.close(ended.code, _close_reason(ended.reason))
 
     async def _read(self, connection: _Connection, channel: MessageChannel, group: asyncio.TaskGroup) -> None:
         while True:

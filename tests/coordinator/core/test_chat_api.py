@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from coordinator import hypercorn_cures
 from coordinator.core import chat_api
 from coordinator.store import job_events, jobs
 from protocol.errors import Refusal
@@ -252,7 +253,8 @@ async def test_a_job_that_nobody_reads_is_cancelled(tmp_path: Path) -> None:
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_api, "STALL_S", 0.2)
+    monkeypatch.setattr(hypercorn_cures, "SEND_DEADLINE_S", 0.2)
+    monkeypatch.setattr(hypercorn_cures, "CLOSE_DEADLINE_S", 0.2)
     # An honest answer would fit into the kernel's buffers.
     monkeypatch.setattr("coordinator.core.chats.ANSWER_BYTES_MIN", 64 * 1024 * 1024)
     big = Script.at_once(*["x" * 1000] * 8000)
@@ -264,10 +266,25 @@ async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path: Path, monkeypatc
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", served.port))
+            tasks = len(asyncio.all_tasks())
             client.send(f"GET /api/chat/stream/{job} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             await until(lambda: chat.readers == 1, "the reader is there")
             await until(lambda: chat.readers == 0, "the reader was cut off")
+            await until(lambda: len(asyncio.all_tasks()) <= tasks, "nothing of its connection is left")
         assert (await served.http.get("/api/health")).status_code == 200
+
+
+async def test_readers_of_one_chat_are_bounded_and_a_look_at_the_headers_is_not_a_reader(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_api, "READERS_MAX", 1)
+    async with linked(served, Script()):
+        job = (await ask(served)).json()["jobId"]
+        async with reading(served, job) as events:
+            await next_of(events, "meta")
+            assert (await served.http.get(f"/api/chat/stream/{job}")).status_code == 429
+        looked = await served.http.head(f"/api/chat/stream/{job}")
+        assert (looked.status_code, looked.headers["content-type"]) == (200, "text/event-stream")
 
 
 # ---------------------------------------------------------------- refusing
@@ -405,7 +422,7 @@ async def test_an_unknown_job_is_a_404(served: Served, job: str) -> None:
 
 
 async def test_chats_per_hour_and_at_once_are_limited_per_network(tmp_path: Path) -> None:
-    settings = {"limit_loopback": True, "chats_per_hour": 3, "chats_at_once_per_client": 1}
+    settings: dict[str, Any] = {"limit_loopback": True, "chats_per_hour": 3, "chats_at_once_per_client": 1}
     async with serving(tmp_path, **settings) as served, linked(served, Script()):
         first = await ask(served)
         assert first.status_code == 200

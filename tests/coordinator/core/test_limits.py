@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from quart import Quart, request
@@ -15,12 +16,12 @@ from coordinator.core.limits import Client, RateLimiter, client_of
 pytestmark = pytest.mark.anyio
 
 
-async def client(remote: str, forwarded: str | None = None, **settings: object) -> Client:
+async def client(remote: str, forwarded: str | None = None, **settings: Any) -> Client:
     headers = {"X-Forwarded-For": forwarded} if forwarded is not None else {}
-    config = Config(home=str(Path()), **settings)  # type: ignore[arg-type]
+    config = Config(home=str(Path()), **settings)
     headers["Remote-Addr"] = "127.0.0.1"
     async with Quart(__name__).test_request_context("/", headers=headers, scope_base={"client": (remote, 1)}):
-        return client_of(request, config)  # type: ignore[arg-type]
+        return client_of(request, config)
 
 
 @pytest.mark.parametrize(

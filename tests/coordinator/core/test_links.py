@@ -8,10 +8,14 @@ import json
 
 import pytest
 
+from coordinator import hypercorn_cures
 from coordinator.core import links
+from protocol import constants as c
+from protocol import events as e
 from protocol import link as wire
 from protocol.envelope import AUTH_HEADER, sign_request, sign_request_v1
 from protocol.errors import BadSignature, Stale
+from protocol.ids import StreamId
 from tests.helpers_coordinator import (
     Closed,
     NodeClient,
@@ -206,6 +210,28 @@ async def test_a_heartbeat_of_another_node_or_time_is_not_recorded_and_the_link_
     await socket.send(wire.encode_frame(wire.Ping(1)))
     assert wire.decode_frame(await socket.receive()) == wire.Pong(1)
     assert (await served.http.get("/api/peers")).json()["data"] == []
+    await socket.abort()
+
+
+async def test_a_node_that_reads_nothing_loses_its_link_and_leaves_nothing_behind(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypercorn_cures, "SEND_DEADLINE_S", 0.2)
+    monkeypatch.setattr(hypercorn_cures, "CLOSE_DEADLINE_S", 0.2)
+    client = await registered(served)
+    tasks = len(asyncio.all_tasks())
+    socket, _ = await open_link(client, receive_buffer_bytes=4096)
+    await until(lambda: client.key.node in served.app.core.links)
+    coordinator = served.app.core.links._connections[client.key.node]
+    for number in range(1, 40, 2):
+        coordinator.link.perform(e.OpenStream(StreamId(number), client.key.node, c.JOB_PROTOCOL))
+        coordinator.link.perform(e.Send(StreamId(number), bytes(1024 * 1024)))
+        coordinator.wake_writer.set()
+        await asyncio.sleep(0)
+        if coordinator.link.queued_bytes > 3 * 1024 * 1024:
+            break
+    await until(lambda: client.key.node not in served.app.core.links, "the link was given up")
+    await until(lambda: len(asyncio.all_tasks()) <= tasks, "nothing of the connection is left")
     await socket.abort()
 
 

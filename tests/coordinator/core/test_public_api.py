@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.anyio
 RECORD_TYPE = "application/vnd.infernet.heartbeat"
 
 
-async def join(served: Served, **offer: object) -> NodeClient:
+async def join(served: Served, **offer: Any) -> NodeClient:
     client = NodeClient(served)
     record = heartbeat_record(client.key, served.clock(), **offer)
     assert (await client.post("register", codec.encode_value(record), RECORD_TYPE)).status_code == 200
