@@ -47,6 +47,7 @@ hostile = st.text(
         ("a\x1b\x1b[31mb", "ab"),
         ("\x1b]8;;http://evil\x1b[31mb", "b"),
         ("a\x1b[31\x18b\x1b[31\x1ac", "abc"),
+        ("a\x1b]0;title\x18b\x1bPdevice\x1ac", "abc"),
         ("back\b\b\b\bspace\a\x00\x7f", "backspace"),
         ("progress 1\rprogress 2\r\n", "progress 1progress 2\n"),
         ("user\u202etxt.exe\u202c \u2066x\u2069", "usertxt.exe x"),
