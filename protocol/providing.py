@@ -160,9 +160,6 @@ class Providing:
                 raise RemoteProtocolError("a second order on one job stream")
             return self._on_open(stream, peer, local, message, now)
         if run is None:
-            # What was on its way when an order was refused or a run ended is nobody's fault.
-            if isinstance(message, (Cancel, Part)):
-                return []
             raise RemoteProtocolError(f"{type(message).__name__} before any order")
         if isinstance(message, Part):
             self._check_belongs(run, message.job, message.attempt)
