@@ -42,9 +42,6 @@ class Connections:
         for connections in self._by_peer.values():
             yield from connections
 
-    def __contains__(self, peer: NodeId) -> bool:
-        return peer in self._by_peer
-
     def peers(self) -> list[NodeId]:
         """Those that have a connection."""
         return list(self._by_peer)

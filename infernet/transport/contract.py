@@ -92,7 +92,8 @@ class TransportStatistics:
 class Stream(Protocol):
     """A byte stream to one peer under one protocol.
 
-    One task may send while another receives. Whoever opened it ends it: `finish` and then `receive` to b"",
+    One task may send while another receives; two that send at once are a bug, and the second one gets
+    trio.BusyResourceError. Whoever opened it ends it: `finish` and then `receive` to b"",
     or `reset`.
     """
 

@@ -153,7 +153,7 @@ class Libp2pTransport:
         lock = self._dialling.setdefault(peer, trio.Lock())
         try:
             async with lock:
-                if peer in running.connections:
+                if any(connection.muxer.is_open() for connection in running.connections.of(peer)):
                     return
                 connection = await self._dialer.dial(peer, addresses)
                 self._counts.handshakes_out += 1
@@ -237,20 +237,26 @@ class Libp2pTransport:
     async def _accept(self, stream: trio.SocketStream) -> None:
         """Serve one inbound TCP connection to its end; the listener closes it afterwards."""
         running = self._require_running()
-        if len(running.connections) >= self._limits.connections_max:
-            self._counts.connections_refused += 1
+        if self._refuse_if_full(running):
             return
         try:
             channel = await self._shake_inbound(stream)
         except Exception:
             logger.exception("a handshake failed in a way that we do not know")
             return
-        if channel is None:
+        if channel is None or self._refuse_if_full(running):
             return
         self._counts.handshakes_in += 1
         connection = self._connection(channel, remote_multiaddr(stream), inbound=True)
         running.connections.add(connection)
         await self._serve(running, connection)
+
+    def _refuse_if_full(self, running: _Running) -> bool:
+        """Asked before a handshake, to save its cost, and after it, when others may have taken the last places."""
+        if len(running.connections) < self._limits.connections_max:
+            return False
+        self._counts.connections_refused += 1
+        return True
 
     async def _shake_inbound(self, stream: trio.SocketStream) -> NoiseChannel | None:
         """Make the handshake within its deadline, as one of a bounded number; None when nothing came of it."""

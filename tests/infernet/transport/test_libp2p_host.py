@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from infernet.transport import libp2p_host, multistream, serving
 from infernet.transport import yamux_frames as frames
 from infernet.transport.addresses import parse
 from infernet.transport.channel import ByteReader, ChannelBroken
-from infernet.transport.contract import DialFailed, StreamBroken
+from infernet.transport.contract import DialFailed, NotConnected, StreamBroken
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
-from infernet.transport.libp2p_library import IDENTIFY_PROTOCOL, PING_PROTOCOL
+from infernet.transport.libp2p_library import IDENTIFY_PROTOCOL, PING_PROTOCOL, Identity
+from infernet.transport.noise_channel import secure_outbound
 from infernet.transport.yamux_frames import header
-from protocol.ids import peer_id
+from protocol.ids import NodeId, peer_id
 from tests.helpers_stock_libp2p import StockHost
 from tests.helpers_transport import (
     ECHO,
@@ -142,12 +144,12 @@ async def test_a_key_that_is_no_node_id_is_refused(kind: str) -> None:
     from libp2p.security.noise.transport import Transport as NoiseTransport
 
     keys = secp256k1(odd_secret(2)) if kind == "odd y" else ed25519(bytes(32))
-    stranger = libp2p_host.Identity(secret(2))
+    stranger = Identity(secret(2))
     stranger._noise = NoiseTransport(keys, noise_privkey=x25519().private_key)
     async with our_node() as (world, node, handler):
         async with await connect(node) as stream:
             with pytest.raises(ChannelBroken):
-                await libp2p_host.secure_outbound(stream, stranger, node.node_id)
+                await secure_outbound(stream, stranger, node.node_id)
         assert handler.infos == []
         assert node.statistics().handshakes_failed == 1
         await assert_alive(world, node)
@@ -155,11 +157,11 @@ async def test_a_key_that_is_no_node_id_is_refused(kind: str) -> None:
 
 def test_an_odd_secret_is_our_own_mistake() -> None:
     with pytest.raises(AssertionError, match="even Y"):
-        libp2p_host.Identity(odd_secret(1))
+        Identity(odd_secret(1))
 
 
 def test_the_secret_shows_nowhere() -> None:
-    ours = libp2p_host.Identity(secret(5))
+    ours = Identity(secret(5))
     shown = repr(ours) + repr(vars(ours)) + str(ours.public_key)
     assert secret(5).hex() not in shown
     assert repr(secret(5)) not in shown
@@ -273,6 +275,49 @@ async def test_a_peer_that_comes_back_too_often_loses_its_oldest_connection() ->
         await eventually(lambda: handler.lost == [identity(2)])
 
 
+async def test_a_peer_that_is_leaving_can_be_dialled_again() -> None:
+    async with our_node() as (world, node, handler):
+        async with shaken(node.addresses()[0], node.node_id, 2) as leaving:
+            await eventually(lambda: handler.infos)
+            await node.open_stream(identity(2), ECHO)
+            await leaving.send(header(frames.GO_AWAY, 0, 0, frames.GO_AWAY_NORMAL))
+            await eventually(lambda: node.statistics().bytes_in)
+            with pytest.raises(NotConnected):
+                await open_until_refused(node, identity(2))
+            back = await world.start(2, RecordingHandler())
+            await node.dial(identity(2), back.addresses())
+            stream = await node.open_stream(identity(2), ECHO)
+            await stream.send(b"back")
+            assert await stream.receive() == b"back"
+        assert len(handler.infos) == 1, "it was connected all the time"
+
+
+async def open_until_refused(node: Libp2pTransport, peer: NodeId) -> None:
+    """Open streams until the farewell has been read."""
+    for _ in range(1000):
+        await node.open_stream(peer, ECHO)
+        await trio.sleep(0.001)
+
+
+async def test_handshakes_that_end_together_do_not_exceed_the_cap() -> None:
+    async with our_node(HostLimits(connections_max=2)) as (_, node, _handler):
+        start = trio.Event()
+
+        async def dial(seed: int) -> None:
+            await start.wait()
+            with suppress(ChannelBroken):
+                async with shaken(node.addresses()[0], node.node_id, seed) as channel:
+                    await channel.receive()
+
+        async with trio.open_nursery() as nursery:
+            for seed in range(2, 12):
+                nursery.start_soon(dial, seed)
+            start.set()
+            await eventually(lambda: node.statistics().connections_refused == 8)
+            assert node.statistics().connections == 2
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_node_does_not_dial_itself() -> None:
     async with our_node() as (_, node, _handler):
         with pytest.raises(DialFailed, match="does not dial itself"):
@@ -286,7 +331,7 @@ async def test_remote_addresses_are_known_in_both_families() -> None:
             secret(1),
             agent="infernet/test",
             protocols=PROTOCOLS,
-            randomness=libp2p_host.random.Random(1),
+            randomness=random.Random(1),
             listen_hosts=("127.0.0.1", "::1"),
             port=0,
         )
@@ -301,9 +346,7 @@ async def test_remote_addresses_are_known_in_both_families() -> None:
 
 async def test_a_node_without_listen_hosts_dials_and_serves() -> None:
     async with our_node() as (world, node, _):
-        quiet = Libp2pTransport(
-            secret(2), agent="x", protocols=PROTOCOLS, randomness=libp2p_host.random.Random(1), listen_hosts=()
-        )
+        quiet = Libp2pTransport(secret(2), agent="x", protocols=PROTOCOLS, randomness=random.Random(1), listen_hosts=())
         await world._run(quiet, RecordingHandler())
         assert quiet.addresses() == []
         await quiet.dial(node.node_id, node.addresses())

@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import libp2p.security.noise.io
 import pytest
+from libp2p.security.noise.transport import Transport as NoiseTransport
 
 from infernet.transport import libp2p_library
 from infernet.transport.contract import TransportError
@@ -42,7 +43,7 @@ async def test_the_library_passes_the_check() -> None:
 
 @pytest.mark.parametrize("missing", ["secure_inbound", "secure_outbound"])
 async def test_a_library_that_differs_is_named_before_we_listen(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(libp2p_library.NoiseTransport, missing)
+    monkeypatch.delattr(NoiseTransport, missing)
     with pytest.raises(TransportError, match=SAYS_WHAT_TO_DO):
         await libp2p_transport(1).run(RecordingHandler())
 

@@ -11,9 +11,8 @@ import trio.testing
 
 from infernet.transport import multistream
 from infernet.transport.channel import ChannelBroken
-from infernet.transport.libp2p_library import HandshakeFailed, Identity
+from infernet.transport.libp2p_library import NOISE_PROTOCOL, HandshakeFailed, Identity
 from infernet.transport.noise_channel import (
-    NOISE_PROTOCOL,
     RECORD_PLAIN_BYTES_MAX,
     NoiseChannel,
     _HandshakeIO,
@@ -25,9 +24,11 @@ from tests.helpers_transport import identity, secret
 
 pytestmark = pytest.mark.anyio
 
+MemoryStream = trio.StapledStream[trio.testing.MemorySendStream, trio.testing.MemoryReceiveStream]
+
 
 @asynccontextmanager
-async def channels() -> AsyncIterator[tuple[NoiseChannel, NoiseChannel, trio.StapledStream]]:
+async def channels() -> AsyncIterator[tuple[NoiseChannel, NoiseChannel, MemoryStream]]:
     """Two ends that have shaken hands, and the bare stream below the first."""
     left, right = trio.testing.memory_stream_pair()
     ends: list[NoiseChannel] = []
@@ -98,9 +99,8 @@ async def test_bytes_that_dribble_in_are_put_together() -> None:
         assert received == [b"onetwo"]
 
 
-async def held_back(bare: trio.StapledStream, channel: NoiseChannel, *pieces: bytes) -> bytearray:
+async def held_back(bare: MemoryStream, channel: NoiseChannel, *pieces: bytes) -> bytearray:
     """Cut the wire and send; returns what did not arrive."""
-    assert isinstance(bare.send_stream, trio.testing.MemorySendStream)
     bare.send_stream.send_all_hook = None
     for piece in pieces:
         await channel.send(piece)
