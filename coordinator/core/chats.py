@@ -125,6 +125,12 @@ class Chats:
         if not chat.has_ended and self._driver is not None:
             self._driver.handle(e.StopAsking(chat.row.job))
 
+    def end_all(self, text: str) -> None:
+        """Tell the readers of all running chats why there is no more; the jobs are cancelled by who calls."""
+        for chat in list(self._chats.values()):
+            if not chat.has_ended:
+                self._on_failed(chat, e.JobFailed(chat.row.job, Refusal.SHUTDOWN, text))
+
     def _abandon(self, chat: Chat) -> None:
         if not chat.has_ended:
             log.info("chat_abandoned", job=chat.row.job.hex()[:8])

@@ -100,6 +100,7 @@ class Core:
         self.is_stopping = True
         if self._upkeep is not None:
             self._upkeep.cancel()
+        self.chats.end_all("the coordinator is shutting down; ask again in a moment")
         self._driver.handle(e.Shutdown())
         # Providers end a cancelled job with a receipt; without the wait they would see a broken stream instead.
         if not await self._driver.wait_until_idle(SHUTDOWN_GRACE_S):

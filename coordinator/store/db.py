@@ -94,7 +94,7 @@ class Database:
         self._thread.start()
         try:
             self._opened.result(OPEN_DEADLINE_S)
-        except (sqlite3.Error, SchemaRefused) as error:
+        except (sqlite3.Error, SchemaRefused, OSError) as error:
             os.close(self._lock)
             raise StoreRefused(f"cannot open {self._path}: {error}") from error
 
@@ -228,6 +228,8 @@ def _is_free_of_wal_reset_bug(version: Iterable[int]) -> bool:
 
 
 def _open_writer(path: Path) -> sqlite3.Connection:
+    # Made before SQLite does, because its -wal and -shm take over the mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         for name, wanted, expected in PRAGMAS:
@@ -236,7 +238,6 @@ def _open_writer(path: Path) -> sqlite3.Connection:
             if found != expected:
                 raise SchemaRefused(f"SQLite keeps {name} at {found!r} where {expected!r} is needed")
         migrate(connection)
-        path.chmod(0o600)
     except BaseException:
         connection.close()
         raise

@@ -489,7 +489,8 @@ async def test_shutting_down_ends_streams_with_a_reason(tmp_path: Path) -> None:
         async with reading(served, job) as events:
             await next_of(events, "meta")
             served.stop.set()
-            assert (await next_of(events, "error")).data["code"] == "shutdown"
+            error = (await next_of(events, "error")).data
+            assert error == {"message": "the coordinator is shutting down; ask again in a moment", "code": "shutdown"}
         await until(lambda: node.cancelled, "the engine was told to stop")
 
 
