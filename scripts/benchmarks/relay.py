@@ -159,21 +159,22 @@ async def started(path: str, engine: str, streams: int, profiles: Path | None) -
                     coordinator.ready["key"],
                 ]
                 ask += ["--url", coordinator.ready["url"]]
-            if profiles is not None:
-                provide += ["--profile", str(profiles / "node")]
-                ask += ["--profile", str(profiles / "asker")]
-            provider = await stack.enter_async_context(worker(*provide))
+            provider = await stack.enter_async_context(worker(*provide, *_profile(profiles, "node")))
             if coordinator is None:
                 ask += ["--address", provider.ready["address"]]
             else:
                 await _linked(provider)
-            asker = await stack.enter_async_context(worker(*ask))
+            asker = await stack.enter_async_context(worker(*ask, *_profile(profiles, "asker")))
             yield Setup(path, engine, provider, asker, coordinator)
+
+
+def _profile(profiles: Path | None, name: str) -> list[str]:
+    return ["--profile", str(profiles / name)] if profiles is not None else []
 
 
 @asynccontextmanager
 async def _coordinator(home: Path, profiles: Path | None) -> AsyncIterator[Worker]:
-    command = ["-m", "coordinator", "--port", "0", "--json", "--home", str(home), "--log-level", "warning"]
+    command = ["-m", "coordinator", "--home", str(home), "--port", "0", "--json", "--log-level", "error"]
     if profiles is not None:
         command = ["-m", "cProfile", "-o", str(profiles / "coordinator"), *command]
     async with worker(*command) as process:
@@ -263,12 +264,13 @@ def line(result: dict[str, Any]) -> str:
     )
 
 
-def print_profiles(folder: Path) -> None:
-    """The functions in which each process spent most."""
+def print_profiles(setup: str, folder: Path) -> None:
+    """The functions in which each process spent most; on standard error, beside the JSON or the table."""
+    print(f"\nProfile of {setup} (the profiler slows everything; the figures above include it)", file=sys.stderr)
     for file in sorted(folder.iterdir()):
         text = io.StringIO()
         pstats.Stats(str(file), stream=text).strip_dirs().sort_stats("tottime").print_stats(PROFILE_LINES)
-        print(f"\n=== {file.name}\n{text.getvalue().strip()}")
+        print(f"\n=== {file.name}\n{text.getvalue().strip()}", file=sys.stderr)
 
 
 async def bench(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -291,8 +293,7 @@ async def bench(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     if not arguments.json:
                         print(line(result), flush=True)
             if profiles is not None:
-                print(f"\nProfile of {path}, {engine} (the profiler slows everything; the figures above include it)")
-                print_profiles(profiles)
+                print_profiles(f"{path}, {engine}", profiles)
     return results
 
 
