@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -138,7 +137,7 @@ async def asker(address: str) -> AsyncIterator[Node]:
     """A node in this process that only asks, and knows one provider."""
     nowhere = Path("/nonexistent")
     config = Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere, role=Role.CLIENT, name="asker")
-    async with client_node(config, SigningKey(random.randbytes(32), os.urandom), peers=[address]) as node:
+    async with client_node(config, SigningKey(os.urandom(32), os.urandom), peers=[address]) as node:
         yield node
 
 
