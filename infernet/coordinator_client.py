@@ -86,6 +86,15 @@ async def fetch_key(url: str) -> NodeId:
         raise CoordinatorError(f"{url} does not answer like an Infernet coordinator: no key in its answer") from None
 
 
+async def fetch_peers(url: str, limit: int = 100) -> list[Signed]:
+    """Signed heartbeats of the peers that a coordinator lists: hints, to be verified. Raises CoordinatorError."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+        answer = await _request(http, "GET", f"{url.rstrip('/')}/api/peers?limit={limit}")
+    rows = _json(answer).get("data")
+    records = (_record(row) for row in (rows if isinstance(rows, list) else []))
+    return [record for record in records if record is not None]
+
+
 class CoordinatorClient:
     """The HTTP side of one node's relation with its coordinator."""
 
@@ -100,18 +109,6 @@ class CoordinatorClient:
     async def remove(self, role: str) -> None:
         """Remove this node's registration. Raises CoordinatorError."""
         await self._post("/api/v1/node/remove", {"role": role})
-
-    async def peers(self, limit: int = 100) -> list[Signed]:
-        """Signed heartbeats of the peers that the coordinator lists: hints, to be verified. Raises CoordinatorError."""
-        async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
-            answer = await _request(http, "GET", f"{self.url}/api/peers?limit={limit}")
-        rows = _json(answer).get("data")
-        records: list[Signed] = []
-        for row in rows if isinstance(rows, list) else []:
-            record = _record(row)
-            if record is not None:
-                records.append(record)
-        return records
 
     async def _post(self, target: str, fields: dict[str, Any]) -> dict[str, Any]:
         body = msgspec.json.encode(fields)

@@ -24,7 +24,7 @@ from msgspec import structs
 import infernet
 from infernet.carrier import TransportCarrier
 from infernet.config import Config
-from infernet.coordinator_client import RequestSigner
+from infernet.coordinator_client import CoordinatorError, RequestSigner, fetch_peers
 from infernet.driver import AppEffect, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
@@ -50,6 +50,8 @@ ANSWER_EVENTS_MAX: Final = 4096
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
+# How often the coordinator is asked whom it knows: as often as it forgets a node that is gone.
+COORDINATOR_PEERS_S: Final = 60.0
 # A crash forgets at most this much of what was learnt of other nodes.
 SAVE_PEERS_S: Final = 30.0
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
@@ -141,6 +143,8 @@ class Node:
             if self._store is not None:
                 nursery.start_soon(self._save_peers_now_and_then)
             self._start_link(nursery)
+            if self.config.coordinator_url is not None:
+                nursery.start_soon(self._ask_coordinator_for_peers, self.config.coordinator_url)
             task_status.started()
             await self._stop_requested.wait()
             await self._say_goodbye()
@@ -196,6 +200,18 @@ class Node:
         if self._heartbeat is not None:
             self._link.announce(self._heartbeat)
         nursery.start_soon(self._link.run)
+
+    async def _ask_coordinator_for_peers(self, url: str) -> None:
+        """Learn now and then whom the coordinator lists; every record is checked as if a stranger had sent it."""
+        while True:
+            try:
+                records = await fetch_peers(url)
+            except CoordinatorError as error:
+                log.info("coordinator.no_peers", reason=str(error))
+            else:
+                for record in records:
+                    self.driver.post(e.LearnRecord(record))
+            await trio.sleep(COORDINATOR_PEERS_S)
 
     # ------------------------------------------------------------ what we say about ourselves
 

@@ -20,13 +20,16 @@ from infernet.coordinator_client import CoordinatorError, RequestSigner, fetch_k
 from infernet.driver import wall_ms
 from infernet.link_carrier import LinkCarrier
 from infernet.node import Node
+from infernet.transport.libp2p_host import Libp2pTransport
+from protocol.constants import PROTOCOLS
 from protocol.envelope import SigningKey
 from protocol.errors import RemoteProtocolError
+from protocol.events import JobDone
 from protocol.ids import NodeId
 from protocol.messages import Role
 from tests.helpers_engine import PacedEngine
 from tests.helpers_market import Coordinator
-from tests.helpers_node import config_of_nobody, key_of
+from tests.helpers_node import ask, config_of_nobody, key_of, question
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,22 +42,46 @@ def coordinator(tmp_path: Path) -> Iterator[Coordinator]:
     running.close()
 
 
-def make_node(coordinator: Coordinator, *, pinned: NodeId | None = None, ahead_ms: int = 0) -> Node:
-    """A provider with a paced engine and no peer-to-peer port: the link is its only connection."""
+def make_node(
+    coordinator: Coordinator,
+    *,
+    pinned: NodeId | None = None,
+    ahead_ms: int = 0,
+    role: Role = Role.PROVIDER,
+    listen_hosts: tuple[str, ...] | None = None,
+) -> Node:
+    """A node, with a paced engine if a provider. Without `listen_hosts` the link is its only connection."""
     nowhere = Path("/nonexistent")
     config = Config(
         config_dir=nowhere,
         state_dir=nowhere,
         data_dir=nowhere,
         name="test",
-        role=Role.PROVIDER,
+        role=role,
         coordinator_url=coordinator.url,
         coordinator_key=pinned or coordinator.key,
         p2p_enabled=False,
     )
     key = SigningKey(secrets.token_bytes(32), secrets.token_bytes)
-    engine = PacedEngine(tokens_per_s=200)
-    return Node(config, key, transport=None, engine=engine, clock_ms=lambda: wall_ms() + ahead_ms, rng=random.Random(1))
+    engine = PacedEngine(tokens_per_s=200) if role is Role.PROVIDER else None
+    transport = None
+    if listen_hosts is not None:
+        transport = Libp2pTransport(
+            key.secret_bytes(),
+            agent="test",
+            protocols=PROTOCOLS,
+            randomness=random.Random(1),
+            listen_hosts=listen_hosts,
+            port=0,
+        )
+    return Node(
+        config,
+        key,
+        transport=transport,
+        engine=engine,
+        clock_ms=lambda: wall_ms() + ahead_ms,
+        rng=random.Random(secrets.randbits(32)),
+    )
 
 
 def link(node: Node) -> dict[str, str]:
@@ -97,6 +124,23 @@ async def test_a_linked_node_is_listed_and_answers_the_public_chat(coordinator: 
         await until(lambda: node.status()["jobs_running"] == 0)
         await until(lambda: node.status()["open_streams"] == 0)
         node.stop()
+
+
+async def test_a_client_finds_a_provider_by_the_coordinators_list_and_asks_it_directly(
+    coordinator: Coordinator,
+) -> None:
+    provider = make_node(coordinator, listen_hosts=("127.0.0.1",))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(provider.run)
+        await until(lambda: coordinator.models() == ["paced"])
+        client = make_node(coordinator, role=Role.CLIENT, listen_hosts=())
+        await nursery.start(client.run)
+        await until(lambda: provider.node_id.hex() in [peer["node_id"] for peer in client.peers()])
+        assert client.status()["coordinator"] is None, "a client needs no link"
+        events = await ask(client, question(max_tokens=3))
+        assert isinstance(events[-1], JobDone)
+        assert events[-1].receipt.provider == provider.node_id
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_link_comes_back_when_the_coordinator_does(coordinator: Coordinator) -> None:
