@@ -51,6 +51,8 @@ class Chat:
         self.accepted_or_ended = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.events = 0
+        # Beside the row, because it changes with every token and the row is replaced as a whole.
+        self.output_tokens = 0
 
     @property
     def has_ended(self) -> bool:
@@ -195,8 +197,8 @@ class Chats:
         self._record(chat, "meta")
 
     def _on_text(self, chat: Chat, effect: e.JobText) -> None:
-        is_first = not chat.row.output_tokens
-        chat.row = dataclasses.replace(chat.row, output_tokens=effect.output_tokens)
+        is_first = not chat.output_tokens
+        chat.output_tokens = effect.output_tokens
         try:
             if effect.text:
                 chat.feed.add_text(effect.text)
@@ -213,9 +215,8 @@ class Chats:
         receipt = effect.receipt
         reason = Outcome(receipt.outcome).name.lower()
         now_ms = self._wall_ms()
-        chat.row = dataclasses.replace(
-            chat.row, status="completed", ended_ms=now_ms, output_tokens=receipt.output_tokens, outcome=reason
-        )
+        chat.output_tokens = receipt.output_tokens
+        chat.row = dataclasses.replace(chat.row, status="completed", ended_ms=now_ms, outcome=reason)
         chat.feed.end(
             "done",
             {
@@ -255,7 +256,7 @@ class Chats:
 
     def _record(self, chat: Chat, kind: str, running_hash: bytes | None = None) -> None:
         chat.events += 1
-        row = chat.row
+        row = chat.row = dataclasses.replace(chat.row, output_tokens=chat.output_tokens)
         event = job_events.JobEvent(row.job, chat.events, kind, row.output_tokens, running_hash, self._wall_ms())
         self._spawn(self._write(row, event))
 

@@ -45,7 +45,7 @@ class PeerDriver:
         self._inbox: deque[e.Event] = deque()
         self._is_handling = False
         self._timer: asyncio.TimerHandle | None = None
-        self._idle = asyncio.Event()
+        self._idle: asyncio.Event | None = None
 
     def now(self) -> e.Now:
         """Both clocks: the loop's own, and the wall's."""
@@ -67,14 +67,14 @@ class PeerDriver:
         finally:
             self._is_handling = False
             self._arm()
-            if self._is_idle():
+            if self._idle is not None and self._is_idle():
                 self._idle.set()
 
     async def wait_until_idle(self, timeout_s: float) -> bool:
         """Wait until every job has ended, those being cancelled included; False when the time ran out first."""
-        self._idle.clear()
         if self._is_idle():
             return True
+        self._idle = asyncio.Event()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()

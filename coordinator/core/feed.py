@@ -35,7 +35,7 @@ class Feed:
         self._bytes = 0
         self._entries: list[Entry] = []
         self._texts: list[str] = []
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[bool]] = set()
         self.has_ended = False
 
     @property
@@ -70,16 +70,16 @@ class Feed:
         """Wait until there is something above `after`, or the feed has ended; False when the time ran out first."""
         if len(self._entries) > after or self.has_ended:
             return True
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
         self._waiters.add(waiter)
+        # A timer and a future: once per token and reader, asyncio.timeout would cost as much as all the rest.
+        timer = loop.call_later(timeout_s, _resolve, waiter, False)
         try:
-            async with asyncio.timeout(timeout_s):
-                await waiter
-        except TimeoutError:
-            return False
+            return await waiter
         finally:
+            timer.cancel()
             self._waiters.discard(waiter)
-        return True
 
     def _append(self, kind: str, data: bytes) -> None:
         self._entries.append((len(self._entries) + 1, kind, data))
@@ -87,8 +87,12 @@ class Feed:
 
     def _wake(self) -> None:
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            _resolve(waiter, True)
+
+
+def _resolve(waiter: asyncio.Future[bool], result: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(result)
 
 
 def sse_frame(entry: Entry) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from quart import Blueprint, Response, websocket
+from quart import Blueprint, Response, Websocket, websocket
 
 from coordinator.core.auth import authenticate_link, use_once
 from coordinator.core.core import Core
@@ -21,16 +21,20 @@ _COMPRESSION: Final = "Sec-WebSocket-Extensions"
 class _QuartChannel:
     """The current WebSocket of Quart, as a link needs it."""
 
+    def __init__(self) -> None:
+        # The object itself: its proxy looks it up anew at every use, and a link uses it at every token.
+        self._websocket: Websocket = websocket._get_current_object()
+
     async def receive(self) -> bytes | str:
-        message = await websocket.receive()
+        message = await self._websocket.receive()
         # Quart hands over an empty binary message as None.
         return message if isinstance(message, bytes | str) else b""
 
     async def send(self, data: bytes) -> None:
-        await websocket.send(data)
+        await self._websocket.send(data)
 
     async def close(self, code: int, reason: str) -> None:
-        await websocket.close(code, reason)
+        await self._websocket.close(code, reason)
 
 
 def link_api(core: Core) -> Blueprint:
