@@ -114,7 +114,7 @@ def fixed_sleeps(source: str) -> Iterator[int]:
     that looks again and again whether its condition holds.
     """
     tree = ast.parse(source)
-    polling = {node for loop in ast.walk(tree) if isinstance(loop, ast.While) for node in ast.walk(loop)}
+    polling = {node for loop in ast.walk(tree) if isinstance(loop, (ast.While, ast.For)) for node in ast.walk(loop)}
     for node in ast.walk(tree):
         if node in polling:
             continue
@@ -145,6 +145,7 @@ def test_no_test_sleeps() -> None:
         ("await trio.sleep(0)", []),
         ("await asyncio.sleep(1)", [1]),
         ("while not ready():\n    await trio.sleep(0.01)", []),
+        ("for _ in range(9):\n    await try_again()\n    await trio.sleep(0.01)", []),
         ("clock = MockClock()\nawait trio.sleep(60)", []),
     ],
 )
