@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-from quart import Blueprint, Response, Websocket, websocket
+from quart import Blueprint, Response, websocket
+from quart.globals import websocket_ctx
 
 from coordinator.core.auth import authenticate_link, use_once
 from coordinator.core.core import Core
@@ -23,7 +24,7 @@ class _QuartChannel:
 
     def __init__(self) -> None:
         # The object itself: its proxy looks it up anew at every use, and a link uses it at every token.
-        self._websocket: Websocket = websocket._get_current_object()
+        self._websocket = websocket_ctx.websocket
 
     async def receive(self) -> bytes | str:
         message = await self._websocket.receive()
