@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
+import psutil
 import pytest
 import trio
 import trio.testing
 
 from infernet.transport import libp2p_host, multistream, serving
 from infernet.transport import yamux_frames as frames
-from infernet.transport.addresses import parse
+from infernet.transport.addresses import parse, tcp_multiaddr
 from infernet.transport.channel import ByteReader, ChannelBroken
 from infernet.transport.contract import DialFailed, NotConnected, StreamBroken
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
@@ -37,6 +38,7 @@ from tests.helpers_transport import (
     eventually,
     identity,
     odd_secret,
+    read_to_end,
     running_world,
     secret,
     shaken,
@@ -127,13 +129,24 @@ async def test_half_a_handshake_has_a_deadline(monkeypatch: pytest.MonkeyPatch) 
         assert node.statistics().handshakes_failed == 3
 
 
-async def test_idle_sockets_block_nobody() -> None:
+async def test_idle_sockets_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libp2p_host, "HANDSHAKE_TIMEOUT_S", 1000)
     async with our_node(HostLimits(handshakes_max=8)) as (world, node, _):
         idle = [await connect(node) for _ in range(40)]
         await assert_alive(world, node)
         assert await read_until_closed(idle[0]) == b"", "the oldest had to make room"
         for stream in idle:
             await stream.aclose()
+
+
+async def test_handshakes_that_have_ended_take_no_place() -> None:
+    async with our_node(HostLimits(handshakes_max=2)) as (world, node, _), await connect(node) as slow:
+        for seed in range(2, 7):
+            other = await world.start(seed, RecordingHandler())
+            await other.dial(node.node_id, node.addresses())
+        await slow.send_all(NOISE_HEADER)
+        answer = await ByteReader(slow.receive_some).read(len(NOISE_HEADER))
+        assert answer == NOISE_HEADER, "it had its place all the time"
 
 
 @pytest.mark.parametrize("kind", ["odd y", "ed25519"])
@@ -218,6 +231,41 @@ async def test_rapid_resets_do_not_pile_up_handlers() -> None:
         await channel.send(b"".join(rapid))
         await eventually(lambda: node.statistics().streams_refused > 0)
         assert handler.serving <= HostLimits().yamux.inbound_streams_max
+
+
+async def test_a_peer_may_open_any_number_of_streams_one_after_the_other() -> None:
+    async with our_node() as (world, node, _):
+        other = await world.start(2, RecordingHandler())
+        await other.dial(node.node_id, node.addresses())
+        for _ in range(3 * HostLimits().yamux.inbound_streams_max):
+            stream = await other.open_stream(node.node_id, ECHO)
+            await stream.send(b"x")
+            await stream.finish()
+            assert await read_to_end(stream) == b"x"
+            await eventually(lambda: node.statistics().streams == 0)
+
+
+async def test_bytes_of_past_connections_still_count() -> None:
+    async with our_node() as (world, node, _):
+        other = await world.start(2, RecordingHandler())
+        await other.dial(node.node_id, node.addresses())
+        stream = await other.open_stream(node.node_id, ECHO)
+        await stream.send(bytes(1000))
+        assert await stream.receive()
+        await other.disconnect(node.node_id)
+        await eventually(lambda: not node.peers())
+        assert node.statistics().bytes_in > 1000
+        assert node.statistics().bytes_out > 1000
+
+
+async def test_a_cancelled_dial_leaves_no_socket() -> None:
+    silent = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with our_node() as (_, node, _handler):
+        before = psutil.Process().num_fds()
+        with trio.move_on_after(0.1):
+            await node.dial(identity(2), [tcp_multiaddr(*silent[0].socket.getsockname()[:2])])
+        assert psutil.Process().num_fds() == before
+    await silent[0].aclose()
 
 
 async def test_a_peer_that_never_finishes_does_not_keep_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
