@@ -180,9 +180,11 @@ def _bad_seals() -> Iterator[Vector]:
     yield bad("48 bytes", good[:48])
     yield bad("nothing", b"")
     encoded = codec.encode_value(SealedPrompt(RESPONSE_KEY, _CHAT))
+    room = 1_020 - len(codec.encode_value(SealedPrompt(RESPONSE_KEY, JobRequest(prompt="x" * 500))))
+    full = codec.encode_value(SealedPrompt(RESPONSE_KEY, JobRequest(prompt="x" * (500 + room))))
     for comment, plaintext in (
-        ("a length beyond the plaintext", (1_021).to_bytes(4, "big") + bytes(1_020)),
-        ("a length of 4 gigabytes", b"\xff" * 4 + bytes(1_020)),
+        ("a length one byte beyond the plaintext", (1_021).to_bytes(4, "big") + full),
+        ("a length of 4 gigabytes", b"\xff" * 4 + full),
         ("an empty plaintext", b""),
         ("a plaintext of three bytes", b"\0\0\0"),
         ("a length one byte too long", (len(encoded) + 1).to_bytes(4, "big") + encoded.ljust(1_020, b"\0")),

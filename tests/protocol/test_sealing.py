@@ -175,6 +175,14 @@ def test_hostile_plaintext_is_a_bad_frame(plaintext: bytes) -> None:
         open_prompt(plaintext, Plain(), CONTEXT)
 
 
+def test_a_length_beyond_the_plaintext_is_refused_even_where_the_rest_would_do() -> None:
+    encoded = codec.encode_value(with_text(1020 - EMPTY - 2))
+    assert len(encoded) == 1020
+    assert open_prompt((1020).to_bytes(4, "big") + encoded, Plain(), CONTEXT)
+    with pytest.raises(BadFrame):
+        open_prompt((1021).to_bytes(4, "big") + encoded, Plain(), CONTEXT)
+
+
 # ---------------------------------------------------------------- chunks
 
 ORDER_HASH = b"o" * 32
