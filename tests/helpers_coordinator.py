@@ -304,7 +304,17 @@ class Script:
 class ScriptedNode:
     """A provider linked to a coordinator. `runs` collects what it was asked to run."""
 
-    def __init__(self, served: Served, script: Script | None = None, key: SigningKey | None = None, **offer: Any):
+    def __init__(
+        self,
+        served: Served,
+        script: Script | None = None,
+        key: SigningKey | None = None,
+        *,
+        knows_coordinator: bool = True,
+        **offer: Any,
+    ):
+        # As a real node does, which pins its coordinator's key.
+        self.allowed = frozenset({served.key.node} if knows_coordinator else ())
         self.client = NodeClient(served, key)
         self.script = script or Script.at_once()
         self.runs: list[e.RunEngine] = []
@@ -333,6 +343,7 @@ class ScriptedNode:
         self.peer, record = provider_peer(self.client.key, self._served.clock(), **self._offer)
         self.link = wire.Link(self._served.key.node, opens_odd=False, next_stream=lambda: StreamId(next(self._numbers)))
         self.wake = asyncio.Event()
+        self.handle(e.Allow(self.allowed))
         self.handle(e.PeerConnected(self._served.key.node, None, inbound=False))
         self.link.announce(record)
         self.wake.set()

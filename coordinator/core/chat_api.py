@@ -41,6 +41,8 @@ ACCEPT_WAIT_S: Final = 1.0
 ANY_MODEL: Final = ("", "(any available)", "any", "auto")
 START_ONE: Final = "start one with `infernet start` on a machine of yours, or try again in a moment"
 
+# Refusals that will not last.
+_PASSING: Final = frozenset({Refusal.BUSY, Refusal.RATE_LIMITED, Refusal.DRAINING})
 # Refusals that are about the question, not about the provider.
 _BAD_QUESTION: Final = frozenset(
     {Refusal.CONTEXT_EXCEEDED, Refusal.BAD_REQUEST, Refusal.TOO_LARGE, Refusal.UNSUPPORTED}
@@ -183,7 +185,8 @@ def _refusal(code: Refusal, text: str, retry_after_ms: int) -> ApiError:
     message = clean_text(text, c.TEXT_CHARACTERS_MAX)
     if code in _BAD_QUESTION:
         return BadRequest(message)
-    return _unavailable(message, START_ONE, max(RETRY_AFTER_S, retry_after_ms / 1000))
+    hint = "try again in a moment" if code in _PASSING else START_ONE
+    return _unavailable(message, hint, max(RETRY_AFTER_S, retry_after_ms / 1000))
 
 
 def _unavailable(message: str, hint: str, retry_after_s: float | None = None) -> ApiError:

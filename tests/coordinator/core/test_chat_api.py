@@ -323,10 +323,19 @@ async def test_a_node_that_answers_nobody_for_free_is_not_asked(served: Served) 
 
 
 async def test_a_node_that_does_not_know_the_coordinator_refuses_and_the_asker_hears_it(served: Served) -> None:
-    async with linked(served, free_policy=FreePolicy.KNOWN):
+    async with linked(served, free_policy=FreePolicy.KNOWN, knows_coordinator=False) as node:
         answer = await ask(served)
     assert answer.status_code == 503
     assert answer.json()["error"]
+    assert not node.runs
+
+
+async def test_a_provider_that_is_full_says_when_to_come_back(served: Served) -> None:
+    async with linked(served, Script(), knows_coordinator=False):
+        answers = [await ask(served) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 503]
+    assert int(answers[2].headers["retry-after"]) >= 1
+    assert answers[2].json()["hint"] == "try again in a moment"
 
 
 async def test_the_next_provider_is_tried_when_the_first_fails_before_its_first_token(served: Served) -> None:
