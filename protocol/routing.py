@@ -101,8 +101,8 @@ def exclusion(
         return Exclusion.EXPIRED
     if heartbeat.availability is Availability.DRAINING:
         return Exclusion.DRAINING
-    if heartbeat.availability is Availability.OFFLINE:
-        return Exclusion.OFFLINE
+    if heartbeat.availability is not Availability.AVAILABLE:
+        return Exclusion.OFFLINE  # or something newer than this program, which is not known to take jobs
     model = model_for(entry, request)
     if model is None:
         return _model_exclusion(entry, request)

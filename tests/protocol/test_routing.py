@@ -48,6 +48,7 @@ def test_a_fitting_provider_has_nothing_against_it() -> None:
         ({"expires_at_ms": NOW_MS}, Exclusion.EXPIRED),
         ({"availability": Availability.DRAINING}, Exclusion.DRAINING),
         ({"availability": Availability.OFFLINE}, Exclusion.OFFLINE),
+        ({"availability": Availability.UNKNOWN}, Exclusion.OFFLINE),
         ({"models": ()}, Exclusion.NO_MODEL),
         ({"models": (replace(OFFER, name="other"),)}, Exclusion.NO_MODEL),
         ({"models": (replace(OFFER, kinds=(Kind.EMBEDDING,)),)}, Exclusion.WRONG_KIND),
