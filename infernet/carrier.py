@@ -28,7 +28,7 @@ DIAL_TIMEOUT_S: Final = c.REACH_DEADLINE_S
 class _Outbox:
     """What waits to be written on one stream, and how the stream is to end."""
 
-    __slots__ = ("_finish", "_queue", "_reset", "_wake", "size_bytes")
+    __slots__ = ("_finish", "_overflowed", "_queue", "_reset", "_wake", "size_bytes")
 
     def __init__(self) -> None:
         self._queue: deque[bytes] = deque()
@@ -36,13 +36,17 @@ class _Outbox:
         self.size_bytes = 0
         self._finish = False
         self._reset = False
+        self._overflowed = False
 
     def is_reset(self) -> bool:
         return self._reset
 
     def put(self, data: bytes) -> bool:
-        """Queue data; False when it does not fit."""
+        """Queue data; False when it does not fit. Whatever comes after that is dropped: it would follow a gap."""
+        if self._overflowed:
+            return True
         if self.size_bytes + len(data) > OUTBOX_BYTES_MAX:
+            self._overflowed = True
             return False
         self._queue.append(data)
         self.size_bytes += len(data)
@@ -50,6 +54,8 @@ class _Outbox:
         return True
 
     def end(self, *, reset: bool) -> None:
+        if self._overflowed and not reset:
+            return  # an end after a gap would look like a clean one; the reset is on its way
         self._reset = self._reset or reset
         self._finish = True
         self._wake.set()

@@ -97,7 +97,11 @@ class StreamBroken(Struct, frozen=True):
 
 
 class OutboxFull(Struct, frozen=True):
-    """The reader at the other end is too slow: data for this stream no longer fits its outbox and was dropped."""
+    """The reader at the other end is too slow: data for this stream no longer fits its outbox and was dropped.
+
+    The driver drops whatever follows on this stream, an end included, until it is told to reset it: nothing may arrive
+    after a gap.
+    """
 
     stream: StreamId
 

@@ -232,7 +232,16 @@ LinkEffect = OpenStream | Send | FinishStream | ResetStream
 
 
 class _Stream:
-    __slots__ = ("finished_in", "finished_out", "id", "link_id", "queue", "queued_bytes", "was_announced")
+    __slots__ = (
+        "finished_in",
+        "finished_out",
+        "id",
+        "link_id",
+        "overflowed",
+        "queue",
+        "queued_bytes",
+        "was_announced",
+    )
 
     def __init__(self, stream: StreamId, link_id: int, *, was_announced: bool) -> None:
         self.id = stream
@@ -240,6 +249,7 @@ class _Stream:
         self.was_announced = was_announced  # the other side knows of it
         self.finished_in = False
         self.finished_out = False
+        self.overflowed = False
         self.queue: deque[bytes] = deque()
         self.queued_bytes = 0
 
@@ -352,8 +362,8 @@ class Link:
         if isinstance(effect, OpenStream):
             return self._open(effect)
         stream = self._by_id.get(effect.stream)
-        if stream is None or (stream.finished_out and not isinstance(effect, ResetStream)):
-            return None  # the other side was faster; the event that says so is on its way
+        if stream is None or ((stream.finished_out or stream.overflowed) and not isinstance(effect, ResetStream)):
+            return None  # the other side was faster, or what follows a gap: the event that says so is on its way
         match effect:
             case Send():
                 return self._send(stream, effect.data)
@@ -380,6 +390,7 @@ class Link:
             stream.queued_bytes + len(data) > OUTBOX_STREAM_BYTES_MAX
             or self._queued_bytes + len(data) > OUTBOX_BYTES_MAX
         ):
+            stream.overflowed = True
             return OutboxFull(stream.id)
         for start in range(0, len(data), LINK_DATA_BYTES_MAX):
             self._put(stream, Data(stream.link_id, data[start : start + LINK_DATA_BYTES_MAX]))

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from infernet.carrier import OUTBOX_BYTES_MAX, TransportCarrier
 from infernet.driver import Driver
-from infernet.transport.contract import ConnectionInfo, Stream
+from infernet.transport.contract import ConnectionInfo, Stream, StreamBroken
 from infernet.transport.memory import MemoryNetwork, MemoryTransport
 from protocol import events as e
 from protocol.constants import HELLO_PROTOCOL, JOB_PROTOCOL, PROTOCOLS
@@ -129,6 +129,22 @@ async def test_a_reader_that_stands_still_overflows_its_own_outbox() -> None:
             s.carrier.perform(e.Send(STREAM, half))
             await trio.testing.wait_all_tasks_blocked()
         assert s.driver.of(e.OutboxFull) == [e.OutboxFull(STREAM)]
+
+    await run(test)
+
+
+async def test_nothing_follows_a_gap_but_the_reset() -> None:
+    async def test(s: Setting) -> None:
+        s.open()
+        await s.other.arrived.wait()
+        for data in (bytes(OUTBOX_BYTES_MAX + 1), b"small", b"small"):
+            s.carrier.perform(e.Send(STREAM, data))
+        s.carrier.perform(e.FinishStream(STREAM))
+        await trio.testing.wait_all_tasks_blocked()
+        assert s.driver.of(e.OutboxFull) == [e.OutboxFull(STREAM)]
+        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        with pytest.raises(StreamBroken):
+            await s.other.streams[0].receive()
 
     await run(test)
 

@@ -257,6 +257,18 @@ def test_the_outbox_is_bounded_and_says_so() -> None:
     assert here.queued_bytes < link.OUTBOX_STREAM_BYTES_MAX
 
 
+def test_nothing_follows_a_gap_but_the_reset() -> None:
+    here = end(is_coordinator=True)
+    here.perform(OpenStream(StreamId(1), NODE, c.JOB_PROTOCOL))
+    assert here.perform(Send(StreamId(1), bytes(link.OUTBOX_STREAM_BYTES_MAX))) == OutboxFull(StreamId(1))
+    assert here.perform(Send(StreamId(1), b"small")) is None
+    assert here.perform(FinishStream(StreamId(1))) is None
+    assert here.take() == encode_frame(Open(1, c.JOB_PROTOCOL))
+    assert here.take() is None
+    here.perform(ResetStream(StreamId(1), "too slow"))
+    assert here.take() == encode_frame(Reset(1, "too slow"))
+
+
 def test_the_outbox_of_all_streams_together_is_bounded() -> None:
     here = end(is_coordinator=True)
     answers = []
