@@ -76,6 +76,7 @@ class _Stream:
     finished: list[bool] = field(default_factory=lambda: [False, False])
     heard_finish: list[bool] = field(default_factory=lambda: [False, False])
     queued_bytes: list[int] = field(default_factory=lambda: [0, 0])
+    has_overflown: list[bool] = field(default_factory=lambda: [False, False])
     recording: bytearray | None = None
 
 
@@ -188,7 +189,10 @@ class Network:
         side = 1 - connection.other(port)
         assert not stream.finished[side], "a peer sends on a stream that it had finished"
         assert effect.data, "a peer sends nothing"
+        if stream.has_overflown[side]:
+            return  # whatever follows a gap would be nonsense
         if stream.queued_bytes[side] + len(effect.data) > self.faults.outbox_bytes_max:
+            stream.has_overflown[side] = True
             self._tell(port, OutboxFull(effect.stream))
             return
         if stream.recording is not None and side == stream.opener_side:
@@ -211,6 +215,8 @@ class Network:
             return
         connection, stream = held
         side = 1 - connection.other(port)
+        if stream.has_overflown[side]:
+            return
         assert not stream.finished[side], "a peer finishes a stream twice"
         stream.finished[side] = True
         self._put(connection, 1 - side, _Kind.FINISH, stream)

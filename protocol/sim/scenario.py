@@ -21,6 +21,9 @@ class Topology(Enum):
     STAR = "star"  # all the first: one well-known node and its newcomers
     RANDOM = "random"  # each `degree` earlier ones at random: connected, and few hops wide
 
+    def __repr__(self) -> str:  # so that the repr of a scenario can be pasted and run again
+        return f"Topology.{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class Faults:
