@@ -1,9 +1,10 @@
 """What we take from py-libp2p; no other module imports it.
 
 We take the parts on which all implementations must agree byte for byte: the Noise handshake with its signed
-identity, the key and PeerId formats, the identify message. We do not take its host and swarm: thirteen of the
-seventeen faults that we know of in 0.8.1 live there, each open to any stranger, and guarding them all costs more
-than the listening, dialling and bookkeeping that they would do for us. The wire is the same.
+identity, the key and PeerId formats, the identify message. We do not take its host, swarm and muxer: in 0.8.1 a
+stranger can kill, impersonate, lock out or fill up whoever runs them (tests/infernet/transport/test_libp2p_faults.py
+shows each), and guarding them costs more than the listening, dialling and bookkeeping that they would do for us.
+The wire is the same.
 """
 
 from __future__ import annotations
