@@ -18,7 +18,8 @@ let turns = [];
 let running = null;
 
 function say(text, isWrong = false) {
-  statusLine.textContent = text;
+  // A screen reader says every change, also to the same words.
+  if (statusLine.textContent !== text) statusLine.textContent = text;
   statusLine.classList.toggle("wrong", isWrong);
 }
 
@@ -111,8 +112,9 @@ async function ask(text) {
   read(mine, fields.streamUrl);
 }
 
+/** Words of the API as a sentence of the page: commands are quoted there, and capitals and stops left out. */
 function sentence(text) {
-  const trimmed = text.trim().replace(/\.$/, "");
+  const trimmed = text.trim().replaceAll("`", "").replace(/\.$/, "");
   return `${trimmed.charAt(0).toUpperCase()}${trimmed.slice(1)}.`;
 }
 
@@ -199,6 +201,7 @@ function fail(mine, text) {
   const asked = turns.length ? turns[turns.length - 1].content : "";
   keepPart(mine);
   const line = addLine(mine.item, "wrong", text);
+  line.setAttribute("role", "alert");
   const again = document.createElement("button");
   again.type = "button";
   again.className = "quiet";
@@ -209,7 +212,7 @@ function fail(mine, text) {
     ask(asked);
   });
   line.append(again);
-  end(mine, "Failed. " + text, true);
+  end(mine, "Failed.", true);
 }
 
 function end(mine, text, isWrong = false) {
@@ -244,7 +247,12 @@ async function refreshModels() {
   } catch {
     return; // the next look, or the next question, tells
   }
-  element("offline").hidden = models.length > 0;
+  const notice = element("offline");
+  if (notice.hidden !== models.length > 0) {
+    notice.hidden = models.length > 0;
+    // It stands above the conversation, whose end must not leave the window because of it.
+    conversation.lastElementChild?.scrollIntoView({ block: "end" });
+  }
   const chosen = modelSelect.value;
   const options = models.map((model) => {
     const option = document.createElement("option");
