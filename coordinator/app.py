@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from quart import Quart, Response, g, request
+from quart import Quart, Request, Response, g, request
 from quart.asgi import ASGIWebsocketConnection
+from quart.typing import ResponseTypes
 
 from coordinator.config import Config
 from coordinator.core.chat_api import chat_api
 from coordinator.core.core import Core, wall_clock_ms
-from coordinator.core.http import install_error_handlers
+from coordinator.core.http import RETRY_AFTER_S, install_error_handlers, json_response
 from coordinator.core.link_api import link_api
 from coordinator.core.node_api import node_api
 from coordinator.core.public_api import public_api
@@ -22,6 +23,8 @@ from coordinator.store.db import Database
 from protocol.envelope import SigningKey
 
 BODY_TIMEOUT_S: Final = 15
+# From the request to the beginning of its answer; only a disk that stands still takes longer than a slow body.
+HANDLER_TIMEOUT_S: Final = 30.0
 RESPONSE_TIMEOUT_S: Final = 30
 # JSON may escape each byte of a prompt as six; the rest is room for everything around it.
 BODY_BYTES_MIN: Final = 64 * 1024
@@ -65,6 +68,16 @@ class CoordinatorApp(Quart):
         self.url_map.merge_slashes = False  # a path with two slashes is another path, not a redirect
         self.core = core
         self._requests = 0
+
+    async def handle_request(self, request: Request) -> ResponseTypes:
+        """Answer within a deadline; what streams has begun by then."""
+        try:
+            async with asyncio.timeout(HANDLER_TIMEOUT_S):
+                return await super().handle_request(request)
+        except TimeoutError:
+            log.warning("request_timed_out", method=request.method[:16])
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            return json_response({"error": "this took too long; try again soon"}, 503, headers)
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Turn away what the framework would stumble over, and more requests than this process is to hold."""

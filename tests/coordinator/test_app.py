@@ -7,13 +7,15 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import structlog
 
 import coordinator
-from tests.helpers_coordinator import Served, ask, linked, serving, stream, until
+from coordinator import app
+from tests.helpers_coordinator import NodeClient, Script, Served, ask, linked, serving, stream, until
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +97,30 @@ async def test_the_store_being_gone_is_a_503_and_not_a_crash(served: Served) -> 
     answers = [await served.http.get("/api/nodes"), await served.http.get("/api/health")]
     assert [answer.status_code for answer in answers] == [503, 503]
     assert answers[1].json()["ok"] is False
+
+
+async def test_a_disk_that_stands_still_is_a_503_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "HANDLER_TIMEOUT_S", 0.1)
+    disk = threading.Event()
+    stuck = asyncio.create_task(served.app.core.database.write(lambda _: disk.wait(10)))
+    try:
+        answer = await NodeClient(served).register()
+        assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
+        assert (await served.http.get("/api/nodes")).status_code == 200, "readers do not wait for the writer"
+    finally:
+        disk.set()
+    await stuck
+
+
+async def test_requests_at_once_are_bounded(tmp_path: Path) -> None:
+    async with serving(tmp_path, requests_at_once=1) as served, linked(served, Script()):
+        job = (await ask(served)).json()["jobId"]
+        async with served.http.stream("GET", f"/api/chat/stream/{job}") as response:
+            assert response.status_code == 200
+            answer = await served.http.get("/api/nodes")
+            assert (answer.status_code, "too many requests" in answer.json()["error"]) == (503, True)
+        await until(lambda: served.app._requests == 0)
+        assert (await served.http.get("/api/nodes")).status_code == 200
 
 
 async def test_upkeep_forgets_what_is_old(tmp_path: Path) -> None:
