@@ -24,6 +24,8 @@ ENVIRONMENT_PREFIX: Final = "INFERNET_COORDINATOR_"
 # With this prefix a node is told where its coordinator is and which key it has; both may run in one environment.
 _OF_THE_NODE: Final = ("url", "key")
 FILE_NAME: Final = "config.toml"
+# Settings of a node, about its coordinator; both programs may run in one environment.
+_NODE_VARIABLES: Final = frozenset({"INFERNET_COORDINATOR_URL", "INFERNET_COORDINATOR_KEY"})
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
@@ -54,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # Requests straight from this machine are not limited, unless this says so.
     limit_loopback: bool = False
     registrations_per_hour: Rate = 60
+    # Heartbeats are 120 an hour and node: room for some hundred nodes behind one address.
+    node_requests_per_hour: Rate = 36_000
     chats_per_hour: Rate = 20
     chats_at_once_per_client: Rate = 2
 
@@ -120,7 +124,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in environment.items():
-        if key.startswith(ENVIRONMENT_PREFIX):
+        if key.startswith(ENVIRONMENT_PREFIX) and key not in _NODE_VARIABLES:
             name = key.removeprefix(ENVIRONMENT_PREFIX).lower()
             if name in _OF_THE_NODE:
                 continue

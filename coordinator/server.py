@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import signal
@@ -122,7 +123,8 @@ async def serve(app: CoordinatorApp, listener: socket.socket, stop: asyncio.Even
     settings = hypercorn.config.Config()
     # Hypercorn owns a descriptor of its own, so that ours can be closed whatever happens.
     settings.bind = [f"fd://{os.dup(listener.fileno())}"]
-    settings.errorlog = None
+    # Not to be left out: what goes wrong inside Hypercorn is told here or nowhere.
+    settings.errorlog = logging.getLogger("hypercorn.error")
     settings.include_server_header = False
     settings.graceful_timeout = GRACEFUL_TIMEOUT_S
     settings.keep_alive_timeout = KEEP_ALIVE_S

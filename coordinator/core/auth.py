@@ -12,7 +12,7 @@ from quart import request, websocket
 
 from coordinator.core.core import Core
 from coordinator.core.http import Unauthenticated, read_body
-from coordinator.core.limits import too_many
+from coordinator.core.limits import client_of, too_many
 from coordinator.store import replay
 from protocol.envelope import AUTH_HEADER, AuthenticatedRequest, verify_request
 from protocol.errors import RemoteProtocolError
@@ -20,14 +20,19 @@ from protocol.link import SERVER_TIME_HEADER, encode_server_time
 
 
 async def authenticate(core: Core) -> AuthenticatedRequest:
-    """Check the signature of the current HTTP request. Raises Unauthenticated."""
+    """Check the signature of the current HTTP request. Raises Unauthenticated, or ApiError 429."""
+    core.node_requests.take(client_of(request, core.config))
     body = await read_body()
     headers = request.headers.getlist(AUTH_HEADER)
     return _verify(core, headers, request.method, _target(request.scope), body)
 
 
 def authenticate_link(core: Core) -> tuple[AuthenticatedRequest, str]:
-    """Check the signature of the current WebSocket upgrade; also returns the header. Raises Unauthenticated."""
+    """Check the signature of the current WebSocket upgrade; also returns the header.
+
+    Raises Unauthenticated, or ApiError 429.
+    """
+    core.node_requests.take(client_of(websocket, core.config))
     headers = websocket.headers.getlist(AUTH_HEADER)
     authenticated = _verify(core, headers, "GET", _target(websocket.scope), b"")
     # SPEC 07: The coordinator MUST refuse a link whose upgrade request is not signed with version 2.

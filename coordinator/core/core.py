@@ -61,6 +61,7 @@ class Core:
         self.monotonic_s = monotonic_s
         self.started_s = monotonic_s()
         self.registrations = RateLimiter(config.registrations_per_hour, "registrations", monotonic_s)
+        self.node_requests = RateLimiter(config.node_requests_per_hour, "requests of nodes", monotonic_s)
         self.links = Links(self.on_announce)
         self.chats = Chats(config, database, self.links, wall_ms, self.spawn)
         self.chat_rate = RateLimiter(config.chats_per_hour, "chats", monotonic_s)

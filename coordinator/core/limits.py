@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from quart import Request
+from quart import Request, Websocket
 
 from coordinator.config import Config
 from coordinator.core.http import ApiError
@@ -31,7 +31,7 @@ class Client:
     is_local: bool
 
 
-def client_of(request: Request, config: Config) -> Client:
+def client_of(request: Request | Websocket, config: Config) -> Client:
     """Who sent this request, believing only the proxies that the configuration names."""
     # From the socket, not from the framework's header of that name, which a client could send too.
     peer = _address((request.scope.get("client") or ("",))[0])

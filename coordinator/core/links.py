@@ -230,6 +230,10 @@ class Links:
 
     def hang_up(self, effect: e.HangUp) -> None:
         """Close the link of this node."""
-        connection = self._connections.get(effect.peer)
+        self.drop(effect.peer, effect.reason)
+
+    def drop(self, node: NodeId, reason: str) -> None:
+        """Close the link of this node if it has one."""
+        connection = self._connections.get(node)
         if connection is not None:
-            connection.close(CLOSE_POLICY, effect.reason)
+            connection.close(CLOSE_POLICY, reason)

@@ -112,6 +112,7 @@ def node_api(core: Core) -> Blueprint:
             return nodes.delete(tx, authenticated.node)
 
         if await core.database.write(delete):
+            core.links.drop(authenticated.node, "this node has removed itself")
             return json_response({"data": {"deleted": True, "id": authenticated.node.hex()}})
         return json_response({"data": {"deleted": False}})
 

@@ -22,7 +22,7 @@ LIMIT_DEFAULT: Final = 25
 PEERS_LIMIT_DEFAULT: Final = 20
 LIMIT_MAX: Final = 100
 # Of more live nodes than this the most recently heard are looked at.
-NODES_SCANNED_MAX: Final = 1000
+NODES_SCANNED_MAX: Final = 500
 HEALTH_DEADLINE_S: Final = 2.0
 
 

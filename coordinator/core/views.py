@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from coordinator.core.specs import clean_text
@@ -40,10 +41,13 @@ def status_of(node: Node, now_ms: int) -> str:
 
 def heartbeat_of(node: Node) -> Heartbeat | None:
     """The node's own record, decoded; its signature was verified when it came."""
-    if node.record is None:
-        return None
+    return _decoded(node.record.body) if node.record is not None else None
+
+
+@lru_cache(maxsize=2048)
+def _decoded(body: bytes) -> Heartbeat | None:
     try:
-        return codec.decode_record(node.record.body, Heartbeat)
+        return codec.decode_record(body, Heartbeat)
     except RemoteProtocolError:
         return None  # stored by a version whose rules were others; the next heartbeat replaces it
 

@@ -38,6 +38,11 @@ def test_what_a_node_is_told_of_its_coordinator_is_no_setting_of_the_coordinator
     assert load({"home": str(tmp_path)}, environment) == Config(home=str(tmp_path))
 
 
+def test_the_settings_of_a_node_in_the_same_environment_are_not_ours(tmp_path: Path) -> None:
+    environment = {"INFERNET_COORDINATOR_URL": "http://x", "INFERNET_COORDINATOR_KEY": "k"}
+    assert load({"home": str(tmp_path)}, environment) == Config(home=str(tmp_path))
+
+
 def test_without_anything_the_defaults_hold(tmp_path: Path) -> None:
     assert load({"home": str(tmp_path)}, {}) == Config(home=str(tmp_path))
 

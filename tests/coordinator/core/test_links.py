@@ -235,6 +235,14 @@ async def test_a_node_that_reads_nothing_loses_its_link_and_leaves_nothing_behin
     await socket.abort()
 
 
+async def test_a_node_that_removes_itself_loses_its_link(served: Served) -> None:
+    async with linked(served) as node:
+        assert (await node.client.post("remove", {"role": "provider"})).json()["data"]["deleted"] is True
+        await until(lambda: node.closed, "the link was closed")
+        assert node.node not in served.app.core.links
+        assert (await ask(served)).status_code == 503
+
+
 async def test_links_are_bounded(tmp_path: object, served: Served) -> None:
     served.app.core.config = type(served.app.core.config)(links_at_once=1)
     async with linked(served) as node:

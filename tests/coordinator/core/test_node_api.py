@@ -118,6 +118,14 @@ async def test_registrations_are_limited_but_not_those_of_known_keys(tmp_path: P
         assert int(refused.headers["retry-after"]) > 60
 
 
+async def test_requests_of_nodes_are_limited_per_network_before_their_signatures_are_checked(tmp_path: Path) -> None:
+    async with serving(tmp_path, limit_loopback=True, node_requests_per_hour=3) as served:
+        client = NodeClient(served)
+        statuses = [(await client.register()).status_code for _ in range(2)]
+        statuses += [(await served.http.post("/api/v1/node/me")).status_code for _ in range(2)]
+        assert statuses == [200, 200, 401, 429]
+
+
 async def test_loopback_is_not_limited_by_default_but_what_a_proxy_brings_is(tmp_path: Path) -> None:
     async with serving(tmp_path, registrations_per_hour=1) as served:
         for _ in range(3):
