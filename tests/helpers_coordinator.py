@@ -7,6 +7,7 @@ as provider. Only its engine is a double: it says what the test scripted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -273,10 +274,9 @@ class WebSocket:
     async def abort(self) -> None:
         """Cut the connection, as a crash does."""
         self._writer.close()
-        try:
+        # It may have been cut from the other side first.
+        with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        except ConnectionError:
-            pass  # it was cut from the other side first
 
 
 # ---------------------------------------------------------------- a scripted node
@@ -481,7 +481,7 @@ async def read_events(lines: AsyncIterator[str]) -> AsyncIterator[SseEvent]:
     """Parse `text/event-stream`."""
     fields: dict[str, str] = {}
     async for line in lines:
-        if line.startswith(":") or line.startswith("retry:"):
+        if line.startswith((":", "retry:")):
             continue
         if line:
             name, _, value = line.partition(": ")
