@@ -148,7 +148,9 @@ async def _request(http: httpx.AsyncClient, method: str, url: str, **options: An
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         detail = str(error) or type(error).__name__
         raise CoordinatorUnreachable(f"the coordinator at {url} cannot be reached: {detail}") from error
-    response = httpx.Response(answer.status_code, headers=answer.headers, content=bytes(content))
+    headers = answer.headers.copy()
+    headers.pop("Content-Encoding", None)  # the content is decoded already
+    response = httpx.Response(answer.status_code, headers=headers, content=bytes(content))
     if response.status_code == httpx.codes.UNAUTHORIZED:
         raise _Unauthorized(_error_text(response), response.headers.get(SERVER_TIME_HEADER))
     if response.is_error:
@@ -159,7 +161,7 @@ async def _request(http: httpx.AsyncClient, method: str, url: str, **options: An
 def _json(response: httpx.Response) -> dict[str, Any]:
     try:
         fields = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CoordinatorError("the coordinator's answer is not JSON: is the URL right?") from None
     if not isinstance(fields, dict):
         raise CoordinatorError("the coordinator's answer is not a JSON object: is the URL right?")
@@ -169,7 +171,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 def _error_text(response: httpx.Response) -> str:
     try:
         fields = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     text = fields.get("error") if isinstance(fields, dict) else None
     return text if isinstance(text, str) else f"HTTP status {response.status_code}"
