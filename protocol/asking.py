@@ -513,6 +513,7 @@ def _check_ask(ask: Ask) -> None:
         raise LocalProtocolError(f"a job may take up to {c.JOB_LIFETIME_MS_MAX // 1000} s")
     if ask.model is not None and not 0 < len(ask.model) <= c.MODEL_NAME_CHARACTERS_MAX:
         raise LocalProtocolError(f"the name of a model has 1 to {c.MODEL_NAME_CHARACTERS_MAX} characters")
+    encode_value(ask.model)  # a name that is no Unicode text would raise later, when nobody who asked is there
     # Building a struct checks no bounds: the decoder does.
     for value in (ask.sampling, ask.request):
         try:

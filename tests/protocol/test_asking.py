@@ -166,6 +166,7 @@ def test_the_seed_and_the_limits_of_the_ask_are_ordered() -> None:
         {"sampling": replace(chat().sampling, top_k=5000)},
         {"sampling": replace(chat().sampling, seed=-1)},
         {"kind": Kind.UNKNOWN},
+        {"model": "\udcff"},
     ],
 )
 def test_what_no_provider_could_run_is_refused_when_it_is_asked(changes: dict[str, Any]) -> None:
