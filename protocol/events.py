@@ -9,9 +9,9 @@ Run ids number the engine's work and are the peer's.
 
 from __future__ import annotations
 
-from typing import NamedTuple, NewType
+from typing import Annotated, Final, NamedTuple, NewType
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from protocol import constants as c
 from protocol.errors import Refusal
@@ -29,6 +29,8 @@ from protocol.messages import (
     Role,
     Sampling,
     Signed,
+    TokenCount,
+    UnsignedInteger,
 )
 
 RunId = NewType("RunId", int)
@@ -113,21 +115,26 @@ class DeadlineReached(Struct, frozen=True):
 DEADLINE = DeadlineReached()
 
 # ---------------------------------------------------------------- events: engine
+#
+# The bounds hold where these are decoded: an engine in a process of its own is trusted no more than a peer.
+
+# A vector travels in one chunk, with its seal and padding.
+VECTOR_BYTES_MAX: Final = c.BYTES_MAX - 1024
 
 
 class EngineStarted(Struct, frozen=True):
     """The engine took the run; this many prompt tokens after the chat template."""
 
     run: RunId
-    prompt_tokens: int
+    prompt_tokens: TokenCount
 
 
 class EngineProgress(Struct, frozen=True):
     """The engine works on the prompt."""
 
     run: RunId
-    done_tokens: int
-    total_tokens: int
+    done_tokens: TokenCount
+    total_tokens: TokenCount
 
 
 class EngineText(Struct, frozen=True, gc=False):
@@ -135,7 +142,7 @@ class EngineText(Struct, frozen=True, gc=False):
 
     run: RunId
     text: str
-    output_tokens: int
+    output_tokens: TokenCount
 
     def __repr__(self) -> str:  # an answer must never reach a log by way of a repr
         return f"EngineText(run={self.run}, output_tokens={self.output_tokens})"
@@ -145,8 +152,8 @@ class EngineVector(Struct, frozen=True):
     """One embedding as little-endian float32."""
 
     run: RunId
-    index: int
-    vector: bytes
+    index: UnsignedInteger
+    vector: Annotated[bytes, Meta(max_length=VECTOR_BYTES_MAX)]
 
 
 class EngineFinished(Struct, frozen=True):
@@ -154,7 +161,7 @@ class EngineFinished(Struct, frozen=True):
 
     run: RunId
     outcome: Outcome
-    output_tokens: int
+    output_tokens: TokenCount
 
 
 class EngineFailed(Struct, frozen=True):

@@ -8,10 +8,10 @@ are limited, and a frame that does not decode is a `BadWorkerFrame`.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from infernet.engines.contract import EngineConfig
 from protocol.events import (
@@ -50,7 +50,7 @@ class Ping(Struct, frozen=True):
 class Ready(Struct, frozen=True):
     """The model is loaded; each slot has a context of this many tokens."""
 
-    context_tokens: int
+    context_tokens: Annotated[int, Meta(ge=1, le=2**32 - 1)]
 
 
 class LoadFailed(Struct, frozen=True):
@@ -68,7 +68,7 @@ class Pong(Struct, frozen=True):
 class Idle(Struct, frozen=True):
     """No run is active, and this many slots of the engine are busy nevertheless."""
 
-    slots_busy: int
+    slots_busy: Annotated[int, Meta(ge=0)]
 
 
 WorkerCommand = Load | RunEngine | CancelEngine | Ping

@@ -26,6 +26,7 @@ from infernet.engines.frames import (
 )
 from protocol.errors import Refusal
 from protocol.events import (
+    VECTOR_BYTES_MAX,
     CancelEngine,
     EngineFailed,
     EngineFinished,
@@ -89,3 +90,24 @@ def test_garbage_raises_nothing_but_bad_worker_frame(data: bytes) -> None:
 def test_a_bad_frame_is_refused(data: bytes) -> None:
     with pytest.raises(BadWorkerFrame):
         FrameReader().feed(data)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        Ready(0),
+        Ready(2**32),
+        Idle(-1),
+        EngineStarted(RUN, -1),
+        EngineProgress(RUN, -1, 3),
+        EngineText(RUN, "x", 2**32),
+        EngineVector(RUN, -1, b"\0\0\x80?"),
+        EngineVector(RUN, 0, bytes(VECTOR_BYTES_MAX + 4)),
+        EngineFinished(RUN, Outcome.STOP, -1),
+    ],
+    ids=lambda report: repr(report)[:48],
+)
+def test_a_report_that_could_not_go_on_to_a_peer_is_garbage(report: WorkerReport) -> None:
+    """Later, when the node builds its message or record of it, nobody would be left to blame."""
+    with pytest.raises(BadWorkerFrame):
+        FrameReader().feed(encode(report))
