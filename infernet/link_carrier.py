@@ -204,6 +204,8 @@ class LinkCarrier:
                 if isinstance(event, wire.Announce):
                     raise RemoteProtocolError("only nodes announce heartbeats")
                 await self._driver.post_with_backpressure(event)
+            if link.is_clogged:
+                raise RemoteProtocolError("it asks for answers and does not read them")
             self._wake.set()
 
     async def _write(self, socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
