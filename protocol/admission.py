@@ -91,6 +91,8 @@ class Admission:
     ) -> Why | None:
         if order.lease is not None or not is_free(order):
             return Refusal.LEASE, "this node takes no paid jobs yet"
+        if offer.free_policy is FreePolicy.NOBODY:
+            return Refusal.NOT_FREE, "this node runs no free jobs"
         known = order.asker in self.allowed or (local and order.asker == peer)
         if known:
             return None

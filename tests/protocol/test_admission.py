@@ -123,6 +123,12 @@ def test_friends_on_the_list_and_this_machine_are_known() -> None:
     assert ask(admission, order(job=JobId(b"\x02" * 16))) is Refusal.NOT_FREE
 
 
+def test_for_nobody_means_not_even_for_friends_and_this_machine() -> None:
+    admission = admission_of(free_policy=FreePolicy.NOBODY)
+    admission.allowed = frozenset({ASKER.node})
+    assert ask(admission, local=True) is Refusal.NOT_FREE
+
+
 def test_an_order_that_this_machine_only_passes_on_is_not_its_own() -> None:
     admission = admission_of(free_policy=FreePolicy.KNOWN)
     assert ask(admission, peer=SOMEBODY, local=True) is Refusal.NOT_FREE
