@@ -91,7 +91,7 @@ async def fetch_peers(url: str, limit: int = 100) -> list[Signed]:
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
         answer = await _request(http, "GET", f"{url.rstrip('/')}/api/peers?limit={limit}")
     rows = _json(answer).get("data")
-    records = (_record(row) for row in (rows if isinstance(rows, list) else []))
+    records = (_record(row) for row in (rows[:limit] if isinstance(rows, list) else []))
     return [record for record in records if record is not None]
 
 

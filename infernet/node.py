@@ -54,6 +54,8 @@ FAREWELL_FLUSH_S: Final = 0.1
 COORDINATOR_PEERS_S: Final = 60.0
 # A crash forgets at most this much of what was learnt of other nodes.
 SAVE_PEERS_S: Final = 30.0
+# Learnt and not yet written, the oldest making room: keys cost nothing, and a stranger can send records without end.
+UNSAVED_PEERS_MAX: Final = c.DIRECTORY_RECORDS_MAX
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
 JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
@@ -176,7 +178,8 @@ class Node:
             await trio.to_thread.run_sync(self._store.save_peers, list(learnt.values()), self._clock_ms())
         except StoreError as error:
             log.warning("store.failed", reason=str(error))
-            self._unsaved = {**learnt, **self._unsaved}
+            newest = list({**learnt, **self._unsaved}.items())[-UNSAVED_PEERS_MAX:]
+            self._unsaved = dict(newest)
 
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
@@ -210,13 +213,15 @@ class Node:
                 log.info("coordinator.no_peers", reason=str(error))
             else:
                 for record in records:
-                    self.driver.post(e.LearnRecord(record))
+                    await self.driver.post_with_backpressure(e.LearnRecord(record))
             await trio.sleep(COORDINATOR_PEERS_S)
 
     # ------------------------------------------------------------ what we say about ourselves
 
     def _offer(self) -> None:
-        """Sign and spread what this node offers now."""
+        """Sign and spread what this node offers now; nothing after the goodbye, which an engine may outlive."""
+        if self._stop_requested.is_set():
+            return
         config = self.config
         offer = e.Offer(
             role=config.role,
@@ -235,7 +240,8 @@ class Node:
         config = self.config
         fields: dict[str, object] = {
             "role": config.role.name.lower(),
-            "node_id": f"{config.role.name.lower()}-{self.node_id.hex()[:8]}",
+            # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
+            "node_id": f"{config.role.name.lower()}-{self.node_id.hex()[:16]}",
             "name": config.name,
             "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in self._models()]},
         }
@@ -307,6 +313,8 @@ class Node:
                 self._link.announce(effect.record)
         elif isinstance(effect, e.RecordLearnt):
             self._unsaved[effect.heartbeat.node] = (effect.heartbeat, effect.record)
+            if len(self._unsaved) > UNSAVED_PEERS_MAX:
+                del self._unsaved[next(iter(self._unsaved))]
         else:
             self._answer(effect)
 
