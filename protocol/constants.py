@@ -95,7 +95,7 @@ FIRST_CHUNK_DEADLINE_S: Final = 30.0
 PROGRESS_DEADLINE_S: Final = 20.0
 # The provider waits this long for the rest of a prompt that arrives in parts.
 PARTS_DEADLINE_S: Final = 20.0
-# The engine must answer a cancel within this; afterwards its slot is counted as leaked and the engine restarted.
+# A cancel should have freed its slot by then; later is noted. When to end the engine is its supervisor's decision.
 CANCEL_DEADLINE_S: Final = 1.0
 # How long a provider remembers (job, attempt) to refuse a second run: longer than a JobOpen may be old.
 JOB_MEMORY_S: Final = 180.0
