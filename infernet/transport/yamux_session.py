@@ -326,7 +326,9 @@ class Session:
         if stream.broken:
             return
         stream.broken = reason
-        if self.streams.pop(stream.stream_id, None) is not None:
+        # Not what the peer has opened under the same id since this stream ended.
+        if self.streams.get(stream.stream_id) is stream:
+            del self.streams[stream.stream_id]
             self._outgoing += header(WINDOW_UPDATE, RESET, stream.stream_id, 0)
 
     def release(self, stream: SessionStream) -> None:

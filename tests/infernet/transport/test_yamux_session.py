@@ -57,6 +57,18 @@ def test_an_initiator_opens_odd_streams_and_a_listener_even_ones() -> None:
     assert [both.open(b"").stream_id for _ in range(3)] == [1, 3, 5]
 
 
+def test_resetting_a_stream_that_is_over_leaves_alone_what_was_opened_under_its_id_since() -> None:
+    session = listener()
+    whole = header(frames.WINDOW_UPDATE, frames.SYN | frames.FIN, 1, 0)
+    old = opened(session.receive(whole))
+    session.finish(old)
+    new = opened(session.receive(whole))
+    session.reset(old, "we are done with it")
+    assert session.streams == {1: new}
+    session.finish(new)
+    assert not session.streams
+
+
 def test_opening_says_syn_and_is_answered_with_ack() -> None:
     left, right = dialer(), listener()
     left.open(b"")
