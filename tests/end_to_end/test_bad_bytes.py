@@ -110,6 +110,7 @@ BAD_FRAMES = {
     "an unknown type that must be understood": (c.JOB_PROTOCOL, message(1000, 1, 2, 3)),
     "a message of the wrong shape": (c.HELLO_PROTOCOL, message(2, "one", "two")),
     "an order that nobody signed": (c.JOB_PROTOCOL, message(64, [bytes(300), bytes(64)], bytes(1024))),
+    "a cancel of nothing": (c.JOB_PROTOCOL, sent(Cancel(JOB, 1, 0))),
     "what only a provider says": (c.JOB_PROTOCOL, sent(Chunk(JOB, 1, 1, 1, 0, bytes(32)))),
     "a question about providers in the gossip": (
         c.GOSSIP_PROTOCOL,
@@ -180,7 +181,6 @@ async def test_what_is_merely_unknown_is_nobody_s_fault(shared_provider: NodePro
         find = sent(Find(8, None, Kind.CHAT, 0, None, None, 1))
         heard = await say(peer, shared_provider, c.FIND_PROTOCOL, message(1001, "of a later version") + find)
         assert heard[c.FRAME_HEADER_BYTES :].startswith(b"\x93\x22\x08"), "[34, 8, ..."
-        await say(peer, shared_provider, c.JOB_PROTOCOL, sent(Cancel(JOB, 1, 0)))
         assert await say(peer, shared_provider, "/nobody/speaks/1", b"hello?") == b""
 
     assert shared_provider.status()["bad_frames"] == before
