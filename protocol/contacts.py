@@ -20,6 +20,9 @@ CONTACTS_MAX: Final = 1024
 # With fewer connections than this a node looks for company among all whom it knows: one neighbour that goes away, a
 # bootstrap node above all, must not be able to take the whole network with it.
 NEIGHBOURS_MIN: Final = 4
+# Up to twice as many, one stranger now and then: otherwise a few nodes that lost touch together are content with each
+# other's company, and stay apart from all the rest.
+STRANGER_CHANCE: Final = 0.25
 # Soon after the start, when saved peers are the only ones known, and then at this interval, with jitter.
 FIRST_LOOK_S: Final = 5.0
 LOOK_S: Final = 30.0
@@ -91,7 +94,10 @@ class Contacts:
         nodes = self._retry.pop_due(now.monotonic_s)
         if self._look_at_s is not None and self._look_at_s <= now.monotonic_s:
             self._look_at_s = now.monotonic_s + self._jittered(LOOK_S)
-            nodes += self._company(connected, self._neighbours_min - len(connected))
+            lacking = self._neighbours_min - len(connected)
+            if -self._neighbours_min < lacking <= 0 and self._rng.random() < STRANGER_CHANCE:
+                lacking = 1
+            nodes += self._company(connected, lacking)
         return [Dial(node, self.addresses(node)) for node in nodes]
 
     def _company(self, connected: Collection[NodeId], count: int) -> list[NodeId]:

@@ -66,7 +66,7 @@ class _Kind(Enum):
     CLOSE = 6
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Stream:
     """One stream: its two ends by side (0 opened it), and how far each is."""
 
@@ -88,7 +88,7 @@ class _Segment:
     data: bytes = b""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Connection:
     """Two machines by side (0 dialled), and the line towards each."""
 
@@ -101,14 +101,15 @@ class _Connection:
     is_planned: list[bool] = field(default_factory=lambda: [False, False])
     stalls: int = 0
     is_stalled: bool = False
-    is_dead: list[bool] = field(default_factory=lambda: [False, False])
+    #: The side that has yet to learn that the handshake is done.
+    waiting_side: int | None = None
 
     def other(self, port: _Port) -> int:
         """The side across from this machine."""
         return 1 if self.machines[0] is port else 0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class _Port:
     """A machine as the network sees it. `life` counts its starts."""
 
@@ -265,6 +266,7 @@ class Network:
         connection = _Connection((port, target), self._latency(port, target))
         # Which end is done first depends on the handshake's last message, and both orders happen.
         first = self._rng.randrange(2)
+        connection.waiting_side = 1 - first
         # Before anything that the first end now sends.
         self._put(connection, 1 - first, _Kind.CONNECTED, None)
         self._side_is_up(connection, first)
@@ -279,14 +281,12 @@ class Network:
             address = other.machine.observed_address if inbound else other.machine.address
             port.machine.receive(PeerConnected(other.machine.node, address, inbound))
 
-    def _learn_of_connection(self, connection: _Connection, side: int) -> None:
-        if connection.is_dead[side]:
-            return
-        if not connection.is_dead[1 - side]:
-            self._side_is_up(connection, side)
-        elif side == 0:
+    def _cut_handshake(self, connection: _Connection) -> None:
+        """The last message of a handshake will not arrive: a dialler that waits for it must hear so."""
+        if connection.waiting_side == 0:
             other = connection.machines[1].machine.node
             connection.machines[0].machine.receive(DialFailed(other, "the handshake was cut short"))
+        connection.waiting_side = None
 
     def _hang_up(self, port: _Port, peer: NodeId) -> None:
         for connection in list(port.connections.get(peer, ())):
@@ -365,7 +365,9 @@ class Network:
     def _arrive(self, connection: _Connection, side: int, segment: _Segment) -> None:
         port = connection.machines[side]
         if segment.kind is _Kind.CONNECTED:
-            self._learn_of_connection(connection, side)
+            if connection.waiting_side == side:
+                connection.waiting_side = None
+                self._side_is_up(connection, side)
             return
         if not connection.is_up[side]:
             return  # it was on its way when this end went down
@@ -410,7 +412,8 @@ class Network:
         for connection in held:
             side = connection.other(port)
             connection.is_up[1 - side] = False
-            connection.is_dead[1 - side] = True
+            if connection.waiting_side == 1 - side:
+                connection.waiting_side = None
             if silent:
                 give_up = partial(self._side_is_down, connection, side, "nothing was heard for too long")
                 self._schedule.at(self._schedule.now_s + self.faults.silence_s, give_up)
@@ -425,7 +428,7 @@ class Network:
         for other in self._ports:
             for connection in list(other.connections.get(port.machine.node, ())):
                 side = connection.other(port)
-                if connection.is_dead[1 - side]:
+                if not connection.is_up[1 - side] and connection.waiting_side != 1 - side:
                     self._put(connection, side, _Kind.CLOSE, None)
 
     def clog(self, index: int) -> None:
@@ -465,6 +468,7 @@ class Network:
 
     def _give_up(self, connection: _Connection, stall: int) -> None:
         if connection.is_stalled and connection.stalls == stall:
+            self._cut_handshake(connection)
             for side in (0, 1):
                 self._side_is_down(connection, side, "nothing was heard for too long")
 

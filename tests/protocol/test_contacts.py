@@ -127,10 +127,21 @@ def test_a_lonely_node_dials_some_whom_it_knows() -> None:
 
 def test_a_node_in_company_dials_nobody_and_one_that_lacks_one_dials_one_stranger() -> None:
     contacts = contacts_of(crowd(), NEIGHBOURS_MIN)
-    friends = [signing_key(str(number)).node for number in range(NEIGHBOURS_MIN)]
-    assert look(contacts, friends) == []
-    (stranger,) = look(contacts, friends[1:])
-    assert stranger not in friends[1:]
+    friends = [signing_key(str(number)).node for number in range(2 * NEIGHBOURS_MIN)]
+    assert [look(contacts, friends) for _ in range(20)] == [[]] * 20
+    few = friends[: NEIGHBOURS_MIN - 1]
+    (stranger,) = look(contacts, few)
+    assert stranger not in few
+
+
+def test_a_node_in_just_enough_company_meets_a_stranger_now_and_then() -> None:
+    """A clique whose members know of the rest of the network does not stay apart from it."""
+    contacts = contacts_of(crowd(), NEIGHBOURS_MIN)
+    clique = [signing_key(str(number)).node for number in range(NEIGHBOURS_MIN)]
+    met = [look(contacts, clique) for _ in range(100)]
+    assert all(len(strangers) <= 1 for strangers in met)
+    assert 10 < sum(map(len, met)) < 45
+    assert not {node for strangers in met for node in strangers} & set(clique)
 
 
 def test_saved_peers_are_company_before_any_record_is_known() -> None:
