@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import codec
-from protocol.envelope import open_record
+from protocol.envelope import AUTH_HEADER, open_record
 from protocol.messages import Availability, Gpu, GpuVendor, Heartbeat, Role, VramTier
 from tests.helpers_coordinator import NodeClient, Served, heartbeat_record, make_key, serving, sign_heartbeat
 
@@ -153,6 +153,16 @@ async def test_a_node_registers_and_beats_with_its_signed_record(served: Served)
     assert (row["name"], row["status"]) == ("garage", "available")
     assert row["specs"]["gpus"] == [{"vendor": "nvidia", "vram_tier": "24-48gb", "model": "RTX 4090"}]
     assert row["specs"]["served_models"] == ["test-model:1b"]
+
+
+async def test_a_request_that_brings_a_record_is_used_once_too(served: Served) -> None:
+    client = NodeClient(served)
+    body = codec.encode_value(heartbeat_record(client.key, served.clock()))
+    for route in ("register", "heartbeat"):
+        target = f"/api/v1/node/{route}"
+        headers = {AUTH_HEADER: client.header(target, body), "content-type": RECORD_TYPE}
+        statuses = [(await served.http.post(target, content=body, headers=headers)).status_code for _ in range(2)]
+        assert statuses == [200, 401], route
 
 
 async def test_the_newest_sequence_wins(served: Served) -> None:

@@ -126,7 +126,7 @@ async def test_peers_can_be_dialled_and_their_records_verified_by_anyone(served:
 async def test_a_node_that_does_not_advertise_has_no_address_anywhere(served: Served) -> None:
     await join(served, addresses=())
     foreign = NodeClient(served)
-    await foreign.register()
+    await foreign.register(port=46337)
     assert await data(served, "/api/peers") == []
     everything = "".join([(await served.http.get(f"/api/{p}")).text for p in ("nodes", "providers", "models", "peers")])
     assert "127.0.0.1" not in everything
