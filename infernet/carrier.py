@@ -22,7 +22,8 @@ OUTBOX_BYTES_MAX: Final = c.SEALED_BYTES_MAX + 256 * 1024
 # overtakes it would take it along.
 LAST_WORDS_S: Final = 1.0
 LAST_WORDS_READ_S: Final = 0.2
-DIAL_TIMEOUT_S: Final = c.REACH_DEADLINE_S
+# Longer than one address may take, so that the reasons of all addresses are heard.
+DIAL_TIMEOUT_S: Final = 2 * c.REACH_DEADLINE_S
 
 
 class _Outbox:

@@ -52,6 +52,8 @@ FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
 # How often the coordinator is asked whom it knows: as often as it forgets a node that is gone.
 COORDINATOR_PEERS_S: Final = 60.0
+# ... and how often while it lists nobody or does not answer: whoever waits for a first provider looks at a clock.
+COORDINATOR_NO_PEERS_S: Final = 5.0
 # A crash forgets at most this much of what was learnt of other nodes.
 SAVE_PEERS_S: Final = 30.0
 # Learnt and not yet written, the oldest making room: keys cost nothing, and a stranger can send records without end.
@@ -191,7 +193,7 @@ class Node:
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
         for address in config.peers:
-            self.learn_peer(address)
+            self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
         self._offer()
 
     def _start_link(self, nursery: trio.Nursery) -> None:
@@ -207,14 +209,14 @@ class Node:
     async def _ask_coordinator_for_peers(self, url: str) -> None:
         """Learn now and then whom the coordinator lists; every record is checked as if a stranger had sent it."""
         while True:
+            records: list[Signed] = []
             try:
                 records = await fetch_peers(url)
             except CoordinatorError as error:
                 log.info("coordinator.no_peers", reason=str(error))
-            else:
-                for record in records:
-                    await self.driver.post_with_backpressure(e.LearnRecord(record))
-            await trio.sleep(COORDINATOR_PEERS_S)
+            for record in records:
+                await self.driver.post_with_backpressure(e.LearnRecord(record))
+            await trio.sleep(COORDINATOR_PEERS_S if records else COORDINATOR_NO_PEERS_S)
 
     # ------------------------------------------------------------ what we say about ourselves
 
@@ -271,9 +273,9 @@ class Node:
         return [multiaddr(host, port, self.node_id) for host in hosts]
 
     def learn_peer(self, address: str) -> NodeId:
-        """Learn the full multiaddr of a peer and connect to it; gives who that is. Raises LocalProtocolError."""
+        """Learn the full multiaddr of a peer, dialled when it is asked; gives who it is. Raises LocalProtocolError."""
         node = peer_of(address)
-        self.driver.command(e.LearnAddresses(node, (address,), connect=True))
+        self.driver.command(e.LearnAddresses(node, (address,)))
         return node
 
     # ------------------------------------------------------------ asking

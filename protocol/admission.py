@@ -7,6 +7,7 @@ so that no attempt runs twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from protocol import constants as c
 from protocol.errors import Refusal
@@ -22,6 +23,14 @@ FREE_RUNS_PER_STRANGER_MAX = 2
 Why = tuple[Refusal, str]
 
 
+class Running(NamedTuple):
+    """One run that holds or will hold a slot: who ordered it, who sent the order, which model."""
+
+    asker: NodeId
+    peer: NodeId
+    model: str
+
+
 class Admission:
     """The state: our offer, whom we know, and which attempts we have admitted."""
 
@@ -34,11 +43,11 @@ class Admission:
         self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
 
     def admit(
-        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[tuple[NodeId, str]], now: Now
+        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Running], now: Now
     ) -> ModelOffer | Why:
         """The model to run the order with, or why not.
 
-        `peer` is who sent it, `local` whether from this machine, `running` the (asker, model) of all runs.
+        `peer` is who sent it, `local` whether from this machine, `running` is what all runs are.
         """
         # SPEC 05: The provider MUST refuse an order that names another provider, even if it could do the job.
         if order.provider != self._node:
@@ -57,7 +66,7 @@ class Admission:
         why = self._payment_refusal(offer, order, peer, local, running) or _size_refusal(offer, order)
         if why is not None:
             return why
-        if sum(name == model.name for _, name in running) >= model.concurrency:
+        if sum(run.model == model.name for run in running) >= model.concurrency:
             return Refusal.BUSY, f"all {model.concurrency} slots of this model are taken"
         if not self._remember(order, now):
             return Refusal.RATE_LIMITED, "this node remembers too many recent orders: try again in a minute"
@@ -87,7 +96,7 @@ class Admission:
         return None
 
     def _payment_refusal(
-        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[tuple[NodeId, str]]
+        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Running]
     ) -> Why | None:
         if order.lease is not None or not is_free(order):
             return Refusal.LEASE, "this node takes no paid jobs yet"
@@ -98,7 +107,8 @@ class Admission:
             return None
         if offer.free_policy is not FreePolicy.ALL:
             return Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows"
-        held = sum(asker == order.asker for asker, _ in running)
+        # By peer as well: keys of askers cost nothing.
+        held = max(sum(run.asker == order.asker for run in running), sum(run.peer == peer for run in running))
         if held >= FREE_RUNS_PER_STRANGER_MAX:
             return Refusal.RATE_LIMITED, f"{held} of your free jobs run here already"
         return None

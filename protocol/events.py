@@ -155,6 +155,9 @@ class EngineVector(Struct, frozen=True):
     index: UnsignedInteger
     vector: Annotated[bytes, Meta(max_length=VECTOR_BYTES_MAX)]
 
+    def __repr__(self) -> str:  # an embedding tells as much as its text
+        return f"EngineVector(run={self.run}, index={self.index})"
+
 
 class EngineFinished(Struct, frozen=True):
     """The run is over and its slot is free: STOP, LENGTH or CANCELLED."""
@@ -360,6 +363,9 @@ class JobVector(Struct, frozen=True):
     job: JobId
     index: int
     vector: bytes
+
+    def __repr__(self) -> str:
+        return f"JobVector(job={self.job.hex()[:8]}, index={self.index})"
 
 
 class JobDone(Struct, frozen=True):

@@ -378,6 +378,7 @@ class Link:
 
     def _open(self, effect: OpenStream) -> StreamBroken | None:
         if len(self._by_id) >= LINK_STREAMS_MAX:
+            self._on_closed(effect.stream)
             return StreamBroken(effect.stream, "too many streams on the link")
         stream = _Stream(effect.stream, self._next_link_id, was_announced=False)
         self._next_link_id += 2

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol import constants as c
-from protocol.admission import Admission, Why
+from protocol.admission import Admission, Running, Why
 from protocol.codec import encode_message, record_job
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
@@ -68,6 +68,7 @@ class _Run:
 
     run: RunId
     stream: StreamId | None
+    peer: NodeId
     order: JobOpenRecord
     order_hash: bytes
     offer: ModelOffer
@@ -196,12 +197,12 @@ class Providing:
             return self._reject_unknown(stream, message.order, str(error))
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
-        running = [(run.order.asker, run.offer.name) for run in self._runs.values()]
+        running = [Running(run.order.asker, run.peer, run.offer.name) for run in self._runs.values()]
         offer = self._admission.admit(order, peer, local, running, now)
         if not isinstance(offer, ModelOffer):
             return self._reject(stream, order, offer)
         hash_ = order_hash(message.order.body)
-        run = _Run(RunId(self._next_run), stream, order, hash_, offer, running_hash=hash_)
+        run = _Run(RunId(self._next_run), stream, peer, order, hash_, offer, running_hash=hash_)
         self._next_run += 1
         self._runs[run.run] = run
         self._by_stream[stream] = run.run

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -110,7 +111,10 @@ class Child:
 
     def require_running(self) -> None:
         """Raise `Failure` with its last words when it has ended."""
-        if self.process.poll() is not None:
+        status = self.process.poll()
+        if status is not None and status < 0:
+            raise Failure(f"the {self.name} was killed (signal {-status}); log: {self.log}")
+        if status is not None:
             lines = self.log.read_text("utf-8", "replace").strip().splitlines()
             raise Failure(f"the {self.name} ended: {lines[-1] if lines else 'it said nothing'} (log: {self.log})")
 
@@ -196,10 +200,11 @@ def ready_line(child: Child) -> dict[str, Any]:
     raise Failure(f"the {child.name} was not ready within {COORDINATOR_READY_S:.0f} s (log: {child.log})")
 
 
-def wait_until_serving(market: Market, provider: Child, show: Callable[[str], None]) -> str:
+def wait_until_serving(market: Market, coordinator: Child, provider: Child, show: Callable[[str], None]) -> str:
     """Wait until the provider has its model and its link, and return the multiaddr that this machine reaches it by."""
     deadline = time.monotonic() + PROVIDER_READY_S
     while time.monotonic() < deadline:
+        coordinator.require_running()
         provider.require_running()
         try:
             status = json.loads(market.run("provider", "status", "--json", timeout_s=STATUS_TIMEOUT_S))
@@ -235,6 +240,19 @@ def progress_bar(done: int, total: int | None) -> str:
 
 
 @contextlib.contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """Keep other markets out of a home, whose logs and ports they would take for their own. Raises `Failure`."""
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure(
+                f"another scripts/up runs in {home}: end it, or give this one --home DIRECTORY and ports of its own"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
 def serving(arguments: Arguments, market: Market) -> Iterator[tuple[str, str, list[Child]]]:
     """Coordinator and provider for as long as the block lasts: the web address, the multiaddr, and the processes."""
     port, p2p_port = str(arguments.port), str(arguments.p2p_port)
@@ -248,7 +266,7 @@ def serving(arguments: Arguments, market: Market) -> Iterator[tuple[str, str, li
             settings = ("--role", "provider", "--url", ready["url"], "--coordinator-key", ready["key"])
             market.make_node("provider", *settings, "--p2p-port", p2p_port, "--name", "up")
             provider = stack.enter_context(market.child("provider", "provider", "infernet", "start", "--foreground"))
-            multiaddr = wait_until_serving(market, provider, show)
+            multiaddr = wait_until_serving(market, coordinator, provider, show)
         yield str(ready["url"]), multiaddr, [coordinator, provider]
 
 
@@ -280,7 +298,7 @@ def announce(arguments: Arguments, market: Market, url: str, multiaddr: str) -> 
   Node          {multiaddr}
 
   Ask it peer to peer:
-    {infernet} chat --peer {multiaddr} "What is the capital of France?"
+    {infernet} chat --temperature 0 --peer {multiaddr} "What is the capital of France?"
   See what it is doing:
     INFERNET_HOME={market.home / "provider"} {infernet} status
 
@@ -320,7 +338,7 @@ def main() -> int:
         require_free(arguments.p2p_port, "--p2p-port", "the provider", "0.0.0.0")
         make_home(market.home)
         fetch_model(market.home / "provider" / "data" / "models")
-        with serving(arguments, market) as (url, multiaddr, children):
+        with alone_in(market.home), serving(arguments, market) as (url, multiaddr, children):
             if arguments.ask is not None:
                 return ask(arguments, market, multiaddr)
             announce(arguments, market, url, multiaddr)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,11 @@ def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool)
         trio.run(run_daemon, config, key, ready)
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    # Whoever ends this command before the node is up wants no node.
+    raise KeyboardInterrupt
+
+
 def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"running": True, "log_file": str(log_file) if log_file is not None else None, **status})
@@ -111,6 +117,8 @@ def _detach(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             os.close(writing)
             os.close(log)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
         try:
             report = _await_report(reports.fileno(), process)
         except KeyboardInterrupt:
