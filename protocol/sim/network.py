@@ -134,6 +134,7 @@ class Network:
         self._ports: list[_Port] = []
         self._by_node: dict[NodeId, _Port] = {}
         self._latency_s: dict[tuple[int, int], float] = {}
+        self._connections: list[_Connection] = []
         self._partitions: list[frozenset[int]] = []
         self.bytes_sent = 0
 
@@ -266,6 +267,7 @@ class Network:
         connection = _Connection((port, target), self._latency(port, target))
         # Which end is done first depends on the handshake's last message, and both orders happen.
         first = self._rng.randrange(2)
+        self._connections.append(connection)
         connection.waiting_side = 1 - first
         # Before anything that the first end now sends.
         self._put(connection, 1 - first, _Kind.CONNECTED, None)
@@ -518,8 +520,6 @@ class Network:
         return any((a.index in inside) != (b.index in inside) for inside in self._partitions)
 
     def _all_connections(self) -> list[_Connection]:
-        found: dict[_Connection, None] = {}
-        for port in self._ports:
-            for connections in port.connections.values():
-                found.update(dict.fromkeys(connections))
-        return list(found)
+        """Those that somebody holds, or on whose lines something is still on its way."""
+        self._connections = [each for each in self._connections if any(each.is_up) or any(each.lines)]
+        return self._connections

@@ -402,6 +402,18 @@ def test_a_clogged_machine_hears_nothing_and_then_everything() -> None:
     assert PeerConnected(net.c.node, "/observed/c", True) in net.b.events
 
 
+def test_what_waits_for_a_clogged_machine_reaches_it_though_the_sender_has_died() -> None:
+    for seed in range(8):
+        net = Net(seed)
+        net.network.clog(0)
+        net.connect()
+        net.network.crash(1, silent=False)
+        net.run(5.0)
+        net.network.unclog(0)
+        net.run(1.0)
+        assert len(net.a.of(PeerConnected)) == len(net.a.of(PeerDisconnected)) == 1
+
+
 def test_a_replayed_job_stream_brings_what_the_opener_sent_once_more() -> None:
     net = Net(replay=1.0)
     net.connect()
