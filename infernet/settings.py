@@ -177,6 +177,10 @@ def _list_of(read_item: Reader) -> Reader:
 
 _TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
 
+FREE_FOR_HELP: Final = (
+    "whose jobs run without payment: nobody, known (the coordinator, --allow, and programs of this machine: behind a "
+    "forwarder such as Tor, ssh -R or a container's proxy everybody looks like one of those, so choose nobody) or all"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -188,7 +192,7 @@ SETTINGS: Final = (
     Setting("address", "--address", _host, "host or IP address under which others reach this node"),
     Setting("advertise", "--advertise", _yes_or_no, "listen, and publish this node's addresses"),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
-    Setting("free_for", "--free-for", _one_of(*FREE_FOR), "whose jobs run without payment: nobody, known or all"),
+    Setting("free_for", "--free-for", _one_of(*FREE_FOR), FREE_FOR_HELP),
     Setting("allow", "--allow", _list_of(read_node), "public keys whose free jobs run under `known`"),
     Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),
     Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model to serve"),

@@ -107,7 +107,8 @@ class Admission:
             return None
         if offer.free_policy is not FreePolicy.ALL:
             return Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows"
-        # By peer as well: keys of askers cost nothing.
+        # SPEC 05: The provider MUST NOT let one asker, or one peer, hold more than two of its slots for free unless
+        #   its owner knows that asker.
         held = max(sum(run.asker == order.asker for run in running), sum(run.peer == peer for run in running))
         if held >= FREE_RUNS_PER_STRANGER_MAX:
             return Refusal.RATE_LIMITED, f"{held} of your free jobs run here already"

@@ -123,3 +123,19 @@ def test_a_command_line_that_means_nothing_is_refused(words: list[str], capsys: 
 def test_a_command_line_is_read(tmp_path: Path) -> None:
     arguments = parse(["--ask", "Why?", "--port", "8081", "--p2p-port", "46338", "--home", str(tmp_path), "--json"])
     assert arguments == _market.Arguments("Why?", 8081, 46338, tmp_path, True)
+
+
+def test_a_child_that_was_killed_is_said_to_have_been(market: Market) -> None:
+    write_program(market, "sleeper", "#!/bin/sh\nexec sleep 60\n")
+    with market.child("sleeper", "sleeper", "sleeper") as child:
+        child.process.kill()
+        wait_until(lambda: child.process.poll() is not None, "it is dead")
+        with pytest.raises(Failure, match=r"the sleeper was killed \(signal 9\)"):
+            child.require_running()
+
+
+def test_two_markets_do_not_share_a_home(tmp_path: Path) -> None:
+    with _market.alone_in(tmp_path), pytest.raises(Failure, match="--home"), _market.alone_in(tmp_path):
+        pass
+    with _market.alone_in(tmp_path):
+        pass
