@@ -30,7 +30,12 @@ REGISTRY_HOSTS = (
 MACHINE_PATH = re.compile(r"(?<![\w.~/:-])/(?:work|root|opt|tmp/env|home/[a-z]\w*)/")
 
 # Protocol modules whose whole behaviour is the types they declare; what uses them is tested.
-DECLARATIONS = {"protocol/constants.py", "protocol/errors.py", "protocol/events.py"}
+DECLARATIONS = {
+    "protocol/constants.py",
+    "protocol/errors.py",
+    "protocol/events.py",
+    "protocol/sim/scenario.py",
+}
 
 
 @cache
