@@ -359,11 +359,11 @@ class Asking:
         return self._attempt_failed(job, code, text, now, started=started)
 
     def _on_accept(self, job: _Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
-        if job.stage is Stage.CANCELLING:
-            return []
-        if job.stage is not Stage.OFFERED:
+        if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
         record = attempt.accept(message.acceptance)
+        if job.stage is Stage.CANCELLING:
+            return []
         order = attempt.order
         job.stage = Stage.ACCEPTED
         self._timers.set(("stage", order.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
@@ -412,13 +412,11 @@ class Asking:
         return [FinishStream(attempt.stream), *better, *failed]
 
     def _on_receipt(self, job: _Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
-        record = attempt.open_receipt(message.receipt)
+        record = attempt.check_receipt(message.receipt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
-        if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
-            raise RemoteProtocolError("a receipt before the acceptance")
-        attempt.check_receipt(record)
         if record.outcome in (Outcome.STOP, Outcome.LENGTH):
+            attempt.check_complete()
             return [*self._close(job, attempt), JobDone(attempt.order.job, record)]
         self._leave(job, attempt)
         code = refusal_from_code(record.code)

@@ -18,7 +18,6 @@ from protocol.messages import (
     JobAcceptRecord,
     JobOpenRecord,
     Kind,
-    Outcome,
     ReceiptRecord,
     Signed,
 )
@@ -35,6 +34,7 @@ class Attempt:
     cipher: ChunkCipher
     inputs: int
     running_hash: bytes
+    is_accepted: bool = False
     chunks: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -62,6 +62,7 @@ class Attempt:
             raise RemoteProtocolError("an acceptance with more prompt tokens than allowed")
         if self.order.fingerprint is not None and record.fingerprint != self.order.fingerprint:
             raise RemoteProtocolError("an acceptance with other weights than those ordered")
+        self.is_accepted = True
         self.prompt_tokens = record.prompt_tokens
         return record
 
@@ -99,26 +100,27 @@ class Attempt:
             raise RemoteProtocolError("an embedding that was not asked for, or that is no vector")
         self.vectors.add(body.index)
 
-    def open_receipt(self, signed: Signed) -> ReceiptRecord:
-        """Check that a receipt is for this order; `check_receipt` compares what it says."""
+    def check_receipt(self, signed: Signed) -> ReceiptRecord:
+        """Check that a receipt is for this order, and compare what it says with what arrived."""
         record = open_record(signed, ReceiptRecord)
         self.check_named(record.job, record.attempt)
         order = self.order
         if (record.open_hash, record.provider, record.asker) != (self.order_hash, order.provider, order.asker):
             raise RemoteProtocolError("a receipt for another order")
-        return record
-
-    def check_receipt(self, record: ReceiptRecord) -> None:
-        """Compare a receipt with what arrived."""
+        if not self.is_accepted:
+            raise RemoteProtocolError("a receipt before the acceptance")
         # SPEC 05: The asker MUST refuse a receipt whose counts or running hash differ from what arrived.
         if (record.chunks, record.running_hash, record.output_tokens, record.prompt_tokens, record.owed_uusd) != (
             self.chunks,
             self.running_hash,
             self.output_tokens,
             self.prompt_tokens,
-            cost_uusd(self.order, self.prompt_tokens, self.output_tokens),
+            cost_uusd(order, self.prompt_tokens, self.output_tokens),
         ):
             raise RemoteProtocolError("a receipt that does not match what arrived")
-        succeeded = record.outcome in (Outcome.STOP, Outcome.LENGTH)
-        if succeeded and self.order.kind is Kind.EMBEDDING and len(self.vectors) != self.inputs:
+        return record
+
+    def check_complete(self) -> None:
+        """Success needs all that was ordered: every embedding; of a text nobody knows how long it must be."""
+        if self.order.kind is Kind.EMBEDDING and len(self.vectors) != self.inputs:
             raise RemoteProtocolError("a receipt for embeddings that did not all arrive")

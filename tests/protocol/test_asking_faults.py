@@ -138,6 +138,30 @@ def test_a_cancelled_job_ends_for_the_user_at_once_and_what_comes_after_is_dropp
     assert is_at_rest(bench)
 
 
+@pytest.mark.parametrize("honest", [True, False])
+def test_the_receipt_of_a_cancelled_job_must_count_what_was_dropped(honest: bool) -> None:
+    bench, provider = running()
+    bench.feed(StopAsking(chat().job))
+    bench.hear(provider.stream, provider.chunk("late"))
+    changes = {} if honest else {"output_tokens": 9}
+    bench.hear(provider.stream, provider.receipt(Outcome.CANCELLED, Refusal.CANCELLED, **changes))
+    assert bench.peer.statistics().bad_frames == (not honest)
+    assert bench.none_of(JobFailed, JobDone)
+    assert is_at_rest(bench)
+
+
+def test_an_embedding_that_was_done_as_it_was_cancelled_is_nobodys_fault() -> None:
+    bench, (provider,) = bench_with("p", models=(EMBEDDER,))
+    bench.feed(chat(kind=Kind.EMBEDDING, request=JobRequest(inputs=("a",)), output_tokens_max=0))
+    provider.take(bench)
+    bench.feed(StopAsking(chat().job))
+    vector = provider.chunk(ChunkBody("", 0, b"\x01" * 8), 0)
+    bench.hear(provider.stream, provider.accept(), vector, provider.receipt())
+    assert bench.peer.statistics().bad_frames == 0
+    assert bench.none_of(JobVector, JobDone)
+    assert is_at_rest(bench)
+
+
 @pytest.mark.parametrize("answer", ["accept", "reject", "receipt", "broken", "end", "overflow", "silence"])
 def test_a_job_cancelled_while_it_is_offered_ends_whatever_the_provider_answers(answer: str) -> None:
     bench, (provider, _) = bench_with("p", "q")
@@ -148,9 +172,11 @@ def test_a_job_cancelled_while_it_is_offered_ends_whatever_the_provider_answers(
     answers: dict[str, Message] = {
         "accept": provider.accept(),
         "reject": provider.reject(Refusal.CANCELLED),
-        "receipt": provider.receipt(Outcome.CANCELLED),
     }
-    if answer in answers:
+    if answer == "receipt":
+        bench.hear(provider.stream, provider.accept(), provider.receipt(Outcome.CANCELLED))
+        assert bench.effects == [FinishStream(provider.stream)]
+    elif answer in answers:
         bench.hear(provider.stream, answers[answer])
     elif answer == "broken":
         bench.feed(StreamBroken(provider.stream, "reset"))

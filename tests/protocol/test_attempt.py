@@ -67,20 +67,20 @@ def test_a_chunk_that_fails_leaves_no_trace() -> None:
     assert attempt.running_hash != before
 
 
-def test_a_dropped_chunk_is_counted_and_hashed_as_one_that_was_read() -> None:
-    read, dropped = attempt_for(order()), attempt_for(order())
-    read.take(chunk(1, 1))
-    dropped.fold(chunk(1, 1))
-    assert (read.running_hash, read.chunks, read.output_tokens) == (dropped.running_hash, 1, 1)
-
-
 def test_a_receipt_over_exactly_what_arrived_passes() -> None:
     attempt = attempt_for(order())
     attempt.accept(sign_record(acceptance(), PROVIDER))
     attempt.take(chunk(1, 2))
     attempt.take(chunk(2, 5))
-    record = attempt.open_receipt(sign_record(receipt(running_hash=attempt.running_hash), PROVIDER))
-    attempt.check_receipt(record)
+    good = receipt(running_hash=attempt.running_hash)
+    assert attempt.check_receipt(sign_record(good, PROVIDER)) == good
     failed = receipt(running_hash=attempt.running_hash, outcome=Outcome.FAILED, output_tokens=4)
     with pytest.raises(RemoteProtocolError):
-        attempt.check_receipt(failed)
+        attempt.check_receipt(sign_record(failed, PROVIDER))
+
+
+def test_a_dropped_chunk_is_counted_and_hashed_as_one_that_was_read() -> None:
+    read, dropped = attempt_for(order()), attempt_for(order())
+    read.take(chunk(1, 1))
+    dropped.fold(chunk(1, 1))
+    assert (read.running_hash, read.chunks, read.output_tokens) == (dropped.running_hash, 1, 1)

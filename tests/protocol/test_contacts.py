@@ -150,5 +150,11 @@ def test_saved_peers_are_company_before_any_record_is_known() -> None:
     assert look(contacts, []) == [A]
 
 
+def test_company_is_not_looked_for_among_those_who_are_dialled_anyway() -> None:
+    contacts = contacts_of(neighbours_min=NEIGHBOURS_MIN)
+    contacts.learn(A, ("/a",), connect=True, connected=False)
+    assert look(contacts, []) == []
+
+
 def test_a_node_that_does_not_dial_has_no_timer() -> None:
     assert contacts_of(crowd()).next_deadline() is None

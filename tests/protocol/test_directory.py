@@ -94,6 +94,14 @@ def test_a_newer_record_moves_the_expiry_and_the_models() -> None:
     assert directory.providers_of(OFFER.name) == []
 
 
+def test_what_was_dropped_can_be_learnt_again() -> None:
+    directory = Directory(records_max=1)
+    assert directory.add(record_of("a", expires_at_ms=NOW_MS + 10), NOW_MS) is not None
+    assert directory.add(record_of("b", expires_at_ms=NOW_MS + 20), NOW_MS) is not None
+    directory.expire(NOW_MS + 20)
+    assert directory.add(record_of("a", expires_at_ms=NOW_MS + 10), NOW_MS) is not None
+
+
 def test_a_model_that_is_named_twice_is_indexed_once() -> None:
     directory = Directory()
     directory.add(record_of("a", models=(OFFER, OFFER)), NOW_MS)

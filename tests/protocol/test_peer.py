@@ -350,6 +350,26 @@ def test_a_peer_without_the_feature_hears_no_gossip(bench: Bench) -> None:
     assert all(effect.protocol != c.GOSSIP_PROTOCOL for effect in bench.opened.values())
 
 
+def test_who_went_away_is_no_neighbour_any_more() -> None:
+    bench, _ = gossip_bench()
+    bench.connect(B, gossips=True)
+    bench.feed(PeerDisconnected(A))
+    bench.provide()
+    assert [effect.peer for effect in bench.all(OpenStream)] == []
+    assert {out.peer for out in bench.opened.values() if out.protocol == c.GOSSIP_PROTOCOL} == {A, B}
+    bench.connect(A, gossips=True)
+    assert [e.peer for e in bench.all(OpenStream) if e.protocol == c.GOSSIP_PROTOCOL] == [A]
+
+
+def test_records_expire_with_time() -> None:
+    bench, _ = gossip_bench()
+    bench.feed(LearnRecord(record_of("p", expires_at_ms=bench.now().wall_ms + 60_000)))
+    bench.wait(59.0)
+    assert bench.peer.statistics().records == 1
+    bench.wait(2 * c.GOSSIP_INTERVAL_S)
+    assert bench.peer.statistics().records == 0
+
+
 def test_a_record_from_elsewhere_is_learnt_and_passed_on() -> None:
     bench, stream = gossip_bench()
     bench.feed(LearnRecord(provider_record("p")))

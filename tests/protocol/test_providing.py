@@ -406,7 +406,10 @@ def test_a_cancel_stops_the_engine_and_ends_with_a_receipt_over_what_was_sent(be
     bench.feed(EngineText(RUN, "a", 1), EngineText(RUN, "b", 2))
     bench.hear(stream, Cancel(wanted.record.job, 1, 65))
     assert bench.one(CancelEngine).run == RUN
-    bench.feed(EngineText(RUN, "c", 3), EngineFinished(RUN, Outcome.CANCELLED, 3))
+    bench.feed(EngineText(RUN, "c", 3))
+    bench.wait(0.5)
+    assert len(chunks_on(bench, stream)) == 1
+    bench.feed(EngineFinished(RUN, Outcome.CANCELLED, 3))
     bench.wait(1.0)
     chunks, receipt = chunks_on(bench, stream), receipt_on(bench, stream)
     assert [chunk.output_tokens for chunk in chunks] == [1]
