@@ -194,7 +194,10 @@ async def test_a_heartbeat_over_the_link_is_recorded(served: Served) -> None:
         while not (peers := (await served.http.get("/api/peers")).json()["data"]):
             pass
     assert base64.b64decode(peers[0]["record"])
-    assert served.app.core.driver.peer.directory.get(client.key.node) is not None
+    # The row is written first; the peer learns the record once it is safe.
+    async with asyncio.timeout(10):
+        while served.app.core.driver.peer.directory.get(client.key.node) is None:
+            await asyncio.sleep(0)
     await socket.abort()
 
 
