@@ -197,7 +197,7 @@ async def test_a_heartbeat_over_the_link_is_recorded(served: Served) -> None:
     # The row is written first; the peer learns the record once it is safe.
     async with asyncio.timeout(10):
         while served.app.core.driver.peer.directory.get(client.key.node) is None:
-            await asyncio.sleep(0)
+            await served.http.get("/api/health")
     await socket.abort()
 
 
