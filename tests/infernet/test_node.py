@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import trio
 from trio.testing import MockClock
 
 from infernet.node import Node, multiaddr, peer_of
-from infernet.store import Store
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import peer_id
@@ -234,18 +231,6 @@ async def test_a_lost_connection_to_a_wanted_peer_comes_back() -> None:
         await settle(client, lambda: client.status()["peers"] == 0)
         w.network.heal(provider.node_id, client.node_id)
         await settle(client, lambda: client.status()["peers"] == 1)
-
-
-async def test_peers_are_remembered_across_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "node.sqlite3"
-    async with world() as w:
-        provider = await w.start(PacedEngine())
-        client = await w.start(None, provider, store=Store(path))
-        await settle(client, lambda: client.status()["records"] == 2)
-        client.stop()
-        await settle(provider, lambda: provider.status()["peers"] == 0)
-        again = await w.start(None, store=Store(path))
-        assert provider.node_id.hex() in [peer["node_id"] for peer in again.peers()]
 
 
 def test_addresses_name_their_node() -> None:
