@@ -109,7 +109,6 @@ class Providing:
         self._by_stream: dict[StreamId, RunId] = {}
         self._next_run = 1
         self._timers: Timers[tuple[str, RunId]] = Timers()
-        self.zombies_stopped = 0
 
     # ------------------------------------------------------------ what others ask of it
 
@@ -265,10 +264,9 @@ class Providing:
         event: EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed,
         now: Now,
     ) -> list[Effect]:
-        """Take what the engine reports. Reports for runs that are over are counted and dropped."""
+        """Take what the engine reports. Reports for runs that are over are dropped."""
         run = self._runs.get(event.run)
         if run is None:
-            self.zombies_stopped += 1
             return []
         if isinstance(event, EngineStarted):
             return self._accept(run, event.prompt_tokens, now)
