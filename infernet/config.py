@@ -21,7 +21,7 @@ from typing import Any, Final
 from infernet.settings import BY_NAME, SETTINGS, Setting, as_plain
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
-from protocol.messages import Role
+from protocol.records import Role
 
 SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "config.toml"

@@ -22,7 +22,7 @@ from protocol.envelope import AUTH_HEADER, AUTH_WINDOW_S, SigningKey, sign_reque
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.ids import NodeId, node_id_from_text
 from protocol.link import SERVER_TIME_HEADER, decode_server_time
-from protocol.messages import Signed
+from protocol.records import Signed
 
 REQUEST_TIMEOUT_S: Final = 15.0
 RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024

@@ -21,7 +21,7 @@ from infernet.settings import read_node, read_peer
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import NodeId, peer_id
-from protocol.messages import ChatMessage
+from protocol.records import ChatMessage
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ from protocol import link as wire
 from protocol.envelope import AUTH_HEADER
 from protocol.errors import BadFrame, RemoteProtocolError
 from protocol.ids import StreamId
-from protocol.messages import Signed
+from protocol.records import Signed
 
 log = structlog.get_logger(__name__)
 

@@ -38,8 +38,8 @@ from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId, node_id_from_peer_id, npub, peer_id
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, FreePolicy, Heartbeat, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
 from protocol.peer import Peer, PeerConfig
+from protocol.records import ChatMessage, FreePolicy, Heartbeat, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
 from protocol.sealing import HpkeSealer
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,7 @@ from protocol import constants as c
 from protocol.errors import LocalProtocolError
 from protocol.formats.text import clean_name
 from protocol.ids import NodeId, node_id_from_text
-from protocol.messages import Role
+from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
 ENGINES: Final = ("llama", "none")

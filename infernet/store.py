@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from infernet.config import make_private_directory
 from protocol.ids import NodeId
-from protocol.messages import Heartbeat, Signed
+from protocol.records import Heartbeat, Signed
 
 # A peer met long ago is a poor hint; the newest are enough to find the rest again.
 PEERS_MAX: Final = 1024

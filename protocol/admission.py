@@ -14,7 +14,7 @@ from protocol.errors import Refusal
 from protocol.events import Now, Offer
 from protocol.ids import JobId, NodeId
 from protocol.jobs import is_free
-from protocol.messages import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
+from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
 from protocol.timers import Timers
 
 # Under `FreePolicy.ALL` a stranger may hold this many slots at once.

@@ -6,7 +6,7 @@ from protocol import constants as c
 from protocol.directory import Entry
 from protocol.envelope import Signer, sign_record
 from protocol.events import Now, Offer
-from protocol.messages import Heartbeat, Role
+from protocol.records import Heartbeat, Role
 from protocol.sealing import Sealer
 
 

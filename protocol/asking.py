@@ -38,23 +38,8 @@ from protocol.events import (
 )
 from protocol.ids import JobId, NodeId, StreamId, short
 from protocol.jobs import check_request, order_hash, parts
-from protocol.messages import (
-    Cancel,
-    Chunk,
-    Heartbeat,
-    JobAccept,
-    JobOpen,
-    JobOpenRecord,
-    JobReject,
-    Kind,
-    Message,
-    Outcome,
-    Part,
-    Progress,
-    Receipt,
-    SealedPrompt,
-    Signed,
-)
+from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Receipt
+from protocol.records import Heartbeat, JobOpenRecord, Kind, Outcome, SealedPrompt, Signed
 from protocol.routing import RouteRequest, choose, model_for
 from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt, sealed_size
 from protocol.timers import Timers

@@ -12,15 +12,8 @@ from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, StreamId
 from protocol.jobs import cost_uusd, running_hash
-from protocol.messages import (
-    Chunk,
-    ChunkBody,
-    JobAcceptRecord,
-    JobOpenRecord,
-    Kind,
-    ReceiptRecord,
-    Signed,
-)
+from protocol.messages import Chunk
+from protocol.records import ChunkBody, JobAcceptRecord, JobOpenRecord, Kind, ReceiptRecord, Signed
 from protocol.sealing import ChunkCipher
 
 

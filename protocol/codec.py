@@ -17,7 +17,8 @@ import msgspec
 from protocol import constants as c
 from protocol.errors import BadFrame, LocalProtocolError, RemoteProtocolError, UnknownVersion
 from protocol.ids import JOB_ID_BYTES
-from protocol.messages import AnyMessage, Message, Record
+from protocol.messages import AnyMessage, Message
+from protocol.records import Record
 
 _BYTES: Final = (bytes,)
 # By type: msgspec prepares a class once, but a union again at every call, which costs 20 us.

@@ -18,7 +18,7 @@ from protocol import constants as c
 from protocol.envelope import verify
 from protocol.errors import Stale, UnknownVersion
 from protocol.ids import NodeId
-from protocol.messages import Heartbeat, ModelOffer, Signed
+from protocol.records import Heartbeat, ModelOffer, Signed
 from protocol.timers import Timers
 
 FIRST_ID: Final = NodeId(bytes(32))

@@ -24,7 +24,7 @@ import coincurve
 from protocol import codec
 from protocol.errors import BadFrame, BadSignature, LocalProtocolError, Stale
 from protocol.ids import NodeId
-from protocol.messages import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
+from protocol.records import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
 
 RecordType = TypeVar("RecordType", bound=Record)
 

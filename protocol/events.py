@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.ids import JobId, NodeId, StreamId
-from protocol.messages import (
+from protocol.records import (
     Availability,
     FreePolicy,
     Gpu,
@@ -25,6 +25,7 @@ from protocol.messages import (
     Kind,
     ModelOffer,
     Outcome,
+    Reachability,
     ReceiptRecord,
     Role,
     Sampling,
@@ -95,6 +96,28 @@ class StreamBroken(Struct, frozen=True):
     """The stream was reset, could not be opened, or its connection is lost."""
 
     stream: StreamId
+    reason: str
+
+
+class DialedBack(Struct, frozen=True):
+    """What a `DialBack` found."""
+
+    probe: int
+    reachability: Reachability
+    reason: str
+
+
+class RelayReserved(Struct, frozen=True):
+    """A relay holds a place for us, and these are the addresses under which others reach us through it."""
+
+    relay: NodeId
+    addresses: tuple[str, ...]
+
+
+class RelayLost(Struct, frozen=True):
+    """A relay gave us no place, or holds it no longer; one sentence why."""
+
+    relay: NodeId
     reason: str
 
 
@@ -229,6 +252,13 @@ class Ask(Struct, frozen=True):
     model: str | None = None
     provider: NodeId | None = None
     timeout_s: float = 600.0
+    #: An aggregator that passes the order on; None: directly.
+    via: NodeId | None = None
+    #: Whether a provider that cannot take the job may tell another one about it, and hold a slot there.
+    may_hand_off: bool = True
+    #: Micro-USD per 1,000,000 tokens; None: any price. Only free providers are asked as long as nothing can be paid.
+    price_in_uusd_max: int | None = None
+    price_out_uusd_max: int | None = None
 
 
 class StopAsking(Struct, frozen=True):
@@ -236,6 +266,10 @@ class StopAsking(Struct, frozen=True):
 
     job: JobId
     code: Refusal = Refusal.CANCELLED
+
+
+class Drain(Struct, frozen=True):
+    """Take no new jobs, finish those that run, tell everyone. `Drained` says when the last one has ended."""
 
 
 class Shutdown(Struct, frozen=True):
@@ -250,6 +284,9 @@ Event = (
     | BytesReceived
     | StreamFinished
     | StreamBroken
+    | DialedBack
+    | RelayReserved
+    | RelayLost
     | OutboxFull
     | DeadlineReached
     | EngineStarted
@@ -264,6 +301,7 @@ Event = (
     | LearnRecord
     | Ask
     | StopAsking
+    | Drain
     | Shutdown
 )
 
@@ -282,6 +320,28 @@ class HangUp(Struct, frozen=True):
 
     peer: NodeId
     reason: str
+
+
+class DialBack(Struct, frozen=True):
+    """Dial this address of a peer on a fresh socket, whatever connections stand, and close it again; ends in
+    `DialedBack`.
+    """
+
+    probe: int
+    peer: NodeId
+    address: str
+
+
+class ReserveRelay(Struct, frozen=True):
+    """Keep a place at this relay, which is connected, until told otherwise; `RelayReserved` and `RelayLost` say."""
+
+    relay: NodeId
+
+
+class ReleaseRelay(Struct, frozen=True):
+    """The place at this relay is of no more use."""
+
+    relay: NodeId
 
 
 class OpenStream(Struct, frozen=True):
@@ -346,6 +406,27 @@ class JobAccepted(Struct, frozen=True):
     prompt_tokens: int
 
 
+class JobQueued(Struct, frozen=True):
+    """Our job waits for a slot at a provider: how many are before it, and how long that takes."""
+
+    job: JobId
+    provider: NodeId
+    position: int
+    wait_ms: int
+
+
+class JobResumed(Struct, frozen=True):
+    """Our job's provider is gone in the middle of the answer; another one reads it and goes on with it.
+
+    What `provider` sends is appended to the text so far; it counts its own tokens and its own reading.
+    """
+
+    job: JobId
+    provider: NodeId
+    attempt: int
+    output_tokens_before: int
+
+
 class JobText(Struct, frozen=True, gc=False):
     """More of the answer, and the cumulative number of output tokens."""
 
@@ -368,11 +449,24 @@ class JobVector(Struct, frozen=True):
         return f"JobVector(job={self.job.hex()[:8]}, index={self.index})"
 
 
+class Served(Struct, frozen=True):
+    """What one attempt of our job brought: every provider's own tokens apart."""
+
+    provider: NodeId
+    attempt: int
+    prompt_tokens: int
+    output_tokens: int
+
+
 class JobDone(Struct, frozen=True):
-    """Our job ended with a receipt that matches what arrived. STOP and LENGTH are success."""
+    """Our job ended with a receipt that matches what arrived. STOP and LENGTH are success.
+
+    `served` has every attempt that brought a piece of the answer, the one with the receipt last.
+    """
 
     job: JobId
     receipt: ReceiptRecord
+    served: tuple[Served, ...] = ()
 
 
 class JobFailed(Struct, frozen=True):
@@ -397,6 +491,32 @@ class HeartbeatSigned(Struct, frozen=True):
     record: Signed
 
 
+class Drained(Struct, frozen=True):
+    """After `Drain`: no job runs any more."""
+
+
+class ReachabilityLearnt(Struct, frozen=True):
+    """How others reach this node, as their dial-backs found; `advice` says what its owner can do about it."""
+
+    reachability: Reachability
+    address: str | None
+    advice: str
+
+
+class OwnAddresses(Struct, frozen=True):
+    """The addresses through relays under which this node is reached now: for its offer."""
+
+    addresses: tuple[str, ...]
+
+
+class Misbehaved(Struct, frozen=True):
+    """A peer broke a rule; the transport keeps the score, and hangs up or bans. `weight` 1 is a bad frame."""
+
+    peer: NodeId
+    reason: str
+    weight: int = 1
+
+
 class Note(Struct, frozen=True):
     """Something for the log. Never holds a prompt, an answer, a key or a token."""
 
@@ -408,6 +528,9 @@ class Note(Struct, frozen=True):
 Effect = (
     Dial
     | HangUp
+    | DialBack
+    | ReserveRelay
+    | ReleaseRelay
     | OpenStream
     | Send
     | FinishStream
@@ -415,11 +538,17 @@ Effect = (
     | RunEngine
     | CancelEngine
     | JobAccepted
+    | JobQueued
+    | JobResumed
     | JobText
     | JobVector
     | JobDone
     | JobFailed
     | RecordLearnt
     | HeartbeatSigned
+    | Drained
+    | ReachabilityLearnt
+    | OwnAddresses
+    | Misbehaved
     | Note
 )

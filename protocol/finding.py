@@ -15,7 +15,8 @@ from protocol.directory import Directory
 from protocol.errors import RemoteProtocolError
 from protocol.events import Effect, FinishStream, Now, OpenStream, RecordLearnt, Send
 from protocol.ids import NodeId, StreamId
-from protocol.messages import Find, Found, Message, Signed
+from protocol.messages import Find, Found, Message
+from protocol.records import Signed
 from protocol.routing import RouteRequest, exclusion
 
 # A peer holds few control streams for us; jobs that search at the same time share what the first ones learn.

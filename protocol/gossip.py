@@ -16,7 +16,8 @@ from protocol.directory import FIRST_ID, LAST_ID, Directory, Entry
 from protocol.errors import RemoteProtocolError
 from protocol.events import Effect, Note, Now, RecordLearnt
 from protocol.ids import NodeId
-from protocol.messages import Digest, Message, Records, Signed, Want
+from protocol.messages import Digest, Message, Records, Want
+from protocol.records import Signed
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Final
 from protocol import constants as c
 from protocol.envelope import tagged_hash
 from protocol.errors import LocalProtocolError
-from protocol.messages import JobOpenRecord, JobRequest, Kind, Sampling
+from protocol.records import JobOpenRecord, JobRequest, Kind, Sampling
 
 _ROLES: Final = frozenset({"system", "user", "assistant"})
 

@@ -35,7 +35,7 @@ from protocol.events import (
     StreamOpened,
 )
 from protocol.ids import NodeId, StreamId
-from protocol.messages import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
+from protocol.records import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
 
 # ---------------------------------------------------------------- specification constants (specs/07)
 

@@ -2,363 +2,36 @@
 
 On the wire a message is a MessagePack array `[type, ...fields]` in the order of the fields below. Even types are
 mandatory: a receiver that does not know one closes the stream. Odd types are optional and ignored when unknown.
-Unknown trailing fields of a message are ignored.
+Unknown trailing fields of a message are ignored. The signed records that some messages carry are in `records`.
 
-A record is an array without a type that is signed: it travels as `Signed`, the exact bytes and their BIP-340
-signature under the tag that its class names. A record has an exact arity per version, in canonical form.
-
-The registry of types, tags and enumerations is specs/01.
+The registry of types is specs/01.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from protocol import constants as c
-from protocol.ids import JobId, LeaseId, NodeId
-
-UnsignedInteger = Annotated[int, Meta(ge=0, le=c.INTEGER_MAX)]
-Version1 = Annotated[int, Meta(ge=1, le=1)]
-NodeKey = Annotated[NodeId, Meta(min_length=32, max_length=32)]
-JobKey = Annotated[JobId, Meta(min_length=16, max_length=16)]
-LeaseKey = Annotated[LeaseId, Meta(min_length=32, max_length=32)]
-Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-RecordBody = Annotated[bytes, Meta(min_length=1, max_length=c.RECORD_BYTES_MAX)]
-Name = Annotated[str, Meta(max_length=c.NAME_CHARACTERS_MAX)]
-ModelName = Annotated[str, Meta(min_length=1, max_length=c.MODEL_NAME_CHARACTERS_MAX)]
-Text = Annotated[str, Meta(max_length=c.TEXT_CHARACTERS_MAX)]
-Address = Annotated[str, Meta(min_length=1, max_length=c.ADDRESS_CHARACTERS_MAX)]
-Attempt = Annotated[int, Meta(ge=1, le=2**32 - 1)]
-Code = Annotated[int, Meta(ge=0, le=255)]
-TokenCount = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-# A dollar per token is enough; with the bounds on counts no cost exceeds 63 bits.
-Price = Annotated[int, Meta(ge=0, le=10**12)]
-Features = Annotated[tuple[UnsignedInteger, ...], Meta(max_length=32)]
-#: (type, value), types strictly ascending. Odd types are ignored when unknown; with an unknown even type the record
-#: must not be acted on.
-Extensions = Annotated[tuple[tuple[UnsignedInteger, Annotated[bytes, Meta(max_length=1024)]], ...], Meta(max_length=8)]
-Milli = Annotated[int, Meta(ge=0, le=1000)]
-
-
-class WireEnum(IntEnum):
-    """An enumeration that later versions may extend: a value that this version does not know reads as UNKNOWN (0).
-
-    So a newer node's record stays readable to an older one, which must otherwise blame whoever passed it on.
-    """
-
-    @classmethod
-    def _missing_(cls, value: object) -> WireEnum | None:
-        # SPEC 01: The receiver MUST read an unknown value of an enumeration, from 1 to 255, as `UNKNOWN`,
-        return cls(0) if isinstance(value, int) and 0 < value <= 255 else None
-
-
-class Role(WireEnum):
-    """What a node does for others."""
-
-    UNKNOWN = 0
-    PROVIDER = 1
-    AGGREGATOR = 2
-    CLIENT = 3
-
-
-class Availability(WireEnum):
-    """Whether a provider takes new jobs."""
-
-    UNKNOWN = 0
-    AVAILABLE = 1
-    DRAINING = 2
-    OFFLINE = 3
-
-
-class Kind(WireEnum):
-    """What kind of answer a job asks for."""
-
-    UNKNOWN = 0
-    CHAT = 1
-    COMPLETION = 2
-    EMBEDDING = 3
-
-
-class FreePolicy(WireEnum):
-    """For whom a provider runs jobs without a lease."""
-
-    UNKNOWN = 0
-    NOBODY = 1
-    KNOWN = 2  # the pinned coordinator, loopback, and an allow-list that stays private
-    ALL = 3
-
-
-class GpuVendor(WireEnum):
-    """Who made a GPU; nothing finer than this and the model name leaves a host."""
-
-    UNKNOWN = 0
-    NVIDIA = 1
-    AMD = 2
-    APPLE = 3
-    INTEL = 4
-
-
-class VramTier(WireEnum):
-    """Memory of a GPU in coarse steps of its nominal size in gigabytes."""
-
-    UNKNOWN = 0
-    BELOW_8 = 1
-    FROM_8 = 2
-    FROM_16 = 3
-    FROM_24 = 4
-    FROM_48 = 5
-
-
-class Outcome(WireEnum):
-    """How a job that was accepted ended; `Receipt.outcome`."""
-
-    UNKNOWN = 0
-    STOP = 1
-    LENGTH = 2
-    CANCELLED = 3
-    FAILED = 4
-    UNPAID = 5
-
-
-class Signed(Struct, frozen=True, array_like=True, gc=False):
-    """A record as it travels: the bytes that were signed, and the signature over exactly those bytes."""
-
-    body: RecordBody
-    signature: Signature
-
-
-# ---------------------------------------------------------------- records
-
-
-class Record(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all signed records. `TAG` is the domain of the signature, `SIGNER` the field with the signer's key."""
-
-    TAG: ClassVar[str]
-    SIGNER: ClassVar[str]
-
-
-class Gpu(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One GPU, as coarsely as routing needs it."""
-
-    vendor: GpuVendor
-    vram_tier: VramTier
-    model: Name
-
-
-class ModelOffer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One model that a provider serves, and its price.
-
-    Prices are integer micro-USD per 1,000,000 tokens (`price_job_uusd`: per job). The fingerprint is the SHA-256
-    of the weights file, or 32 zero bytes where it is not known; jobs resume only between equal, known fingerprints.
-    """
-
-    name: ModelName
-    fingerprint: Hash
-    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1, max_length=16)]
-    context_tokens: TokenCount
-    concurrency: Annotated[int, Meta(ge=1, le=65535)]
-    price_in_uusd: Price
-    price_out_uusd: Price
-    price_job_uusd: Price
-
-    @property
-    def is_free(self) -> bool:
-        return self.price_in_uusd == self.price_out_uusd == self.price_job_uusd == 0
-
-
-class Heartbeat(Record, frozen=True):
-    """What a node can do, signed by itself: to the coordinator every 30 s, to peers on change and every 10 min.
-
-    The receiver keeps the one with the highest sequence per node until it expires. Nothing in it tells about the
-    host beyond vendor, memory tier and model of its GPUs; `load` is 0 (idle) to 8 (full). `coordinators` are those
-    whose leases it takes.
-    """
-
-    TAG: ClassVar[str] = "infernet/heartbeat/1"
-    SIGNER: ClassVar[str] = "node"
-
-    version: Version1
-    node: NodeKey
-    sequence: UnsignedInteger
-    issued_at_ms: UnsignedInteger
-    expires_at_ms: UnsignedInteger
-    role: Role
-    availability: Availability
-    name: Name
-    agent: Name
-    addresses: Annotated[tuple[Address, ...], Meta(max_length=c.HEARTBEAT_ADDRESSES_MAX)]
-    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=c.HEARTBEAT_GPUS_MAX)]
-    models: Annotated[tuple[ModelOffer, ...], Meta(max_length=c.HEARTBEAT_MODELS_MAX)]
-    load: Annotated[int, Meta(ge=0, le=c.LOAD_STEPS)]
-    free_policy: FreePolicy
-    sealing_key: Hash | None
-    sealed_bytes_max: Annotated[int, Meta(ge=0, le=c.SEALED_BYTES_MAX)]
-    features: Features
-    coordinators: Annotated[tuple[NodeKey, ...], Meta(max_length=4)]
-    extensions: Extensions
-
-
-class Sampling(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How tokens are drawn, in thousandths. Part of `JobOpen`, so that it is signed and can be audited."""
-
-    temperature_milli: Annotated[int, Meta(ge=0, le=2000)]
-    top_p_milli: Milli
-    min_p_milli: Milli
-    top_k: Annotated[int, Meta(ge=0, le=1000)]
-    presence_penalty_milli: Annotated[int, Meta(ge=-2000, le=2000)]
-    frequency_penalty_milli: Annotated[int, Meta(ge=-2000, le=2000)]
-    repetition_penalty_milli: Annotated[int, Meta(ge=500, le=2000)]
-    seed: UnsignedInteger
-
-
-class JobOpenRecord(Record, frozen=True):
-    """What the asker orders, and at most pays. Signed by the asker's (for paid jobs: the payer's) key.
-
-    `sealed_hash` and `sealed_bytes` pin the sealed prompt that follows; prices repeat the provider's offer, so
-    that both sides compute the same cost; `lease` is absent for a free job. In every version of this record, job and
-    attempt are the fields after the version, so that an order of a newer version can be refused by name.
-    """
-
-    TAG: ClassVar[str] = "infernet/job-open/1"
-    SIGNER: ClassVar[str] = "asker"
-
-    version: Version1
-    job: JobKey
-    attempt: Attempt
-    asker: NodeKey
-    provider: NodeKey
-    lease: LeaseKey | None
-    reservation: JobKey | None
-    kind: Kind
-    model: ModelName
-    fingerprint: Hash | None
-    sampling: Sampling
-    prompt_tokens_max: TokenCount
-    output_tokens_max: Annotated[int, Meta(ge=0, le=c.OUTPUT_TOKENS_MAX)]
-    price_in_uusd: Price
-    price_out_uusd: Price
-    price_job_uusd: Price
-    prepay_max_uusd: UnsignedInteger
-    sealed_hash: Hash
-    sealed_bytes: Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX)]
-    created_at_ms: UnsignedInteger
-    expires_at_ms: UnsignedInteger
-    extensions: Extensions
-
-
-class JobAcceptRecord(Record, frozen=True):
-    """The provider takes the job: how many prompt tokens it counted and what it will send unpaid at most."""
-
-    TAG: ClassVar[str] = "infernet/job-accept/1"
-    SIGNER: ClassVar[str] = "provider"
-
-    version: Version1
-    job: JobKey
-    attempt: Attempt
-    provider: NodeKey
-    lease: LeaseKey | None
-    open_hash: Hash
-    fingerprint: Hash
-    prompt_tokens: TokenCount
-    paid_before_uusd: UnsignedInteger
-    prefill_uusd: UnsignedInteger
-    window_tokens: TokenCount
-    window_uusd: UnsignedInteger
-    accepted_at_ms: UnsignedInteger
-    extensions: Extensions
-
-
-class ReceiptRecord(Record, frozen=True):
-    """The provider's account of a job, and the only clean end of one that was accepted.
-
-    `first_token_ms` and `last_token_ms` are durations since acceptance. `running_hash` chains all chunks;
-    the payer's last voucher carries the same hash and counts, and the two together are a co-signed receipt.
-    """
-
-    TAG: ClassVar[str] = "infernet/receipt/1"
-    SIGNER: ClassVar[str] = "provider"
-
-    version: Version1
-    job: JobKey
-    attempt: Attempt
-    provider: NodeKey
-    asker: NodeKey
-    lease: LeaseKey | None
-    open_hash: Hash
-    fingerprint: Hash
-    prompt_tokens: TokenCount
-    output_tokens: TokenCount
-    chunks: UnsignedInteger
-    running_hash: Hash
-    paid_before_uusd: UnsignedInteger
-    owed_uusd: UnsignedInteger
-    accepted_at_ms: UnsignedInteger
-    first_token_ms: UnsignedInteger
-    last_token_ms: UnsignedInteger
-    outcome: Outcome
-    code: Code
-    extensions: Extensions
-
-
-# ---------------------------------------------------------------- inside the seal
-
-
-class ChatMessage(Struct, frozen=True, array_like=True):
-    """One turn of a conversation; role is `system`, `user` or `assistant`."""
-
-    role: Annotated[str, Meta(max_length=16)]
-    content: str
-
-    def __repr__(self) -> str:
-        return "ChatMessage(...)"
-
-
-class JobRequest(Struct, frozen=True, array_like=True):
-    """What is asked; it exists in the clear only inside the asker and the engine's node.
-
-    Chat uses `messages`, completion `prompt`, embedding `inputs`. `continuation` is the answer so far, which
-    the engine continues (a resumed chat or completion). Unknown trailing fields are ignored.
-    """
-
-    messages: tuple[ChatMessage, ...] = ()
-    prompt: str = ""
-    inputs: Annotated[tuple[str, ...], Meta(max_length=c.EMBEDDING_INPUTS_MAX)] = ()
-    continuation: str = ""
-    stop: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=c.STOP_CHARACTERS_MAX)], ...],
-        Meta(max_length=c.STOP_STRINGS_MAX),
-    ] = ()
-
-    def __repr__(self) -> str:  # a prompt must never reach a log by way of a repr
-        return f"JobRequest(messages={len(self.messages)}, inputs={len(self.inputs)})"
-
-
-class SealedPrompt(Struct, frozen=True, array_like=True):
-    """The plaintext of a sealed prompt, before padding: the key for the answer, and the request."""
-
-    response_key: Hash
-    request: JobRequest
-
-    def __repr__(self) -> str:
-        return "SealedPrompt(...)"
-
-
-class ChunkBody(Struct, frozen=True, array_like=True):
-    """The plaintext of a chunk: text (chat, completion), or one embedding as little-endian float32 and its index."""
-
-    text: str = ""
-    index: UnsignedInteger = 0
-    vector: bytes = b""
-
-    def __repr__(self) -> str:
-        return "ChunkBody(...)"
-
-
-# ---------------------------------------------------------------- messages
+from protocol.records import (
+    Address,
+    Attempt,
+    Code,
+    Features,
+    Flag,
+    Hash,
+    JobKey,
+    Kind,
+    ModelName,
+    Name,
+    NodeKey,
+    Reachability,
+    Signed,
+    Text,
+    TokenCount,
+    UnsignedInteger,
+)
 
 
 class Message(Struct, frozen=True, array_like=True):
@@ -411,6 +84,55 @@ class Want(Message, frozen=True, tag=20):
     nodes: Annotated[tuple[NodeKey, ...], Meta(max_length=c.ARRAY_ITEMS_MAX)]
 
 
+class Load(Message, frozen=True, tag=17):
+    """How full the sender is now: 0 (idle) to 8 (full), and how long a new job would wait. Only to neighbours that are
+    interested in one of its models; it outdates the load in the sender's heartbeat.
+    """
+
+    load: Annotated[int, Meta(ge=0, le=c.LOAD_STEPS)]
+    wait_ms: UnsignedInteger
+
+
+class Reports(Message, frozen=True, tag=19):
+    """Signed reports of askers. The receiver checks signature and freshness of each before it keeps or forwards it."""
+
+    records: Annotated[tuple[Signed, ...], Meta(max_length=c.REPORTS_MAX)]
+
+
+class Have(Message, frozen=True, tag=22):
+    """Lazy push: the sender holds news of these nodes, as (id, sequence). The receiver asks for what it still lacks
+    after a moment with `Graft`.
+    """
+
+    entries: Annotated[tuple[tuple[NodeKey, UnsignedInteger], ...], Meta(max_length=c.ARRAY_ITEMS_MAX)]
+
+
+class Graft(Message, frozen=True, tag=24):
+    """The tree has a hole: send the records of these nodes now, and push news to the sender at once from now on."""
+
+    nodes: Annotated[tuple[NodeKey, ...], Meta(max_length=c.ARRAY_ITEMS_MAX)]
+
+
+class Prune(Message, frozen=True, tag=26):
+    """What the receiver pushed was known already: from now on it only says what it has (`Have`)."""
+
+
+class Interest(Message, frozen=True, tag=28):
+    """Which records the sender wants to hear of: `everything`, or those that offer one of these models.
+
+    First message on a gossip stream, and again when it changes. Records about the receiver's own node go regardless.
+    """
+
+    everything: Flag
+    models: Annotated[tuple[ModelName, ...], Meta(max_length=c.INTEREST_MODELS_MAX)]
+
+
+class Neighbour(Message, frozen=True, tag=30):
+    """Ask to be a neighbour. `is_urgent` when the sender has none: the receiver then makes room."""
+
+    is_urgent: Flag
+
+
 class Find(Message, frozen=True, tag=32):
     """Who serves this model under these limits (`None`: any)? The receiver answers with `Found`."""
 
@@ -421,6 +143,7 @@ class Find(Message, frozen=True, tag=32):
     price_in_uusd_max: UnsignedInteger | None
     price_out_uusd_max: UnsignedInteger | None
     limit: Annotated[int, Meta(ge=1, le=c.FIND_RESULTS_MAX)]
+    fingerprint: Hash | None = None
 
 
 class Found(Message, frozen=True, tag=34):
@@ -428,6 +151,43 @@ class Found(Message, frozen=True, tag=34):
 
     query: UnsignedInteger
     records: Annotated[tuple[Signed, ...], Meta(max_length=c.FIND_RESULTS_MAX)]
+
+
+class NeighbourAnswer(Message, frozen=True, tag=36):
+    """The answer to `Neighbour`. With a refusal come records of others who may have room."""
+
+    is_accepted: Flag
+    others: Annotated[tuple[Signed, ...], Meta(max_length=c.SHUFFLE_RECORDS_MAX)]
+
+
+class Leave(Message, frozen=True, tag=38):
+    """We are no longer neighbours: nothing more comes, and nothing more is wanted. The connection may stay."""
+
+
+class Shuffle(Message, frozen=True, tag=40):
+    """Records of some nodes that the sender knows addresses of. The receiver answers with `Shuffled`."""
+
+    records: Annotated[tuple[Signed, ...], Meta(max_length=c.SHUFFLE_RECORDS_MAX)]
+
+
+class Shuffled(Message, frozen=True, tag=42):
+    """As many records of nodes that the sender knows, in exchange."""
+
+    records: Annotated[tuple[Signed, ...], Meta(max_length=c.SHUFFLE_RECORDS_MAX)]
+
+
+class ReachMe(Message, frozen=True, tag=48):
+    """Please dial me on a fresh socket at this port of the address you see me at. The receiver answers `Reached`."""
+
+    port: Annotated[int, Meta(ge=1024, le=65535)]
+
+
+class Reached(Message, frozen=True, tag=50):
+    """What the dial-back found, and which address was dialled."""
+
+    reachability: Reachability
+    address: Address | None
+    text: Text
 
 
 class JobOpen(Message, frozen=True, tag=64):
@@ -457,6 +217,18 @@ class Part(Message, frozen=True, tag=66):
     attempt: Attempt
     index: UnsignedInteger
     sealed: Annotated[bytes, Meta(min_length=1, max_length=c.SEALED_PART_BYTES_MAX)]
+
+
+class Queued(Message, frozen=True, tag=67):
+    """The order waits for a slot: how many are before it, and how long that takes by the jobs of late.
+
+    Only to an asker whose order allows it. Sent again when the place changes, and at least every few seconds.
+    """
+
+    job: JobKey
+    attempt: Attempt
+    position: Annotated[int, Meta(ge=0, le=65535)]
+    wait_ms: UnsignedInteger
 
 
 class JobAccept(Message, frozen=True, tag=68):
@@ -513,28 +285,108 @@ class Receipt(Message, frozen=True, tag=78):
     receipt: Signed
 
 
+class Reserve(Message, frozen=True, tag=80):
+    """First and only message of a provider that cannot take an order itself: will you hold a slot for this asker?
+
+    The receiver answers with `Reserved`. It says what admission needs, and nothing of the prompt.
+    """
+
+    job: JobKey
+    asker: NodeKey
+    kind: Kind
+    model: ModelName
+    fingerprint: Hash | None
+    sealed_bytes: Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX)]
+    output_tokens_max: Annotated[int, Meta(ge=0, le=c.OUTPUT_TOKENS_MAX)]
+
+
+class Reserved(Message, frozen=True, tag=82):
+    """The slot is held, or why not. The provider that asked passes the reservation on in its `JobReject`."""
+
+    job: JobKey
+    reservation: Signed | None
+    code: Code
+
+
+class Forward(Message, frozen=True, tag=86):
+    """First message to an aggregator: what follows on this stream is for that provider, and its answers for me.
+
+    The aggregator passes frames on both ways as they are. It cannot open what is sealed, nor change what is signed.
+    """
+
+    provider: NodeKey
+
+
 AnyMessage = (
     Fault
     | Hello
     | Digest
+    | Load
     | Records
+    | Reports
     | Want
+    | Have
+    | Graft
+    | Prune
+    | Interest
+    | Neighbour
+    | NeighbourAnswer
+    | Leave
+    | Shuffle
+    | Shuffled
     | Find
     | Found
+    | ReachMe
+    | Reached
     | JobOpen
     | Progress
     | Part
+    | Queued
     | JobAccept
     | JobReject
     | Chunk
     | Cancel
     | Receipt
+    | Reserve
+    | Reserved
+    | Forward
 )
 
 #: Which messages may arrive on a stream of each protocol.
 MESSAGES_OF_PROTOCOL: dict[str, tuple[type[Message], ...]] = {
     c.HELLO_PROTOCOL: (Fault, Hello),
-    c.GOSSIP_PROTOCOL: (Fault, Digest, Records, Want),
+    c.GOSSIP_PROTOCOL: (
+        Fault,
+        Digest,
+        Load,
+        Records,
+        Reports,
+        Want,
+        Have,
+        Graft,
+        Prune,
+        Interest,
+        Neighbour,
+        NeighbourAnswer,
+        Leave,
+        Shuffle,
+        Shuffled,
+    ),
     c.FIND_PROTOCOL: (Fault, Find, Found),
-    c.JOB_PROTOCOL: (Fault, JobOpen, Progress, Part, JobAccept, JobReject, Chunk, Cancel, Receipt),
+    c.REACH_PROTOCOL: (Fault, ReachMe, Reached),
+    c.JOB_PROTOCOL: (
+        Fault,
+        JobOpen,
+        Progress,
+        Part,
+        Queued,
+        JobAccept,
+        JobReject,
+        Chunk,
+        Cancel,
+        Receipt,
+        Reserve,
+        Reserved,
+        Forward,
+    ),
 }

@@ -30,17 +30,9 @@ from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
 from protocol.gossip import Gossip, GossipConfig, Outgoing
 from protocol.ids import NodeId, StreamId
-from protocol.messages import (
-    MESSAGES_OF_PROTOCOL,
-    Availability,
-    Fault,
-    Hello,
-    JobOpen,
-    JobOpenRecord,
-    Message,
-    Signed,
-)
+from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Hello, JobOpen, Message
 from protocol.providing import Providing
+from protocol.records import Availability, JobOpenRecord, Signed
 from protocol.routing import Exclusion, RouteRequest, explain
 from protocol.sealing import Sealer
 from protocol.timers import Timers

@@ -34,25 +34,8 @@ from protocol.events import (
 )
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import JobState, advance, check_request, cost_uusd, order_hash, running_hash
-from protocol.messages import (
-    Cancel,
-    Chunk,
-    ChunkBody,
-    JobAccept,
-    JobAcceptRecord,
-    JobOpen,
-    JobOpenRecord,
-    JobReject,
-    Kind,
-    Message,
-    ModelOffer,
-    Outcome,
-    Part,
-    Progress,
-    Receipt,
-    ReceiptRecord,
-    Signed,
-)
+from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Receipt
+from protocol.records import ChunkBody, JobAcceptRecord, JobOpenRecord, Kind, ModelOffer, Outcome, ReceiptRecord, Signed
 from protocol.sealing import ChunkCipher, Sealer, open_prompt, seal_context
 from protocol.timers import Timers
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
-from protocol.messages import Availability, FreePolicy, Kind, Role
+from protocol.records import Availability, FreePolicy, Kind, Role
 
 # Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16

@@ -22,7 +22,7 @@ from protocol import constants as c
 from protocol.envelope import tagged_hash
 from protocol.errors import BadFrame, LocalProtocolError, SealError
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.messages import ChunkBody, SealedPrompt
+from protocol.records import ChunkBody, SealedPrompt
 
 ROTATION_MS: Final = 24 * 60 * 60 * 1000
 ANSWER_KEY_TAG: Final = "infernet/answer-key/1"

@@ -26,7 +26,7 @@ from protocol.envelope import (
 )
 from protocol.ids import LeaseId, bech32_encode, npub, peer_id
 from protocol.jobs import default_sampling
-from protocol.messages import (
+from protocol.records import (
     Availability,
     FreePolicy,
     Gpu,

@@ -18,23 +18,15 @@ from protocol.codec import encode_message
 from protocol.envelope import sign_record, tagged_hash
 from protocol.ids import JobId, LeaseId, NodeId
 from protocol.jobs import cost_uusd, default_sampling, order_hash, running_hash
-from protocol.messages import (
-    Cancel,
+from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Receipt
+from protocol.records import (
     ChatMessage,
-    Chunk,
     ChunkBody,
-    JobAccept,
     JobAcceptRecord,
-    JobOpen,
     JobOpenRecord,
-    JobReject,
     JobRequest,
     Kind,
-    Message,
     Outcome,
-    Part,
-    Progress,
-    Receipt,
     ReceiptRecord,
     SealedPrompt,
 )

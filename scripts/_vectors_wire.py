@@ -38,19 +38,16 @@ from protocol.messages import (
     Found,
     Hello,
     JobAccept,
-    JobAcceptRecord,
     JobOpen,
     JobReject,
-    Kind,
     Message,
-    Outcome,
     Part,
     Progress,
     Receipt,
-    ReceiptRecord,
     Records,
     Want,
 )
+from protocol.records import JobAcceptRecord, Kind, Outcome, ReceiptRecord
 
 RECORD = sign_record(heartbeat(), PROVIDER)
 SMALL_RECORD = sign_record(heartbeat(models=(), gpus=(), addresses=()), PROVIDER)

@@ -10,9 +10,7 @@ from protocol.events import (
     JobText,
     LearnRecord,
 )
-from protocol.messages import (
-    Kind,
-)
+from protocol.records import Kind
 from tests.helpers_machines import Bench, chat, provider_record
 from tests.helpers_puppets import Provider
 from tests.helpers_records import OFFER, signing_key

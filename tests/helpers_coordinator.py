@@ -37,8 +37,8 @@ from protocol.envelope import AUTH_HEADER, SigningKey, sign_record, sign_request
 from protocol.errors import Refusal
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, StreamId
-from protocol.messages import FreePolicy, Heartbeat, Kind, ModelOffer, Outcome, Role, Signed
 from protocol.peer import Peer, PeerConfig
+from protocol.records import FreePolicy, Heartbeat, Kind, ModelOffer, Outcome, Role, Signed
 from protocol.sealing import HpkeSealer
 
 MODEL = "test-model:1b"

@@ -20,7 +20,7 @@ from infernet.config import Config
 from infernet.node import AskOptions, JobEvent, Node, client_node
 from protocol.envelope import SigningKey
 from protocol.events import JobDone, JobText
-from protocol.messages import ChatMessage, Role
+from protocol.records import ChatMessage, Role
 from tests.helpers_cli import Home
 from tests.helpers_processes import is_running, wait_until
 

@@ -27,7 +27,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import ChatMessage, JobRequest, Kind, ModelOffer, Outcome, Sampling
+from protocol.records import ChatMessage, JobRequest, Kind, ModelOffer, Outcome, Sampling
 
 GREEDY = Sampling(
     temperature_milli=0,

@@ -18,13 +18,13 @@ from protocol.messages import (
     JobAccept,
     JobOpen,
     JobReject,
-    Kind,
     Part,
     Progress,
     Receipt,
     Records,
     Want,
 )
+from protocol.records import Kind
 from tests.helpers_records import ASKER, JOB, NOW_MS, PROVIDER, acceptance, heartbeat, order, receipt
 
 RECORD = sign_record(heartbeat(), PROVIDER)

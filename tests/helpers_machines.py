@@ -29,8 +29,9 @@ from protocol.events import (
 )
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, FreePolicy, Hello, JobRequest, Kind, Message, Role, Signed
+from protocol.messages import Hello, Message
 from protocol.peer import FEATURE_GOSSIP, Peer, PeerConfig
+from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, Role, Signed
 from protocol.sim.sealer import SimulatedSealer
 from tests.helpers_records import NOW_MS, OFFER, heartbeat, signing_key
 

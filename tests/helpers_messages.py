@@ -12,25 +12,34 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect as mi
 
-from protocol.messages import (
-    AnyMessage,
+from protocol.messages import AnyMessage, Message
+from protocol.records import (
     ChunkBody,
     Gpu,
     Heartbeat,
     JobAcceptRecord,
     JobOpenRecord,
     JobRequest,
-    Message,
     ModelOffer,
     ReceiptRecord,
     Record,
+    ReportEntry,
+    ReportRecord,
+    ReservationRecord,
     Sampling,
     SealedPrompt,
 )
 
 MESSAGES: tuple[type[Message], ...] = get_args(AnyMessage)
-RECORDS: tuple[type[Record], ...] = (Heartbeat, JobOpenRecord, JobAcceptRecord, ReceiptRecord)
-PARTS_OF_RECORDS = (Gpu, ModelOffer, Sampling)
+RECORDS: tuple[type[Record], ...] = (
+    Heartbeat,
+    JobOpenRecord,
+    JobAcceptRecord,
+    ReceiptRecord,
+    ReservationRecord,
+    ReportRecord,
+)
+PARTS_OF_RECORDS = (Gpu, ModelOffer, Sampling, ReportEntry)
 SEALED = (JobRequest, SealedPrompt, ChunkBody)
 
 # Long fields are rare in examples: Hypothesis spends its time on shapes, not on filling 48 KiB.

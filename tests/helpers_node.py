@@ -17,7 +17,7 @@ from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS
 from protocol.envelope import SigningKey
 from protocol.ids import peer_id
-from protocol.messages import ChatMessage, Role
+from protocol.records import ChatMessage, Role
 
 EPOCH_MS = 1_700_000_000_000
 

@@ -15,19 +15,14 @@ from protocol import constants as c
 from protocol.envelope import SigningKey, open_record, sign_record
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import cost_uusd, order_hash, parts, running_hash
-from protocol.messages import (
+from protocol.messages import Chunk, JobAccept, JobOpen, JobReject, Part, Receipt
+from protocol.records import (
     ChatMessage,
-    Chunk,
     ChunkBody,
-    JobAccept,
     JobAcceptRecord,
-    JobOpen,
     JobOpenRecord,
-    JobReject,
     JobRequest,
     Outcome,
-    Part,
-    Receipt,
     ReceiptRecord,
     SealedPrompt,
 )

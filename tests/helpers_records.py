@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from protocol.envelope import SigningKey
 from protocol.ids import JobId
 from protocol.jobs import default_sampling
-from protocol.messages import (
+from protocol.records import (
     Availability,
     FreePolicy,
     Gpu,

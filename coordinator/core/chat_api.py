@@ -25,7 +25,7 @@ from protocol import constants as c
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, JobRequest, Kind
+from protocol.records import ChatMessage, JobRequest, Kind
 from protocol.routing import Exclusion, RouteRequest
 
 MESSAGES_MAX: Final = 256

@@ -27,7 +27,7 @@ from coordinator.store.db import Database
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId
-from protocol.messages import JobRequest, Kind, Outcome, Sampling
+from protocol.records import JobRequest, Kind, Outcome, Sampling
 
 # 16 bytes per token is four times what text takes; below this size nobody counts.
 BYTES_PER_TOKEN_MAX: Final = 16

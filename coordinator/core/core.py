@@ -24,8 +24,8 @@ from protocol import events as e
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, short
-from protocol.messages import Signed
 from protocol.peer import Peer, PeerConfig
+from protocol.records import Signed
 from protocol.sealing import HpkeSealer
 
 UPKEEP_INTERVAL_S: Final = 60.0

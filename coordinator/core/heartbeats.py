@@ -13,7 +13,7 @@ from protocol import constants as c
 from protocol.envelope import open_record
 from protocol.errors import BadSignature, Stale
 from protocol.ids import NodeId
-from protocol.messages import Availability, Heartbeat, Role, Signed
+from protocol.records import Availability, Heartbeat, Role, Signed
 
 # What a newer node may say and this version does not know offers nothing and takes no jobs.
 ROLE_WORDS: Final = {

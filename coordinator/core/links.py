@@ -17,7 +17,7 @@ from protocol import events as e
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId, StreamId, short
 from protocol.link import LINK_PING_INTERVAL_S, LINK_SILENCE_S_MAX, Announce, Link, LinkEvent
-from protocol.messages import Signed
+from protocol.records import Signed
 
 CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001

@@ -24,7 +24,7 @@ from coordinator.store import nodes
 from protocol import codec
 from protocol.envelope import AuthenticatedRequest
 from protocol.errors import RemoteProtocolError
-from protocol.messages import Heartbeat, Signed
+from protocol.records import Heartbeat, Signed
 
 RECORD_TYPES: Final = ("application/vnd.infernet.heartbeat", "application/msgpack", "application/x-msgpack")
 REGISTER_FIRST: Final = "this key is not registered in this role; register first"

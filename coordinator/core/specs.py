@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol import constants as c
-from protocol.messages import GpuVendor, Heartbeat, VramTier
+from protocol.records import GpuVendor, Heartbeat, VramTier
 
 GPU_MODEL_CHARACTERS_MAX: Final = 64
 GPU_COUNT_MAX: Final = 1024

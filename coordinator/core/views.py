@@ -18,7 +18,7 @@ from protocol import codec
 from protocol import constants as c
 from protocol.errors import RemoteProtocolError
 from protocol.ids import peer_id
-from protocol.messages import Heartbeat
+from protocol.records import Heartbeat
 
 LIVE_MS: Final = 60_000
 UUSD: Final = 1_000_000

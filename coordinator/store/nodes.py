@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 
 from protocol.ids import NodeId
-from protocol.messages import Signed
+from protocol.records import Signed
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from infernet.config import Config, default_name
 from infernet.ipc_server import reply_for
 from infernet.node import AskOptions, client_node, peer_of
 from protocol.envelope import SigningKey
-from protocol.messages import ChatMessage, Role
+from protocol.records import ChatMessage, Role
 
 
 async def ask(config: Config, key: SigningKey, peer: str, question: Question, conversation: Conversation) -> None:

@@ -18,7 +18,7 @@ from infernet.lock import running_pid
 from infernet.settings import BY_NAME, as_plain
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, npub, peer_id
-from protocol.messages import Role
+from protocol.records import Role
 
 SECRET_FILE_BYTES_MAX: Final = 1024
 

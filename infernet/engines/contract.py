@@ -32,7 +32,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import Kind, ModelOffer
+from protocol.records import Kind, ModelOffer
 
 EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed
 Report = Callable[[EngineEvent], None]

@@ -36,7 +36,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import ModelOffer, Outcome
+from protocol.records import ModelOffer, Outcome
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from protocol.events import (
     EngineVector,
     RunEngine,
 )
-from protocol.messages import Kind, Outcome, Sampling
+from protocol.records import Kind, Outcome, Sampling
 
 # A cancel takes effect after the batch under way and the next. On a CPU 32 tokens take a third of a second with the
 # starter model, and twice as many would be a tenth quicker over all; a GPU is far quicker and wants large ones.

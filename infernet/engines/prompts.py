@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from protocol.errors import Refusal
-from protocol.messages import ChatMessage, JobRequest, Kind
+from protocol.records import ChatMessage, JobRequest, Kind
 
 _ROLES: Final = ("system", "user", "assistant")
 # Tokenising a prompt of the largest size takes about a second.

@@ -12,7 +12,7 @@ from infernet.engines import models
 from infernet.engines.contract import Engine, EngineConfig
 from infernet.engines.isolated import IsolatedEngine
 from protocol import constants as c
-from protocol.messages import Role
+from protocol.records import Role
 
 
 async def open_engine(config: Config) -> Engine | None:

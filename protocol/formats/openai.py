@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from protocol import constants as c
-from protocol.messages import ChatMessage, JobRequest, Kind, Outcome, Sampling
+from protocol.records import ChatMessage, JobRequest, Kind, Outcome, Sampling
 
 REQUEST_BYTES_MAX: Final = c.SEALED_BYTES_MAX
 OUTPUT_TOKENS_DEFAULT: Final = 512

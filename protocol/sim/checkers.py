@@ -30,8 +30,9 @@ from protocol.events import (
     Send,
 )
 from protocol.ids import JobId, NodeId
-from protocol.messages import JobAccept, JobAcceptRecord, JobOpen, JobOpenRecord, Message, Receipt, ReceiptRecord
+from protocol.messages import JobAccept, JobOpen, Message, Receipt
 from protocol.peer import PeerStatistics
+from protocol.records import JobAcceptRecord, JobOpenRecord, ReceiptRecord
 
 
 class Crashed(Struct, frozen=True):

@@ -24,7 +24,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import JobRequest, Kind, Outcome
+from protocol.records import JobRequest, Kind, Outcome
 from protocol.sim.scenario import EngineProfile
 from protocol.timers import Timers
 

@@ -13,8 +13,8 @@ from typing import Final
 from protocol.events import Ask, Event, LearnAddresses, Offer, SetOffer, StopAsking
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
 from protocol.peer import Peer
+from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
 from protocol.sim.host import Host, Trace
 from protocol.sim.network import Network

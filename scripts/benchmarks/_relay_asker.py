@@ -20,7 +20,7 @@ from infernet.node import AskOptions, Node, client_node, peer_of
 from protocol.constants import JOB_STREAMS_PER_PEER_MAX
 from protocol.envelope import SigningKey
 from protocol.events import JobDone, JobFailed, JobText
-from protocol.messages import ChatMessage, Role
+from protocol.records import ChatMessage, Role
 
 
 @asynccontextmanager

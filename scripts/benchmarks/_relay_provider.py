@@ -28,7 +28,7 @@ from protocol.envelope import SigningKey
 from protocol.events import EngineFailed, EngineFinished, EngineText, RunEngine, RunId
 from protocol.ids import node_id_from_text
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, JobRequest, Kind, ModelOffer, Role
+from protocol.records import ChatMessage, JobRequest, Kind, ModelOffer, Role
 from tests.helpers_engine import PacedEngine
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent

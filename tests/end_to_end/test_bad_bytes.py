@@ -19,7 +19,8 @@ from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.envelope import SigningKey
 from protocol.ids import JobId, NodeId
-from protocol.messages import Cancel, Chunk, Digest, Find, Kind, Message
+from protocol.messages import Cancel, Chunk, Digest, Find, Message
+from protocol.records import Kind
 from tests.helpers_end_to_end import NOTICED_S, NodeProcess, answer_of, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.model, pytest.mark.slow]

@@ -33,22 +33,9 @@ from protocol.events import (
 )
 from protocol.ids import JobId, StreamId
 from protocol.jobs import default_sampling, order_hash, running_hash
-from protocol.messages import (
-    ChatMessage,
-    Chunk,
-    ChunkBody,
-    JobAccept,
-    JobOpen,
-    JobOpenRecord,
-    JobReject,
-    JobRequest,
-    Kind,
-    Message,
-    Outcome,
-    Progress,
-    Receipt,
-)
+from protocol.messages import Chunk, JobAccept, JobOpen, JobReject, Message, Progress, Receipt
 from protocol.peer import Peer, PeerConfig
+from protocol.records import ChatMessage, ChunkBody, JobOpenRecord, JobRequest, Kind, Outcome
 from protocol.sealing import ChunkCipher, HpkeSealer, open_prompt, seal_context
 from tests.helpers_fuzz import garbage, mutated
 from tests.helpers_records import ASKER, NOW_MS, PROVIDER, acceptance, heartbeat, receipt

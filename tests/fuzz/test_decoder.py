@@ -25,16 +25,8 @@ from protocol.envelope import open_record, verify_request
 from protocol.errors import BadFrame, RemoteProtocolError
 from protocol.ids import NodeId
 from protocol.link import decode_frame, decode_hello, decode_server_time
-from protocol.messages import (
-    ChunkBody,
-    Heartbeat,
-    JobAcceptRecord,
-    JobOpenRecord,
-    Message,
-    ReceiptRecord,
-    SealedPrompt,
-    Signed,
-)
+from protocol.messages import Message
+from protocol.records import ChunkBody, Heartbeat, JobAcceptRecord, JobOpenRecord, ReceiptRecord, SealedPrompt, Signed
 from tests.helpers_fuzz import BODIES, full_of, garbage, mutated
 
 RECORDS = (Heartbeat, JobOpenRecord, JobAcceptRecord, ReceiptRecord)

@@ -34,8 +34,9 @@ from protocol.events import (
     StreamOpened,
 )
 from protocol.ids import JobId, StreamId
-from protocol.messages import Cancel, ChatMessage, FreePolicy, JobOpen, JobRequest, Part, Role, SealedPrompt
+from protocol.messages import Cancel, JobOpen, Part
 from protocol.peer import Peer, PeerConfig
+from protocol.records import ChatMessage, FreePolicy, JobRequest, Role, SealedPrompt
 from protocol.sealing import HpkeSealer, seal_context, seal_prompt
 from tests.helpers_fuzz import BODIES, garbage, mutated
 from tests.helpers_records import ASKER, NOW_MS, OFFER, PROVIDER, order

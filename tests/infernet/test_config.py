@@ -14,7 +14,7 @@ from infernet import config as configuration
 from infernet.config import Config, ConfigError, LoadedConfig, load, save
 from infernet.settings import BY_NAME, SETTINGS
 from protocol.ids import node_id, npub, peer_id
-from protocol.messages import Role
+from protocol.records import Role
 
 NODE = node_id(bytes.fromhex("f9308a019258c31049344f85f89d5229b531c845836f99b08601f113bce036f9"))
 

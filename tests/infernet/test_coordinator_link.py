@@ -26,7 +26,7 @@ from protocol.envelope import SigningKey
 from protocol.errors import RemoteProtocolError
 from protocol.events import JobDone
 from protocol.ids import NodeId
-from protocol.messages import Role
+from protocol.records import Role
 from tests.helpers_engine import PacedEngine
 from tests.helpers_market import Coordinator
 from tests.helpers_node import ask, config_of_nobody, key_of, question

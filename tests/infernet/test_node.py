@@ -10,7 +10,7 @@ from infernet.node import Node, multiaddr, peer_of
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import peer_id
-from protocol.messages import Outcome
+from protocol.records import Outcome
 from tests.helpers_engine import PacedEngine
 from tests.helpers_node import World, ask, key_of, question, settle, world
 

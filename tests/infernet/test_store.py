@@ -17,7 +17,7 @@ from infernet import store as stores
 from infernet.store import PEERS_MAX, Store, StoreError
 from protocol.envelope import open_record, sign_record
 from protocol.ids import NodeId
-from protocol.messages import Heartbeat, Signed
+from protocol.records import Heartbeat, Signed
 from tests.helpers_records import PROVIDER, heartbeat
 
 ADDRESSES = ("/ip4/203.0.113.7/tcp/46337",)

@@ -24,7 +24,7 @@ from infernet.node import Node, run_node
 from protocol.constants import PROTOCOLS
 from protocol.envelope import SigningKey
 from protocol.ids import node_id_from_peer_id, peer_id
-from protocol.messages import Role
+from protocol.records import Role
 
 pytestmark = [pytest.mark.anyio, pytest.mark.interop, pytest.mark.slow]
 

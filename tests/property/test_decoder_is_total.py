@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from protocol.codec import CONTROL_LIMITS, JOB_LIMITS, FrameReader, decode_message, decode_record, decode_value
 from protocol.errors import RemoteProtocolError
-from protocol.messages import Heartbeat, Message
+from protocol.messages import Message
+from protocol.records import Heartbeat
 from tests.helpers_messages import MESSAGES
 
 leaves = (

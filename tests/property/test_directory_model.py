@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from protocol.directory import FIRST_ID, LAST_ID, Directory
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId
-from protocol.messages import Heartbeat, Signed
+from protocol.records import Heartbeat, Signed
 from tests.helpers_machines import entry_of
 from tests.helpers_records import NOW_MS, OFFER
 

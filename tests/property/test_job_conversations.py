@@ -54,8 +54,9 @@ from protocol.events import (
     StreamOpened,
 )
 from protocol.ids import JobId, NodeId, StreamId
-from protocol.messages import Fault, JobOpen, Outcome
+from protocol.messages import Fault, JobOpen
 from protocol.peer import Peer
+from protocol.records import Outcome
 from protocol.sim.checkers import sent
 from tests.helpers_machines import ADDRESS, ALONE, chat, now, offer, sealer_of
 from tests.helpers_records import OFFER, signing_key

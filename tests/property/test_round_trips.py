@@ -22,7 +22,8 @@ from protocol.codec import (
 )
 from protocol.envelope import tagged_hash
 from protocol.errors import UnknownVersion
-from protocol.messages import ChunkBody, JobRequest, Message, Record, SealedPrompt
+from protocol.messages import Message
+from protocol.records import ChunkBody, JobRequest, Record, SealedPrompt
 from protocol.sealing import ChunkCipher, HpkeSealer, open_prompt, seal_prompt
 from tests.helpers_messages import MESSAGES, RECORDS, messages, of_type
 

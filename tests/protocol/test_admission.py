@@ -11,7 +11,7 @@ from protocol import constants as c
 from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Admission, Running
 from protocol.errors import Refusal
 from protocol.ids import JobId, NodeId
-from protocol.messages import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
+from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
 from tests.helpers_machines import now, offer
 from tests.helpers_records import ASKER, NOW_MS, OFFER, PROVIDER, order, signing_key
 

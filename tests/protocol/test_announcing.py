@@ -10,7 +10,7 @@ from protocol.directory import Directory
 from protocol.envelope import open_record
 from protocol.errors import LocalProtocolError
 from protocol.events import Now
-from protocol.messages import Heartbeat, Role
+from protocol.records import Heartbeat, Role
 from tests.helpers_machines import now, offer, sealer_of
 from tests.helpers_records import NOW_MS, signing_key
 

@@ -30,20 +30,8 @@ from protocol.events import (
     Send,
     StreamBroken,
 )
-from protocol.messages import (
-    Cancel,
-    ChatMessage,
-    ChunkBody,
-    Fault,
-    Find,
-    Found,
-    JobOpen,
-    JobRequest,
-    Kind,
-    Outcome,
-    Progress,
-    Role,
-)
+from protocol.messages import Cancel, Fault, Find, Found, JobOpen, Progress
+from protocol.records import ChatMessage, ChunkBody, JobRequest, Kind, Outcome, Role
 from tests.helpers_asking import EMBEDDER, bench_with, is_at_rest, running
 from tests.helpers_machines import ADDRESS, Bench, chat, hello_of, provider_record, record_of
 from tests.helpers_puppets import Provider

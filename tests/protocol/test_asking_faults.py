@@ -23,15 +23,8 @@ from protocol.events import (
     StreamBroken,
 )
 from protocol.ids import JobId
-from protocol.messages import (
-    Cancel,
-    ChunkBody,
-    JobRequest,
-    Kind,
-    Message,
-    Outcome,
-    Progress,
-)
+from protocol.messages import Cancel, Message, Progress
+from protocol.records import ChunkBody, JobRequest, Kind, Outcome
 from tests.helpers_asking import EMBEDDER, bench_with, is_at_rest, running
 from tests.helpers_machines import Bench, chat
 from tests.helpers_records import OFFER, signing_key

@@ -8,7 +8,8 @@ from protocol.attempt import Attempt
 from protocol.envelope import sign_record
 from protocol.errors import BadSignature, RemoteProtocolError, SealError
 from protocol.ids import StreamId
-from protocol.messages import Chunk, ChunkBody, JobOpenRecord, Outcome
+from protocol.messages import Chunk
+from protocol.records import ChunkBody, JobOpenRecord, Outcome
 from protocol.sealing import ChunkCipher
 from tests.helpers_records import ASKER, PROVIDER, acceptance, order, receipt
 

@@ -29,22 +29,17 @@ from protocol.codec import (
 )
 from protocol.errors import BadFrame, LocalProtocolError, UnknownVersion
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.messages import (
+from protocol.messages import Cancel, Chunk, Fault, Part, Progress, Want
+from protocol.records import (
     Availability,
-    Cancel,
     ChatMessage,
-    Chunk,
-    Fault,
     FreePolicy,
     Heartbeat,
     JobAcceptRecord,
     JobRequest,
     Kind,
-    Part,
-    Progress,
     Record,
     Role,
-    Want,
 )
 from tests.helpers_records import JOB as JOB_OF_ORDER
 from tests.helpers_records import OFFER, acceptance, heartbeat, order

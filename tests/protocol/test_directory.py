@@ -12,7 +12,7 @@ from protocol.directory import FIRST_ID, LAST_ID, Directory
 from protocol.envelope import sign_record
 from protocol.errors import BadFrame, BadSignature, Stale, UnknownVersion
 from protocol.ids import NodeId
-from protocol.messages import Signed
+from protocol.records import Signed
 from tests.helpers_machines import record_of
 from tests.helpers_records import NOW_MS, OFFER, PROVIDER, heartbeat, signing_key
 

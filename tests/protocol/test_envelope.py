@@ -32,7 +32,7 @@ from protocol.envelope import (
 )
 from protocol.errors import BadFrame, BadSignature, LocalProtocolError, RemoteProtocolError, Stale
 from protocol.ids import NodeId
-from protocol.messages import Heartbeat, JobAcceptRecord, Signed
+from protocol.records import Heartbeat, JobAcceptRecord, Signed
 from tests.helpers_records import NOW_MS, PROVIDER, acceptance, heartbeat, signing_key
 
 NODE = signing_key("node")

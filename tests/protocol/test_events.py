@@ -13,7 +13,7 @@ from protocol.errors import Refusal
 from protocol.events import EngineText, JobText, RunEngine, RunId
 from protocol.ids import JobId
 from protocol.jobs import default_sampling
-from protocol.messages import ChatMessage, ChunkBody, JobRequest, Kind, SealedPrompt
+from protocol.records import ChatMessage, ChunkBody, JobRequest, Kind, SealedPrompt
 
 STRUCTS: set[type[Struct]] = {
     cls

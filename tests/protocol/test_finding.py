@@ -15,7 +15,8 @@ from protocol.errors import BadSignature, RemoteProtocolError
 from protocol.events import Effect, FinishStream, OpenStream, RecordLearnt, Send
 from protocol.finding import QUERIES_PER_PEER_MAX, Finding
 from protocol.ids import NodeId, StreamId
-from protocol.messages import Availability, Find, Found, Kind, Message, Signed
+from protocol.messages import Find, Found, Message
+from protocol.records import Availability, Kind, Signed
 from protocol.routing import RouteRequest
 from tests.helpers_machines import now, record_of
 from tests.helpers_records import NOW_MS, OFFER, signing_key

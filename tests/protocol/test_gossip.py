@@ -13,7 +13,8 @@ from protocol.errors import BadSignature, RemoteProtocolError
 from protocol.events import Note, RecordLearnt
 from protocol.gossip import Gossip, GossipConfig, Outgoing
 from protocol.ids import NodeId
-from protocol.messages import Digest, Find, Kind, Message, Records, Signed, Want
+from protocol.messages import Digest, Find, Message, Records, Want
+from protocol.records import Kind, Signed
 from tests.helpers_machines import entry_of, now, record_of
 from tests.helpers_records import NOW_MS, signing_key
 

@@ -23,7 +23,7 @@ from protocol.jobs import (
     parts,
     running_hash,
 )
-from protocol.messages import ChatMessage, JobRequest, Kind
+from protocol.records import ChatMessage, JobRequest, Kind
 from tests.helpers_records import order
 
 O, A, R, X, D, F, C = (  # noqa: E741 - the columns of the table below

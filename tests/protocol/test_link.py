@@ -27,7 +27,7 @@ from protocol.events import (
 )
 from protocol.ids import NodeId, StreamId
 from protocol.link import Announce, Data, Finish, Link, Open, Ping, Pong, Reset, decode_frame, encode_frame
-from protocol.messages import Signed
+from protocol.records import Signed
 
 NODE = NodeId(b"\x01" * 32)
 COORDINATOR = NodeId(b"\x02" * 32)

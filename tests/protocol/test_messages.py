@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import messages as m
-from protocol.messages import MESSAGES_OF_PROTOCOL, Message, Record, WireEnum
+from protocol import messages as wire
+from protocol import records as m
+from protocol.messages import MESSAGES_OF_PROTOCOL, Message
+from protocol.records import Record, WireEnum
 from tests.helpers_messages import MESSAGES, PARTS_OF_RECORDS, RECORDS, SEALED, field_names, type_names
 
 WIRE = Path(__file__).parents[2] / "specs" / "01-wire.md"
-ENUMERATIONS = [m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome]
+ENUMERATIONS = [m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome, m.Reachability]
 
 
 def section(title: str) -> str:
@@ -47,7 +49,7 @@ def test_the_registry_of_messages_is_complete() -> None:
         for cls in classes:
             name, where = expected.setdefault(_tag(cls), (cls.__name__, set()))
             assert name == cls.__name__
-            where.add("any" if cls is m.Fault else protocol.split("/")[2])
+            where.add("any" if cls is wire.Fault else protocol.split("/")[2])
     assert {int(tag): (name, {where}) for tag, name, where, _ in rows} == expected
     assert all((int(tag) % 2 == 1) == (parity == "odd") for tag, _, _, parity in rows)
 

@@ -30,19 +30,9 @@ from protocol.events import (
 )
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, StreamId
-from protocol.messages import (
-    Cancel,
-    Digest,
-    Fault,
-    Find,
-    Found,
-    Hello,
-    JobReject,
-    Kind,
-    Records,
-    Want,
-)
+from protocol.messages import Cancel, Digest, Fault, Find, Found, Hello, JobReject, Records, Want
 from protocol.peer import GREETING_DELAY_S, PeerConfig
+from protocol.records import Kind
 from tests.helpers_machines import (
     ADDRESS,
     ALONE,

@@ -31,16 +31,9 @@ from protocol.events import (
     StreamOpened,
 )
 from protocol.ids import StreamId
-from protocol.messages import (
-    Availability,
-    Find,
-    FreePolicy,
-    Kind,
-    Message,
-    Records,
-    Want,
-)
+from protocol.messages import Find, Message, Records, Want
 from protocol.peer import Peer, PeerConfig, _is_loopback
+from protocol.records import Availability, FreePolicy, Kind
 from protocol.routing import Exclusion, RouteRequest
 from tests.helpers_machines import (
     ADDRESS,

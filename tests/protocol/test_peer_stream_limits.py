@@ -10,8 +10,8 @@ from protocol import constants as c
 from protocol import events as e
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, StreamId
-from protocol.messages import Kind, ModelOffer, Role
 from protocol.peer import Peer, PeerConfig
+from protocol.records import Kind, ModelOffer, Role
 from protocol.sealing import HpkeSealer
 
 NOW = e.Now(1000.0, 1_700_000_000_000)

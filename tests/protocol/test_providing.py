@@ -31,24 +31,8 @@ from protocol.events import (
     StreamBroken,
 )
 from protocol.ids import JobId, StreamId
-from protocol.messages import (
-    Availability,
-    Cancel,
-    ChatMessage,
-    Chunk,
-    Fault,
-    JobAccept,
-    JobAcceptRecord,
-    JobReject,
-    JobRequest,
-    Kind,
-    Message,
-    Outcome,
-    Part,
-    Progress,
-    Receipt,
-    ReceiptRecord,
-)
+from protocol.messages import Cancel, Chunk, Fault, JobAccept, JobReject, Message, Part, Progress, Receipt
+from protocol.records import Availability, ChatMessage, JobAcceptRecord, JobRequest, Kind, Outcome, ReceiptRecord
 from tests.helpers_machines import Bench, provider_record
 from tests.helpers_puppets import HELLO, Order, job_stream, order_for
 from tests.helpers_records import OFFER, signing_key

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from protocol.directory import Directory
 from protocol.ids import NodeId
-from protocol.messages import Availability, FreePolicy, Kind, Role
+from protocol.records import Availability, FreePolicy, Kind, Role
 from protocol.routing import SAMPLE, Candidate, Exclusion, RouteRequest, choose, exclusion, explain, model_for
 from tests.helpers_machines import entry_of, record_of
 from tests.helpers_records import NOW_MS, OFFER, signing_key

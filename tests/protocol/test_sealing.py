@@ -10,7 +10,7 @@ from protocol import constants as c
 from protocol.envelope import tagged_hash
 from protocol.errors import BadFrame, LocalProtocolError, SealError
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.messages import ChatMessage, ChunkBody, JobRequest, SealedPrompt
+from protocol.records import ChatMessage, ChunkBody, JobRequest, SealedPrompt
 from protocol.sealing import ROTATION_MS, ChunkCipher, HpkeSealer, open_prompt, seal_context, seal_prompt
 
 JOB, ASKER, PROVIDER, LEASE = JobId(b"j" * 16), NodeId(b"a" * 32), NodeId(b"p" * 32), LeaseId(b"l" * 32)

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from protocol.events import SetOffer
-from protocol.messages import Availability
+from protocol.records import Availability
 from protocol.sim import Crash, Faults, Scenario, Simulation, Topology
 from protocol.sim.simulation import START_S
 from tests.helpers_machines import offer

@@ -29,7 +29,7 @@ from protocol.ids import (
     npub,
     peer_id,
 )
-from protocol.messages import Heartbeat, JobAcceptRecord, JobOpenRecord, ReceiptRecord, Signed
+from protocol.records import Heartbeat, JobAcceptRecord, JobOpenRecord, ReceiptRecord, Signed
 from tests.helpers_vectors import Vector, each, load, plain
 
 RECORDS = {cls.__name__: cls for cls in (Heartbeat, JobOpenRecord, JobAcceptRecord, ReceiptRecord)}

@@ -36,22 +36,9 @@ from protocol.events import (
 )
 from protocol.ids import JobId, LeaseId, NodeId, StreamId
 from protocol.jobs import cost_uusd, order_hash, running_hash
-from protocol.messages import (
-    Chunk,
-    ChunkBody,
-    FreePolicy,
-    JobAccept,
-    JobOpen,
-    JobOpenRecord,
-    Kind,
-    ModelOffer,
-    Outcome,
-    Part,
-    Receipt,
-    Role,
-    SealedPrompt,
-)
+from protocol.messages import Chunk, JobAccept, JobOpen, Part, Receipt
 from protocol.peer import Peer, PeerConfig
+from protocol.records import ChunkBody, FreePolicy, JobOpenRecord, Kind, ModelOffer, Outcome, Role, SealedPrompt
 from protocol.sealing import ANSWER_KEY_TAG, ChunkCipher, HpkeSealer, open_prompt, seal_context, seal_prompt
 from tests.helpers_records import order
 from tests.helpers_vectors import Vector, each, plain

@@ -18,7 +18,7 @@ from coordinator.core import chat_api
 from coordinator.store import job_events, jobs
 from protocol.errors import Refusal
 from protocol.ids import JobId
-from protocol.messages import FreePolicy, Outcome
+from protocol.records import FreePolicy, Outcome
 from tests.helpers_coordinator import (
     MODEL,
     Script,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.core.heartbeats import ROLE_WORDS, STATUS_WORDS
-from protocol.messages import Availability, Role
+from protocol.records import Availability, Role
 
 
 def test_every_value_that_a_record_can_hold_has_a_word() -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from protocol import codec
 from protocol.envelope import AUTH_HEADER, open_record
-from protocol.messages import Availability, Gpu, GpuVendor, Heartbeat, Role, VramTier
+from protocol.records import Availability, Gpu, GpuVendor, Heartbeat, Role, VramTier
 from tests.helpers_coordinator import NodeClient, Served, heartbeat_record, make_key, serving, sign_heartbeat
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ import pytest
 from protocol import codec
 from protocol.envelope import open_record
 from protocol.ids import npub, peer_id
-from protocol.messages import Gpu, GpuVendor, Heartbeat, Role, Signed, VramTier
+from protocol.records import Gpu, GpuVendor, Heartbeat, Role, Signed, VramTier
 from tests.helpers_coordinator import NodeClient, Served, WallClock, heartbeat_record, linked, model_offer
 
 pytestmark = pytest.mark.anyio

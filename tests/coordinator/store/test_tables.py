@@ -14,7 +14,7 @@ from coordinator.store import job_events, jobs, nodes, replay
 from coordinator.store.db import Database, open_database
 from protocol.envelope import AuthenticatedRequest
 from protocol.ids import JobId, NodeId
-from protocol.messages import Signed
+from protocol.records import Signed
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from infernet.ipc_server import ChatTurn
 from protocol import events as e
 from protocol.errors import Refusal
 from protocol.ids import peer_id
-from protocol.messages import Outcome
+from protocol.records import Outcome
 from tests.helpers_cli import DEADLINE_S, Home, invoke, invoke_beside, running
 from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode
 from tests.helpers_records import PROVIDER, receipt

@@ -20,7 +20,7 @@ import pytest
 from infernet import identity
 from infernet.config import load
 from protocol.ids import npub
-from protocol.messages import Role
+from protocol.records import Role
 from tests.helpers_cli import Home, Outcome, invoke
 from tests.helpers_records import PROVIDER as COORDINATOR
 

@@ -16,7 +16,7 @@ from infernet.engines.contract import Engine, EngineConfig
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.models import STARTER
 from protocol.events import EngineFailed, EngineFinished, RunEngine, RunId
-from protocol.messages import JobRequest, Kind, Sampling
+from protocol.records import JobRequest, Kind, Sampling
 from tests.helpers_engine import GREEDY, Recorder
 
 SLOTS = 4

@@ -17,7 +17,7 @@ from infernet.engines.contract import EngineState
 from infernet.engines.isolated import IsolatedEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineVector, RunId
-from protocol.messages import ChatMessage, JobRequest, Kind, Outcome
+from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import PacedEngine, chat
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, SLOTS, Bench, running, starter_config
 

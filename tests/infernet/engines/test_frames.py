@@ -37,7 +37,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import Kind, Outcome
+from protocol.records import Kind, Outcome
 from tests.helpers_engine import GREEDY, chat
 
 RUN = RunId(7)

@@ -14,7 +14,7 @@ from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailab
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, RunId
-from protocol.messages import JobRequest, Kind, Outcome
+from protocol.records import JobRequest, Kind, Outcome
 from tests.helpers_engine import Recorder, chat
 from tests.infernet.engines.conftest import Bench, running
 

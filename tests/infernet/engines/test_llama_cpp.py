@@ -25,7 +25,7 @@ from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, RunEngine, RunId
-from protocol.messages import ChatMessage, JobRequest, Kind, Outcome
+from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import GREEDY, Recorder, chat
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, Bench, running, starter_config
 

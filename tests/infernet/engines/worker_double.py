@@ -13,7 +13,7 @@ import threading
 
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
 from protocol.events import CancelEngine, EngineFinished, EngineStarted, EngineText, RunEngine, RunId
-from protocol.messages import Outcome
+from protocol.records import Outcome
 
 MODE = sys.argv[1]
 

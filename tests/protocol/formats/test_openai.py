@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol.formats import openai
 from protocol.formats.openai import BadRequest
-from protocol.messages import ChatMessage, Kind, Outcome
+from protocol.records import ChatMessage, Kind, Outcome
 
 SEED = 7
 

@@ -20,8 +20,9 @@ from protocol.events import (
     Send,
 )
 from protocol.ids import StreamId
-from protocol.messages import JobAccept, JobOpen, Outcome, Receipt
+from protocol.messages import JobAccept, JobOpen, Receipt
 from protocol.peer import PeerStatistics
+from protocol.records import Outcome
 from protocol.sim.checkers import (
     AtMostOnce,
     Checker,

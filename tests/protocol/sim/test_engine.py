@@ -19,7 +19,7 @@ from protocol.events import (
     RunEngine,
     RunId,
 )
-from protocol.messages import ChatMessage, JobRequest, Kind, Outcome
+from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from protocol.sim.engine import EngineEvent, SimulatedEngine
 from protocol.sim.scenario import EngineProfile
 from tests.helpers_machines import chat

@@ -6,7 +6,7 @@ from protocol.errors import Refusal
 from protocol.events import Ask, JobFailed, JobText
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
-from protocol.messages import JobRequest, Kind
+from protocol.records import JobRequest, Kind
 from protocol.sim.checkers import Seen
 from protocol.sim.summary import Summary
 
