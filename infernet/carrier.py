@@ -13,6 +13,7 @@ from infernet.transport.contract import ConnectionInfo, DialFailed, Stream, Stre
 from protocol import constants as c
 from protocol import events as e
 from protocol.ids import NodeId, StreamId, short
+from protocol.records import Reachability
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +126,11 @@ class TransportCarrier:
             outbox = self._outboxes.get(effect.stream)
             if outbox is not None:
                 outbox.end(reset=isinstance(effect, e.ResetStream))
-        else:
+        elif isinstance(effect, e.DialBack):
+            self._driver.post(e.DialedBack(effect.probe, Reachability.NOT_TRIED, "this node dials nobody back"))
+        elif isinstance(effect, e.ReserveRelay):
+            self._driver.post(e.RelayLost(effect.relay, "this node uses no relays"))
+        elif isinstance(effect, (e.Dial, e.HangUp, e.OpenStream)):
             self._spawn(effect)
 
     def _spawn(self, effect: e.Dial | e.HangUp | e.OpenStream) -> None:

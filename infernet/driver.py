@@ -23,7 +23,10 @@ from protocol.events import (
     DEADLINE,
     CancelEngine,
     Dial,
+    DialBack,
+    DialedBack,
     DialFailed,
+    Drained,
     Effect,
     EngineFailed,
     Event,
@@ -33,14 +36,22 @@ from protocol.events import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobQueued,
+    JobResumed,
     JobText,
     JobVector,
+    Misbehaved,
     Note,
     Now,
     OpenStream,
+    OwnAddresses,
     PeerConnected,
     PeerDisconnected,
+    ReachabilityLearnt,
     RecordLearnt,
+    RelayLost,
+    ReleaseRelay,
+    ReserveRelay,
     ResetStream,
     RunEngine,
     Send,
@@ -48,16 +59,35 @@ from protocol.events import (
 )
 from protocol.ids import NodeId, StreamId, short
 from protocol.peer import Peer
+from protocol.records import Reachability
 
 log = structlog.get_logger(__name__)
 
-NetworkEffect = Dial | HangUp | OpenStream | Send | FinishStream | ResetStream
-AppEffect = JobAccepted | JobText | JobVector | JobDone | JobFailed | RecordLearnt | HeartbeatSigned
+NetworkEffect = (
+    Dial | HangUp | OpenStream | Send | FinishStream | ResetStream | DialBack | ReserveRelay | ReleaseRelay | Misbehaved
+)
+AppEffect = (
+    JobAccepted
+    | JobQueued
+    | JobResumed
+    | JobText
+    | JobVector
+    | JobDone
+    | JobFailed
+    | RecordLearnt
+    | HeartbeatSigned
+    | Drained
+    | ReachabilityLearnt
+    | OwnAddresses
+)
 
 # Stream readers pause above this many waiting events, so that a flood from the network cannot grow the queue.
 EVENTS_WAITING_HIGH: Final = 512
 # After this many events other tasks get their turn.
 EVENTS_PER_TURN: Final = 64
+
+
+_NO_P2P: Final = "this node opens no peer-to-peer connections (p2p is off)"
 
 
 class Carrier(Protocol):
@@ -212,6 +242,8 @@ class Driver:
             carrier = self._carrier_of_peer.get(effect.peer)
             if carrier is not None:
                 carrier.perform(effect)
+        elif isinstance(effect, (DialBack, ReserveRelay, ReleaseRelay, Misbehaved)):
+            self._ask_dialer(effect)
         elif isinstance(effect, RunEngine):
             self._start_run(effect)
         elif isinstance(effect, CancelEngine):
@@ -233,9 +265,17 @@ class Driver:
 
     def _dial(self, effect: Dial) -> None:
         if self.dialer is None:
-            self.post(DialFailed(effect.peer, "this node opens no peer-to-peer connections (p2p is off)"))
+            self.post(DialFailed(effect.peer, _NO_P2P))
         else:
             self.dialer.perform(effect)
+
+    def _ask_dialer(self, effect: DialBack | ReserveRelay | ReleaseRelay | Misbehaved) -> None:
+        if self.dialer is not None:
+            self.dialer.perform(effect)
+        elif isinstance(effect, DialBack):
+            self.post(DialedBack(effect.probe, Reachability.NOT_TRIED, _NO_P2P))
+        elif isinstance(effect, ReserveRelay):
+            self.post(RelayLost(effect.relay, _NO_P2P))
 
     def _start_run(self, effect: RunEngine) -> None:
         if self._engine is None:

@@ -38,7 +38,7 @@ WRITE_TIMEOUT_S: Final = 60.0
 _READ_BYTES: Final = 64 * 1024
 _BACKLOG: Final = 16
 
-JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
+JobEvent = e.JobEvent
 
 
 class ChatTurn(Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,7 +215,7 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
         case e.JobFailed():
             refusal = Refusal(event.code).name.lower()
             return _failure(event.text, refusal) | {"data": {"retry_after_ms": event.retry_after_ms}}
-        case e.JobVector():
+        case e.JobQueued() | e.JobResumed() | e.JobVector():
             return None
 
 

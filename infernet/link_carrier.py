@@ -88,7 +88,7 @@ class LinkCarrier:
     # ------------------------------------------------------------ the driver's carrier
 
     def perform(self, effect: NetworkEffect) -> None:
-        if self._link is None or isinstance(effect, (e.Dial, e.HangUp)):
+        if self._link is None or not isinstance(effect, (e.OpenStream, e.Send, e.FinishStream, e.ResetStream)):
             return
         event = self._link.perform(effect)
         if event is not None:

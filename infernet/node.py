@@ -60,7 +60,7 @@ SAVE_PEERS_S: Final = 30.0
 UNSAVED_PEERS_MAX: Final = c.DIRECTORY_RECORDS_MAX
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
-JobEvent = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
+JobEvent = e.JobEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,7 @@ class Node:
             self._unsaved[effect.heartbeat.node] = (effect.heartbeat, effect.record)
             if len(self._unsaved) > UNSAVED_PEERS_MAX:
                 del self._unsaved[next(iter(self._unsaved))]
-        else:
+        elif not isinstance(effect, (e.Drained, e.ReachabilityLearnt, e.OwnAddresses)):
             self._answer(effect)
 
     def _answer(self, event: JobEvent) -> None:

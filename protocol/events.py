@@ -525,6 +525,9 @@ class Note(Struct, frozen=True):
     detail: str = ""
 
 
+#: What happens to a job that we asked for, in order; the last one is JobDone or JobFailed.
+JobEvent = JobAccepted | JobQueued | JobResumed | JobText | JobVector | JobDone | JobFailed
+
 Effect = (
     Dial
     | HangUp

@@ -7,8 +7,6 @@ raises out of `handle`; `LocalProtocolError` does, for a command that cannot be 
 
 from __future__ import annotations
 
-import ipaddress
-import itertools
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,12 +14,11 @@ from typing import Final, assert_never
 
 from msgspec.structs import replace
 
-from protocol import codec
 from protocol import constants as c
 from protocol import events as e
 from protocol.announcing import Announcing
 from protocol.asking import Asking
-from protocol.codec import FrameReader, encode_message
+from protocol.codec import encode_message
 from protocol.contacts import NEIGHBOURS_MIN, Contacts
 from protocol.directory import Directory, Entry
 from protocol.envelope import Signer
@@ -30,11 +27,13 @@ from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
 from protocol.gossip import Gossip, GossipConfig, Outgoing
 from protocol.ids import NodeId, StreamId
+from protocol.locality import is_loopback
 from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Hello, JobOpen, Message
 from protocol.providing import Providing
 from protocol.records import Availability, JobOpenRecord, Signed
 from protocol.routing import Exclusion, RouteRequest, explain
 from protocol.sealing import Sealer
+from protocol.streams import Stream, Streams
 from protocol.timers import Timers
 
 FEATURE_GOSSIP: Final = 1
@@ -72,17 +71,6 @@ class PeerStatistics:
 
 
 @dataclass(slots=True)
-class _Stream:
-    peer: NodeId
-    protocol: str
-    inbound: bool
-    reader: FrameReader
-    local_done: bool = False
-    remote_done: bool = False
-    greeted: bool = False
-
-
-@dataclass(slots=True)
 class _Connection:
     address: str | None
     bad_frames: int = 0
@@ -97,11 +85,10 @@ class Peer:
         self.directory = Directory(config.directory_records_max)
         self._config = config
         self._started_at_ms = now.wall_ms
-        self._streams: dict[StreamId, _Stream] = {}
+        self._streams = Streams(self._on_stream_dropped)
         self._connections: dict[NodeId, _Connection] = {}
-        self._stream_numbers = itertools.count(1, 2)
-        # Streams by number, peers that have not greeted by id, and our own heartbeat.
-        self._timers: Timers[StreamId | NodeId | str] = Timers()
+        # Peers that have not greeted by id, and our own heartbeat.
+        self._timers: Timers[NodeId | str] = Timers()
         self._heartbeat: Signed | None = None
         self._bad_frames = 0
         features = (FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()
@@ -110,7 +97,11 @@ class Peer:
         self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
         self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
-            self.node, self.directory, rng, connected=lambda: list(self._connections), next_stream=self._next_stream
+            self.node,
+            self.directory,
+            rng,
+            connected=lambda: list(self._connections),
+            next_stream=self._streams.next_number,
         )
         self._asking = Asking(
             signer,
@@ -120,7 +111,7 @@ class Peer:
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
             search=self._finding.ask,
-            next_stream=self._next_stream,
+            next_stream=self._streams.next_number,
             connected_only=not config.dials,
         )
         self._providing = Providing(signer, sealer, now.wall_ms, self._better)
@@ -137,6 +128,7 @@ class Peer:
         """The monotonic instant at which to feed DEADLINE, or None."""
         deadlines = (
             self._timers.next_deadline(),
+            self._streams.next_deadline(),
             self._contacts.next_deadline(),
             self._gossip.next_deadline(),
             self._asking.next_deadline(),
@@ -210,6 +202,8 @@ class Peer:
                 )
             case e.LearnRecord():
                 return self._learn(event.record, now, source=None)
+            case e.DialedBack() | e.RelayReserved() | e.RelayLost() | e.Drain():
+                return []
             case e.Shutdown():
                 return self._shut_down(now)
             case _:
@@ -219,20 +213,9 @@ class Peer:
         """Keep the table of streams in step with the effects that go out, one by one as they are produced."""
         for effect in produced:
             effects.append(effect)
-            if isinstance(effect, e.OpenStream):
-                reader = FrameReader(codec.limits_of_protocol(effect.protocol))
-                self._streams[effect.stream] = _Stream(effect.peer, effect.protocol, False, reader)
-                if effect.protocol in (c.HELLO_PROTOCOL, c.FIND_PROTOCOL):
-                    self._timers.set(effect.stream, now.monotonic_s + c.CONTROL_DEADLINE_S)
-            elif isinstance(effect, e.ResetStream):
-                self._drop(effect.stream)
-            elif isinstance(effect, e.FinishStream):
-                self._finish(effect.stream, now)
-            elif isinstance(effect, e.RecordLearnt):
+            self._streams.follow(effect, now)
+            if isinstance(effect, e.RecordLearnt):
                 self._absorb(self._asking.on_record(effect.heartbeat, now), effects, now)
-
-    def _next_stream(self) -> StreamId:
-        return StreamId(next(self._stream_numbers))
 
     # ------------------------------------------------------------ connections
 
@@ -249,7 +232,7 @@ class Peer:
         return effects + self._asking.on_connected(event.peer, now)
 
     def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
-        stream = self._next_stream()
+        stream = self._streams.next_number()
         return [
             e.OpenStream(stream, peer, c.HELLO_PROTOCOL),
             e.Send(stream, encode_message(self._hello(self._address_of(peer), now))),
@@ -261,7 +244,7 @@ class Peer:
             return []
         self._timers.cancel(peer)
         effects: list[Effect] = []
-        for stream in [number for number, stream in self._streams.items() if stream.peer == peer]:
+        for stream in self._streams.of_peer(peer):
             effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
         self._gossip.remove_neighbour(peer)
         self._contacts.on_unreachable(peer, now)
@@ -297,19 +280,12 @@ class Peer:
         speaks_gossip = self._config.gossip.interval_s is not None
         if event.protocol not in MESSAGES_OF_PROTOCOL or (event.protocol == c.GOSSIP_PROTOCOL and not speaks_gossip):
             return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
-        is_job = event.protocol == c.JOB_PROTOCOL
-        held = sum(
-            s.inbound and s.peer == event.peer and (s.protocol == c.JOB_PROTOCOL) == is_job
-            for s in self._streams.values()
-        )
         # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened, and of a peer
         #   that its owner knows as many job streams as twice its slots, if that is more.
-        if held >= (self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX):
+        is_job = event.protocol == c.JOB_PROTOCOL
+        held_max = self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX
+        if not self._streams.accept(event, held_max, now):
             return [e.ResetStream(event.stream, "too many streams")]
-        reader = FrameReader(codec.limits_of_protocol(event.protocol))
-        self._streams[event.stream] = _Stream(event.peer, event.protocol, True, reader)
-        # SPEC 01: A stream on which no message arrives within 10 seconds MUST be reset.
-        self._timers.set(event.stream, now.monotonic_s + c.CONTROL_DEADLINE_S)
         return []
 
     def _on_bytes(self, event: e.BytesReceived, now: Now) -> Iterator[Effect]:
@@ -325,7 +301,7 @@ class Peer:
         except (RemoteProtocolError, SealError) as error:
             yield from self._blame(event.stream, stream, error, now)
 
-    def _on_message(self, number: StreamId, stream: _Stream, message: Message, now: Now) -> list[Effect]:
+    def _on_message(self, number: StreamId, stream: Stream, message: Message, now: Now) -> list[Effect]:
         if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
             raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
         if stream.inbound and stream.local_done:
@@ -333,8 +309,7 @@ class Peer:
         if isinstance(message, Fault):
             return self._on_fault(number, stream, message, now)
         if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, JobOpen):
-            # From here on the machines of these protocols keep their own deadlines.
-            self._timers.cancel(number)
+            self._streams.settle(number)
         if isinstance(message, Hello):
             # SPEC 01: The receiver MUST treat a second `Hello` on one stream as a bad frame.
             if stream.greeted:
@@ -355,7 +330,7 @@ class Peer:
             return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
         return self._asking.on_message(number, message, now)
 
-    def _on_fault(self, number: StreamId, stream: _Stream, fault: Fault, now: Now) -> list[Effect]:
+    def _on_fault(self, number: StreamId, stream: Stream, fault: Fault, now: Now) -> list[Effect]:
         reason = f"the peer reported a fault, code {fault.code}"
         return [
             e.Note("peer.fault", stream.peer, f"code {fault.code}"),
@@ -377,14 +352,14 @@ class Peer:
             effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
             return [*effects, e.ResetStream(number, text)]
         if stream.local_done:
-            self._drop(number)
+            self._streams.drop(number)
             return []
         if self._providing.owns(number):
             # An asker may close its side after the order; it can then still read, and no longer cancel.
             return []
         return [e.FinishStream(number)]
 
-    def _blame(self, number: StreamId, stream: _Stream, error: ProtocolError, now: Now) -> list[Effect]:
+    def _blame(self, number: StreamId, stream: Stream, error: ProtocolError, now: Now) -> list[Effect]:
         """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
         self._bad_frames += 1
         connection = self._connections.get(stream.peer)
@@ -408,37 +383,23 @@ class Peer:
         stream = self._streams.get(number)
         if stream is None:
             return []
-        self._drop(number)
+        self._streams.drop(number)
         if self._providing.owns(number):
             return self._providing.on_stream_lost(number, code, now)
         return self._asking.on_stream_lost(number, code, reason, now)
 
-    def _finish(self, number: StreamId, now: Now) -> None:
-        stream = self._streams.get(number)
-        if stream is None:
-            return
-        stream.local_done = True
-        if stream.remote_done:
-            self._drop(number)
-        elif not self._timers.is_set(number):
-            # The peer has everything; a stream that it leaves open for ever would count against it and us.
-            self._timers.set(number, now.monotonic_s + c.CONTROL_DEADLINE_S)
-
-    def _drop(self, number: StreamId) -> None:
-        stream = self._streams.pop(number, None)
-        self._timers.cancel(number)
+    def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
-        if stream is not None:
-            connection = self._connections.get(stream.peer)
-            if connection is not None and connection.gossip_stream == number:
-                connection.gossip_stream = None
+        connection = self._connections.get(stream.peer)
+        if connection is not None and connection.gossip_stream == number:
+            connection.gossip_stream = None
 
     def _address_of(self, peer: NodeId) -> str | None:
         connection = self._connections.get(peer)
         return connection.address if connection is not None else None
 
     def _is_local(self, peer: NodeId) -> bool:
-        return _is_loopback(self._address_of(peer) or "")
+        return is_loopback(self._address_of(peer))
 
     # ------------------------------------------------------------ records
 
@@ -465,7 +426,7 @@ class Peer:
             if connection is None:
                 continue
             if connection.gossip_stream is None:
-                connection.gossip_stream = self._next_stream()
+                connection.gossip_stream = self._streams.next_number()
                 effects.append(e.OpenStream(connection.gossip_stream, out.neighbour, c.GOSSIP_PROTOCOL))
             effects.append(e.Send(connection.gossip_stream, encode_message(out.message)))
         return effects
@@ -509,8 +470,8 @@ class Peer:
                 effects += self._beat(now, spread=not self._timers.is_set(_REFRESH))
             elif isinstance(key, bytes):
                 effects += self._greet(NodeId(key), now)
-            elif isinstance(key, int):
-                effects += self._on_stream_deadline(StreamId(key), now)
+        for number in self._streams.overdue(now):
+            effects += self._on_stream_deadline(number, now)
         self.directory.expire(now.wall_ms)
         effects += self._contacts.on_deadline(self._connections, now)
         effects += self._deliver(self._gossip.on_deadline(now))
@@ -528,19 +489,3 @@ class Peer:
         if self._announcing.offer is not None:
             effects += self._set_offer(replace(self._announcing.offer, availability=Availability.OFFLINE), now)
         return effects
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether a multiaddr says that the other end is a process of this machine.
-
-    Not so for a circuit: there the address is the relay's.
-    """
-    parts = address.split("/")
-    if len(parts) < 3 or parts[1] not in ("ip4", "ip6") or "p2p-circuit" in parts:
-        return False
-    try:
-        ip = ipaddress.ip_address(parts[2])
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback

@@ -20,7 +20,7 @@ from protocol.peer import Peer
 
 log = structlog.get_logger(__name__)
 
-JobEffect = e.JobAccepted | e.JobText | e.JobVector | e.JobDone | e.JobFailed
+JobEffect = e.JobEvent
 
 
 class Network(Protocol):
@@ -112,6 +112,8 @@ class PeerDriver:
                     self._inbox.append(answer)
             case e.JobText() | e.JobAccepted() | e.JobVector() | e.JobDone() | e.JobFailed():
                 self._on_job(effect)
+            case e.JobQueued() | e.JobResumed():
+                self._on_job(effect)
             case e.HangUp():
                 self._network.hang_up(effect)
             case e.Dial():
@@ -121,6 +123,10 @@ class PeerDriver:
                 log.info(effect.event, peer=short(effect.peer) if effect.peer else None, detail=effect.detail)
             case e.RecordLearnt() | e.HeartbeatSigned():
                 pass  # the store has records from their nodes only, and the coordinator offers nothing itself
+            case e.Misbehaved() | e.Drained():
+                pass
+            case e.DialBack() | e.ReserveRelay() | e.ReleaseRelay() | e.ReachabilityLearnt() | e.OwnAddresses():
+                raise AssertionError("the coordinator dials nobody and needs no relay")
             case e.RunEngine() | e.CancelEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")
             case _:

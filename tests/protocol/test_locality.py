@@ -1,0 +1,33 @@
+"""protocol/locality.py: where an address says that its other end is."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.locality import is_loopback
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["/ip4/127.0.0.1/tcp/1", "/ip4/127.8.9.10/tcp/46337", "/ip6/::1/tcp/1", "/ip6/::ffff:127.0.0.1/tcp/1"],
+)
+def test_a_loopback_address_is_of_this_machine(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        None,
+        "",
+        "/ip4",
+        "/ip4/10.0.0.1/tcp/1",
+        "/ip4/256.0.0.1/tcp/1",
+        "/ip6/::2/tcp/1",
+        "/dns/localhost/tcp/1",
+        "/ip4/127.0.0.1/tcp/1/p2p/16Uiu2/p2p-circuit",
+        "127.0.0.1",
+    ],
+)
+def test_anything_else_is_not(address: str | None) -> None:
+    assert not is_loopback(address)
