@@ -9,7 +9,13 @@ from protocol.locality import is_loopback
 
 @pytest.mark.parametrize(
     "address",
-    ["/ip4/127.0.0.1/tcp/1", "/ip4/127.8.9.10/tcp/46337", "/ip6/::1/tcp/1", "/ip6/::ffff:127.0.0.1/tcp/1"],
+    [
+        "/ip4/127.0.0.1/tcp/1",
+        "/ip4/127.8.9.10/tcp/46337",
+        "/ip6/::1/tcp/1",
+        "/ip6/::ffff:127.0.0.1/tcp/1",
+        "/ip6/::ffff:7f00:1/tcp/1",
+    ],
 )
 def test_a_loopback_address_is_of_this_machine(address: str) -> None:
     assert is_loopback(address)
@@ -24,6 +30,9 @@ def test_a_loopback_address_is_of_this_machine(address: str) -> None:
         "/ip4/10.0.0.1/tcp/1",
         "/ip4/256.0.0.1/tcp/1",
         "/ip6/::2/tcp/1",
+        "/ip6/::ffff:7f1:203/tcp/1",
+        "/ip4/128.0.0.1/tcp/1",
+        "/ip4/127.evil/tcp/1",
         "/dns/localhost/tcp/1",
         "/ip4/127.0.0.1/tcp/1/p2p/16Uiu2/p2p-circuit",
         "127.0.0.1",

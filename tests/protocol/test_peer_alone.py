@@ -32,7 +32,7 @@ from protocol.events import (
 )
 from protocol.ids import StreamId
 from protocol.messages import Find, Message, Records, Want
-from protocol.peer import Peer, PeerConfig, _is_loopback
+from protocol.peer import Peer, PeerConfig
 from protocol.records import Availability, FreePolicy, Kind
 from protocol.routing import Exclusion, RouteRequest
 from tests.helpers_machines import (
@@ -165,30 +165,6 @@ def test_explain_gives_a_reason_for_everybody(bench: Bench) -> None:
         signing_key("p").node: None,
         signing_key("far").node: Exclusion.UNREACHABLE,
     }
-
-
-# ---------------------------------------------------------------- the addresses of this machine
-
-
-@pytest.mark.parametrize(
-    ("address", "local"),
-    [
-        ("/ip4/127.0.0.1/tcp/1", True),
-        ("/ip4/127.1.2.3/tcp/1", True),
-        ("/ip6/::1/tcp/1", True),
-        ("/ip6/::ffff:127.0.0.1/tcp/1", True),
-        ("/ip6/::ffff:7f00:1/tcp/1", True),
-        ("/ip6/::ffff:7f1:203/tcp/1", False),
-        ("/ip4/128.0.0.1/tcp/1", False),
-        ("/ip4/127.0.0.1/tcp/1/p2p/16Uiu2HAx/p2p-circuit", False),
-        ("/ip4/127.evil/tcp/1", False),
-        ("/dns4/localhost/tcp/1", False),
-        ("/ip4", False),
-        ("", False),
-    ],
-)
-def test_only_loopback_is_this_machine(address: str, local: bool) -> None:
-    assert _is_loopback(address) == local
 
 
 # ---------------------------------------------------------------- the one timer
