@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 import trio
@@ -28,16 +28,24 @@ log = structlog.get_logger(__name__)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-async def run_daemon(config: Config, key: SigningKey, ready: Callable[[dict[str, Any]], None]) -> None:
+class RunNode(Protocol):
+    """As `run_node`."""
+
+    async def __call__(self, config: Config, key: SigningKey, *, task_status: trio.TaskStatus[Node]) -> None: ...
+
+
+async def run_daemon(
+    config: Config, key: SigningKey, ready: Callable[[dict[str, Any]], None], run: RunNode = run_node
+) -> None:
     """Run the node with its socket and its signals until it is stopped. The caller holds the lock.
 
-    `ready` is called once with the node's status. Raises what `run_node` raises, ConfigError or OSError.
+    `ready` is called once with the node's status. Raises what `run` raises, ConfigError or OSError.
     """
     forbid_core_dumps()
     async with trio.open_nursery() as nursery:
         stop = _Stop(nursery.cancel_scope)
         await nursery.start(stop.on_signals)
-        node: Node = await nursery.start(_run_to_its_end, config, key, nursery.cancel_scope)
+        node: Node = await nursery.start(_run_to_its_end, run, config, key, nursery.cancel_scope)
         stop.node = node
         await nursery.start(ipc_server.serve, config.socket_path, handlers(node))
         log.info(
@@ -73,9 +81,9 @@ class _Stop:
 
 
 async def _run_to_its_end(
-    config: Config, key: SigningKey, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Node]
+    run: RunNode, config: Config, key: SigningKey, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Node]
 ) -> None:
-    await run_node(config, key, task_status=task_status)
+    await run(config, key, task_status=task_status)
     scope.cancel()
 
 

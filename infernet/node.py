@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -406,16 +406,21 @@ class Node:
 
 
 async def run_node(
-    config: Config, key: SigningKey, *, task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    key: SigningKey,
+    *,
+    engine_of: Callable[[Config], Awaitable[Engine | None]] = open_engine,
+    clock_ms: Callable[[], int] = wall_ms,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the node that the configuration describes until it is stopped or cancelled.
 
     Raises StoreError, TransportError or EngineUnavailable before `started()`, each one line for people.
     """
-    engine = await open_engine(config)
+    engine = await engine_of(config)
     with closing(Store(config.store_file)) as store:
         transport = _transport(config, key, listen=True)
-        node = Node(config, key, transport=transport, engine=engine, store=store)
+        node = Node(config, key, transport=transport, engine=engine, store=store, clock_ms=clock_ms)
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
             task_status.started(node)
