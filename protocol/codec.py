@@ -242,8 +242,15 @@ class FrameReader:
         """Bytes of an unfinished frame; not zero at the end of a stream means that it was cut."""
         return len(self._buffer)
 
+    def take_rest(self) -> bytes:
+        """Everything after the last message that was yielded: from here on somebody else reads this stream."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Add received bytes; yields the messages that are complete, in order, and must be exhausted.
+        """Add received bytes; yields the messages that are complete, in order, and must be exhausted, or left for good
+        with `take_rest`.
 
         Messages before a bad frame are yielded before BadFrame is raised, whatever the segmentation was. After it
         the stream is beyond repair, because a stream of frames has no place to resume.
@@ -266,3 +273,37 @@ class FrameReader:
             #   into segments.
             if message is not None:
                 yield message
+
+
+class FrameLengths:
+    """Follows the frames of a byte stream without keeping or reading them: for who only passes them on."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._header = bytearray()
+        self._left_bytes = 0
+        self.frames = 0
+
+    @property
+    def is_between_frames(self) -> bool:
+        """Whether no frame is unfinished: only here may a stream end, or something be added to it."""
+        return not self._header and not self._left_bytes
+
+    def feed(self, data: bytes) -> None:
+        """Count what these bytes complete. Raises BadFrame for a length that no receiver may take."""
+        at = 0
+        while at < len(data):
+            if self._left_bytes:
+                step = min(self._left_bytes, len(data) - at)
+                at += step
+                self._left_bytes -= step
+                self.frames += self._left_bytes == 0
+                continue
+            header = data[at : at + c.FRAME_HEADER_BYTES - len(self._header)]
+            at += len(header)
+            self._header += header
+            if len(self._header) == c.FRAME_HEADER_BYTES:
+                self._left_bytes = int.from_bytes(self._header, "big")
+                self._header.clear()
+                if not 0 < self._left_bytes <= self._limits.total_bytes:
+                    raise BadFrame(f"a frame of {self._left_bytes} bytes")

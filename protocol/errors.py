@@ -79,6 +79,7 @@ class Refusal(IntEnum):
     ENGINE_UNAVAILABLE = 17
     WRONG_PROVIDER = 18
     CLOCK_SKEW = 19
+    NO_ROUTE = 20
     ENGINE_FAILED = 64
     CANCELLED = 65
     PEER_LOST = 66
