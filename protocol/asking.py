@@ -6,21 +6,18 @@ followed by the next candidate; afterwards the job fails, because another provid
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 
 from protocol import constants as c
+from protocol.asked import Job, Stage, check_ask
 from protocol.attempt import Attempt
-from protocol.codec import SEALED_LIMITS, decode_struct, encode_message, encode_value
-from protocol.directory import Directory
-from protocol.envelope import Signer, sign_record
+from protocol.codec import encode_message
+from protocol.directory import Directory, Entry
+from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
 from protocol.events import (
     Ask,
-    Dial,
     Effect,
     FinishStream,
     JobAccepted,
@@ -30,44 +27,19 @@ from protocol.events import (
     JobVector,
     Note,
     Now,
-    OpenStream,
     RecordLearnt,
     ResetStream,
     Send,
     StopAsking,
 )
-from protocol.ids import JobId, NodeId, StreamId, short
-from protocol.jobs import check_request, order_hash, parts
-from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Receipt
-from protocol.records import Heartbeat, JobOpenRecord, Kind, Outcome, SealedPrompt, Signed
-from protocol.routing import RouteRequest, choose, model_for
-from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt, sealed_size
+from protocol.ids import JobId, NodeId, StreamId
+from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Receipt
+from protocol.ordering import Ordering
+from protocol.records import Heartbeat, Kind, ModelOffer, Outcome, SealedPrompt
+from protocol.routing import RouteRequest
+from protocol.sealing import Sealer, sealed_size
+from protocol.searching import Outcomes, Searching
 from protocol.timers import Timers
-
-
-class Stage(Enum):
-    """Where our job is. From OFFERED on the names are those of `jobs.JobState`."""
-
-    SEARCHING = "searching"
-    REACHING = "reaching"
-    OFFERED = "offered"
-    ACCEPTED = "accepted"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-
-
-@dataclass(slots=True)
-class _Job:
-    ask: Ask
-    stage: Stage
-    deadline_s: float
-    sealed_bytes: int
-    provider: NodeId | None = None
-    model: str | None = None
-    attempts: int = 0
-    tried: set[NodeId] = field(default_factory=set)
-    attempt: Attempt | None = None
-    last_failure: tuple[Refusal, str, int] | None = None
 
 
 class Asking:
@@ -90,22 +62,26 @@ class Asking:
         next_stream: Callable[[], StreamId],
         connected_only: bool = False,
     ) -> None:
-        self._signer = signer
-        self._sealer = sealer
         self._directory = directory
-        self._rng = rng
-        self._connected = connected
-        self._addresses = addresses
-        self._search = search
-        self._next_stream = next_stream
-        self._connected_only = connected_only
-        self._jobs: dict[JobId, _Job] = {}
+        self._ordering = Ordering(signer, sealer, rng, next_stream)
+        self._searching = Searching(
+            signer.node,
+            directory,
+            rng,
+            connected=connected,
+            addresses=addresses,
+            search=search,
+            connected_only=connected_only,
+            outcomes=Outcomes(self._offer, self._attempt_failed, self._give_up),
+        )
+        self._jobs: dict[JobId, Job] = {}
         self._by_stream: dict[StreamId, JobId] = {}
         self._timers: Timers[tuple[str, JobId]] = Timers()
         self.zombie_chunks = 0
 
     def next_deadline(self) -> float | None:
-        return self._timers.next_deadline()
+        deadlines = (self._timers.next_deadline(), self._searching.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @property
     def active(self) -> int:
@@ -121,14 +97,14 @@ class Asking:
         """Begin a job. Raises LocalProtocolError for a request that no provider could run."""
         if ask.job in self._jobs:
             raise LocalProtocolError("this job id is in use")
-        _check_ask(ask)
+        check_ask(ask)
         sealed_bytes = sealed_size(SealedPrompt(bytes(32), ask.request))
         if sealed_bytes > c.SEALED_BYTES_MAX:
             raise LocalProtocolError(f"the prompt takes {sealed_bytes} bytes sealed; shorten it")
-        job = _Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s, sealed_bytes)
+        job = Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s, sealed_bytes)
         self._jobs[ask.job] = job
         self._timers.set(("total", ask.job), job.deadline_s)
-        return self._next_candidate(job, now)
+        return self._searching.begin(job, now)
 
     def stop(self, command: StopAsking, now: Now) -> list[Effect]:
         """Stop a job for the user, who hears at once; the provider is told and its receipt awaited for a moment."""
@@ -144,7 +120,7 @@ class Asking:
                 effects += self._stop(job, Refusal.SHUTDOWN, "this node is shutting down", now)
         return effects
 
-    def _stop(self, job: _Job, code: Refusal, text: str, now: Now) -> list[Effect]:
+    def _stop(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
         failed = JobFailed(job.ask.job, code, text)
         attempt = job.attempt
         if attempt is None:
@@ -156,159 +132,33 @@ class Asking:
         cancel = Cancel(job.ask.job, attempt.order.attempt, int(Refusal.CANCELLED))
         return [Send(attempt.stream, encode_message(cancel)), failed]
 
-    # ------------------------------------------------------------ finding and reaching a provider
+    # ------------------------------------------------------------ what happens in the network
 
     def on_record(self, heartbeat: Heartbeat, now: Now) -> list[Effect]:
-        """The directory learnt something: jobs that search or wait for this node's record go on."""
-        effects: list[Effect] = []
-        for job in list(self._jobs.values()):
-            if job.stage is Stage.SEARCHING:
-                effects += self._next_candidate(job, now)
-            elif job.stage is Stage.REACHING and job.provider == heartbeat.node:
-                effects += self._offer_if_ready(job, now)
-        return effects
+        """The directory learnt something: jobs that look for a provider may go on."""
+        return self._searching.on_record(heartbeat, now)
 
     def on_connected(self, peer: NodeId, now: Now) -> list[Effect]:
-        effects: list[Effect] = []
-        for job in list(self._jobs.values()):
-            if job.stage is Stage.REACHING and job.provider == peer:
-                effects += self._offer_if_ready(job, now)
-            elif job.stage is Stage.SEARCHING:
-                # It may be a provider whose record we hold, and that only lacked a connection.
-                effects += self._next_candidate(job, now)
-                if job.stage is Stage.SEARCHING:
-                    # Or it may know whom the others did not.
-                    effects += self._search(self._route_request(job), peer)
-        return effects
+        return self._searching.on_connected(peer, now)
 
     def on_unreachable(self, peer: NodeId, reason: str, now: Now) -> list[Effect]:
         """Dialling failed, or the connection went away while we waited for the peer's record."""
-        effects: list[Effect] = []
-        for job in list(self._jobs.values()):
-            if job.stage is Stage.REACHING and job.provider == peer:
-                effects += self._attempt_failed(job, Refusal.PEER_LOST, reason, now)
-        return effects
-
-    def _next_candidate(self, job: _Job, now: Now) -> list[Effect]:
-        ask = job.ask
-        if ask.provider is not None:
-            if ask.provider in job.tried:
-                return self._give_up(job)
-            job.provider, job.model = ask.provider, ask.model
-        else:
-            candidate = choose(
-                self._route_request(job),
-                self._directory,
-                now.wall_ms,
-                self._rng,
-                ourselves=self._signer.node,
-                tried=job.tried,
-                connected=self._connected,
-                has_address=lambda node: bool(self._addresses(node)),
-            )
-            if candidate is None:
-                return self._search_or_wait(job, now)
-            job.provider, job.model = candidate.node, candidate.model
-        return self._reach(job, now)
-
-    def _search_or_wait(self, job: _Job, now: Now) -> list[Effect]:
-        if job.attempts:
-            return self._give_up(job)
-        if self._timers.is_set(("stage", job.ask.job)):
-            return []  # the search goes on
-        self._timers.set(("stage", job.ask.job), now.monotonic_s + c.SEARCH_DEADLINE_S)
-        return self._search(self._route_request(job), None)
-
-    def _reach(self, job: _Job, now: Now) -> list[Effect]:
-        assert job.provider is not None
-        job.stage = Stage.REACHING
-        self._timers.set(("stage", job.ask.job), now.monotonic_s + c.REACH_DEADLINE_S)
-        if self._connected(job.provider):
-            return self._offer_if_ready(job, now)
-        addresses = self._addresses(job.provider)
-        if not addresses:
-            text = f"no address of provider {short(job.provider)} is known"
-            return self._attempt_failed(job, Refusal.PEER_LOST, text, now)
-        return [Dial(job.provider, addresses)]
-
-    def _route_request(self, job: _Job) -> RouteRequest:
-        ask = job.ask
-        return RouteRequest(
-            ask.model,
-            ask.kind,
-            context_tokens=ask.output_tokens_max,
-            prompt_bytes=job.sealed_bytes,
-            connected_only=self._connected_only,
-        )
+        return self._searching.on_unreachable(peer, reason, now)
 
     # ------------------------------------------------------------ ordering
 
-    def _offer_if_ready(self, job: _Job, now: Now) -> list[Effect]:
-        """Order from the provider once it is connected and its record, with the key to seal for, is here."""
-        assert job.provider is not None
-        entry = self._directory.get(job.provider)
-        if entry is None or not self._connected(job.provider) or entry.heartbeat.sealing_key is None:
-            return []
-        model = model_for(entry, RouteRequest(job.model, job.ask.kind))
-        offer = entry.offer(model) if model is not None else None
-        if offer is None:
-            wanted = f"model {job.model!r}" if job.model else "a model for this kind of job"
-            return self._attempt_failed(job, Refusal.NO_MODEL, f"the provider does not serve {wanted}", now)
-        job.attempts += 1
-        ask = job.ask
-        context = seal_context(ask.job, job.attempts, self._signer.node, job.provider, None)
-        response_key = self._rng.randbytes(32)
+    def _offer(self, job: Job, entry: Entry, offer: ModelOffer, now: Now) -> list[Effect]:
+        """Order from a provider that is reached."""
         try:
-            sealed = seal_prompt(
-                SealedPrompt(response_key, ask.request), self._sealer, entry.heartbeat.sealing_key, context
-            )
+            attempt, effects = self._ordering.order(job, entry, offer, now)
         except SealError as error:
             return self._attempt_failed(job, Refusal.CANNOT_OPEN_SEAL, str(error), now)
-        order = JobOpenRecord(
-            version=1,
-            job=ask.job,
-            attempt=job.attempts,
-            asker=self._signer.node,
-            provider=job.provider,
-            lease=None,
-            reservation=None,
-            kind=ask.kind,
-            model=offer.name,
-            fingerprint=offer.fingerprint,
-            sampling=ask.sampling,
-            prompt_tokens_max=offer.context_tokens,
-            output_tokens_max=ask.output_tokens_max,
-            price_in_uusd=0,
-            price_out_uusd=0,
-            price_job_uusd=0,
-            prepay_max_uusd=0,
-            sealed_hash=hashlib.sha256(sealed).digest(),
-            sealed_bytes=len(sealed),
-            created_at_ms=now.wall_ms,
-            expires_at_ms=now.wall_ms + max(1, round((job.deadline_s - now.monotonic_s) * 1000)),
-            extensions=(),
-        )
-        return self._send_order(job, sign_record(order, self._signer), order, sealed, response_key, now)
-
-    def _send_order(
-        self, job: _Job, signed: Signed, order: JobOpenRecord, sealed: bytes, response_key: bytes, now: Now
-    ) -> list[Effect]:
-        stream = self._next_stream()
-        hash_ = order_hash(signed.body)
-        cipher = ChunkCipher(response_key, hash_)
-        job.attempt = Attempt(stream, order, hash_, cipher, len(job.ask.request.inputs), hash_)
+        job.attempt = attempt
         job.stage = Stage.OFFERED
-        self._by_stream[stream] = order.job
+        self._by_stream[attempt.stream] = job.ask.job
         # The answer can come only once the whole prompt has arrived, over however slow a line.
-        transfer_s = len(sealed) / c.PROMPT_BYTES_PER_S_MIN
-        self._timers.set(("stage", order.job), now.monotonic_s + c.ACCEPT_DEADLINE_S + transfer_s)
-        first, rest = parts(sealed)
-        effects: list[Effect] = [
-            OpenStream(stream, order.provider, c.JOB_PROTOCOL),
-            Send(stream, encode_message(JobOpen(signed, first))),
-        ]
-        for index, data in enumerate(rest):
-            effects.append(Send(stream, encode_message(Part(order.job, order.attempt, index, data))))
+        transfer_s = attempt.order.sealed_bytes / c.PROMPT_BYTES_PER_S_MIN
+        self._timers.set(("stage", job.ask.job), now.monotonic_s + c.ACCEPT_DEADLINE_S + transfer_s)
         return effects
 
     # ------------------------------------------------------------ messages of a job stream
@@ -343,7 +193,7 @@ class Asking:
         job.attempt = None
         return self._attempt_failed(job, code, text, now, started=started)
 
-    def _on_accept(self, job: _Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
+    def _on_accept(self, job: Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
         record = attempt.accept(message.acceptance)
@@ -354,7 +204,7 @@ class Asking:
         self._timers.set(("stage", order.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
         return [JobAccepted(order.job, order.provider, order.attempt, order.model, record.prompt_tokens)]
 
-    def _on_progress(self, job: _Job, attempt: Attempt, message: Progress, now: Now) -> list[Effect]:
+    def _on_progress(self, job: Job, attempt: Attempt, message: Progress, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
         if job.stage is Stage.ACCEPTED:
             self._timers.set(("stage", job.ask.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
@@ -362,7 +212,7 @@ class Asking:
             self._timers.set(("stage", job.ask.job), now.monotonic_s + c.PROGRESS_DEADLINE_S)
         return []
 
-    def _on_chunk(self, job: _Job, attempt: Attempt, chunk: Chunk, now: Now) -> list[Effect]:
+    def _on_chunk(self, job: Job, attempt: Attempt, chunk: Chunk, now: Now) -> list[Effect]:
         if job.stage is Stage.CANCELLING:
             # SPEC 05: The asker MUST drop chunks that arrive after it cancelled.
             self.zombie_chunks += 1
@@ -377,7 +227,7 @@ class Asking:
             return [JobVector(job.ask.job, body.index, body.vector)]
         return [JobText(job.ask.job, body.text, chunk.output_tokens)]
 
-    def _on_reject(self, job: _Job, attempt: Attempt, message: JobReject, now: Now) -> list[Effect]:
+    def _on_reject(self, job: Job, attempt: Attempt, message: JobReject, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
@@ -396,7 +246,7 @@ class Asking:
         failed = self._attempt_failed(job, code, message.text, now, retry_after_ms=message.retry_after_ms)
         return [FinishStream(attempt.stream), *better, *failed]
 
-    def _on_receipt(self, job: _Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
+    def _on_receipt(self, job: Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
         record = attempt.check_receipt(message.receipt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
@@ -409,11 +259,11 @@ class Asking:
         failed = self._attempt_failed(job, code, text, now, started=attempt.started)
         return [FinishStream(attempt.stream), *failed]
 
-    def _close(self, job: _Job, attempt: Attempt) -> list[Effect]:
+    def _close(self, job: Job, attempt: Attempt) -> list[Effect]:
         self._forget(job)
         return [FinishStream(attempt.stream)]
 
-    def _leave(self, job: _Job, attempt: Attempt) -> None:
+    def _leave(self, job: Job, attempt: Attempt) -> None:
         self._by_stream.pop(attempt.stream, None)
         job.attempt = None
 
@@ -421,7 +271,7 @@ class Asking:
 
     def _attempt_failed(
         self,
-        job: _Job,
+        job: Job,
         code: Refusal,
         text: str,
         now: Now,
@@ -437,22 +287,23 @@ class Asking:
         note = Note("job.attempt_failed", job.provider, code.name.lower())
         if started or len(job.tried) >= c.ATTEMPTS_MAX:
             return [note, *self._give_up(job)]
-        return [note, *self._next_candidate(job, now)]
+        return [note, *self._searching.begin(job, now)]
 
-    def _give_up(self, job: _Job) -> list[Effect]:
+    def _give_up(self, job: Job) -> list[Effect]:
         code, text, retry_after_ms = job.last_failure or (Refusal.NO_PROVIDER, _nobody(job), 0)
         self._forget(job)
         return [JobFailed(job.ask.job, code, text, retry_after_ms)]
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         del self._jobs[job.ask.job]
+        self._searching.leave(job)
         if job.attempt is not None:
             self._leave(job, job.attempt)
         self._timers.cancel(("total", job.ask.job))
         self._timers.cancel(("stage", job.ask.job))
 
     def on_deadline(self, now: Now) -> list[Effect]:
-        effects: list[Effect] = []
+        effects = self._searching.on_deadline(now)
         for name, job_id in self._timers.pop_due(now.monotonic_s):
             job = self._jobs.get(job_id)
             if job is None:
@@ -464,12 +315,7 @@ class Asking:
                 effects += self._on_stage_deadline(job, now)
         return effects
 
-    def _on_stage_deadline(self, job: _Job, now: Now) -> list[Effect]:
-        if job.stage is Stage.SEARCHING:
-            return self._give_up(job)
-        if job.stage is Stage.REACHING:
-            text = "the provider could not be reached, or did not say what it offers, in time"
-            return self._attempt_failed(job, Refusal.DEADLINE, text, now)
+    def _on_stage_deadline(self, job: Job, now: Now) -> list[Effect]:
         attempt = job.attempt
         assert attempt is not None
         if job.stage is Stage.CANCELLING:
@@ -485,26 +331,6 @@ class Asking:
         return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, started=attempt.started)]
 
 
-def _check_ask(ask: Ask) -> None:
-    """Find here what a provider would refuse, or blame us for. Raises LocalProtocolError."""
-    wrong = check_request(ask.kind, ask.request)
-    if wrong is not None:
-        raise LocalProtocolError(wrong)
-    if not (0 if ask.kind is Kind.EMBEDDING else 1) <= ask.output_tokens_max <= c.OUTPUT_TOKENS_MAX:
-        raise LocalProtocolError(f"between 1 and {c.OUTPUT_TOKENS_MAX} output tokens can be asked for")
-    if not 0 < ask.timeout_s <= c.JOB_LIFETIME_MS_MAX / 1000:
-        raise LocalProtocolError(f"a job may take up to {c.JOB_LIFETIME_MS_MAX // 1000} s")
-    if ask.model is not None and not 0 < len(ask.model) <= c.MODEL_NAME_CHARACTERS_MAX:
-        raise LocalProtocolError(f"the name of a model has 1 to {c.MODEL_NAME_CHARACTERS_MAX} characters")
-    encode_value(ask.model)  # a name that is no Unicode text would raise later, when nobody who asked is there
-    # Building a struct checks no bounds: the decoder does.
-    for value in (ask.sampling, ask.request):
-        try:
-            decode_struct(encode_value(value), type(value), SEALED_LIMITS)
-        except RemoteProtocolError as error:
-            raise LocalProtocolError(f"this cannot be asked: {error}") from None
-
-
-def _nobody(job: _Job) -> str:
+def _nobody(job: Job) -> str:
     what = f"model {job.ask.model!r}" if job.ask.model else "any model"
     return f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"

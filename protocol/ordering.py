@@ -1,0 +1,90 @@
+"""Orders as the asker writes them: signed, sealed for one provider, cut into messages.
+
+Nothing here decides or waits. What an order says is fixed when it is signed, so everything that it depends on is
+looked at here: the provider's record, the job, and the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+from protocol import constants as c
+from protocol.asked import Job
+from protocol.attempt import Attempt
+from protocol.codec import encode_message
+from protocol.directory import Entry
+from protocol.envelope import Signer, sign_record
+from protocol.events import Effect, Now, OpenStream, Send
+from protocol.ids import StreamId
+from protocol.jobs import order_hash, parts
+from protocol.messages import JobOpen, Part
+from protocol.records import Extensions, JobOpenRecord, ModelOffer, SealedPrompt, Signed
+from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt
+
+
+class Ordering:
+    """What it takes to write an order. `next_stream` numbers the streams we open."""
+
+    def __init__(self, signer: Signer, sealer: Sealer, rng: random.Random, next_stream: Callable[[], StreamId]) -> None:
+        self._signer = signer
+        self._sealer = sealer
+        self._rng = rng
+        self._next_stream = next_stream
+
+    def order(self, job: Job, entry: Entry, offer: ModelOffer, now: Now) -> tuple[Attempt, list[Effect]]:
+        """Order the job from this provider: the attempt, and what is to be sent. Raises SealError for its key."""
+        ask = job.ask
+        heartbeat = entry.heartbeat
+        assert heartbeat.sealing_key is not None
+        number = job.attempts + 1
+        context = seal_context(ask.job, number, self._signer.node, heartbeat.node, None)
+        response_key = self._rng.randbytes(32)
+        sealed = seal_prompt(SealedPrompt(response_key, ask.request), self._sealer, heartbeat.sealing_key, context)
+        job.attempts = number
+        order = JobOpenRecord(
+            version=1,
+            job=ask.job,
+            attempt=number,
+            asker=self._signer.node,
+            provider=heartbeat.node,
+            lease=None,
+            reservation=None,
+            kind=ask.kind,
+            model=offer.name,
+            fingerprint=offer.fingerprint,
+            sampling=ask.sampling,
+            prompt_tokens_max=offer.context_tokens,
+            output_tokens_max=ask.output_tokens_max,
+            price_in_uusd=0,
+            price_out_uusd=0,
+            price_job_uusd=0,
+            prepay_max_uusd=0,
+            sealed_hash=hashlib.sha256(sealed).digest(),
+            sealed_bytes=len(sealed),
+            created_at_ms=now.wall_ms,
+            expires_at_ms=now.wall_ms + max(1, round((job.deadline_s - now.monotonic_s) * 1000)),
+            extensions=self._extensions(job),
+        )
+        signed = sign_record(order, self._signer)
+        stream = self._next_stream()
+        hash_ = order_hash(signed.body)
+        cipher = ChunkCipher(response_key, hash_)
+        attempt = Attempt(stream, order, hash_, cipher, len(ask.request.inputs), hash_)
+        return attempt, self._messages(stream, order, signed, sealed)
+
+    @staticmethod
+    def _extensions(job: Job) -> Extensions:  # noqa: ARG004 - of what the job allows none is used yet
+        return ()
+
+    @staticmethod
+    def _messages(stream: StreamId, order: JobOpenRecord, signed: Signed, sealed: bytes) -> list[Effect]:
+        first, rest = parts(sealed)
+        effects: list[Effect] = [
+            OpenStream(stream, order.provider, c.JOB_PROTOCOL),
+            Send(stream, encode_message(JobOpen(signed, first))),
+        ]
+        for index, data in enumerate(rest):
+            effects.append(Send(stream, encode_message(Part(order.job, order.attempt, index, data))))
+        return effects

@@ -1,0 +1,204 @@
+"""From a question to a provider that is connected and has said what it offers: find one, reach it.
+
+One machine for all jobs in the stages SEARCHING and REACHING. It ends for a job in one of three ways, each a callback:
+`reached` (order from it), `failed` (this one is no use) or `nobody` (there is none to try).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocol import constants as c
+from protocol.asked import Job, Stage
+from protocol.directory import Directory, Entry
+from protocol.errors import Refusal
+from protocol.events import Dial, Effect, Now
+from protocol.ids import JobId, NodeId, short
+from protocol.records import Heartbeat, ModelOffer
+from protocol.routing import RouteRequest, choose, model_for
+from protocol.timers import Timers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Who hears how a search ended."""
+
+    reached: Callable[[Job, Entry, ModelOffer, Now], list[Effect]]
+    failed: Callable[[Job, Refusal, str, Now], list[Effect]]
+    nobody: Callable[[Job], list[Effect]]
+
+
+class Searching:
+    """The state machine.
+
+    `connected` and `addresses` are the peer's knowledge of the network, and `search` asks one peer for providers, or
+    a few when none is named.
+    """
+
+    def __init__(
+        self,
+        node: NodeId,
+        directory: Directory,
+        rng: random.Random,
+        *,
+        connected: Callable[[NodeId], bool],
+        addresses: Callable[[NodeId], tuple[str, ...]],
+        search: Callable[[RouteRequest, NodeId | None], list[Effect]],
+        connected_only: bool,
+        outcomes: Outcomes,
+    ) -> None:
+        self._node = node
+        self._directory = directory
+        self._rng = rng
+        self._connected = connected
+        self._addresses = addresses
+        self._search = search
+        self._connected_only = connected_only
+        self._outcomes = outcomes
+        self._jobs: dict[JobId, Job] = {}
+        self._timers: Timers[JobId] = Timers()
+
+    def next_deadline(self) -> float | None:
+        return self._timers.next_deadline()
+
+    # ------------------------------------------------------------ commands
+
+    def begin(self, job: Job, now: Now) -> list[Effect]:
+        """Find the next candidate for this job and reach it."""
+        self._jobs[job.ask.job] = job
+        job.stage = Stage.SEARCHING
+        self._timers.cancel(job.ask.job)
+        return self._next_candidate(job, now)
+
+    def leave(self, job: Job) -> None:
+        """This job needs no search any more."""
+        self._jobs.pop(job.ask.job, None)
+        self._timers.cancel(job.ask.job)
+
+    # ------------------------------------------------------------ what happens in the network
+
+    def on_record(self, heartbeat: Heartbeat, now: Now) -> list[Effect]:
+        """The directory learnt something: jobs that search or wait for this node's record go on."""
+        effects: list[Effect] = []
+        for job in list(self._jobs.values()):
+            if job.stage is Stage.SEARCHING:
+                effects += self._next_candidate(job, now)
+            elif job.stage is Stage.REACHING and job.provider == heartbeat.node:
+                effects += self._check_ready(job, now)
+        return effects
+
+    def on_connected(self, peer: NodeId, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for job in list(self._jobs.values()):
+            if job.stage is Stage.REACHING and job.provider == peer:
+                effects += self._check_ready(job, now)
+            elif job.stage is Stage.SEARCHING:
+                # It may be a provider whose record we hold, and that only lacked a connection.
+                effects += self._next_candidate(job, now)
+                if job.stage is Stage.SEARCHING:
+                    # Or it may know whom the others did not.
+                    effects += self._search(self._route_request(job), peer)
+        return effects
+
+    def on_unreachable(self, peer: NodeId, reason: str, now: Now) -> list[Effect]:
+        """Dialling failed, or the connection went away while we waited for the peer's record."""
+        effects: list[Effect] = []
+        for job in list(self._jobs.values()):
+            if job.stage is Stage.REACHING and job.provider == peer:
+                effects += self._fail(job, Refusal.PEER_LOST, reason, now)
+        return effects
+
+    # ------------------------------------------------------------ finding
+
+    def _next_candidate(self, job: Job, now: Now) -> list[Effect]:
+        ask = job.ask
+        if ask.provider is not None:
+            if ask.provider in job.tried:
+                return self._nobody(job)
+            job.provider, job.model = ask.provider, ask.model
+        else:
+            candidate = choose(
+                self._route_request(job),
+                self._directory,
+                now.wall_ms,
+                self._rng,
+                ourselves=self._node,
+                tried=job.tried,
+                connected=self._connected,
+                has_address=lambda node: bool(self._addresses(node)),
+            )
+            if candidate is None:
+                return self._search_or_wait(job, now)
+            job.provider, job.model = candidate.node, candidate.model
+        return self._reach(job, now)
+
+    def _search_or_wait(self, job: Job, now: Now) -> list[Effect]:
+        if job.attempts:
+            return self._nobody(job)
+        if self._timers.is_set(job.ask.job):
+            return []  # the search goes on
+        self._timers.set(job.ask.job, now.monotonic_s + c.SEARCH_DEADLINE_S)
+        return self._search(self._route_request(job), None)
+
+    def _route_request(self, job: Job) -> RouteRequest:
+        ask = job.ask
+        return RouteRequest(
+            ask.model,
+            ask.kind,
+            context_tokens=ask.output_tokens_max,
+            prompt_bytes=job.sealed_bytes,
+            connected_only=self._connected_only,
+        )
+
+    # ------------------------------------------------------------ reaching
+
+    def _reach(self, job: Job, now: Now) -> list[Effect]:
+        assert job.provider is not None
+        job.stage = Stage.REACHING
+        self._timers.set(job.ask.job, now.monotonic_s + c.REACH_DEADLINE_S)
+        if self._connected(job.provider):
+            return self._check_ready(job, now)
+        addresses = self._addresses(job.provider)
+        if not addresses:
+            text = f"no address of provider {short(job.provider)} is known"
+            return self._fail(job, Refusal.PEER_LOST, text, now)
+        return [Dial(job.provider, addresses)]
+
+    def _check_ready(self, job: Job, now: Now) -> list[Effect]:
+        """The provider is reached when it is connected and its record, with the key to seal for, is here."""
+        assert job.provider is not None
+        entry = self._directory.get(job.provider)
+        if entry is None or not self._connected(job.provider) or entry.heartbeat.sealing_key is None:
+            return []
+        model = model_for(entry, RouteRequest(job.model, job.ask.kind))
+        offer = entry.offer(model) if model is not None else None
+        if offer is None:
+            wanted = f"model {job.model!r}" if job.model else "a model for this kind of job"
+            return self._fail(job, Refusal.NO_MODEL, f"the provider does not serve {wanted}", now)
+        self.leave(job)
+        return self._outcomes.reached(job, entry, offer, now)
+
+    # ------------------------------------------------------------ ending
+
+    def _fail(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
+        self.leave(job)
+        return self._outcomes.failed(job, code, text, now)
+
+    def _nobody(self, job: Job) -> list[Effect]:
+        self.leave(job)
+        return self._outcomes.nobody(job)
+
+    def on_deadline(self, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for job_id in self._timers.pop_due(now.monotonic_s):
+            job = self._jobs.get(job_id)
+            if job is None or self._timers.is_set(job_id):  # set again: it went on at this very instant
+                continue
+            if job.stage is Stage.SEARCHING:
+                effects += self._nobody(job)
+            else:
+                text = "the provider could not be reached, or did not say what it offers, in time"
+                effects += self._fail(job, Refusal.DEADLINE, text, now)
+        return effects
