@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
-from protocol.records import Availability, FreePolicy, Kind, Role
+from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
 
 # Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16
@@ -25,31 +25,51 @@ SAMPLE_MAX: Final = 512
 
 
 class Exclusion(Enum):
-    """Why a node is not a candidate, in words that fit after "left out:"."""
+    """Why a node did not get a job, as number and words; the numbers are those of specs/01, Reasons.
 
-    OURSELVES = "it is this node"
-    TRIED = "it was tried for this job already"
-    NOT_PROVIDER = "it does not run jobs"
-    EXPIRED = "its last heartbeat has expired"
-    DRAINING = "it is finishing its jobs and takes no new ones"
-    OFFLINE = "it says it is offline"
-    NO_MODEL = "it does not serve this model"
-    WRONG_KIND = "it does not do this kind of job with this model"
-    CONTEXT = "its context is too small for this request"
-    PRICE_IN = "its price for prompt tokens is above the limit"
-    PRICE_OUT = "its price for output tokens is above the limit"
-    NOT_FREE = "it runs free jobs for nobody, and this one offers no payment"
-    NO_SEALING_KEY = "it publishes no key to seal prompts for"
-    TOO_LARGE = "the prompt is larger than it accepts"
-    UNREACHABLE = "no address of it is known and it is not connected"
-    NOT_CONNECTED = "it is not connected, and this asker does not dial"
+    Below 32 it is no candidate; from 32 on it is one, and another was preferred; from 48 on it was chosen, and nothing
+    came of it. The words continue a sentence that names the node.
+    """
+
+    OURSELVES = 1, "it is this node"
+    TRIED = 2, "it was tried for this job already"
+    NOT_PROVIDER = 3, "it does not run jobs"
+    EXPIRED = 4, "its last heartbeat has expired"
+    DRAINING = 5, "it is finishing its jobs and takes no new ones"
+    OFFLINE = 6, "it says it is offline"
+    NO_MODEL = 7, "it does not serve this model"
+    WRONG_KIND = 8, "it does not do this kind of job with this model"
+    CONTEXT = 9, "its context is too small for this request"
+    PRICE_IN = 10, "its price for prompt tokens is above the limit"
+    PRICE_OUT = 11, "its price for output tokens is above the limit"
+    NOT_FREE = 12, "it runs free jobs for nobody, and this one offers no payment"
+    NO_SEALING_KEY = 13, "it publishes no key to seal prompts for"
+    TOO_LARGE = 14, "the prompt is larger than it accepts"
+    UNREACHABLE = 15, "no address of it is known and it is not connected"
+    NOT_CONNECTED = 16, "it is not connected, and this asker does not dial"
+    OTHER_WEIGHTS = 17, "it serves other weights under this name than the job began with"
+    LACKS_FEATURE = 18, "it lacks a feature that this job needs"
+    OUTRANKED = 32, "another one was expected to be done sooner"
+    FULL = 33, "all its slots were taken, and another one had room"
+    RESTING = 34, "it failed or refused a job a moment ago, and another one did not"
+    NEWCOMER = 35, "too little is known of it for a job of this size"
+    MAY_REFUSE = 36, "it runs free jobs for those its owner knows, and another one runs them for all"
+    NOT_REACHED = 48, "it was chosen, and no connection to it came about"
+    REFUSED = 49, "it was chosen, and refused the job"
+    SILENT = 50, "it was chosen, and did not answer in time"
+
+    def __init__(self, number: int, words: str) -> None:
+        self.number = number
+        self.words = words
 
 
 class RouteRequest(Struct, frozen=True):
     """What a job needs. Prices in micro-USD per 1,000,000 tokens; `None` for a price means any.
 
-    `prompt_bytes` is the size of the prompt as it is sealed; `connected_only` is for an asker that cannot dial: the
-    coordinator, to whom nodes connect.
+    `prompt_bytes` is the size of the prompt as it is sealed, `output_tokens` how many may come back; `connected_only`
+    is for an asker that cannot dial: the coordinator, to whom nodes connect. `fingerprint` asks for these very weights,
+    to continue an answer; `features` are numbers of specs/01 that the provider must have. With `via` the job goes
+    through that aggregator, and whether it can reach the provider is not known here.
     """
 
     model: str | None
@@ -60,6 +80,10 @@ class RouteRequest(Struct, frozen=True):
     price_out_uusd_max: int | None = None
     free: bool = True
     connected_only: bool = False
+    output_tokens: int = 0
+    fingerprint: bytes | None = None
+    features: tuple[int, ...] = ()
+    via: NodeId | None = None
 
 
 class Candidate(Struct, frozen=True):
@@ -112,7 +136,9 @@ def exclusion(
         return Exclusion.NO_SEALING_KEY
     if request.prompt_bytes > heartbeat.sealed_bytes_max:
         return Exclusion.TOO_LARGE
-    if not connected(heartbeat.node):
+    if not set(request.features) <= set(heartbeat.features):
+        return Exclusion.LACKS_FEATURE
+    if request.via is None and not connected(heartbeat.node):
         if request.connected_only:
             return Exclusion.NOT_CONNECTED
         if not has_address(heartbeat.node):
@@ -127,6 +153,8 @@ def model_for(entry: Entry, request: RouteRequest) -> str | None:
             continue
         if request.kind not in offer.kinds or request.context_tokens > offer.context_tokens:
             continue
+        if not _has_weights(offer, request):
+            continue
         if not request.free and (
             (request.price_in_uusd_max is not None and offer.price_in_uusd > request.price_in_uusd_max)
             or (request.price_out_uusd_max is not None and offer.price_out_uusd > request.price_out_uusd_max)
@@ -134,6 +162,11 @@ def model_for(entry: Entry, request: RouteRequest) -> str | None:
             continue
         return offer.name
     return None
+
+
+def _has_weights(offer: ModelOffer, request: RouteRequest) -> bool:
+    """Whether an offer has the weights asked for. Unknown ones, which all have the same fingerprint, are no weights."""
+    return request.fingerprint is None or (offer.fingerprint == request.fingerprint and any(offer.fingerprint))
 
 
 def _model_exclusion(entry: Entry, request: RouteRequest) -> Exclusion:
@@ -147,6 +180,9 @@ def _model_exclusion(entry: Entry, request: RouteRequest) -> Exclusion:
     fitting = [offer for offer in fitting if request.context_tokens <= offer.context_tokens]
     if not fitting:
         return Exclusion.CONTEXT
+    fitting = [offer for offer in fitting if _has_weights(offer, request)]
+    if not fitting:
+        return Exclusion.OTHER_WEIGHTS
     if request.price_in_uusd_max is not None and all(o.price_in_uusd > request.price_in_uusd_max for o in fitting):
         return Exclusion.PRICE_IN
     return Exclusion.PRICE_OUT

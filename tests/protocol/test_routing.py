@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +79,32 @@ def test_reasons_of_the_network() -> None:
     assert why(connected=True, has_address=False) is None
     bound = RouteRequest(OFFER.name, Kind.CHAT, connected_only=True)
     assert why(bound, connected=False) is Exclusion.NOT_CONNECTED
+
+
+def test_reasons_of_weights_and_features() -> None:
+    same = RouteRequest(OFFER.name, Kind.CHAT, fingerprint=OFFER.fingerprint)
+    assert why(same) is None
+    assert why(replace(same, fingerprint=b"\x12" * 32)) is Exclusion.OTHER_WEIGHTS
+    unknown = (replace(OFFER, fingerprint=bytes(32)),)
+    assert why(replace(same, fingerprint=bytes(32)), models=unknown) is Exclusion.OTHER_WEIGHTS
+    queues = RouteRequest(OFFER.name, Kind.CHAT, features=(1, 5))
+    assert why(queues, features=(1,)) is Exclusion.LACKS_FEATURE
+    assert why(queues, features=(5, 2, 1)) is None
+
+
+def test_through_an_aggregator_it_need_not_be_reachable_from_here() -> None:
+    through = RouteRequest(OFFER.name, Kind.CHAT, via=signing_key("aggregator").node)
+    assert why(through, connected=False, has_address=False) is None
+
+
+def test_the_specification_lists_the_reasons_with_their_words() -> None:
+    text = (Path(__file__).parents[2] / "specs" / "01-wire.md").read_text("utf-8")
+    section = text.split("### Reasons\n")[1].split("\n#")[0]
+    rows = re.findall(r"^\| (\d+) \| `([A-Z_]+)` \| (.+) \|$", section, re.MULTILINE)
+    assert [(int(number), name, words) for number, name, words in rows] == [
+        (each.number, each.name, each.words) for each in Exclusion
+    ]
+    assert len({each.number for each in Exclusion}) == len(Exclusion)
 
 
 def test_an_address_that_only_others_told_is_an_address() -> None:
