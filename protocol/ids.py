@@ -6,11 +6,11 @@ PeerId are computed from those bytes and from each other; there is no mapping ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, NewType
 
 import base58
 
+from protocol import bech32
 from protocol.errors import LocalProtocolError
 
 NodeId = NewType("NodeId", bytes)
@@ -25,9 +25,6 @@ LEASE_ID_BYTES: Final = 32
 # libp2p peer-ids specification: identity multihash (0x00, length 37) of the protobuf PublicKey
 # {type: Secp256k1 (2), data: 33-byte compressed point}. The point has even Y, so it starts with 0x02.
 _PEER_ID_PREFIX: Final = bytes.fromhex("00250802122102")
-# NIP-19 bare keys: bech32 (BIP-173) with these human-readable parts.
-_BECH32_ALPHABET: Final = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_BECH32_GENERATOR: Final = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 
 
 def node_id(data: bytes) -> NodeId:
@@ -96,10 +93,7 @@ def node_id_from_text(text: str) -> NodeId:
 
 def bech32_encode(prefix: str, data: bytes) -> str:
     """Encode bytes in bech32 (BIP-173) under a human-readable prefix, as NIP-19 uses it."""
-    words = list(_regroup(data, 8, 5, pad=True))
-    checksum = _polymod([*_expand(prefix), *words, 0, 0, 0, 0, 0, 0]) ^ 1
-    words += [(checksum >> 5 * (5 - i)) & 31 for i in range(6)]
-    return prefix + "1" + "".join(_BECH32_ALPHABET[word] for word in words)
+    return f"{prefix}1{bech32.encode(prefix, data, bech32.BECH32)}"
 
 
 def bech32_decode(prefix: str, text: str) -> bytes:
@@ -112,40 +106,4 @@ def bech32_decode(prefix: str, text: str) -> bytes:
     found, separator, payload = text.lower().rpartition("1")
     if not separator or found != prefix:
         raise LocalProtocolError(f"expected a key that starts with {prefix}1")
-    try:
-        words = [_BECH32_ALPHABET.index(character) for character in payload]
-    except ValueError:
-        raise LocalProtocolError(f"this {prefix} holds a character that bech32 does not have") from None
-    if len(words) < 6 or _polymod([*_expand(prefix), *words]) != 1:
-        raise LocalProtocolError(f"the checksum of this {prefix} is wrong: a character is missing or mistyped")
-    data = bytes(_regroup(words[:-6], 5, 8, pad=False))
-    if [*_regroup(data, 8, 5, pad=True)] != words[:-6]:
-        raise LocalProtocolError(f"this {prefix} has stray bits at its end")
-    return data
-
-
-def _expand(prefix: str) -> list[int]:
-    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
-
-
-def _polymod(values: Iterable[int]) -> int:
-    checksum = 1
-    for value in values:
-        top = checksum >> 25
-        checksum = (checksum & 0x1FFFFFF) << 5 ^ value
-        for i, term in enumerate(_BECH32_GENERATOR):
-            if (top >> i) & 1:
-                checksum ^= term
-    return checksum
-
-
-def _regroup(values: Iterable[int], width_from: int, width_to: int, *, pad: bool) -> Iterable[int]:
-    accumulator = bits = 0
-    for value in values:
-        accumulator = (accumulator << width_from | value) & 0xFFFF
-        bits += width_from
-        while bits >= width_to:
-            bits -= width_to
-            yield (accumulator >> bits) & ((1 << width_to) - 1)
-    if pad and bits:
-        yield (accumulator << (width_to - bits)) & ((1 << width_to) - 1)
+    return bech32.decode(prefix, payload, bech32.BECH32, prefix)
