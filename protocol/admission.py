@@ -23,7 +23,7 @@ FREE_RUNS_PER_STRANGER_MAX = 2
 Why = tuple[Refusal, str]
 
 
-class Running(NamedTuple):
+class Held(NamedTuple):
     """One run that holds or will hold a slot: who ordered it, who sent the order, which model."""
 
     asker: NodeId
@@ -43,7 +43,7 @@ class Admission:
         self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
 
     def admit(
-        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Running], now: Now
+        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Held], now: Now
     ) -> ModelOffer | Why:
         """The model to run the order with, or why not.
 
@@ -96,7 +96,7 @@ class Admission:
         return None
 
     def _payment_refusal(
-        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Running]
+        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Held]
     ) -> Why | None:
         if order.lease is not None or not is_free(order):
             return Refusal.LEASE, "this node takes no paid jobs yet"

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Admission, Running
+from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Admission, Held
 from protocol.errors import Refusal
 from protocol.ids import JobId, NodeId
 from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
@@ -30,7 +30,7 @@ def ask(
     *,
     peer: NodeId = ASKER.node,
     local: bool = False,
-    running: tuple[Running, ...] = (),
+    running: tuple[Held, ...] = (),
     at_s: float = 0.0,
 ) -> Refusal | None:
     """The code of the refusal, or None for an order that is admitted."""
@@ -136,23 +136,23 @@ def test_an_order_that_this_machine_only_passes_on_is_not_its_own() -> None:
 
 def test_a_stranger_holds_few_slots_and_a_friend_as_many_as_there_are() -> None:
     admission = admission_of(models=(replace(OFFER, concurrency=10),))
-    running = (Running(ASKER.node, ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
+    running = (Held(ASKER.node, ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
     assert ask(admission, running=running) is Refusal.RATE_LIMITED
-    assert ask(admission, running=(Running(SOMEBODY, SOMEBODY, OFFER.name),) * 9) is None
+    assert ask(admission, running=(Held(SOMEBODY, SOMEBODY, OFFER.name),) * 9) is None
     admission.allowed = frozenset({ASKER.node})
     assert ask(admission, order(attempt=2), running=running) is None
 
 
 def test_a_stranger_gets_no_more_slots_by_changing_keys() -> None:
     admission = admission_of(models=(replace(OFFER, concurrency=10),))
-    running = (Running(SOMEBODY, ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
+    running = (Held(SOMEBODY, ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
     assert ask(admission, running=running) is Refusal.RATE_LIMITED
 
 
 def test_slots_are_counted_per_model() -> None:
     other = replace(OFFER, name="other")
     admission = admission_of(models=(OFFER, other))
-    full = (Running(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency
+    full = (Held(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency
     assert ask(admission, running=full) is Refusal.BUSY
     assert ask(admission, order(model="other"), running=full) is None
 
@@ -178,7 +178,7 @@ def test_a_job_id_belongs_to_its_asker() -> None:
 
 def test_what_was_refused_may_be_ordered_again() -> None:
     admission = admission_of()
-    assert ask(admission, running=(Running(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency) is Refusal.BUSY
+    assert ask(admission, running=(Held(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency) is Refusal.BUSY
     assert ask(admission) is None
 
 
