@@ -54,6 +54,7 @@ from protocol.events import (
     ReserveRelay,
     ResetStream,
     RunEngine,
+    SearchWanted,
     Send,
     StreamBroken,
 )
@@ -75,6 +76,7 @@ AppEffect = (
     | JobDone
     | JobFailed
     | RecordLearnt
+    | SearchWanted
     | HeartbeatSigned
     | Drained
     | ReachabilityLearnt

@@ -317,7 +317,7 @@ class Node:
             self._unsaved[effect.heartbeat.node] = (effect.heartbeat, effect.record)
             if len(self._unsaved) > UNSAVED_PEERS_MAX:
                 del self._unsaved[next(iter(self._unsaved))]
-        elif not isinstance(effect, (e.Drained, e.ReachabilityLearnt, e.OwnAddresses)):
+        elif not isinstance(effect, (e.SearchWanted, e.Drained, e.ReachabilityLearnt, e.OwnAddresses)):
             self._answer(effect)
 
     def _answer(self, event: JobEvent) -> None:

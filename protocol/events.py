@@ -485,6 +485,15 @@ class RecordLearnt(Struct, frozen=True):
     record: Signed
 
 
+class SearchWanted(Struct, frozen=True):
+    """Nobody whom this node knows serves this model: for sources that are asked rather than heard, such as a DHT.
+
+    Whatever they find comes back as `LearnRecord` and `LearnAddresses`.
+    """
+
+    model: str
+
+
 class HeartbeatSigned(Struct, frozen=True):
     """Our own new heartbeat: for the coordinator."""
 
@@ -548,6 +557,7 @@ Effect = (
     | JobDone
     | JobFailed
     | RecordLearnt
+    | SearchWanted
     | HeartbeatSigned
     | Drained
     | ReachabilityLearnt

@@ -14,7 +14,7 @@ from protocol import constants as c
 from protocol.asked import Job, Stage
 from protocol.directory import Directory, Entry
 from protocol.errors import Refusal
-from protocol.events import Dial, Effect, Now
+from protocol.events import Dial, Effect, Now, SearchWanted
 from protocol.ids import JobId, NodeId, short
 from protocol.records import Heartbeat, ModelOffer
 from protocol.routing import RouteRequest, choose, model_for
@@ -140,7 +140,9 @@ class Searching:
         if self._timers.is_set(job.ask.job):
             return []  # the search goes on
         self._timers.set(job.ask.job, now.monotonic_s + c.SEARCH_DEADLINE_S)
-        return self._search(self._route_request(job), None)
+        # Without a name there is nothing to look up; then only those whom we know can tell.
+        wanted = [SearchWanted(job.ask.model)] if job.ask.model is not None else []
+        return [*wanted, *self._search(self._route_request(job), None)]
 
     def _route_request(self, job: Job) -> RouteRequest:
         ask = job.ask

@@ -121,7 +121,7 @@ class PeerDriver:
                 self._inbox.append(e.DialFailed(effect.peer, "this node has no link open"))
             case e.Note():
                 log.info(effect.event, peer=short(effect.peer) if effect.peer else None, detail=effect.detail)
-            case e.RecordLearnt() | e.HeartbeatSigned():
+            case e.RecordLearnt() | e.SearchWanted() | e.HeartbeatSigned():
                 pass  # the store has records from their nodes only, and the coordinator offers nothing itself
             case e.Misbehaved() | e.Drained():
                 pass

@@ -27,6 +27,7 @@ from protocol.events import (
     PeerDisconnected,
     RecordLearnt,
     ResetStream,
+    SearchWanted,
     Send,
     StreamBroken,
 )
@@ -194,6 +195,17 @@ def test_a_searching_job_asks_every_new_neighbour_and_only_it() -> None:
         bench.connect(signing_key(name).node)
         finds = [effect for effect in bench.all(OpenStream) if effect.protocol == c.FIND_PROTOCOL]
         assert [effect.peer for effect in finds] == [signing_key(name).node]
+
+
+def test_when_nobody_known_serves_a_model_the_sources_that_can_be_asked_hear_of_it_once() -> None:
+    bench = Bench()
+    bench.feed(chat(model="rare-7b"))
+    assert bench.one(SearchWanted) == SearchWanted("rare-7b")
+    bench.connect(signing_key("a").node)
+    assert bench.none_of(SearchWanted)
+    bench = Bench()
+    bench.feed(chat(model=None))
+    assert bench.none_of(SearchWanted)
 
 
 def test_a_provider_that_only_lacked_a_connection_gets_the_job_when_it_connects() -> None:
