@@ -89,11 +89,25 @@ BAD_FRAMES_MAX: Final = 3
 SEARCH_DEADLINE_S: Final = 5.0
 # Dial, handshake and hello with a chosen provider.
 REACH_DEADLINE_S: Final = 10.0
+# An aggregator that is not connected to the provider that an order is for reaches it within this long, or says so.
+FORWARD_REACH_DEADLINE_S: Final = 3.0
 # How many providers one job tries before it gives up; each costs at most an accept deadline.
 ATTEMPTS_MAX: Final = 4
 # Find is asked of this many connected peers at once.
 FIND_PEERS: Final = 4
-# The provider must accept or reject before this; candidates are tried in turn, so it bounds fail-over.
+# How many orders one job sends in all: refusals for want of a slot, and the failures before each piece of text that
+# was won, are not counted above.
+ORDERS_MAX: Final = 16
+# After so many refusals for want of a slot a job stops looking for a free one and queues.
+BUSY_REFUSALS_MAX: Final = 3
+# A provider that says so in its features acknowledges an order at once. A node that is overloaded answers in some tenths
+# of a second; one that is gone, never. So a silent candidate costs less than the two seconds that a person forgives.
+ACK_DEADLINE_S: Final = 1.5
+# From then on it says something at least this often ...
+SIGN_INTERVAL_S: Final = 1.0
+# ... and the asker gives up on one that missed five of them.
+SILENCE_DEADLINE_S: Final = 5.0
+# The provider must accept or reject before this, once the order was acknowledged or its place in a queue was told.
 ACCEPT_DEADLINE_S: Final = 5.0
 # ... after the prompt has crossed a line of at least this speed.
 PROMPT_BYTES_PER_S_MIN: Final = 64 * 1024
@@ -103,6 +117,17 @@ FIRST_CHUNK_DEADLINE_S: Final = 30.0
 PROGRESS_DEADLINE_S: Final = 20.0
 # The provider waits this long for the rest of a prompt that arrives in parts.
 PARTS_DEADLINE_S: Final = 20.0
+# Orders that wait for a slot, as a multiple of the slots: whoever comes later would wait longer than people do.
+QUEUE_PER_SLOT: Final = 4
+# Whoever waits hears where it stands this often, and soon after its place has changed.
+QUEUED_INTERVAL_S: Final = 2.0
+QUEUED_CHANGE_S: Final = 0.25
+# Sealed prompts held for orders that wait or arrive in parts: 256 of the usual greatest size.
+ORDERS_BYTES_MAX: Final = 64 * 1024 * 1024
+# Told to askers while this node is too busy to think: long enough to catch up.
+OVERLOADED_RETRY_MS: Final = 2_000
+# No estimate is good for longer than this.
+RETRY_AFTER_MS_MAX: Final = 10 * 60 * 1000
 # A cancel should have freed its slot by then; later is noted. When to end the engine is its supervisor's decision.
 CANCEL_DEADLINE_S: Final = 1.0
 # How long a provider remembers (job, attempt) to refuse a second run: longer than a JobOpen may be old.

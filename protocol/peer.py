@@ -22,13 +22,22 @@ from protocol.codec import encode_message
 from protocol.contacts import NEIGHBOURS_MIN, Contacts
 from protocol.directory import Directory, Entry
 from protocol.envelope import Signer
-from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, Stale, UnknownVersion
+from protocol.errors import (
+    ProtocolError,
+    Refusal,
+    RemoteProtocolError,
+    SealError,
+    Stale,
+    UnknownVersion,
+    refusal_from_code,
+)
 from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
+from protocol.forwarding import Account, Forwarding, ForwardStatistics
 from protocol.gossip import Gossip, GossipConfig, Outgoing
 from protocol.ids import NodeId, StreamId
 from protocol.locality import is_loopback
-from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Hello, JobOpen, Message
+from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
 from protocol.providing import Providing
 from protocol.records import Availability, JobOpenRecord, Signed
 from protocol.routing import Exclusion, RouteRequest, explain
@@ -37,6 +46,7 @@ from protocol.streams import Stream, Streams
 from protocol.timers import Timers
 
 FEATURE_GOSSIP: Final = 1
+FEATURE_FORWARDS: Final = 3
 # An inbound connection is greeted by its dialler. When both sides dial at once, each may take the other's dial for the
 # first connection and wait: after this long the one that waits greets, too.
 GREETING_DELAY_S: Final = 2.0
@@ -54,6 +64,8 @@ class PeerConfig:
     # False: jobs go to connected peers only, whatever addresses others publish.
     dials: bool = True
     neighbours_min: int = NEIGHBOURS_MIN
+    # Whether jobs are passed on to other providers for those who ask.
+    forwards: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,7 @@ class PeerStatistics:
     zombie_chunks: int
     bad_frames: int
     queries: int
+    forwards: ForwardStatistics
 
 
 @dataclass(slots=True)
@@ -85,13 +98,16 @@ class Peer:
         self.directory = Directory(config.directory_records_max)
         self._config = config
         self._started_at_ms = now.wall_ms
-        self._streams = Streams(self._on_stream_dropped)
+        self._streams = Streams(self._on_stream_dropped, lambda number: self._forwarding.owns(number))
         self._connections: dict[NodeId, _Connection] = {}
         # Peers that have not greeted by id, and our own heartbeat.
         self._timers: Timers[NodeId | str] = Timers()
         self._heartbeat: Signed | None = None
         self._bad_frames = 0
-        features = (FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()
+        features = (
+            *((FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()),
+            *((FEATURE_FORWARDS,) if config.forwards else ()),
+        )
         self._announcing = Announcing(signer, sealer, features)
         neighbours_min = config.neighbours_min if config.dials else 0
         self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
@@ -115,6 +131,14 @@ class Peer:
             connected_only=not config.dials,
         )
         self._providing = Providing(signer, sealer, now.wall_ms, self._better)
+        self._forwarding = Forwarding(
+            self.node,
+            self.directory,
+            is_enabled=config.forwards,
+            connected=self._connections.__contains__,
+            addresses=self._contacts.addresses,
+            next_stream=self._streams.next_number,
+        )
 
     # ------------------------------------------------------------ the seam
 
@@ -133,6 +157,7 @@ class Peer:
             self._gossip.next_deadline(),
             self._asking.next_deadline(),
             self._providing.next_deadline(),
+            self._forwarding.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
@@ -157,7 +182,12 @@ class Peer:
             zombie_chunks=self._asking.zombie_chunks,
             bad_frames=self._bad_frames,
             queries=self._finding.active,
+            forwards=self._forwarding.statistics(),
         )
+
+    def forward_accounts(self) -> list[tuple[NodeId, NodeId, Account]]:
+        """What this node has carried lately: asker, provider, how much."""
+        return self._forwarding.accounts()
 
     def _dispatch(self, event: Event, now: Now) -> Iterable[Effect]:  # one arm per event
         match event:
@@ -186,7 +216,8 @@ class Peer:
                 if event.peer in self._connections:
                     return []  # it dialled us while we dialled it
                 self._contacts.on_unreachable(event.peer, now)
-                return self._asking.on_unreachable(event.peer, event.reason, now)
+                effects = self._asking.on_unreachable(event.peer, event.reason, now)
+                return effects + self._forwarding.on_unreachable(event.peer)
             case e.Ask():
                 return self._asking.ask(event, now)
             case e.StopAsking():
@@ -229,7 +260,8 @@ class Peer:
             self._timers.set(event.peer, now.monotonic_s + GREETING_DELAY_S)
         else:
             effects += self._greet(event.peer, now)
-        return effects + self._asking.on_connected(event.peer, now)
+        effects += self._asking.on_connected(event.peer, now)
+        return effects + self._forwarding.on_connected(event.peer, now)
 
     def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
         stream = self._streams.next_number()
@@ -294,9 +326,15 @@ class Peer:
         if stream is None or stream.remote_done:
             return
         try:
+            if self._forwarding.owns(event.stream):
+                yield from self._forwarding.on_bytes(event.stream, event.data, now)
+                return
             for message in stream.reader.feed(event.data):
                 yield from self._on_message(event.stream, stream, message, now)
                 if event.stream not in self._streams:
+                    return
+                if self._forwarding.owns(event.stream):
+                    yield from self._forwarding.on_bytes(event.stream, stream.reader.take_rest(), now)
                     return
         except (RemoteProtocolError, SealError) as error:
             yield from self._blame(event.stream, stream, error, now)
@@ -308,7 +346,7 @@ class Peer:
             return []  # it was on its way when we had answered
         if isinstance(message, Fault):
             return self._on_fault(number, stream, message, now)
-        if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, JobOpen):
+        if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, (JobOpen, Forward)):
             self._streams.settle(number)
         if isinstance(message, Hello):
             # SPEC 01: The receiver MUST treat a second `Hello` on one stream as a bad frame.
@@ -326,6 +364,8 @@ class Peer:
         if stream.protocol == c.FIND_PROTOCOL:
             take = self._finding.on_query if stream.inbound else self._finding.on_answer
             return take(number, message, now)
+        if stream.inbound and isinstance(message, Forward) and not self._providing.owns(number):
+            return self._forwarding.on_forward(number, stream.peer, message, now)
         if stream.inbound:
             return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
         return self._asking.on_message(number, message, now)
@@ -334,7 +374,7 @@ class Peer:
         reason = f"the peer reported a fault, code {fault.code}"
         return [
             e.Note("peer.fault", stream.peer, f"code {fault.code}"),
-            *self._lose_stream(number, Refusal.PROTOCOL, reason, now),
+            *self._lose_stream(number, refusal_from_code(fault.code), reason, now),
             e.ResetStream(number, reason),
         ]
 
@@ -345,6 +385,8 @@ class Peer:
         if stream.reader.pending_bytes:
             return self._blame(number, stream, RemoteProtocolError("the stream ends inside a frame"), now)
         stream.remote_done = True
+        if self._forwarding.owns(number):
+            return self._on_forwarded_end(number, stream, now)
         if self._asking.owns(number):
             # SPEC 05: The asker MUST treat the end of a stream without a receipt as a failure, never as the end of an
             #   answer.
@@ -358,6 +400,15 @@ class Peer:
             # An asker may close its side after the order; it can then still read, and no longer cancel.
             return []
         return [e.FinishStream(number)]
+
+    def _on_forwarded_end(self, number: StreamId, stream: Stream, now: Now) -> list[Effect]:
+        try:
+            effects = self._forwarding.on_finished(number, now)
+        except RemoteProtocolError as error:
+            return self._blame(number, stream, error, now)
+        if stream.local_done:
+            self._streams.drop(number)
+        return effects
 
     def _blame(self, number: StreamId, stream: Stream, error: ProtocolError, now: Now) -> list[Effect]:
         """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
@@ -384,6 +435,8 @@ class Peer:
         if stream is None:
             return []
         self._streams.drop(number)
+        if self._forwarding.owns(number):
+            return self._forwarding.on_stream_lost(number, code, reason)
         if self._providing.owns(number):
             return self._providing.on_stream_lost(number, code, now)
         return self._asking.on_stream_lost(number, code, reason, now)
@@ -476,6 +529,7 @@ class Peer:
         effects += self._contacts.on_deadline(self._connections, now)
         effects += self._deliver(self._gossip.on_deadline(now))
         effects += self._asking.on_deadline(now)
+        effects += self._forwarding.on_deadline(now)
         return effects + self._providing.on_deadline(now)
 
     def _on_stream_deadline(self, number: StreamId, now: Now) -> list[Effect]:
@@ -485,7 +539,7 @@ class Peer:
         return [*self._lose_stream(number, Refusal.DEADLINE, reason, now), e.ResetStream(number, reason)]
 
     def _shut_down(self, now: Now) -> list[Effect]:
-        effects = self._asking.shut_down(now) + self._providing.shut_down(now)
+        effects = self._asking.shut_down(now) + self._providing.shut_down(now) + self._forwarding.shut_down()
         if self._announcing.offer is not None:
             effects += self._set_offer(replace(self._announcing.offer, availability=Availability.OFFLINE), now)
         return effects

@@ -35,10 +35,17 @@ class Stream:
 
 
 class Streams:
-    """The state. `dropped` hears of every stream that leaves the table, once."""
+    """The state. `dropped` hears of every stream that leaves the table, once; `keeps_deadlines` says whose machine
+    looks after all of a stream's deadlines itself.
+    """
 
-    def __init__(self, dropped: Callable[[StreamId, Stream], None]) -> None:
+    def __init__(
+        self,
+        dropped: Callable[[StreamId, Stream], None],
+        keeps_deadlines: Callable[[StreamId], bool] = lambda _: False,
+    ) -> None:
         self._dropped = dropped
+        self._keeps_deadlines = keeps_deadlines
         self._streams: dict[StreamId, Stream] = {}
         self._numbers = itertools.count(1, 2)
         self._deadlines: Timers[StreamId] = Timers()
@@ -94,7 +101,7 @@ class Streams:
         stream.local_done = True
         if stream.remote_done:
             self.drop(number)
-        elif not self._deadlines.is_set(number):
+        elif not self._deadlines.is_set(number) and not self._keeps_deadlines(number):
             # The peer has everything; a stream that it leaves open for ever would count against it and us.
             self._deadlines.set(number, now.monotonic_s + c.CONTROL_DEADLINE_S)
 
