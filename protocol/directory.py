@@ -1,16 +1,21 @@
 """Who offers what: the newest signed heartbeat of every node heard of, until it expires.
 
 A record enters only with a good signature, a sane lifetime and a higher sequence than the one held. The directory
-is bounded: when full, the record that expires first makes room, be it the new one. It keeps two indices, so that
-nothing scans it: by model (for routing) and by node id in order (for anti-entropy).
+keeps two indices, so that nothing scans it: by model (for routing) and by node id in order (for anti-entropy); and
+beside the records the fresh load that providers tell their neighbours.
+
+It is bounded. When it is full, a newcomer takes the place of one of the least worth: ourselves, neighbours and
+providers that did a job stay, records that we are interested in go only when those that we are not are gone. Among
+equals the dice decide, so that what is left is a random sample that nobody can displace faster than he may bring news.
 """
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_left, insort
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Final
 
 from protocol import codec
@@ -23,18 +28,58 @@ from protocol.timers import Timers
 
 FIRST_ID: Final = NodeId(bytes(32))
 LAST_ID: Final = NodeId(b"\xff" * 32)
+# Out of so many drawn at random goes the one of least worth.
+_EVICTION_SAMPLE: Final = 8
+_USEFUL_MAX: Final = 512
+
+#: Which models somebody wants to hear of; None: of everything.
+Scope = frozenset[str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One node's newest heartbeat: decoded, and as signed bytes for others."""
+    """One node's newest heartbeat: decoded, and as signed bytes for others.
+
+    `formerly` are the models that the record before it offered: whom those concern must hear that they are gone.
+    """
 
     heartbeat: Heartbeat
     record: Signed
+    formerly: frozenset[str] = frozenset()
 
     def offer(self, model: str) -> ModelOffer | None:
         """What this node offers under a model name, or None."""
         return next((offer for offer in self.heartbeat.models if offer.name == model), None)
+
+    def concerns(self, scope: Scope) -> bool:
+        """Whether somebody who wants to hear of these models wants to hear of this record."""
+        if scope is None:
+            return True
+        return any(offer.name in scope for offer in self.heartbeat.models) or not self.formerly.isdisjoint(scope)
+
+
+class Worth(IntEnum):
+    """What a full directory keeps, the last longest."""
+
+    STRANGER = 0
+    INTERESTING = 1
+    NEAR = 2  # a neighbour, or a provider that did a job
+    OURSELVES = 3
+
+
+class HeartbeatReader:
+    """Turns signed bytes into entries and checks signatures: most of what gossip costs.
+
+    A simulation puts one in its place that does so once for all of its peers.
+    """
+
+    def read(self, record: Signed) -> Entry:
+        """Decode, without the signature. Raises BadFrame or UnknownVersion."""
+        return Entry(codec.decode_record(record.body, Heartbeat), record)
+
+    def verify(self, entry: Entry) -> None:
+        """Raises BadSignature."""
+        verify(entry.heartbeat.node, Heartbeat.TAG, entry.record.body, entry.record.signature)
 
 
 class _Bucket:
@@ -59,10 +104,18 @@ class _Bucket:
 
 
 class Directory:
-    """The state; `records_max` bounds it."""
+    """The state; `records_max` bounds it. `rng` chooses who makes room."""
 
-    def __init__(self, records_max: int = c.DIRECTORY_RECORDS_MAX) -> None:
+    def __init__(
+        self,
+        records_max: int = c.DIRECTORY_RECORDS_MAX,
+        rng: random.Random | None = None,
+        reader: HeartbeatReader | None = None,
+    ) -> None:
         self._records_max = records_max
+        self._rng = rng or random.Random(0)  # noqa: S311 - whoever has an attacker passes a source that none can guess
+        self._reader = reader or HeartbeatReader()
+        self._worth: Callable[[Entry], Worth] = lambda _: Worth.STRANGER
         self._entries: dict[NodeId, Entry] = {}
         self._by_model: dict[str, _Bucket] = {}
         # The bodies held: most of what gossip brings is here already, and need not be decoded to be known.
@@ -70,6 +123,8 @@ class Directory:
         self._sorted: list[NodeId] = []
         # Keyed by node, at wall-clock milliseconds: records expire by the clock that signed them.
         self._expiry: Timers[NodeId] = Timers()
+        self._loads: dict[NodeId, tuple[int, int]] = {}
+        self._useful: dict[NodeId, None] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -90,13 +145,63 @@ class Directory:
         bucket = self._by_model.get(model)
         return bucket.items if bucket else []
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a newcomer needs somebody's place."""
+        return len(self._entries) >= self._records_max
+
+    @property
+    def is_roomy(self) -> bool:
+        """Whether at least a quarter is free."""
+        return 4 * len(self._entries) <= 3 * self._records_max
+
+    # ------------------------------------------------------------ what to keep
+
+    def rank_by(self, worth: Callable[[Entry], Worth]) -> None:
+        """Say who stays when it is full."""
+        self._worth = worth
+
+    def mark_useful(self, node: NodeId) -> None:
+        """This provider did a job: its record stays, unless many others were useful since."""
+        self._useful.pop(node, None)
+        self._useful[node] = None
+        if len(self._useful) > _USEFUL_MAX:
+            del self._useful[next(iter(self._useful))]
+
+    def is_useful(self, node: NodeId) -> bool:
+        return node in self._useful
+
+    # ------------------------------------------------------------ load
+
+    def set_load(self, node: NodeId, load: int, wait_ms: int) -> None:
+        """A provider told us itself how full it is, and how long a new job would wait."""
+        if node in self._entries:
+            self._loads[node] = (load, wait_ms)
+
+    def forget_load(self, node: NodeId) -> None:
+        """This provider tells us nothing any more: what it said gets old."""
+        self._loads.pop(node, None)
+
+    def load_of(self, node: NodeId) -> tuple[int, int]:
+        """How full a provider is, 0 (idle or unknown) to 8, and for how many milliseconds a new job would wait there.
+
+        What it told us itself, else what its record says.
+        """
+        told = self._loads.get(node)
+        if told is not None:
+            return told
+        entry = self._entries.get(node)
+        return (entry.heartbeat.load if entry is not None else 0, 0)
+
+    # ------------------------------------------------------------ records
+
     def add(self, record: Signed, wall_ms: int) -> Heartbeat | None:
         """Take a record if it is newer than what is held; returns its heartbeat, or None when it is old news.
 
         Raises BadFrame, BadSignature, UnknownVersion or Stale. Costs a signature check only for news.
         """
         entry = self._check(record, wall_ms)
-        return entry.heartbeat if entry is not None and self._keep(entry) else None
+        return entry.heartbeat if entry is not None and self._keep(entry) is not None else None
 
     def add_all(self, records: Iterable[Signed], wall_ms: int) -> tuple[list[Entry], list[str]]:
         """Take the records of one message: what was news, and why others were skipped though nobody is to blame.
@@ -104,23 +209,42 @@ class Directory:
         Raises BadFrame or BadSignature before any of them is kept: a message that also holds a forgery teaches
         nothing, or whoever sent it could slip records in that nobody hears of.
         """
+        entries, skipped = self.check_all(records, wall_ms)
+        return self.keep_all(entries), skipped
+
+    def check_all(
+        self, records: Iterable[Signed], wall_ms: int, admits: Callable[[NodeId, bool], bool] | None = None
+    ) -> tuple[list[Entry], list[str]]:
+        """The records that are good and newer than what is held, and why others were skipped; keeps nothing.
+
+        `admits(node, is_new)` is asked before a signature is checked; what it refuses is left out in silence. Raises
+        like `add_all`.
+        """
         entries: list[Entry] = []
         skipped: list[str] = []
         for record in records:
             try:
-                entry = self._check(record, wall_ms)
+                entry = self._check(record, wall_ms, admits)
             # Records expire on their way, clocks differ, and versions come and go.
             except (Stale, UnknownVersion) as error:
                 skipped.append(str(error))
                 continue
             if entry is not None:
                 entries.append(entry)
-        return [entry for entry in entries if self._keep(entry)], skipped
+        return entries, skipped
 
-    def _check(self, record: Signed, wall_ms: int) -> Entry | None:
+    def keep_all(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Keep what `check_all` found good; returns what is kept."""
+        kept = [self._keep(entry) for entry in entries]
+        return [entry for entry in kept if entry is not None]
+
+    def _check(
+        self, record: Signed, wall_ms: int, admits: Callable[[NodeId, bool], bool] | None = None
+    ) -> Entry | None:
         if record.body in self._bodies:
             return None
-        heartbeat = codec.decode_record(record.body, Heartbeat)
+        entry = self._reader.read(record)
+        heartbeat = entry.heartbeat
         held = self._entries.get(heartbeat.node)
         # SPEC 01: The receiver of a heartbeat MUST keep the one with the highest sequence per node.
         if held is not None and heartbeat.sequence <= held.heartbeat.sequence:
@@ -133,22 +257,34 @@ class Directory:
             raise Stale("the heartbeat comes from the future: one of the two clocks is wrong")
         if not 0 < heartbeat.expires_at_ms - heartbeat.issued_at_ms <= c.HEARTBEAT_LIFETIME_MS_MAX:
             raise Stale("the heartbeat claims a lifetime that the protocol does not allow")
-        verify(heartbeat.node, Heartbeat.TAG, record.body, record.signature)
-        return Entry(heartbeat, record)
+        if admits is not None and not admits(heartbeat.node, held is None):
+            return None
+        self._reader.verify(entry)
+        return entry
 
-    def _keep(self, entry: Entry) -> bool:
+    def _keep(self, entry: Entry) -> Entry | None:
         node = entry.heartbeat.node
         held = self._entries.get(node)
         if held is not None:
             if entry.heartbeat.sequence <= held.heartbeat.sequence:
-                return False  # the same message brought a newer one
-            self._remove(node)
-        self._insert(entry)
-        if len(self._entries) > self._records_max:
-            soonest = self._expiry.pop_first()
-            assert soonest is not None
-            self._remove(soonest)
-        return node in self._entries
+                return None  # the same message brought a newer one
+            entry = _with_former_models(entry, held)
+            self._replace(held, entry)
+        else:
+            if self.is_full and not self._make_room(self._worth(entry)):
+                return None
+            self._insert(entry)
+        return entry
+
+    def _make_room(self, worth: Worth) -> bool:
+        """Drop one of no more worth than the newcomer; False when there is none among those looked at."""
+        # SPEC 04: When it is full, the receiver MUST NOT let a newcomer displace a record of more worth,
+        candidates = [self._entries[node] for node in self.sample(_EVICTION_SAMPLE, self._rng)]
+        least = min(candidates, key=self._worth)
+        if self._worth(least) > min(worth, Worth.NEAR):
+            return False
+        self._remove(least.heartbeat.node)
+        return True
 
     def expire(self, wall_ms: int) -> list[NodeId]:
         """Drop what has expired; returns whose."""
@@ -176,16 +312,44 @@ class Directory:
         self._bodies.add(entry.record.body)
         insort(self._sorted, node)
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
-        for name in {offer.name: None for offer in entry.heartbeat.models}:
-            self._by_model.setdefault(name, _Bucket()).add(node)
+        self._index(node, _names(entry))
+
+    def _replace(self, held: Entry, entry: Entry) -> None:
+        """A newer record of a node: only what differs is touched, as a rule nothing but its times."""
+        node = entry.heartbeat.node
+        self._entries[node] = entry
+        self._bodies.remove(held.record.body)
+        self._bodies.add(entry.record.body)
+        self._expiry.set(node, entry.heartbeat.expires_at_ms)
+        before, after = _names(held), _names(entry)
+        self._unindex(node, [name for name in before if name not in after])
+        self._index(node, [name for name in after if name not in before])
 
     def _remove(self, node: NodeId) -> None:
         entry = self._entries.pop(node)
         self._bodies.remove(entry.record.body)
         del self._sorted[bisect_left(self._sorted, node)]
         self._expiry.cancel(node)
-        for name in {offer.name: None for offer in entry.heartbeat.models}:
+        self._loads.pop(node, None)
+        self._unindex(node, _names(entry))
+
+    def _index(self, node: NodeId, names: Iterable[str]) -> None:
+        for name in names:
+            self._by_model.setdefault(name, _Bucket()).add(node)
+
+    def _unindex(self, node: NodeId, names: Iterable[str]) -> None:
+        for name in names:
             bucket = self._by_model[name]
             bucket.remove(node)
             if not bucket.items:
                 del self._by_model[name]
+
+
+def _names(entry: Entry) -> Collection[str]:
+    """The models of an entry, each once and in its order."""
+    return dict.fromkeys(offer.name for offer in entry.heartbeat.models)
+
+
+def _with_former_models(entry: Entry, held: Entry) -> Entry:
+    gone = frozenset(_names(held)) - frozenset(_names(entry))
+    return replace(entry, formerly=gone) if gone else entry

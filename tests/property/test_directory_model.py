@@ -37,15 +37,14 @@ class DirectoryMachine(RuleBasedStateMachine):
     def start(self, limit: int) -> None:
         self.limit = limit
         self.directory = Directory(records_max=limit)
-        self.model: dict[NodeId, tuple[Heartbeat, int]] = {}
+        self.model: dict[NodeId, Heartbeat] = {}
         self.wall_ms = NOW_MS
-        self.count = 0
 
     @rule(name=NAMES, sequence=st.integers(1, 4), expires_in_s=st.sampled_from([60, 300, 900]), models=MODELS)
     def add(self, name: str, sequence: int, expires_in_s: int, models: list[str]) -> None:
         heartbeat, record = entry(name, sequence, expires_in_s, tuple(models))
         held = self.model.get(heartbeat.node)
-        is_news = held is None or heartbeat.sequence > held[0].sequence
+        is_news = held is None or heartbeat.sequence > held.sequence
         try:
             result = self.directory.add(record, self.wall_ms)
         except RemoteProtocolError:
@@ -53,11 +52,11 @@ class DirectoryMachine(RuleBasedStateMachine):
             assert heartbeat.expires_at_ms <= self.wall_ms
             return
         if is_news:
-            self.count += 1
-            self.model[heartbeat.node] = (heartbeat, self.count)
+            self.model[heartbeat.node] = heartbeat
             if len(self.model) > self.limit:
-                first = min(self.model, key=lambda node: (self.model[node][0].expires_at_ms, self.model[node][1]))
-                del self.model[first]
+                # The dice say who makes room; it is one, and not the newcomer.
+                (victim,) = (node for node in self.model if self.directory.get(node) is None)
+                del self.model[victim]
         assert (result is not None) == (is_news and heartbeat.node in self.model)
 
     @rule(name=NAMES, sequence=st.integers(1, 4))
@@ -68,12 +67,12 @@ class DirectoryMachine(RuleBasedStateMachine):
             assert self.directory.add(replace(record, signature=bytes(64)), self.wall_ms) is None
             assert held is not None
         except RemoteProtocolError:
-            assert held is None or held[0].sequence < sequence
+            assert held is None or held.sequence < sequence
 
     @rule(seconds=st.sampled_from([1, 59, 240, 600]))
     def wait(self, seconds: int) -> None:
         self.wall_ms += seconds * 1000
-        gone = {node for node, (heartbeat, _) in self.model.items() if heartbeat.expires_at_ms <= self.wall_ms}
+        gone = {node for node, heartbeat in self.model.items() if heartbeat.expires_at_ms <= self.wall_ms}
         assert set(self.directory.expire(self.wall_ms)) == gone
         for node in gone:
             del self.model[node]
@@ -84,10 +83,10 @@ class DirectoryMachine(RuleBasedStateMachine):
             return
         nodes = sorted(self.model)
         assert len(self.directory) == len(nodes) <= self.limit
-        assert [held.heartbeat for held in self.directory.entries()] == [self.model[node][0] for node in nodes]
+        assert [held.heartbeat for held in self.directory.entries()] == [self.model[node] for node in nodes]
         assert [held.heartbeat.node for held in self.directory.between(FIRST_ID, LAST_ID, 100)] == nodes
         by_model: dict[str, set[NodeId]] = {}
-        for node, (heartbeat, _) in self.model.items():
+        for node, heartbeat in self.model.items():
             for offer in heartbeat.models:
                 by_model.setdefault(offer.name, set()).add(node)
         assert self.directory.models() == sorted(by_model)

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.directory import FIRST_ID, LAST_ID, Directory
+from protocol.directory import FIRST_ID, LAST_ID, Directory, Worth
 from protocol.envelope import sign_record
 from protocol.errors import BadFrame, BadSignature, Stale, UnknownVersion
 from protocol.ids import NodeId
@@ -110,14 +110,115 @@ def test_a_model_that_is_named_twice_is_indexed_once() -> None:
     assert directory.models() == []
 
 
-def test_a_full_directory_drops_what_expires_first_be_it_the_new_one() -> None:
-    directory = Directory(records_max=2)
-    directory.add(record_of("a", expires_at_ms=NOW_MS + 30), NOW_MS)
-    directory.add(record_of("b", expires_at_ms=NOW_MS + 20), NOW_MS)
-    assert directory.add(record_of("c", expires_at_ms=NOW_MS + 10), NOW_MS) is None
-    assert {e.heartbeat.node for e in directory.entries()} == {A.node, B.node}
-    assert directory.add(record_of("d", expires_at_ms=NOW_MS + 40), NOW_MS) is not None
-    assert {e.heartbeat.node for e in directory.entries()} == {A.node, signing_key("d").node}
+def crowded(*names: str, **worths: Worth) -> Directory:
+    """A full directory, and what the nodes are worth; the others are strangers."""
+    directory = Directory(records_max=len(names), rng=random.Random(1))
+    of_node = {signing_key(name).node: worth for name, worth in worths.items()}
+    directory.rank_by(lambda entry: of_node.get(entry.heartbeat.node, Worth.STRANGER))
+    for name in names:
+        assert directory.add(record_of(name), NOW_MS) is not None
+    assert directory.is_full
+    return directory
+
+
+def nodes_of(directory: Directory) -> set[NodeId]:
+    return {entry.heartbeat.node for entry in directory.entries()}
+
+
+def test_among_strangers_the_dice_say_who_makes_room() -> None:
+    victims: set[NodeId] = set()
+    for seed in range(40):
+        directory = Directory(records_max=5, rng=random.Random(seed))
+        for name in "abcde":
+            directory.add(record_of(name), NOW_MS)
+        before = nodes_of(directory)
+        assert directory.add(record_of("newcomer"), NOW_MS) is not None
+        victims |= before - nodes_of(directory)
+        assert len(directory) == 5
+    assert victims == {signing_key(name).node for name in "abcde"}
+
+
+def test_a_stranger_displaces_nobody_of_more_worth() -> None:
+    directory = crowded("a", "b", "c", a=Worth.INTERESTING, b=Worth.NEAR, c=Worth.OURSELVES)
+    assert directory.add(record_of("stranger"), NOW_MS) is None
+    assert nodes_of(directory) == {signing_key(name).node for name in "abc"}
+
+
+def test_the_interesting_displace_strangers_first_and_then_each_other() -> None:
+    newcomers = {f"n{number}": Worth.INTERESTING for number in range(6)}
+    directory = crowded("a", "b", "c", "near", near=Worth.NEAR, **newcomers)
+    for name in newcomers:
+        assert directory.add(record_of(name), NOW_MS) is not None
+    held = nodes_of(directory)
+    assert signing_key("near").node in held
+    assert held - {signing_key("near").node} <= {signing_key(name).node for name in newcomers}
+
+
+def test_we_ourselves_never_make_room() -> None:
+    names = [str(number) for number in range(4)]
+    directory = crowded("me", me=Worth.OURSELVES, **dict.fromkeys(names, Worth.NEAR))
+    for name in names:
+        assert directory.add(record_of(name), NOW_MS) is None
+    assert nodes_of(directory) == {signing_key("me").node}
+
+
+def test_a_quarter_must_be_free_to_be_roomy() -> None:
+    directory = Directory(records_max=4)
+    seen = [(directory.is_roomy, directory.is_full)]
+    for name in "abcd":
+        directory.add(record_of(name), NOW_MS)
+        seen.append((directory.is_roomy, directory.is_full))
+    assert seen == [(True, False)] * 4 + [(False, True)]
+
+
+def test_who_did_a_job_is_useful_and_the_list_is_bounded() -> None:
+    directory = Directory()
+    first = NodeId(bytes(32))
+    directory.mark_useful(first)
+    directory.mark_useful(A.node)
+    for number in range(1, 511):
+        directory.mark_useful(NodeId(number.to_bytes(32, "big")))
+    assert directory.is_useful(first)
+    directory.mark_useful(first)
+    directory.mark_useful(B.node)
+    assert directory.is_useful(first)
+    assert not directory.is_useful(A.node)
+
+
+def test_what_a_provider_says_of_its_load_outdates_its_record_until_it_says_no_more() -> None:
+    directory = Directory()
+    directory.add(record_of("a", load=3), NOW_MS)
+    assert directory.load_of(A.node) == (3, 0)
+    assert directory.load_of(B.node) == (0, 0)
+    directory.set_load(A.node, 8, 1500)
+    directory.set_load(B.node, 8, 1500)
+    assert directory.load_of(A.node) == (8, 1500)
+    assert directory.load_of(B.node) == (0, 0), "nothing is held of those who are not known"
+    directory.add(record_of("a", sequence=8, load=1), NOW_MS)
+    assert directory.load_of(A.node) == (8, 1500)
+    directory.forget_load(A.node)
+    assert directory.load_of(A.node) == (1, 0)
+
+
+def test_a_load_goes_with_its_record() -> None:
+    directory = Directory()
+    directory.add(record_of("a", expires_at_ms=NOW_MS + 5), NOW_MS)
+    directory.set_load(A.node, 8, 1500)
+    directory.expire(NOW_MS + 5)
+    directory.add(record_of("a", sequence=9, load=2), NOW_MS + 5)
+    assert directory.load_of(A.node) == (2, 0)
+
+
+def test_whom_a_dropped_model_concerned_hears_of_the_record_once_more() -> None:
+    directory = Directory()
+    directory.add(record_of("a"), NOW_MS)
+    (entry,) = directory.add_all([record_of("a", sequence=8, models=(replace(OFFER, name="other"),))], NOW_MS)[0]
+    assert entry.concerns(frozenset({OFFER.name}))
+    assert entry.concerns(frozenset({"other"}))
+    assert not entry.concerns(frozenset({"third"}))
+    assert entry.concerns(None)
+    (entry,) = directory.add_all([record_of("a", sequence=9, models=(replace(OFFER, name="other"),))], NOW_MS)[0]
+    assert not entry.concerns(frozenset({OFFER.name}))
 
 
 def test_a_renewal_in_a_full_directory_drops_nobody() -> None:
@@ -180,3 +281,24 @@ def test_only_the_newest_of_several_records_of_a_node_in_one_message_stays() -> 
 
 
 PROVIDER_BEAT = heartbeat(node=PROVIDER.node)
+
+
+def test_what_is_not_admitted_costs_no_signature_check_and_blames_nobody() -> None:
+    directory = directory_of("a")
+    asked: list[tuple[NodeId, bool]] = []
+
+    def admits(node: NodeId, is_new: bool) -> bool:
+        asked.append((node, is_new))
+        return False
+
+    forged = Signed(record_of("b").body, bytes(64))
+    assert directory.check_all([forged, record_of("a", sequence=8), record_of("a")], NOW_MS, admits) == ([], [])
+    assert asked == [(B.node, True), (A.node, False)]
+
+
+def test_what_is_checked_is_not_yet_kept() -> None:
+    directory = Directory()
+    entries, _ = directory.check_all([record_of("a")], NOW_MS)
+    assert len(directory) == 0
+    assert directory.keep_all(entries) == entries
+    assert directory.get(A.node) == entries[0]
