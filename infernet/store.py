@@ -25,6 +25,9 @@ from protocol.records import Heartbeat, Signed
 
 # A peer met long ago is a poor hint; the newest are enough to find the rest again.
 PEERS_MAX: Final = 1024
+# Keys cost nothing, and whoever has many could push everybody else out of here. That we dialled somebody and were
+# answered costs an address at least: a peer that was reached stays before those heard of up to this much later.
+REACHED_COUNTS_MS: Final = 7 * 24 * 60 * 60 * 1000
 BUSY_TIMEOUT_S: Final = 5.0
 
 # One entry for each version of the schema; `user_version` says how many have been applied. Never edit, only append.
@@ -41,6 +44,10 @@ MIGRATIONS: Final = (
     CREATE INDEX peers_by_age ON peers (seen_at_ms);
     CREATE TABLE local (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE peers ADD COLUMN reached_at_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE peers ADD COLUMN reached_address TEXT;
+    """,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
@@ -50,12 +57,16 @@ class StoreError(Exception):
 
 
 class SavedPeer(Struct, frozen=True):
-    """A peer that was met: its last heartbeat, perhaps long expired, and when this node last learnt it."""
+    """A peer that was met: its last heartbeat, perhaps long expired, and when this node last learnt it.
+
+    `reached_at_ms` is when this node last connected to it, 0 for never. The address at which it did comes first.
+    """
 
     node: NodeId
     addresses: tuple[str, ...]
     record: Signed
     seen_at_ms: int
+    reached_at_ms: int
 
 
 class Store:
@@ -89,27 +100,41 @@ class Store:
         ]
         with self._transaction() as database:
             database.executemany(
-                "INSERT INTO peers VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (node) DO UPDATE SET "
+                "INSERT INTO peers (node, sequence, seen_at_ms, addresses, body, signature) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (node) DO UPDATE SET "
                 "sequence = excluded.sequence, seen_at_ms = excluded.seen_at_ms, addresses = excluded.addresses, "
                 "body = excluded.body, signature = excluded.signature WHERE excluded.sequence > sequence",
                 rows,
             )
             database.execute(
-                "DELETE FROM peers WHERE node IN (SELECT node FROM peers ORDER BY seen_at_ms DESC LIMIT -1 OFFSET ?)",
-                (PEERS_MAX,),
+                "DELETE FROM peers WHERE node IN (SELECT node FROM peers ORDER BY "
+                "max(iif(reached_at_ms, reached_at_ms + ?, 0), seen_at_ms) DESC LIMIT -1 OFFSET ?)",
+                (REACHED_COUNTS_MS, PEERS_MAX),
+            )
+
+    def note_reached(self, reached: Iterable[tuple[NodeId, str | None]], now_ms: int) -> None:
+        """Remember that peers were dialled and answered, and at which address. Raises StoreError.
+
+        Those that are not saved stay unknown: without a record there is nothing to remember them by.
+        """
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE peers SET reached_at_ms = ?, reached_address = coalesce(?, reached_address) WHERE node = ?",
+                [(now_ms, address, node) for node, address in reached],
             )
 
     def peers(self, limit: int = PEERS_MAX) -> list[SavedPeer]:
-        """The peers met, last first. Records are as they came: verify them as if they came from a stranger."""
+        """The peers met, those reached before those heard of, last first.
+
+        Records are as they came: verify them as if they came from a stranger. Raises StoreError.
+        """
         with self._transaction() as database:
             rows = database.execute(
-                "SELECT node, addresses, body, signature, seen_at_ms FROM peers ORDER BY seen_at_ms DESC LIMIT ?",
-                (limit,),
+                "SELECT node, addresses, body, signature, seen_at_ms, reached_at_ms, reached_address "
+                "FROM peers ORDER BY max(iif(reached_at_ms, reached_at_ms + ?, 0), seen_at_ms) DESC LIMIT ?",
+                (REACHED_COUNTS_MS, limit),
             ).fetchall()
-        return [
-            SavedPeer(NodeId(node), tuple(json.loads(addresses)), Signed(body, signature), seen_at_ms)
-            for node, addresses, body, signature, seen_at_ms in rows
-        ]
+        return [_saved_peer(*row) for row in rows]
 
     def forget_peer(self, node: NodeId) -> None:
         """Forget one peer. Raises StoreError."""
@@ -187,6 +212,20 @@ class Store:
             )
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+
+def _saved_peer(
+    node: bytes,
+    addresses: str,
+    body: bytes,
+    signature: bytes,
+    seen_at_ms: int,
+    reached_at_ms: int,
+    reached_address: str | None,
+) -> SavedPeer:
+    best = () if reached_address is None else (reached_address,)
+    every = tuple(dict.fromkeys((*best, *json.loads(addresses))))
+    return SavedPeer(NodeId(node), every, Signed(body, signature), seen_at_ms, reached_at_ms)
 
 
 class _Damaged(sqlite3.DatabaseError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -14,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from infernet import store as stores
-from infernet.store import PEERS_MAX, Store, StoreError
+from infernet.store import PEERS_MAX, REACHED_COUNTS_MS, Store, StoreError
 from protocol.envelope import open_record, sign_record
 from protocol.ids import NodeId
 from protocol.records import Heartbeat, Signed
-from tests.helpers_records import PROVIDER, heartbeat
+from tests.helpers_records import NOW_MS, PROVIDER, heartbeat
 
 ADDRESSES = ("/ip4/203.0.113.7/tcp/46337",)
 
@@ -73,6 +74,46 @@ def test_the_number_of_peers_is_bounded_and_the_last_met_stay(path: Path) -> Non
     assert len(peers) == PEERS_MAX
     assert {peer.node for peer in peers[:2]} == {stranger(PEERS_MAX)[0].node, stranger(PEERS_MAX + 1)[0].node}
     assert len(store.peers(limit=3)) == 3
+    store.close()
+
+
+def test_a_flood_of_strangers_does_not_push_out_who_was_reached(path: Path) -> None:
+    store = Store(path)
+    store.save_peers([learnt(7, "/ip4/203.0.113.1/tcp/1", "/ip4/203.0.113.2/tcp/1")], now_ms=NOW_MS)
+    store.note_reached([(PROVIDER.node, "/ip4/203.0.113.2/tcp/1"), (stranger(5)[0].node, None)], NOW_MS)
+    store.save_peers([stranger(number) for number in range(PEERS_MAX)], now_ms=NOW_MS + REACHED_COUNTS_MS - 1)
+    first, *others = store.peers()
+    assert (first.node, first.reached_at_ms) == (PROVIDER.node, NOW_MS)
+    assert first.addresses == ("/ip4/203.0.113.2/tcp/1", "/ip4/203.0.113.1/tcp/1"), "where it was reached comes first"
+    assert len(others) == PEERS_MAX - 1
+    assert not any(peer.reached_at_ms for peer in others)
+    # A while later what was good once is only one hint more.
+    store.save_peers([stranger(number) for number in range(PEERS_MAX, 2 * PEERS_MAX)], NOW_MS + REACHED_COUNTS_MS + 1)
+    assert PROVIDER.node not in [peer.node for peer in store.peers()]
+    store.close()
+
+
+def test_a_newer_record_keeps_the_address_at_which_a_peer_was_reached(path: Path) -> None:
+    store = Store(path)
+    store.save_peers([learnt(7, *ADDRESSES)], now_ms=1)
+    store.note_reached([(PROVIDER.node, "/ip4/203.0.113.2/tcp/1")], 2)
+    store.note_reached([(PROVIDER.node, None)], 3)
+    store.save_peers([learnt(8, "/ip4/203.0.113.9/tcp/1")], now_ms=4)
+    (peer,) = store.peers()
+    assert peer.addresses == ("/ip4/203.0.113.2/tcp/1", "/ip4/203.0.113.9/tcp/1")
+    assert (peer.seen_at_ms, peer.reached_at_ms) == (4, 3)
+    store.close()
+
+
+def test_a_store_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(f"{stores.MIGRATIONS[0]} PRAGMA user_version = 1;")
+        database.execute("INSERT INTO peers VALUES (?, 7, 50, '[]', x'01', x'02')", (PROVIDER.node,))
+        database.commit()
+    store = Store(path)
+    (peer,) = store.peers()
+    assert (peer.node, peer.seen_at_ms, peer.reached_at_ms) == (PROVIDER.node, 50, 0)
     store.close()
 
 
