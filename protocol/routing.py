@@ -1,27 +1,36 @@
 """Which provider gets a job, and why every other one did not.
 
-`choose` samples a few providers of the model from the directory's index and takes the least loaded: the power of k
-choices (Mitzenmacher 2001) balances almost as well as looking at all, at constant cost. `explain` applies the same
-test to every node and says in words what kept it out; it is run on demand, for people.
+`decide` looks at a few providers: some drawn at random from the directory's index of the model, those that did jobs
+for us before, and the one that may hold the prompt's beginning. Of those that can do the job it takes the best ranked.
+The power of k choices (Mitzenmacher 2001) balances almost as well as looking at all, at constant cost, and chance keeps
+a thousand askers from running to the same provider. Some small jobs go to newcomers, or nobody would ever learn what
+they are worth. `verdicts` applies the same test to every node, and says in words and figures what came of it; it is
+run on demand, for people.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
+from protocol.ranking import STRANGER, Need, Rank, Standing, Tier, is_newcomer, rank
 from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
 
 # Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16
 # Looked at when nobody among the few fits: most of a market may be offline or too small for one request.
 SAMPLE_MAX: Final = 512
+# The share of small jobs for which newcomers are asked first. One in eight is felt by no asker, and gives each of a
+# hundred newcomers its three first jobs within two thousand.
+EXPLORATION: Final = 1 / 8
 
 
 class Exclusion(Enum):
@@ -98,6 +107,40 @@ class Candidate(Struct, frozen=True):
 
 
 NodeTest = Callable[[NodeId], bool]
+
+
+class Verdict(Struct, frozen=True):
+    """What came of looking at a node: a reason against it, or a rank, or both where another one was preferred.
+
+    `model` is the one it would do the job with, or the one that was asked for.
+    """
+
+    node: NodeId
+    model: str | None
+    against: Exclusion | None
+    rank: Rank | None
+
+
+class Decision(Struct, frozen=True):
+    """Whom a job goes to, None where nobody fits; and everybody who was looked at."""
+
+    chosen: Candidate | None
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an asker knows beside the directory: who it is, whom it reaches, and what its jobs taught it.
+
+    `has_address` counts what was learnt from others than the node, too: most nodes publish no address. `favourites`
+    are a few providers of a model that did jobs for us.
+    """
+
+    ourselves: NodeId
+    connected: NodeTest
+    has_address: NodeTest
+    standing: Callable[[NodeId, str], Standing] = lambda _node, _model: STRANGER
+    favourites: Callable[[str], Collection[NodeId]] = lambda _model: ()
 
 
 def exclusion(
@@ -188,6 +231,16 @@ def _model_exclusion(entry: Entry, request: RouteRequest) -> Exclusion:
     return Exclusion.PRICE_OUT
 
 
+def _need(request: RouteRequest) -> Need:
+    return Need(
+        request.prompt_bytes,
+        request.output_tokens,
+        request.free,
+        request.price_in_uusd_max,
+        request.price_out_uusd_max,
+    )
+
+
 def choose(
     request: RouteRequest,
     directory: Directory,
@@ -199,39 +252,135 @@ def choose(
     connected: NodeTest,
     has_address: NodeTest,
 ) -> Candidate | None:
-    """The least loaded of a few random fitting providers, or None when none of those looked at fits.
+    """As `decide`, of strangers."""
+    around = Surroundings(ourselves, connected, has_address)
+    return decide(request, directory, around, tried, wall_ms, rng).chosen
 
-    Load only ranks, and never excludes: what gossip says of it is up to ten minutes old, while a provider that is
-    really full says so in one round trip and names others.
+
+def decide(
+    request: RouteRequest,
+    directory: Directory,
+    around: Surroundings,
+    tried: Collection[NodeId],
+    wall_ms: int,
+    rng: random.Random,
+) -> Decision:
+    """The best of a few providers that fit, and what spoke against the others looked at.
+
+    Load ranks and never excludes: what is known of it may be old, while a provider that is really full says so in one
+    round trip and names others.
     """
+    verdicts: list[Verdict] = []
     for size in (SAMPLE, SAMPLE_MAX):
-        best: tuple[int, float, Candidate] | None = None
-        for node in _sample(request, directory, rng, size):
-            entry = directory.get(node)
-            assert entry is not None, "the model index names a node that the directory does not hold"
-            against = exclusion(
-                entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected, has_address=has_address
-            )
-            if against is not None:
-                continue
-            model = model_for(entry, request)
-            assert model is not None
-            ranked = (entry.heartbeat.load, rng.random(), Candidate(entry, model))
-            if best is None or ranked[:2] < best[:2]:
-                best = ranked
-        if best is not None:
-            return best[2]
-    return None
+        nodes = _sample(request, directory, around, size, rng)
+        verdicts = [judge(entry, request, directory, around, tried, wall_ms) for entry in nodes]
+        ranked = [verdict for verdict in verdicts if verdict.rank is not None]
+        if ranked:
+            # Shuffled, so that equals share the jobs.
+            rng.shuffle(ranked)
+            return _decision(verdicts, _best(ranked, request, rng), directory)
+    return Decision(None, tuple(verdicts))
 
 
-def _sample(request: RouteRequest, directory: Directory, rng: random.Random, size: int) -> list[NodeId]:
-    """Up to `size` providers of the model, or of some models when the request names none."""
+def _best(ranked: Sequence[Verdict], request: RouteRequest, rng: random.Random) -> Verdict:
+    """The best ranked, or at times the best newcomer."""
+    if _need(request).is_small and rng.random() < EXPLORATION:
+        newcomers = [v for v in ranked if is_newcomer(_rank(v).standing) and _rank(v).tier < Tier.FULL]
+        ranked = newcomers or ranked
+    return min(ranked, key=lambda verdict: _rank(verdict).key)
+
+
+def _decision(verdicts: Sequence[Verdict], best: Verdict, directory: Directory) -> Decision:
+    tier = _rank(best).tier
+    entry = directory.get(best.node)
+    assert entry is not None
+    assert best.model is not None
+    return Decision(
+        Candidate(entry, best.model),
+        tuple(v if v is best or v.rank is None else replace(v, against=_preferred(v.rank, tier)) for v in verdicts),
+    )
+
+
+def _rank(verdict: Verdict) -> Rank:
+    assert verdict.rank is not None
+    return verdict.rank
+
+
+def _preferred(rank: Rank, best: Tier) -> Exclusion:
+    """Why another candidate was preferred to one with this rank."""
+    return _REASON_OF_TIER[rank.tier] if rank.tier > best else Exclusion.OUTRANKED
+
+
+_REASON_OF_TIER: Final = {
+    Tier.READY: Exclusion.OUTRANKED,
+    Tier.MAY_REFUSE: Exclusion.MAY_REFUSE,
+    Tier.NEWCOMER: Exclusion.NEWCOMER,
+    Tier.FULL: Exclusion.FULL,
+    Tier.RESTING: Exclusion.RESTING,
+}
+
+
+def judge(
+    entry: Entry,
+    request: RouteRequest,
+    directory: Directory,
+    around: Surroundings,
+    tried: Collection[NodeId],
+    wall_ms: int,
+) -> Verdict:
+    """What speaks against a node, or where it ranks."""
+    node = entry.heartbeat.node
+    model = model_for(entry, request)
+    against = exclusion(
+        entry,
+        request,
+        wall_ms,
+        ourselves=around.ourselves,
+        tried=tried,
+        connected=around.connected,
+        has_address=around.has_address,
+    )
+    if against is not None:
+        return Verdict(node, model or request.model, against, None)
+    assert model is not None
+    offer = entry.offer(model)
+    assert offer is not None
+    load, wait_ms = directory.load_of(node)
+    standing = around.standing(node, model)
+    ranked = rank(
+        offer, entry.heartbeat.free_policy, load, wait_ms / 1000 if wait_ms else None, standing, _need(request)
+    )
+    return Verdict(node, model, None, ranked)
+
+
+def _sample(
+    request: RouteRequest, directory: Directory, around: Surroundings, size: int, rng: random.Random
+) -> list[Entry]:
+    """Up to `size` providers of the model, and those that served us before; of some models when none is named."""
     names = [request.model] if request.model is not None else directory.models()
     found: dict[NodeId, None] = {}
     for name in rng.sample(names, min(SAMPLE, len(names))):
         providers = directory.providers_of(name)
         found.update(dict.fromkeys(rng.sample(providers, min(size, len(providers)))))
-    return list(found)
+        found.update(dict.fromkeys(around.favourites(name)))
+    # A favourite may be gone.
+    return [entry for node in found if (entry := directory.get(node)) is not None]
+
+
+def verdicts(request: RouteRequest, directory: Directory, around: Surroundings, wall_ms: int) -> list[Verdict]:
+    """Every node of the directory, judged: candidates first, best ranked first, then the others by reason.
+
+    As no choice is made here, none of the candidates has anything against it.
+    """
+    judged = [judge(entry, request, directory, around, (), wall_ms) for entry in directory.entries()]
+    candidates = sorted((v for v in judged if v.rank is not None), key=lambda v: _rank(v).key)
+    others = sorted((v for v in judged if v.against is not None), key=_reason_number)
+    return [*candidates, *others]
+
+
+def _reason_number(verdict: Verdict) -> int:
+    assert verdict.against is not None
+    return verdict.against.number
 
 
 def explain(
@@ -245,12 +394,6 @@ def explain(
     has_address: NodeTest,
 ) -> list[tuple[NodeId, Exclusion | None]]:
     """Every node of the directory with the first reason against it, or None for a candidate; in order of node id."""
-    return [
-        (
-            entry.heartbeat.node,
-            exclusion(
-                entry, request, wall_ms, ourselves=ourselves, tried=tried, connected=connected, has_address=has_address
-            ),
-        )
-        for entry in directory.entries()
-    ]
+    around = Surroundings(ourselves, connected, has_address)
+    judged = (judge(entry, request, directory, around, tried, wall_ms) for entry in directory.entries())
+    return [(verdict.node, verdict.against) for verdict in judged]
