@@ -288,16 +288,11 @@ class Receipt(Message, frozen=True, tag=78):
 class Reserve(Message, frozen=True, tag=80):
     """First and only message of a provider that cannot take an order itself: will you hold a slot for this asker?
 
-    The receiver answers with `Reserved`. It says what admission needs, and nothing of the prompt.
+    The order is the one that it refuses, without the prompt: that it is signed, and how, proves who agrees to this.
+    The receiver answers with `Reserved`.
     """
 
-    job: JobKey
-    asker: NodeKey
-    kind: Kind
-    model: ModelName
-    fingerprint: Hash | None
-    sealed_bytes: Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX)]
-    output_tokens_max: Annotated[int, Meta(ge=0, le=c.OUTPUT_TOKENS_MAX)]
+    order: Signed
 
 
 class Reserved(Message, frozen=True, tag=82):
