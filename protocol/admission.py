@@ -17,14 +17,14 @@ from protocol.jobs import is_free
 from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
 from protocol.timers import Timers
 
-# Under `FreePolicy.ALL` a stranger may hold this many slots at once.
+# Under `FreePolicy.ALL` a stranger may have this many orders here at once, those that wait for a slot included.
 FREE_RUNS_PER_STRANGER_MAX = 2
 
 Why = tuple[Refusal, str]
 
 
 class Held(NamedTuple):
-    """One run that holds or will hold a slot: who ordered it, who sent the order, which model."""
+    """One order that holds a slot or waits for one: who ordered it, who sent the order, which model."""
 
     asker: NodeId
     peer: NodeId
@@ -43,11 +43,11 @@ class Admission:
         self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
 
     def admit(
-        self, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Held], now: Now
+        self, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held], now: Now
     ) -> ModelOffer | Why:
-        """The model to run the order with, or why not.
+        """The model to run the order with, or why not. Whether a slot is free is another matter.
 
-        `peer` is who sent it, `local` whether from this machine, `running` is what all runs are.
+        `peer` is who sent it, `local` whether from this machine, `held` what all orders here hold or wait for.
         """
         # SPEC 05: The provider MUST refuse an order that names another provider, even if it could do the job.
         if order.provider != self._node:
@@ -63,14 +63,28 @@ class Admission:
         model = _model(offer, order)
         if not isinstance(model, ModelOffer):
             return model
-        why = self._payment_refusal(offer, order, peer, local, running) or _size_refusal(offer, order)
-        if why is not None:
-            return why
-        if sum(run.model == model.name for run in running) >= model.concurrency:
-            return Refusal.BUSY, f"all {model.concurrency} slots of this model are taken"
-        if not self._remember(order, now):
+        why = self._payment_refusal(offer, order, peer, local, held) or _size_refusal(offer, order)
+        return why or model
+
+    def remember(self, order: JobOpenRecord, now: Now) -> Why | None:
+        """Admit this attempt, and from now on neither it again nor an earlier one; or why not."""
+        for key in self._seen_until.pop_due(now.monotonic_s):
+            del self._seen[key]
+        if len(self._seen) >= c.JOB_MEMORIES_MAX:
             return Refusal.RATE_LIMITED, "this node remembers too many recent orders: try again in a minute"
-        return model
+        key = (order.asker, order.job)
+        self._seen[key] = order.attempt
+        self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
+        return None
+
+    def knows(self, asker: NodeId, peer: NodeId, local: bool) -> bool:
+        """Whether the owner knows who asks: by name, or because it sits at this machine."""
+        return asker in self.allowed or (local and asker == peer)
+
+    def slots(self, model: str) -> int:
+        """How many runs of this model go on at once by the present offer."""
+        models = self.offer.models if self.offer is not None else ()
+        return next((offer.concurrency for offer in models if offer.name == model), 0)
 
     def _age_refusal(self, order: JobOpenRecord, now: Now) -> Why | None:
         age_ms = now.wall_ms - order.created_at_ms
@@ -96,33 +110,22 @@ class Admission:
         return None
 
     def _payment_refusal(
-        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, running: Sequence[Held]
+        self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]
     ) -> Why | None:
         if order.lease is not None or not is_free(order):
             return Refusal.LEASE, "this node takes no paid jobs yet"
         if offer.free_policy is FreePolicy.NOBODY:
             return Refusal.NOT_FREE, "this node runs no free jobs"
-        known = order.asker in self.allowed or (local and order.asker == peer)
-        if known:
+        if self.knows(order.asker, peer, local):
             return None
         if offer.free_policy is not FreePolicy.ALL:
             return Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows"
-        # SPEC 05: The provider MUST NOT let one asker, or one peer, hold more than two of its slots for free unless
-        #   its owner knows that asker.
-        held = max(sum(run.asker == order.asker for run in running), sum(run.peer == peer for run in running))
-        if held >= FREE_RUNS_PER_STRANGER_MAX:
-            return Refusal.RATE_LIMITED, f"{held} of your free jobs run here already"
+        # SPEC 05: The provider MUST NOT let one asker, or one peer, have more than two free orders run or wait at once
+        #   unless its owner knows that asker.
+        holds = max(sum(other.asker == order.asker for other in held), sum(other.peer == peer for other in held))
+        if holds >= FREE_RUNS_PER_STRANGER_MAX:
+            return Refusal.RATE_LIMITED, f"{holds} of your free jobs run or wait here already"
         return None
-
-    def _remember(self, order: JobOpenRecord, now: Now) -> bool:
-        for key in self._seen_until.pop_due(now.monotonic_s):
-            del self._seen[key]
-        if len(self._seen) >= c.JOB_MEMORIES_MAX:
-            return False
-        key = (order.asker, order.job)
-        self._seen[key] = order.attempt
-        self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
-        return True
 
 
 def _model(offer: Offer, order: JobOpenRecord) -> ModelOffer | Why:

@@ -95,13 +95,13 @@ FORWARD_REACH_DEADLINE_S: Final = 3.0
 ATTEMPTS_MAX: Final = 4
 # Find is asked of this many connected peers at once.
 FIND_PEERS: Final = 4
-# How many orders one job sends in all: refusals for want of a slot, and the failures before each piece of text that
-# was won, are not counted above.
+# How many orders one job sends in all. Refusals for want of a slot, and failures before a piece of text that was won
+# since, are not counted above.
 ORDERS_MAX: Final = 16
 # After so many refusals for want of a slot a job stops looking for a free one and queues.
 BUSY_REFUSALS_MAX: Final = 3
-# A provider that says so in its features acknowledges an order at once. A node that is overloaded answers in some tenths
-# of a second; one that is gone, never. So a silent candidate costs less than the two seconds that a person forgives.
+# A provider that says so in its features acknowledges an order at once. One that is overloaded does so in some tenths of
+# a second, one that is gone never: so a silent candidate costs less than the two seconds that a person forgives.
 ACK_DEADLINE_S: Final = 1.5
 # From then on it says something at least this often ...
 SIGN_INTERVAL_S: Final = 1.0

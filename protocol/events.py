@@ -272,6 +272,12 @@ class Drain(Struct, frozen=True):
     """Take no new jobs, finish those that run, tell everyone. `Drained` says when the last one has ended."""
 
 
+class Pressure(Struct, frozen=True):
+    """Whether the driver falls behind its events: as long as it does, new orders are refused at once."""
+
+    is_high: bool
+
+
 class Shutdown(Struct, frozen=True):
     """Stop taking jobs, end those that run, tell everyone. The driver then closes what is left."""
 
@@ -302,6 +308,7 @@ Event = (
     | Ask
     | StopAsking
     | Drain
+    | Pressure
     | Shutdown
 )
 

@@ -16,7 +16,13 @@ from typing import Final
 from protocol import constants as c
 from protocol.envelope import tagged_hash
 from protocol.errors import LocalProtocolError
-from protocol.records import JobOpenRecord, JobRequest, Kind, Sampling
+from protocol.records import Extensions, JobOpenRecord, JobRequest, Kind, Sampling
+
+# In a heartbeat: orders are acknowledged at once, and signs of life follow until the receipt (specs/01, specs/05).
+FEATURE_ACKNOWLEDGES: Final = 5
+# Extensions of an order (specs/01).
+EXTENSION_HANDOFF: Final = 1
+EXTENSION_QUEUE: Final = 3
 
 _ROLES: Final = frozenset({"system", "user", "assistant"})
 
@@ -25,6 +31,7 @@ class JobState(Enum):
     """Where a job attempt is; `TRANSITIONS` says what can follow."""
 
     OFFERED = "offered"
+    QUEUED = "queued"
     ACCEPTED = "accepted"
     RUNNING = "running"
     CANCELLING = "cancelling"
@@ -34,7 +41,10 @@ class JobState(Enum):
 
 
 TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
-    JobState.OFFERED: frozenset({JobState.ACCEPTED, JobState.FAILED, JobState.CANCELLING, JobState.CANCELLED}),
+    JobState.OFFERED: frozenset(
+        {JobState.QUEUED, JobState.ACCEPTED, JobState.FAILED, JobState.CANCELLING, JobState.CANCELLED}
+    ),
+    JobState.QUEUED: frozenset({JobState.OFFERED, JobState.FAILED, JobState.CANCELLED}),
     JobState.ACCEPTED: frozenset({JobState.RUNNING, JobState.DONE, JobState.FAILED, JobState.CANCELLING}),
     JobState.RUNNING: frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLING}),
     JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.DONE, JobState.FAILED}),
@@ -73,6 +83,29 @@ def cost_uusd(order: JobOpenRecord, prompt_tokens: int, output_tokens: int) -> i
 def is_free(order: JobOpenRecord) -> bool:
     """Whether the order offers no money at all."""
     return order.price_in_uusd == order.price_out_uusd == order.price_job_uusd == 0
+
+
+def order_extensions(*, may_hand_off: bool, queue_wait_ms: int) -> Extensions:
+    """What an order allows beyond being run at once by its provider; a wait of 0 is none."""
+    extensions: list[tuple[int, bytes]] = []
+    if may_hand_off:
+        extensions.append((EXTENSION_HANDOFF, b""))
+    if queue_wait_ms:
+        extensions.append((EXTENSION_QUEUE, min(queue_wait_ms, 2**32 - 1).to_bytes(4, "big")))
+    return tuple(extensions)
+
+
+def may_hand_off(order: JobOpenRecord) -> bool:
+    """Whether the asker agrees that others hear of its order."""
+    return any(kind == EXTENSION_HANDOFF for kind, _ in order.extensions)
+
+
+def queue_wait_ms(order: JobOpenRecord) -> int:
+    """How long the asker waits in a queue; 0: not at all, which is also how a value of the wrong size is read."""
+    for kind, value in order.extensions:
+        if kind == EXTENSION_QUEUE and len(value) == 4:
+            return int.from_bytes(value, "big")
+    return 0
 
 
 def check_request(kind: Kind, request: JobRequest) -> str | None:

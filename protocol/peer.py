@@ -36,6 +36,7 @@ from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
 from protocol.gossip import Gossip, GossipConfig, Outgoing
 from protocol.ids import NodeId, StreamId
+from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import is_loopback
 from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
 from protocol.providing import Providing
@@ -76,7 +77,9 @@ class PeerStatistics:
     streams: int
     records: int
     jobs_asked: int
+    #: Those that wait for a slot included.
     jobs_running: int
+    jobs_waiting: int
     zombie_chunks: int
     bad_frames: int
     queries: int
@@ -104,9 +107,12 @@ class Peer:
         self._timers: Timers[NodeId | str] = Timers()
         self._heartbeat: Signed | None = None
         self._bad_frames = 0
+        self._is_draining = False
+        self._is_drained = False
         features = (
             *((FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()),
             *((FEATURE_FORWARDS,) if config.forwards else ()),
+            FEATURE_ACKNOWLEDGES,
         )
         self._announcing = Announcing(signer, sealer, features)
         neighbours_min = config.neighbours_min if config.dials else 0
@@ -130,7 +136,7 @@ class Peer:
             next_stream=self._streams.next_number,
             connected_only=not config.dials,
         )
-        self._providing = Providing(signer, sealer, now.wall_ms, self._better)
+        self._providing = Providing(signer, sealer, now.wall_ms, self._better, lambda: self._heartbeat)
         self._forwarding = Forwarding(
             self.node,
             self.directory,
@@ -146,6 +152,9 @@ class Peer:
         """Take one event and return the effects to perform, in order. Raises LocalProtocolError for a bad command."""
         effects: list[Effect] = []
         self._absorb(self._dispatch(event, now), effects, now)
+        if self._is_draining and not self._is_drained and not self._has_jobs():
+            self._is_drained = True
+            effects.append(e.Drained())
         return effects
 
     def next_deadline(self) -> float | None:
@@ -179,6 +188,7 @@ class Peer:
             records=len(self.directory),
             jobs_asked=self._asking.active,
             jobs_running=self._providing.active,
+            jobs_waiting=self._providing.waiting,
             zombie_chunks=self._asking.zombie_chunks,
             bad_frames=self._bad_frames,
             queries=self._finding.active,
@@ -233,7 +243,12 @@ class Peer:
                 )
             case e.LearnRecord():
                 return self._learn(event.record, now, source=None)
-            case e.DialedBack() | e.RelayReserved() | e.RelayLost() | e.Drain():
+            case e.Pressure():
+                self._providing.is_overloaded = event.is_high
+                return []
+            case e.Drain():
+                return self._drain(now)
+            case e.DialedBack() | e.RelayReserved() | e.RelayLost():
                 return []
             case e.Shutdown():
                 return self._shut_down(now)
@@ -485,6 +500,8 @@ class Peer:
         return effects
 
     def _set_offer(self, offer: Offer, now: Now) -> list[Effect]:
+        if self._is_draining and offer.availability is Availability.AVAILABLE:
+            offer = replace(offer, availability=Availability.DRAINING)
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
@@ -537,6 +554,16 @@ class Peer:
             return []
         reason = "nothing arrived on this stream in time"
         return [*self._lose_stream(number, Refusal.DEADLINE, reason, now), e.ResetStream(number, reason)]
+
+    def _drain(self, now: Now) -> list[Effect]:
+        self._is_draining = True
+        effects = self._providing.drain(now)
+        if self._announcing.offer is not None:
+            effects += self._set_offer(self._announcing.offer, now)
+        return effects
+
+    def _has_jobs(self) -> bool:
+        return bool(self._providing.active or self._asking.active or self._forwarding.active)
 
     def _shut_down(self, now: Now) -> list[Effect]:
         effects = self._asking.shut_down(now) + self._providing.shut_down(now) + self._forwarding.shut_down()

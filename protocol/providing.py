@@ -1,12 +1,13 @@
-"""The provider's side of jobs up to the engine: check the order, gather its prompt, open the seal, or refuse.
+"""The provider's side of jobs up to the engine: check the order, gather its prompt, wait for a slot, or refuse.
 
-One `Run` per order that was not refused at once. When the prompt is complete and its seal opens it is handed to
-`running`, which has it until the engine's slot is free again.
+One `Run` per order that was not refused at once. When it has a slot, its prompt is complete and the seal opens, it is
+handed to `running`, which has it until the engine's slot is free again.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable
 
 from protocol import constants as c
@@ -24,19 +25,24 @@ from protocol.events import (
     Send,
 )
 from protocol.ids import JobId, NodeId, StreamId
-from protocol.jobs import JobState, advance, check_request, order_hash
-from protocol.messages import Cancel, JobOpen, JobReject, Message, Part
+from protocol.jobs import JobState, advance, check_request, order_hash, queue_wait_ms
+from protocol.messages import Cancel, JobOpen, JobReject, Message, Part, Progress, Queued
+from protocol.queueing import Line, Pace
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 from protocol.running import EngineEvent, Run, Running
 from protocol.sealing import Sealer, open_prompt, seal_context
 from protocol.timers import Timers
 
-# Told to an asker when all slots are taken: about the length of a short answer.
-RETRY_AFTER_BUSY_MS = 2_000
+# The timer that is nobody's: those who wait hear where they stand.
+_TELL = ("tell", RunId(0))
 
 
 class Providing:
-    """The state machine. `better` names other providers for a refusal; it is the router's business who they are."""
+    """The state machine.
+
+    `better` names other providers for a refusal; it is the router's business who they are. `own_record` is our newest
+    heartbeat. While `is_overloaded` is set, new orders are refused at once.
+    """
 
     def __init__(
         self,
@@ -44,15 +50,20 @@ class Providing:
         sealer: Sealer,
         started_at_ms: int,
         better: Callable[[JobOpenRecord], tuple[Signed, ...]],
+        own_record: Callable[[], Signed | None],
     ) -> None:
         self._sealer = sealer
         self._better = better
+        self._own_record = own_record
         self._admission = Admission(signer.node, started_at_ms)
         self._running = Running(signer, refused=self._refuse, ended=self._ended)
         self._runs: dict[RunId, Run] = {}
         self._by_stream: dict[StreamId, RunId] = {}
+        self._lines: defaultdict[str, Line] = defaultdict(Line)
+        self._paces: defaultdict[str, Pace] = defaultdict(Pace)
         self._next_run = 1
         self._timers: Timers[tuple[str, RunId]] = Timers()
+        self.is_overloaded = False
 
     # ------------------------------------------------------------ what others ask of it
 
@@ -68,8 +79,13 @@ class Providing:
 
     @property
     def active(self) -> int:
-        """Runs that hold or will hold a slot of the engine."""
+        """Orders that hold a slot of the engine or wait for one."""
         return len(self._runs)
+
+    @property
+    def waiting(self) -> int:
+        """Orders that wait for a slot."""
+        return sum(not run.has_slot for run in self._runs.values())
 
     def load(self) -> int:
         """Slots taken of slots offered, in coarse steps of 0 to 8."""
@@ -78,12 +94,19 @@ class Providing:
             return 0
         return min(c.LOAD_STEPS, -(-self.active * c.LOAD_STEPS // slots))
 
+    def wait_ms(self, now: Now) -> int:
+        """How long an order that came now would wait for a slot of the model that is soonest free."""
+        offer = self._admission.offer
+        waits = [self._wait_ms(model.name, now) for model in offer.models] if offer is not None else []
+        return min(waits, default=0)
+
     def job_streams_max(self, peer: NodeId) -> int:
         """How many job streams of this peer are held at once."""
         if peer not in self._admission.allowed:
             return c.JOB_STREAMS_PER_PEER_MAX
-        # Whom the owner knows, the coordinator above all, may fill every slot while streams of ended jobs close.
-        return max(c.JOB_STREAMS_PER_PEER_MAX, 2 * self._slots())
+        # Whom the owner knows, the coordinator above all, may fill every slot and the queue while streams of ended jobs
+        # close.
+        return max(c.JOB_STREAMS_PER_PEER_MAX, (2 + c.QUEUE_PER_SLOT) * self._slots())
 
     def _slots(self) -> int:
         offer = self._admission.offer
@@ -103,16 +126,18 @@ class Providing:
         if isinstance(message, JobOpen):
             if run is not None or stream in self._by_stream:
                 raise RemoteProtocolError("a second order on one job stream")
-            return self._on_open(stream, peer, local, message, now)
-        if run is None:
+            effects = self._on_open(stream, peer, local, message, now)
+        elif run is None:
             raise RemoteProtocolError(f"{type(message).__name__} before any order")
-        if isinstance(message, Part):
+        elif isinstance(message, Part):
             self._check_belongs(run, message.job, message.attempt)
-            return self._on_part(run, message, now)
-        if isinstance(message, Cancel):
+            effects = self._on_part(run, message, now)
+        elif isinstance(message, Cancel):
             self._check_belongs(run, message.job, message.attempt)
-            return self._stop(run, Refusal.CANCELLED, now)
-        raise RemoteProtocolError(f"{type(message).__name__} does not come from an asker")
+            effects = self._stop(run, Refusal.CANCELLED, now)
+        else:
+            raise RemoteProtocolError(f"{type(message).__name__} does not come from an asker")
+        return effects + self._fill_slots(now)
 
     def on_stream_lost(self, stream: StreamId, code: Refusal, now: Now) -> list[Effect]:
         """The asker is gone or reads too slowly: stop its run and free the slot."""
@@ -120,7 +145,19 @@ class Providing:
         if run is None:
             return []
         run.stream = None
-        return self._stop(run, code, now)
+        return self._stop(run, code, now) + self._fill_slots(now)
+
+    def on_engine(self, event: EngineEvent, now: Now) -> list[Effect]:
+        """Take what the engine reports. Reports for runs that are over are dropped."""
+        return self._running.on_engine(event, now) + self._fill_slots(now)
+
+    def drain(self, now: Now) -> list[Effect]:
+        """Send those who wait elsewhere; those who hold a slot stay. The offer says that no new ones are taken."""
+        effects: list[Effect] = []
+        for run in [run for run in self._runs.values() if not run.has_slot]:
+            text = "this node is finishing its jobs, and yours had not begun"
+            effects += self._fail_offer(run, Refusal.DRAINING, text, now)
+        return effects
 
     def shut_down(self, now: Now) -> list[Effect]:
         """Stop every run; each ends with its receipt."""
@@ -134,6 +171,8 @@ class Providing:
         if (job, attempt) != (run.order.job, run.order.attempt):
             raise RemoteProtocolError("a message for another job on this stream")
 
+    # ------------------------------------------------------------ taking an order
+
     def _on_open(self, stream: StreamId, peer: NodeId, local: bool, message: JobOpen, now: Now) -> list[Effect]:
         try:
             order = open_record(message.order, JobOpenRecord)
@@ -141,59 +180,163 @@ class Providing:
             return self._reject_unknown(stream, message.order, str(error))
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
-        running = [Held(run.order.asker, run.peer, run.offer.name) for run in self._runs.values()]
-        offer = self._admission.admit(order, peer, local, running, now)
+        held = [Held(run.order.asker, run.peer, run.offer.name) for run in self._runs.values()]
+        offer = self._admission.admit(order, peer, local, held, now)
         if not isinstance(offer, ModelOffer):
-            return self._reject(stream, order, offer)
+            return self._reject(stream, order, offer, now)
+        effects = self._fence(order, now)
+        is_known = self._admission.knows(order.asker, peer, local)
+        has_slot = self._slots_free(offer.name) > 0 and not self._lines.get(offer.name)
+        why = self._full() or (None if has_slot else self._queue_refusal(order, offer, is_known))
+        why = why or self._admission.remember(order, now)
+        if why is not None:
+            return effects + self._reject(stream, order, why, now)
         hash_ = order_hash(message.order.body)
-        run = Run(RunId(self._next_run), stream, peer, order, hash_, offer, running_hash=hash_)
+        run = Run(RunId(self._next_run), stream, peer, order, hash_, offer, is_known, has_slot, running_hash=hash_)
         self._next_run += 1
         self._runs[run.run] = run
         self._by_stream[stream] = run.run
         run.sealed += message.sealed
         if len(run.sealed) < order.sealed_bytes:
             self._timers.set(("parts", run.run), now.monotonic_s + c.PARTS_DEADLINE_S)
-            return []
-        return self._start(run, now)
+        return effects + (self._begin(run, now) if has_slot else self._enqueue(run, now))
+
+    def _fence(self, order: JobOpenRecord, now: Now) -> list[Effect]:
+        """An asker has one attempt of a job open at a time: a higher one ends those before it."""
+        effects: list[Effect] = []
+        for run in list(self._runs.values()):
+            if (run.order.asker, run.order.job) == (order.asker, order.job):
+                effects += self._stop(run, Refusal.CANCELLED, now)
+        return effects
+
+    def _full(self) -> Why | None:
+        """What keeps this node from looking at any order at all."""
+        if self.is_overloaded:
+            return Refusal.BUSY, "this node is overloaded"
+        if sum(run.order.sealed_bytes for run in self._runs.values() if not run.engine_runs) > c.ORDERS_BYTES_MAX:
+            return Refusal.BUSY, "this node holds as many prompts as it can"
+        return None
+
+    def _queue_refusal(self, order: JobOpenRecord, offer: ModelOffer, is_known: bool) -> Why | None:
+        """Why this order may not wait for a slot."""
+        if not queue_wait_ms(order):
+            return Refusal.BUSY, f"all {offer.concurrency} slots of this model are taken"
+        # SPEC 05: The provider MUST bound its queue, and MUST keep half of it from askers that its owner does not know.
+        places = c.QUEUE_PER_SLOT * offer.concurrency
+        strangers = sum(not (run.has_slot or run.is_known) for run in self._runs.values())
+        if len(self._lines.get(offer.name, ())) >= places or (not is_known and strangers >= places // 2):
+            return Refusal.BUSY, "all slots of this model are taken, and all places in its queue"
+        return None
+
+    def _begin(self, run: Run, now: Now) -> list[Effect]:
+        """The order has a slot: say so, and run it as soon as the prompt is complete."""
+        run.slot_since_s = run.said_at_s = now.monotonic_s
+        assert run.stream is not None
+        # SPEC 05: A provider with feature 5 MUST answer an order that it admits with `Progress` at once, of 0 and 0.
+        acknowledgement = Send(run.stream, encode_message(Progress(run.order.job, run.order.attempt, 0, 0)))
+        return [acknowledgement, *self._start_if_complete(run, now)]
 
     def _on_part(self, run: Run, part: Part, now: Now) -> list[Effect]:
         # SPEC 05: The provider MUST treat a `Part` that is not the next one, and bytes beyond the length in the order,
         #   as a bad frame.
-        if run.engine_runs or run.state is not JobState.OFFERED or part.index != run.next_part:
+        if run.engine_runs or part.index != run.next_part:
             raise RemoteProtocolError("a part of the prompt that is not the next one")
         run.next_part += 1
         run.sealed += part.sealed
         if len(run.sealed) > run.order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
-        return self._start(run, now) if len(run.sealed) == run.order.sealed_bytes else []
+        if len(run.sealed) == run.order.sealed_bytes:
+            self._timers.cancel(("parts", run.run))
+        return self._start_if_complete(run, now) if run.has_slot else []
 
-    # ------------------------------------------------------------ running
-
-    def _start(self, run: Run, now: Now) -> list[Effect]:
-        """The prompt is complete: open it and hand it to the engine."""
-        self._timers.cancel(("parts", run.run))
+    def _start_if_complete(self, run: Run, now: Now) -> list[Effect]:
+        if len(run.sealed) < run.order.sealed_bytes:
+            return []
         order = run.order
         context = seal_context(order.job, order.attempt, order.asker, order.provider, order.lease)
         sealed = bytes(run.sealed)
         run.sealed.clear()
         # SPEC 05: The provider MUST refuse a prompt whose SHA-256 is not the one in the order, with `BAD_REQUEST`.
         if order.sealed_hash != hashlib.sha256(sealed).digest():
-            return self._fail_offer(run, Refusal.BAD_REQUEST, "the sealed prompt is not the one that was ordered")
+            text = "the sealed prompt is not the one that was ordered"
+            return self._fail_offer(run, Refusal.BAD_REQUEST, text, now)
         try:
             prompt = open_prompt(sealed, self._sealer, context)
         except SealError:
-            text = "the prompt is sealed for a key that this node no longer holds: fetch its heartbeat again"
-            return self._fail_offer(run, Refusal.CANNOT_OPEN_SEAL, text)
+            text = "the prompt is sealed for a key that this node no longer holds: here is its new heartbeat"
+            return self._fail_offer(run, Refusal.CANNOT_OPEN_SEAL, text, now)
         except BadFrame as error:
-            return self._fail_offer(run, Refusal.BAD_REQUEST, str(error))
+            return self._fail_offer(run, Refusal.BAD_REQUEST, str(error), now)
         wrong = check_request(order.kind, prompt.request)
         if wrong is not None:
-            return self._fail_offer(run, Refusal.BAD_REQUEST, wrong)
+            return self._fail_offer(run, Refusal.BAD_REQUEST, wrong, now)
         return self._running.start(run, prompt, now)
 
-    def on_engine(self, event: EngineEvent, now: Now) -> list[Effect]:
-        """Take what the engine reports. Reports for runs that are over are dropped."""
-        return self._running.on_engine(event, now)
+    # ------------------------------------------------------------ waiting for a slot
+
+    def _enqueue(self, run: Run, now: Now) -> list[Effect]:
+        run.state = advance(run.state, JobState.QUEUED)
+        model = run.offer.name
+        self._lines[model].add(run.order.asker, run.run)
+        wait_ms = min(queue_wait_ms(run.order), run.order.expires_at_ms - now.wall_ms)
+        self._timers.set(("wait", run.run), now.monotonic_s + wait_ms / 1000)
+        self._tell_soon(now)
+        return self._tell(model, now, run)
+
+    def _fill_slots(self, now: Now) -> list[Effect]:
+        """Give the slots that are free to those who wait."""
+        effects: list[Effect] = []
+        for model in list(self._lines):
+            line = self._lines[model]
+            while line and self._slots_free(model) and (run_id := line.pop()) is not None:
+                run = self._runs[run_id]
+                self._timers.cancel(("wait", run_id))
+                run.state = advance(run.state, JobState.OFFERED)
+                run.has_slot = True
+                self._tell_soon(now)
+                effects += self._begin(run, now)
+            if not line:
+                del self._lines[model]
+        return effects
+
+    def _slots_free(self, model: str) -> int:
+        taken = sum(run.has_slot and run.offer.name == model for run in self._runs.values())
+        return max(0, self._admission.slots(model) - taken)
+
+    def _waits_ms(self, model: str, places: int, now: Now) -> list[int]:
+        elapsed_s = [
+            now.monotonic_s - run.slot_since_s
+            for run in self._runs.values()
+            if run.has_slot and run.offer.name == model
+        ]
+        slots = max(len(elapsed_s), self._admission.slots(model))
+        waits_s = self._paces[model].waits_s(slots, elapsed_s, places)
+        return [min(c.RETRY_AFTER_MS_MAX, round(wait_s * 1000)) for wait_s in waits_s]
+
+    def _wait_ms(self, model: str, now: Now) -> int:
+        """How long one who came now would wait behind everybody else."""
+        return self._waits_ms(model, len(self._lines.get(model, ())) + 1, now)[-1]
+
+    def _tell_soon(self, now: Now) -> None:
+        """Places change: those who wait hear of it, but not of every step when many move at once."""
+        self._timers.set(_TELL, now.monotonic_s + c.QUEUED_CHANGE_S)
+
+    def _tell(self, model: str, now: Now, only: Run | None = None) -> list[Effect]:
+        """Tell those who wait for this model where they stand, if it is news or long ago; or tell only one."""
+        # SPEC 05: The provider MUST say `Queued` at once, soon after a place has changed, and every 2 seconds.
+        effects: list[Effect] = []
+        ordered = self._lines[model].in_order()
+        for position, (run_id, wait_ms) in enumerate(
+            zip(ordered, self._waits_ms(model, len(ordered), now), strict=True)
+        ):
+            run = self._runs[run_id]
+            is_due = run.position != position or now.monotonic_s - run.said_at_s >= c.QUEUED_INTERVAL_S
+            if run.stream is None or not is_due or only not in (None, run):
+                continue
+            run.position, run.said_at_s = position, now.monotonic_s
+            queued = Queued(run.order.job, run.order.attempt, position, wait_ms)
+            effects.append(Send(run.stream, encode_message(queued)))
+        return effects
 
     # ------------------------------------------------------------ ending
 
@@ -201,25 +344,30 @@ class Providing:
         """Stop a run for this reason. With the engine at work the receipt follows when the slot is free."""
         if run.engine_runs:
             return self._running.stop(run, code, now)
-        return self._fail_offer(run, code, "the job was stopped")
+        return self._fail_offer(run, code, "the job was stopped", now)
 
-    def _ended(self, run: Run, now: Now) -> list[Effect]:  # noqa: ARG002 - nobody waits for the slot yet
-        self._forget(run)
+    def _ended(self, run: Run, now: Now) -> list[Effect]:
+        self._paces[run.offer.name].add(now.monotonic_s - run.slot_since_s)
+        self._forget(run, now)
         return []
 
-    def _fail_offer(self, run: Run, code: Refusal, text: str) -> list[Effect]:
+    def _fail_offer(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
         """An order that the engine never got ends with a refusal."""
         run.state = advance(run.state, JobState.FAILED)
-        self._forget(run)
-        return self._refuse(run, code, text)
+        self._forget(run, now)
+        return self._refuse(run, code, text, now)
 
-    def _refuse(self, run: Run, code: Refusal, text: str) -> list[Effect]:
-        return self._reject(run.stream, run.order, (code, text)) if run.stream is not None else []
+    def _refuse(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
+        return self._reject(run.stream, run.order, (code, text), now) if run.stream is not None else []
 
-    def _reject(self, stream: StreamId, order: JobOpenRecord, why: Why) -> list[Effect]:
+    def _reject(self, stream: StreamId, order: JobOpenRecord, why: Why, now: Now) -> list[Effect]:
         code, text = why
-        retry_after_ms = RETRY_AFTER_BUSY_MS if code in (Refusal.BUSY, Refusal.RATE_LIMITED) else 0
-        better = self._better(order) if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL) else ()
+        retry_after_ms = self._retry_after_ms(order.model, now) if code in (Refusal.BUSY, Refusal.RATE_LIMITED) else 0
+        better: tuple[Signed, ...] = ()
+        if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL):
+            better = self._better(order)
+        elif code is Refusal.CANNOT_OPEN_SEAL and (own := self._own_record()) is not None:
+            better = (own,)
         reject = JobReject(
             order.job, order.attempt, int(code), retry_after_ms, text[: c.TEXT_CHARACTERS_MAX], better, None
         )
@@ -228,6 +376,11 @@ class Providing:
             FinishStream(stream),
             Note("job.refused", order.asker, code.name.lower()),
         ]
+
+    def _retry_after_ms(self, model: str, now: Now) -> int:
+        """When a slot should be free for one who comes again then. Never 0, which would mean: do not."""
+        least_ms = c.OVERLOADED_RETRY_MS if self.is_overloaded else 1
+        return max(least_ms, self._wait_ms(model, now))
 
     @staticmethod
     def _reject_unknown(stream: StreamId, order: Signed, text: str) -> list[Effect]:
@@ -239,17 +392,36 @@ class Providing:
         reject = JobReject(JobId(job), attempt, int(Refusal.UNSUPPORTED), 0, text[: c.TEXT_CHARACTERS_MAX], (), None)
         return [Send(stream, encode_message(reject)), FinishStream(stream)]
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: Run, now: Now) -> None:
         del self._runs[run.run]
         if run.stream is not None:
             self._by_stream.pop(run.stream, None)
-        self._timers.cancel(("parts", run.run))
+        line = self._lines.get(run.offer.name)
+        if line is not None and not run.has_slot:
+            line.remove(run.order.asker, run.run)
+            self._tell_soon(now)
+        for name in ("parts", "wait"):
+            self._timers.cancel((name, run.run))
 
     # ------------------------------------------------------------ time
 
     def on_deadline(self, now: Now) -> list[Effect]:
         effects = self._running.on_deadline(now)
-        for _, run_id in self._timers.pop_due(now.monotonic_s):
-            run = self._runs[run_id]
-            effects += self._fail_offer(run, Refusal.DEADLINE, "the rest of the prompt did not arrive")
+        for name, run_id in self._timers.pop_due(now.monotonic_s):
+            if name == "tell":
+                effects += self._tell_all(now)
+            elif name == "parts":
+                text = "the rest of the prompt did not arrive"
+                effects += self._fail_offer(self._runs[run_id], Refusal.DEADLINE, text, now)
+            else:
+                text = "no slot came free as long as the order waits"
+                effects += self._fail_offer(self._runs[run_id], Refusal.BUSY, text, now)
+        return effects + self._fill_slots(now)
+
+    def _tell_all(self, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for model in list(self._lines):
+            effects += self._tell(model, now)
+        if any(self._lines.values()):
+            self._timers.set(_TELL, now.monotonic_s + c.QUEUED_INTERVAL_S)
         return effects

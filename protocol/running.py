@@ -54,7 +54,10 @@ CHUNK_CHARACTERS_MAX = 12 * 1024
 
 @dataclass(slots=True)
 class Run:
-    """One order that we took up."""
+    """One order that we took up; `providing` keeps it until the engine gets it.
+
+    `said_at_s` is when the asker last heard of us, `position` the place in the queue that it was told.
+    """
 
     run: RunId
     stream: StreamId | None
@@ -62,15 +65,21 @@ class Run:
     order: JobOpenRecord
     order_hash: bytes
     offer: ModelOffer
+    is_known: bool
+    has_slot: bool
     state: JobState = JobState.OFFERED
     sealed: bytearray = field(default_factory=bytearray)
     next_part: int = 0
+    position: int | None = None
+    slot_since_s: float = 0.0
+    said_at_s: float = 0.0
     cipher: ChunkCipher | None = None
     engine_runs: bool = False
     prompt_tokens: int = 0
+    read_tokens: int = 0
+    reading_tokens: int = 0
     output_tokens: int = 0
     sent_tokens: int = 0
-    sent_at_s: float = 0.0
     pending: list[ChunkBody] = field(default_factory=list)
     chunks: int = 0
     running_hash: bytes = b""
@@ -91,7 +100,7 @@ class Running:
         self,
         signer: Signer,
         *,
-        refused: Callable[[Run, Refusal, str], list[Effect]],
+        refused: Callable[[Run, Refusal, str, Now], list[Effect]],
         ended: Callable[[Run, Now], list[Effect]],
     ) -> None:
         self._signer = signer
@@ -110,6 +119,7 @@ class Running:
         run.engine_runs = True
         self._runs[run.run] = run
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
+        self._timers.set(("sign", run.run), run.said_at_s + c.SIGN_INTERVAL_S)
         return [
             RunEngine(
                 run.run,
@@ -134,7 +144,8 @@ class Running:
         if isinstance(event, EngineStarted):
             return self._accept(run, event.prompt_tokens, now)
         if isinstance(event, EngineProgress):
-            return self._progress(run, event.done_tokens, event.total_tokens, now)
+            run.read_tokens, run.reading_tokens = event.done_tokens, event.total_tokens
+            return []
         if isinstance(event, EngineText):
             return self._text(run, event, now)
         if isinstance(event, EngineVector):
@@ -171,17 +182,27 @@ class Running:
             accepted_at_ms=now.wall_ms,
             extensions=(),
         )
-        return [Send(run.stream, encode_message(JobAccept(sign_record(acceptance, self._signer))))]
+        return self._say(run, now, encode_message(JobAccept(sign_record(acceptance, self._signer))))
 
-    def _progress(self, run: Run, done: int, total: int, now: Now) -> list[Effect]:
-        if run.state not in (JobState.ACCEPTED, JobState.RUNNING) or run.stream is None:
+    def _sign(self, run: Run, now: Now) -> list[Effect]:
+        """Say that we are alive and how far the prompt is, unless the asker has just heard of us."""
+        if run.stream is None or run.state is JobState.CANCELLING:
             return []
-        if self._timers.is_set(("quiet", run.run)):
+        effects: list[Effect] = []
+        if now.monotonic_s >= run.said_at_s + c.SIGN_INTERVAL_S:
+            # SPEC 05: The provider MUST state in `Progress` only what its engine has really read.
+            # A sign of life and no more: an engine that hangs shows in figures that stand still.
+            progress = Progress(run.order.job, run.order.attempt, run.read_tokens, run.reading_tokens)
+            effects = self._say(run, now, encode_message(progress))
+        self._timers.set(("sign", run.run), run.said_at_s + c.SIGN_INTERVAL_S)
+        return effects
+
+    @staticmethod
+    def _say(run: Run, now: Now, data: bytes) -> list[Effect]:
+        if run.stream is None:
             return []
-        # The engine reports as often as it likes; the asker needs to hear once a second. Only real progress is
-        # reported: a provider whose engine hangs must look hung.
-        self._timers.set(("quiet", run.run), now.monotonic_s + 1.0)
-        return [Send(run.stream, encode_message(Progress(run.order.job, run.order.attempt, done, total)))]
+        run.said_at_s = now.monotonic_s
+        return [Send(run.stream, data)]
 
     def _text(self, run: Run, event: EngineText, now: Now) -> list[Effect]:
         if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
@@ -189,7 +210,7 @@ class Running:
         run.output_tokens = event.output_tokens
         run.pending.append(ChunkBody(event.text))
         # SPEC 05: The provider MUST send the first token at once, and later ones after at most 16 tokens or 20 ms.
-        due_s = run.sent_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
+        due_s = run.said_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
         if now.monotonic_s >= due_s or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
             return self._flush(run, now)
         if not self._timers.is_set(("flush", run.run)):
@@ -214,9 +235,7 @@ class Running:
             run.first_token_ms = elapsed_ms
         run.last_token_ms = elapsed_ms
         run.sent_tokens = run.output_tokens
-        run.sent_at_s = now.monotonic_s
-        data = b"".join(self._chunk(run, body) for body in bodies)
-        return [Send(run.stream, data)]
+        return self._say(run, now, b"".join(self._chunk(run, body) for body in bodies))
 
     def _chunk(self, run: Run, body: ChunkBody) -> bytes:
         assert run.cipher is not None
@@ -243,27 +262,27 @@ class Running:
         if run.state is JobState.OFFERED:
             assert isinstance(event, EngineFailed)
             run.state = advance(run.state, JobState.FAILED)
-            return self._refused(run, event.code, event.text)
+            return self._refused(run, event.code, event.text, now)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
             outcome = Outcome.CANCELLED if code is Refusal.CANCELLED else Outcome.FAILED
-            return self._receipt(run, outcome, code)
+            return self._receipt(run, outcome, code, now)
         if isinstance(event, EngineFailed):
-            return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code)]
+            return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code, now)]
         if run.order.kind is not Kind.EMBEDDING:
             run.output_tokens = event.output_tokens
         if run.output_tokens != run.sent_tokens and not run.pending:
             # Tokens without text, those of a stop string above all, are counted in a last chunk of their own.
             run.pending.append(ChunkBody())
-        return [*self._flush(run, now), *self._receipt(run, event.outcome, None)]
+        return [*self._flush(run, now), *self._receipt(run, event.outcome, None, now)]
 
-    def _receipt(self, run: Run, outcome: Outcome, code: Refusal | None) -> list[Effect]:
+    def _receipt(self, run: Run, outcome: Outcome, code: Refusal | None, now: Now) -> list[Effect]:
         ended = {Outcome.CANCELLED: JobState.CANCELLED, Outcome.FAILED: JobState.FAILED}.get(outcome, JobState.DONE)
         run.state = advance(run.state, ended)
         if run.stream is None:
             return []
         if run.accepted_at_ms == 0:
-            return self._refused(run, code or Refusal.CANCELLED, "the job was stopped")
+            return self._refused(run, code or Refusal.CANCELLED, "the job was stopped", now)
         order = run.order
         receipt = ReceiptRecord(
             version=1,
@@ -302,7 +321,7 @@ class Running:
 
     def _leave(self, run: Run) -> None:
         del self._runs[run.run]
-        for name in ("expires", "quiet", "flush", "cancel"):
+        for name in ("expires", "sign", "flush", "cancel"):
             self._timers.cancel((name, run.run))
 
     # ------------------------------------------------------------ time
@@ -315,6 +334,8 @@ class Running:
                 continue
             if name == "flush":
                 effects += self._flush(run, now)
+            elif name == "sign":
+                effects += self._sign(run, now)
             elif name == "expires":
                 effects += self.stop(run, Refusal.DEADLINE, now)
             elif name == "cancel":
