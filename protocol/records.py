@@ -128,8 +128,9 @@ class Reachability(WireEnum):
     UNKNOWN = 0
     REACHED = 1  # a fresh connection came through and proved the key
     NOT_REACHED = 2  # nothing answered at that address
-    WRONG_NODE = 3  # somebody else answered there
+    WRONG_NODE = 3  # another node answered there
     NOT_TRIED = 4  # the address is not one that the other side dials, or it has dialled too often lately
+    NO_NODE = 5  # something answered there that is no node
 
 
 class Signed(Struct, frozen=True, array_like=True, gc=False):

@@ -6,13 +6,14 @@ A peer is named by its node id alone; addresses, encryption and multiplexing sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import trio
 
 from protocol.ids import NodeId, peer_id
+from protocol.records import Reachability
 
 # One `Stream.receive` gives at most this much, so that a reader's memory is bounded by its own loop.
 RECEIVE_BYTES_MAX: Final = 64 * 1024
@@ -55,13 +56,20 @@ class NotConnected(TransportError):
         self.peer = peer
 
 
+class RelayRefused(TransportError):
+    """A relay gives no place, holds one no longer, or makes no circuit."""
+
+
 class StreamBroken(TransportError):
     """The stream did not end cleanly: it was reset, refused, or its connection is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionInfo:
-    """A new connection. `remote_address` is a multiaddr without the peer part, None where there is no network."""
+    """A new connection. `remote_address` is a multiaddr without the peer part, None where there is no network.
+
+    Through a relay it is the relay's, and ends in /p2p-circuit.
+    """
 
     peer: NodeId
     remote_address: str | None
@@ -166,6 +174,22 @@ class Transport(Protocol):
 
     async def disconnect(self, peer: NodeId) -> None:
         """Drop every connection to the peer; nothing when there is none."""
+
+    #: Whether other nodes may be reached through this one; can be changed at any time. What stands then, stays.
+    relays_connections: bool
+
+    async def reserve_relay(self, relay: NodeId, reserved: Callable[[tuple[str, ...]], None]) -> NoReturn:
+        """Hold a place at a relay that is connected, until cancelled.
+
+        `reserved` hears, now and whenever the place is prolonged, under which multiaddrs we are reached through it.
+        Raises RelayRefused when there is no place, or no longer.
+        """
+
+    async def dial_back(self, peer: NodeId, address: str) -> tuple[Reachability, str]:
+        """Try whether a peer is reached at this multiaddr, with a connection of its own that is closed at once.
+
+        Connections that stand do not count. Gives a sentence with it, and raises nothing.
+        """
 
     def peers(self) -> list[NodeId]:
         """Those we are connected to."""

@@ -1,7 +1,8 @@
 """Reaching a peer that has several addresses, some of them dead.
 
 Addresses are tried in the order given, each a moment after the one before or as soon as that has failed; the first
-connection wins. An address that fails is left alone for a time that doubles with every failure.
+connection wins. Those that lead through a relay come last, and only after the others had their chance. An address that
+fails is left alone for a time that doubles with every failure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final, Generic, Protocol, TypeVar
 import trio
 
 from infernet.transport import addresses
-from infernet.transport.addresses import TcpAddress
+from infernet.transport.addresses import CircuitAddress, TcpAddress
 from infernet.transport.contract import DialFailed
 from protocol.ids import NodeId
 
@@ -26,6 +27,10 @@ ADDRESS_TIMEOUT_S: Final = 10.0
 ADDRESSES_MAX: Final = 16
 # Attempts at one time, over all peers: a flood of hand-offs must not use up our sockets.
 ATTEMPTS_MAX: Final = 16
+# ... and those through relays, apart from the others: each of them waits for a dial of its relay.
+CIRCUIT_ATTEMPTS_MAX: Final = 16
+# A direct connection is worth waiting for: TCP and handshake with the far side of the world.
+CIRCUIT_DELAY_S: Final = 1.5
 
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_MAX_S: Final = 600.0
@@ -46,6 +51,7 @@ class Closable(Protocol):
 
 
 Connected = TypeVar("Connected", bound=Closable)
+Address = TcpAddress | CircuitAddress
 
 
 @dataclass(slots=True)
@@ -57,34 +63,54 @@ class _Backoff:
 class Dialer(Generic[Connected]):
     """`attempt` connects to one address; it raises AttemptFailed, and cleans up after itself when cancelled."""
 
-    def __init__(
-        self, attempt: Callable[[NodeId, TcpAddress], Awaitable[Connected]], randomness: random.Random
-    ) -> None:
+    def __init__(self, attempt: Callable[[NodeId, Address], Awaitable[Connected]], randomness: random.Random) -> None:
         self._attempt = attempt
         self._random = randomness
         self._places = trio.CapacityLimiter(ATTEMPTS_MAX)
+        self._circuit_places = trio.CapacityLimiter(CIRCUIT_ATTEMPTS_MAX)
         self._backoffs: dict[tuple[NodeId, str], _Backoff] = {}
 
     async def dial(self, peer: NodeId, texts: Sequence[str]) -> Connected:
         """Connect to the peer at one of these multiaddrs. Raises DialFailed with a reason for each."""
         race = _Race[Connected]()
+        texts = list(dict.fromkeys(texts))[:ADDRESSES_MAX]
+        admitted = self._admit_all(race, peer, texts)
         async with trio.open_nursery() as nursery:
             race.scope = nursery.cancel_scope
-            for text in list(dict.fromkeys(texts))[:ADDRESSES_MAX]:
-                try:
-                    address = self._admit(peer, text)
-                except ValueError as error:
-                    race.reasons[text] = str(error)
-                    continue
-                failed = trio.Event()
-                nursery.start_soon(self._run, race, peer, text, address, failed)
-                with trio.move_on_after(STAGGER_S):
+            direct = [(text, address) for text, address in admitted if isinstance(address, TcpAddress)]
+            failures = await self._start(race, nursery, peer, direct)
+            # SPEC 08: A node that knows direct addresses of a peer MUST try them before it asks a relay.
+            with trio.move_on_after(CIRCUIT_DELAY_S):
+                for failed in failures:
                     await failed.wait()
+            await self._start(race, nursery, peer, [pair for pair in admitted if pair not in direct])
         if race.winner is None:
-            raise DialFailed(peer, race.reasons)
+            raise DialFailed(peer, {text: race.reasons[text] for text in texts if text in race.reasons})
         return race.winner
 
-    def _admit(self, peer: NodeId, text: str) -> TcpAddress:
+    async def _start(
+        self, race: _Race[Connected], nursery: trio.Nursery, peer: NodeId, admitted: Sequence[tuple[str, Address]]
+    ) -> list[trio.Event]:
+        """Begin the attempts one after the other; gives what is set when each has failed."""
+        failures = []
+        for text, address in admitted:
+            failed = trio.Event()
+            failures.append(failed)
+            nursery.start_soon(self._run, race, peer, text, address, failed)
+            with trio.move_on_after(STAGGER_S):
+                await failed.wait()
+        return failures
+
+    def _admit_all(self, race: _Race[Connected], peer: NodeId, texts: Sequence[str]) -> list[tuple[str, Address]]:
+        admitted = []
+        for text in texts:
+            try:
+                admitted.append((text, self._admit(peer, text)))
+            except ValueError as error:
+                race.reasons[text] = str(error)
+        return admitted
+
+    def _admit(self, peer: NodeId, text: str) -> Address:
         """Parse an address and check that it may be tried now. Raises ValueError."""
         address = addresses.parse(text)
         if address.peer not in (None, peer):
@@ -95,9 +121,7 @@ class Dialer(Generic[Connected]):
             raise ValueError(f"failed before; the next attempt is in {wait_s:.0f} s")
         return address
 
-    async def _run(
-        self, race: _Race[Connected], peer: NodeId, text: str, address: TcpAddress, failed: trio.Event
-    ) -> None:
+    async def _run(self, race: _Race[Connected], peer: NodeId, text: str, address: Address, failed: trio.Event) -> None:
         reason = await self._run_in_place(race, peer, address)
         if reason is not None:
             race.reasons[text] = reason
@@ -106,10 +130,11 @@ class Dialer(Generic[Connected]):
         else:
             self._backoffs.pop((peer, text), None)
 
-    async def _run_in_place(self, race: _Race[Connected], peer: NodeId, address: TcpAddress) -> str | None:
+    async def _run_in_place(self, race: _Race[Connected], peer: NodeId, address: Address) -> str | None:
         """Make one attempt as soon as there is a place for it; returns why it failed."""
+        places = self._places if isinstance(address, TcpAddress) else self._circuit_places
         with trio.move_on_after(ADDRESS_TIMEOUT_S) as waiting:
-            await self._places.acquire()
+            await places.acquire()
         if waiting.cancelled_caught:
             return "too many other dials are under way"
         try:
@@ -120,7 +145,7 @@ class Dialer(Generic[Connected]):
         except AttemptFailed as error:
             return str(error)
         finally:
-            self._places.release()
+            places.release()
         await race.finish(connected)
         return None
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
-from infernet.transport.addresses import TcpAddress, remote_multiaddr, with_peer
+from infernet.transport.addresses import CircuitAddress, TcpAddress, circuit_multiaddr, remote_multiaddr, with_peer
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.connections import Connection, Connections
 from infernet.transport.contract import (
@@ -28,6 +28,7 @@ from infernet.transport.contract import (
     TransportError,
     TransportStatistics,
 )
+from infernet.transport.dial_back import dial_back
 from infernet.transport.dialer import AttemptFailed, Dialer
 from infernet.transport.libp2p_library import (
     IDENTIFY_PROTOCOL,
@@ -42,11 +43,15 @@ from infernet.transport.libp2p_stream import agree, propose
 from infernet.transport.listener import listening_addresses, open_listeners
 from infernet.transport.multistream import MultistreamError
 from infernet.transport.noise_channel import NoiseChannel, secure_inbound, secure_outbound
+from infernet.transport.relay.hop import RelayLimits, RelayStatistics
+from infernet.transport.relay.service import Relaying
 from infernet.transport.serving import serve_stream
 from infernet.transport.yamux import YamuxConnection, YamuxStream
 from infernet.transport.yamux_session import YamuxConfig
 from protocol.constants import CONTROL_DEADLINE_S, P2P_PORT
 from protocol.ids import NodeId, short
+from protocol.locality import is_circuit
+from protocol.records import Reachability
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +75,7 @@ class HostLimits:
     connections_per_peer_max: int = 3
     handshakes_max: int = 64
     yamux: YamuxConfig = field(default_factory=YamuxConfig)
+    relay: RelayLimits = field(default_factory=RelayLimits)
 
 
 @dataclass(slots=True)
@@ -115,7 +121,8 @@ class Libp2pTransport:
         self._listen_hosts = tuple(listen_hosts)
         self._port = port
         self._limits = limits or HostLimits()
-        self._spoken = frozenset((*protocols, IDENTIFY_PROTOCOL, PING_PROTOCOL))
+        self._protocols = frozenset((*protocols, IDENTIFY_PROTOCOL, PING_PROTOCOL))
+        self._relaying = Relaying(self, self._identity, self._limits.relay)
         self._dialer = Dialer[Connection](self._attempt, randomness)
         self._dialling: dict[NodeId, trio.Lock] = {}
         self._handshakes: dict[object, trio.CancelScope] = {}
@@ -168,7 +175,10 @@ class Libp2pTransport:
 
     async def open_stream(self, peer: NodeId, protocol: str) -> Stream:
         """As `Transport.open_stream`; over the newest of several connections."""
-        for connection in self._require_running().connections.of(peer):
+        return self._open_stream(self._require_running().connections.of(peer), peer, protocol)
+
+    def _open_stream(self, connections: Sequence[Connection], peer: NodeId, protocol: str) -> Stream:
+        for connection in connections:
             try:
                 stream = propose(connection.muxer, peer, protocol)
             except ChannelBroken:
@@ -182,6 +192,28 @@ class Libp2pTransport:
         async with trio.open_nursery() as nursery:
             for connection in self._require_running().connections.of(peer):
                 nursery.start_soon(connection.muxer.aclose)
+
+    @property
+    def relays_connections(self) -> bool:
+        """As `Transport.relays_connections`."""
+        return self._relaying.enabled
+
+    @relays_connections.setter
+    def relays_connections(self, value: bool) -> None:
+        self._relaying.enabled = value
+
+    async def reserve_relay(self, relay: NodeId, reserved: Callable[[tuple[str, ...]], None]) -> NoReturn:
+        """As `Transport.reserve_relay`."""
+        self._require_running()
+        await self._relaying.reserve(relay, reserved)
+
+    async def dial_back(self, peer: NodeId, address: str) -> tuple[Reachability, str]:
+        """As `Transport.dial_back`."""
+        return await dial_back(self._identity, peer, address)
+
+    def relay_statistics(self) -> RelayStatistics:
+        """What this node relays for others."""
+        return self._relaying.statistics()
 
     def peers(self) -> list[NodeId]:
         """As `Transport.peers`."""
@@ -217,8 +249,12 @@ class Libp2pTransport:
 
     # ------------------------------------------------------------ connections
 
-    async def _attempt(self, peer: NodeId, address: TcpAddress) -> Connection:
+    async def _attempt(self, peer: NodeId, address: TcpAddress | CircuitAddress) -> Connection:
         """Connect to one address, for the dialer."""
+        if isinstance(address, CircuitAddress):
+            channel = await self._relaying.dial(peer, address)
+            remote = circuit_multiaddr(address.relay_address.partition("/p2p/")[0], address.relay)
+            return self._connection(channel, remote, inbound=False)
         try:
             stream = await trio.open_tcp_stream(address.host, address.port)
         except OSError as error:
@@ -246,8 +282,11 @@ class Libp2pTransport:
             return
         if channel is None or self._refuse_if_full(running):
             return
+        await self._serve_inbound(running, channel, remote_multiaddr(stream))
+
+    async def _serve_inbound(self, running: _Running, channel: NoiseChannel, remote: str | None) -> None:
         self._counts.handshakes_in += 1
-        connection = self._connection(channel, remote_multiaddr(stream), inbound=True)
+        connection = self._connection(channel, remote, inbound=True)
         running.connections.add(connection)
         await self._serve(running, connection)
 
@@ -293,11 +332,35 @@ class Libp2pTransport:
             logger.exception("a connection failed in a way that we do not know")
         finally:
             running.connections.remove(connection)
+            if self.direct_connection(connection.info.peer) is None:
+                self._relaying.lost(connection.info.peer)
             self._counts.streams_refused += connection.muxer.session.streams_refused
             self._counts.bytes_in += connection.channel.bytes_in
             self._counts.bytes_out += connection.channel.bytes_out
             peer = short(connection.info.peer)
             logger.debug("connection with %s ended: %s", peer, connection.muxer.lost)
+
+    # ------------------------------------------------------------ what relaying stands on
+
+    def _direct(self, peer: NodeId) -> list[Connection]:
+        connections = self._running.connections.of(peer) if self._running else []
+        return [connection for connection in connections if not is_circuit(connection.info.remote_address)]
+
+    def direct_connection(self, peer: NodeId) -> ConnectionInfo | None:
+        """As `RelayHost.direct_connection`."""
+        return next((connection.info for connection in self._direct(peer)), None)
+
+    def open_direct_stream(self, peer: NodeId, protocol: str) -> Stream:
+        """As `RelayHost.open_direct_stream`."""
+        return self._open_stream(self._direct(peer), peer, protocol)
+
+    def is_full(self) -> bool:
+        """As `RelayHost.is_full`."""
+        return self._refuse_if_full(self._require_running())
+
+    async def serve_circuit(self, channel: NoiseChannel, remote: str) -> None:
+        """As `RelayHost.serve_circuit`."""
+        await self._serve_inbound(self._require_running(), channel, remote)
 
     # ------------------------------------------------------------ streams
 
@@ -311,7 +374,7 @@ class Libp2pTransport:
     async def _serve_stream(self, running: _Running, info: ConnectionInfo, stream: YamuxStream) -> None:
         try:
             with trio.fail_after(CONTROL_DEADLINE_S):
-                agreed = await agree(stream, info.peer, self._spoken)
+                agreed = await agree(stream, info.peer, self._protocols | self._relaying.protocols)
             await serve_stream(agreed, partial(self._serve_protocol, running, info))
         except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
             logger.debug("no protocol agreed with %s: %s", short(info.peer), error)
@@ -326,8 +389,10 @@ class Libp2pTransport:
         if stream.protocol == PING_PROTOCOL:
             await serve_ping(stream)
         elif stream.protocol == IDENTIFY_PROTOCOL:
-            spoken = sorted(self._spoken)
+            spoken = sorted(self._protocols | self._relaying.protocols)
             await stream.send(identify_message(self._identity, self._agent, spoken, info.remote_address))
+        elif stream.protocol in self._relaying.protocols:
+            await self._relaying.serve(stream, info.remote_address)
         else:
             await running.handler.stream_opened(stream)
 

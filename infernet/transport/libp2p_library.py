@@ -33,6 +33,7 @@ def _misfit(what: object) -> str:
 
 
 try:
+    from google.protobuf.message import DecodeError
     from libp2p.abc import IRawConnection, ISecureConn
     from libp2p.crypto.secp256k1 import create_new_key_pair
     from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
@@ -40,6 +41,7 @@ try:
     from libp2p.identity.identify.identify import PROTOCOL_VERSION
     from libp2p.identity.identify.pb.identify_pb2 import Identify
     from libp2p.peer.id import ID
+    from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, Status, StopMessage
     from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
     from libp2p.security.noise.io import NoiseTransportReadWriter
     from libp2p.security.noise.transport import PROTOCOL_ID as _NOISE
@@ -47,6 +49,7 @@ try:
     from libp2p.security.secure_session import SecureSession
     from libp2p.utils.varint import encode_uvarint
     from multiaddr import Multiaddr
+    from multiaddr.exceptions import Error as MultiaddrError
     from noise.exceptions import NoiseInvalidMessage, NoiseMaxNonceError
 except ImportError as error:
     raise ImportError(_misfit(error)) from error
@@ -54,6 +57,12 @@ except ImportError as error:
 # The library's loggers pass nothing up and have no handler, so that Python would print what strangers cause to
 # stderr: this handler takes it. Whoever sets LIBP2P_DEBUG gets the library's own handlers beside it.
 logging.getLogger("libp2p").addHandler(logging.NullHandler())
+
+# For the relay's room (relay/wire.py).
+CircuitHop = HopMessage
+CircuitStop = StopMessage
+CircuitStatus = Status
+ProtobufError = DecodeError
 
 NOISE_PROTOCOL: Final = str(_NOISE)
 IDENTIFY_PROTOCOL: Final = str(_IDENTIFY)
@@ -71,6 +80,10 @@ CIPHER_ERRORS: Final = (NoiseInvalidMessage, NoiseMaxNonceError)
 
 class HandshakeFailed(Exception):
     """The other end did not prove an identity that we accept."""
+
+
+class WrongPeer(HandshakeFailed):
+    """The other end proved another identity than the one that was dialled."""
 
 
 class HandshakeIO(Protocol):
@@ -128,7 +141,7 @@ async def _shaken(handshake: Awaitable[ISecureConn]) -> tuple[SecureSession, Cip
     except ChannelBroken:
         raise
     except PeerIDMismatchesPubkey:
-        raise HandshakeFailed("another identity answers there") from None
+        raise WrongPeer("another identity answers there") from None
     except Exception as error:
         # Strangers' bytes raise any of a dozen types in there.
         raise HandshakeFailed(f"the Noise handshake failed: {str(error) or type(error).__name__}") from error
@@ -149,9 +162,28 @@ def identify_message(identity: Identity, agent: str, protocols: Iterable[str], o
         observed_addr=Multiaddr(observed).to_bytes() if observed else b"",
         protocols=protocols,
     )
+    return length_prefixed(message)
+
+
+def length_prefixed(message: Identify | HopMessage | StopMessage) -> bytes:
+    """A protobuf message as libp2p sends it: after its length as a varint."""
     encoded: bytes = message.SerializeToString()
     prefix: bytes = encode_uvarint(len(encoded))
     return prefix + encoded
+
+
+def multiaddr_bytes(text: str) -> bytes:
+    """The binary form of a multiaddr of ours."""
+    data: bytes = Multiaddr(text).to_bytes()
+    return data
+
+
+def multiaddr_text(data: bytes) -> str | None:
+    """The text of a binary multiaddr, None when it is none: it comes from a stranger."""
+    try:
+        return str(Multiaddr(data))
+    except (ValueError, MultiaddrError):
+        return None
 
 
 async def check_library() -> None:

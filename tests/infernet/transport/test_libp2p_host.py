@@ -24,6 +24,7 @@ from infernet.transport.contract import DialFailed, NotConnected, StreamBroken
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.libp2p_library import IDENTIFY_PROTOCOL, PING_PROTOCOL, Identity
 from infernet.transport.noise_channel import secure_outbound
+from infernet.transport.relay.wire import STOP_PROTOCOL
 from infernet.transport.yamux_frames import header
 from protocol.ids import NodeId, peer_id
 from tests.helpers_stock_libp2p import StockHost
@@ -457,7 +458,7 @@ async def test_a_stock_host_can_identify_and_ping_us(stock: StockHost) -> None:
         assert await stock.ask(op="ping", host=started["host"], peer=peer_id(node.node_id)) >= 0
         identified = await stock.ask(op="identify", host=started["host"], peer=peer_id(node.node_id))
         assert identified["agent"] == "infernet/test"
-        assert set(identified["protocols"]) == {*PROTOCOLS, IDENTIFY_PROTOCOL, PING_PROTOCOL}
+        assert set(identified["protocols"]) == {*PROTOCOLS, IDENTIFY_PROTOCOL, PING_PROTOCOL, STOP_PROTOCOL}
         assert identified["peer"] == peer_id(node.node_id)
         assert identified["observed"].startswith("/ip4/127.0.0.1/tcp/")
         assert identified["listening"] == [], "addresses go out in signed heartbeats only"
