@@ -28,3 +28,9 @@ class Rates(Generic[Key]):
         if len(self._buckets) > self._keys_max:
             self._buckets.popitem(last=False)
         return is_allowed
+
+    def give_back(self, key: Key) -> None:
+        """What the key did turned out to be of use: it costs nothing after all."""
+        if key in self._buckets:
+            tokens, at_s = self._buckets[key]
+            self._buckets[key] = (min(float(self._burst), tokens + 1), at_s)

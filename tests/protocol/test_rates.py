@@ -32,3 +32,12 @@ def test_the_key_that_was_quiet_for_longest_is_forgotten_first() -> None:
         rates.take(key, 0.0)
     assert rates.take("b", 0.0)  # forgotten when "c" came, so its bucket is full again
     assert not rates.take("c", 0.0)
+
+
+def test_what_is_given_back_can_be_taken_again_and_fills_no_bucket_beyond_its_burst() -> None:
+    rates: Rates[str] = Rates(0.001, 1)
+    rates.give_back("a")
+    assert rates.take("a", 0.0)
+    rates.give_back("a")
+    rates.give_back("a")
+    assert [rates.take("a", 0.0) for _ in range(2)] == [True, False]
