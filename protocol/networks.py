@@ -85,6 +85,6 @@ def host_of(ip: IpAddress) -> IpNetwork:
     return IPv4Network(ip) if isinstance(ip, IPv4Address) else IPv6Network((ip, 64), strict=False)
 
 
-def network_of(ip: IpAddress) -> IpNetwork:
+def subnet_of(ip: IpAddress) -> IpNetwork:
     """What one customer or one small provider holds: a /24, or a /48."""
     return IPv4Network((ip, 24), strict=False) if isinstance(ip, IPv4Address) else IPv6Network((ip, 48), strict=False)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.networks import host_of, is_globally_routable, network_of, read_ip
+from protocol.networks import host_of, is_globally_routable, read_ip, subnet_of
 
 GLOBAL = ["8.8.8.8", "1.1.1.1", "192.0.1.1", "172.32.0.1", "100.128.0.1", "223.255.255.255", "2606:4700::1", "2a00::1"]
 NOT_GLOBAL = [
@@ -104,9 +104,9 @@ def test_a_socket_s_address_is_read_without_zone_and_mapping() -> None:
     assert read_ip("") is None
 
 
-def test_hosts_and_networks() -> None:
+def test_hosts_and_subnets() -> None:
     v4, v6 = ip_address("192.0.2.77"), ip_address("2001:db8:1:2:3::4")
     assert host_of(v4) == ip_network("192.0.2.77/32")
-    assert network_of(v4) == ip_network("192.0.2.0/24")
+    assert subnet_of(v4) == ip_network("192.0.2.0/24")
     assert host_of(v6) == ip_network("2001:db8:1:2::/64")
-    assert network_of(v6) == ip_network("2001:db8:1::/48")
+    assert subnet_of(v6) == ip_network("2001:db8:1::/48")

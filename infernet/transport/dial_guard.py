@@ -1,0 +1,93 @@
+"""Where a dial may go: an address that a stranger told us must not open a door inside our own network.
+
+An address is parsed strictly, a name is looked up once, and what is dialled is the IP address that was checked: a name
+cannot mean something else a moment later. Whatever the owner of this node gave, in the configuration, on the command
+line or in an invite, is dialled as it is.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import trio
+
+from infernet.transport.addresses import CircuitAddress, TcpAddress, parse, parse_tcp
+from protocol.networks import IpAddress, is_globally_routable, read_ip
+
+# What needs a privilege to listen on is no node, and may be somebody's mail or DNS server.
+PORT_MIN: Final = 1024
+# Of all that a name stands for: two of each family are enough for a node.
+ADDRESSES_OF_NAME_MAX: Final = 4
+# A lookup goes on in its thread when nobody waits for it any more; strangers' names must not use up the threads.
+LOOKUPS_MAX: Final = 8
+PERMITTED_MAX: Final = 1024
+
+Resolve = Callable[[str], Awaitable[list[str]]]
+
+
+class AddressRefused(Exception):
+    """This address is not dialled; the message says why."""
+
+
+class DialGuard:
+    """`allow_private`: whatever strangers say, dial it; for networks of one's own, and for tests."""
+
+    def __init__(self, *, allow_private: bool, resolve: Resolve | None = None) -> None:
+        self._allow_private = allow_private
+        self._resolve = resolve or Resolver()
+        self._permitted: dict[tuple[str, int], None] = {}
+
+    def permit(self, address: str) -> None:
+        """The owner gave this multiaddr, or that of a circuit: it may lead anywhere. Raises ValueError for none."""
+        parsed = parse(address)
+        target = parse_tcp(parsed.relay_address) if isinstance(parsed, CircuitAddress) else parsed
+        key = (target.host.lower(), target.port)
+        self._permitted.pop(key, None)
+        self._permitted[key] = None
+        if len(self._permitted) > PERMITTED_MAX:
+            del self._permitted[next(iter(self._permitted))]
+
+    async def endpoints(self, address: TcpAddress) -> list[IpAddress]:
+        """The IP addresses to connect to, for an address without a name just that. Raises AddressRefused or OSError."""
+        is_free = self._allow_private or (address.host.lower(), address.port) in self._permitted
+        if not is_free and address.port < PORT_MIN:
+            raise AddressRefused(f"nodes do not listen on port {address.port}")
+        literal = read_ip(address.host)
+        found = [literal] if literal is not None else await self._look_up(address.host)
+        allowed = [ip for ip in found if is_free or is_globally_routable(ip)]
+        if not allowed:
+            raise AddressRefused("it is no address of the Internet, and was not given by the owner of this node")
+        return allowed
+
+    async def _look_up(self, name: str) -> list[IpAddress]:
+        found = (read_ip(text) for text in await self._resolve(name))
+        return _alternating(dict.fromkeys(ip for ip in found if ip is not None))[:ADDRESSES_OF_NAME_MAX]
+
+
+def _alternating(addresses: Iterable[IpAddress]) -> list[IpAddress]:
+    """The families in turn, beginning with the first one's (RFC 8305): one that does not work costs one attempt."""
+    found = list(addresses)
+    if not found:
+        return []
+    first = [ip for ip in found if ip.version == found[0].version]
+    others = [ip for ip in found if ip.version != found[0].version]
+    turns = list(zip(first, others, strict=False))
+    rest = first[len(turns) :] + others[len(turns) :]
+    return [ip for pair in turns for ip in pair] + rest
+
+
+class Resolver:
+    """Looks names up as the system does, a few at a time."""
+
+    def __init__(self) -> None:
+        self._places = trio.CapacityLimiter(LOOKUPS_MAX)
+
+    async def __call__(self, name: str) -> list[str]:
+        """The addresses of a name. Raises OSError."""
+        return await trio.to_thread.run_sync(_lookup, name, limiter=self._places, abandon_on_cancel=True)
+
+
+def _lookup(name: str) -> list[str]:
+    return [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
