@@ -44,10 +44,16 @@ def chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def namespaces() -> bool:
+    """Whether this user may make network namespaces."""
+    return os.geteuid() == 0 and all(shutil.which(program) for program in ("ip", "unshare", "nsenter"))
+
+
 # marker -> what it needs, and what to say when that is missing
 NEEDS: dict[str, tuple[Callable[[], object], str]] = {
     "model": (starter_model, "the starter model is not in .cache/models: run ./scripts/test, which fetches it"),
     "browser": (chromium, "no Chromium: apt-get install chromium"),
+    "namespaces": (namespaces, "network namespaces need root and iproute2"),
     "interop": (lambda: shutil.which("node") and shutil.which("npm"), "no node or no npm: apt-get install nodejs npm"),
 }
 

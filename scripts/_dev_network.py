@@ -1,0 +1,278 @@
+"""Runs the network that `scripts/dev_network` was asked for, inside its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import trio
+from rich.live import Live
+
+from _dev_network_arguments import Arguments, Fault, parse
+from _dev_network_faults import NONE, Faults, Weather, parse_faults
+from _dev_network_namespaces import Internet
+from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
+from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_table
+from _environment import ROOT, Failure, run_main, step
+
+LOOK_INTERVAL_S = 0.5
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MODEL_STORE = ROOT / ".cache" / "models"
+
+
+class Network:
+    """The network while it runs."""
+
+    def __init__(self, arguments: Arguments, network: Nodes, teller: Teller, nursery: trio.Nursery) -> None:
+        self._arguments = arguments
+        self._network = network
+        self._teller = teller
+        self._nursery = nursery
+        self._weather = Weather()
+        self._internet: Internet | None = None
+        self.watch = Watch(network)
+
+    # ------------------------------------------------------------ starting
+
+    async def start(self, stack: contextlib.ExitStack) -> None:
+        """Start n1, then all others at once. Raises Failure."""
+        if self._arguments.namespaces:
+            self._internet = stack.enter_context(Internet())
+        for index, name in enumerate(self._arguments.names):
+            self._add(index, name)
+        first, *others = self._network.all.values()
+        for node in self._network.all.values():
+            if self._has_proxy(node):
+                await serve_proxy(self._network, self._weather, node, self._nursery)
+        await self._start(first)
+        self.watch = Watch(self._network)
+        async with trio.open_nursery() as nursery:
+            for node in others:
+                nursery.start_soon(self._start, node)
+        self._teller.tell("all_up", f"All {len(self._network.all)} nodes are up.", nodes=len(self._network.all))
+
+    def _has_proxy(self, node: NodeProcess) -> bool:
+        return bool(self._arguments.faults) and node.place is None and node.address is not None
+
+    def _add(self, index: int, name: str) -> None:
+        arguments = self._arguments
+        plan = Plan(name, self._role(index), self._models(index), arguments.paced)
+        first = next(iter(self._network.all.values()), None)
+        words = () if first is None else ("--peers", str(first.address))
+        if self._internet is None:
+            add_on_loopback(self._network, plan, index + 1, *words, behind_proxy=bool(arguments.faults))
+        else:
+            self._add_to(self._internet, plan, words)
+        node = self._network[name]
+        if plan.role == "provider" and not plan.paced:
+            models = node.home / "data" / "models"
+            models.parent.mkdir(parents=True)
+            models.symlink_to(MODEL_STORE)
+
+    def _add_to(self, internet: Internet, plan: Plan, words: tuple[str, ...]) -> None:
+        for number, behind in enumerate(self._arguments.routers, start=1):
+            if plan.name in behind:
+                router = f"router {number}"
+                if plan.name == min(behind, key=self._arguments.names.index):
+                    internet.nat(router)
+                add_at(self._network, plan, internet.behind(router, plan.name), *words, is_public=False)
+                return
+        add_at(self._network, plan, internet.public(plan.name), *words)
+
+    def _role(self, index: int) -> str:
+        if index < self._arguments.providers:
+            return "provider"
+        return "aggregator" if index < self._arguments.providers + self._arguments.aggregators else "client"
+
+    def _models(self, index: int) -> tuple[str, ...]:
+        if not self._arguments.paced or index >= self._arguments.providers:
+            return ()
+        return (self._arguments.models[index % len(self._arguments.models)],)
+
+    async def _start(self, node: NodeProcess) -> None:
+        await self._network.start(node)
+        self._teller.tell(
+            "up",
+            f"{node.name}: {node.plan.role}, process {node.pid}, INFERNET_HOME={node.home}",
+            node=node.name,
+            role=node.plan.role,
+            pid=node.pid,
+            home=str(node.home),
+            address=node.address,
+            node_id=node.node.hex(),
+        )
+
+    # ------------------------------------------------------------ while it runs
+
+    async def carry_out(self, fault: Fault) -> None:
+        """Make a line bad, and good again when its time is over."""
+        faults = parse_faults(fault.what)
+        await trio.sleep_until(self.watch.started_s + fault.start_s)
+        self._set(fault, faults)
+        self._teller.tell("fault", f"{fault.one}-{fault.other}: {fault.what}", pair=[fault.one, fault.other])
+        if fault.length_s is not None:
+            await trio.sleep(fault.length_s)
+            self._set(fault, NONE)
+            self._teller.tell("healed", f"{fault.one}-{fault.other}: healed", pair=[fault.one, fault.other])
+
+    def _set(self, fault: Fault, faults: Faults) -> None:
+        if self._internet is None:
+            self._weather.set_both(fault.one, fault.other, faults)
+            return
+        for one, other in self._pairs(fault):
+            for source, target in ((one, other), (other, one)):
+                (self._internet.unblock if faults == NONE else self._internet.block)(source, target)
+
+    def _pairs(self, fault: Fault) -> Iterator[tuple[str, str]]:
+        """The public addresses of all pairs that are meant: those behind a router are not told apart."""
+        hosts = {node.name: node.place.host for node in self._network.all.values() if node.place and node.address}
+        for one in hosts if fault.one == "*" else [fault.one]:
+            for other in hosts if fault.other == "*" else [fault.other]:
+                if one in hosts and other in hosts and one != other:
+                    yield hosts[one], hosts[other]
+
+    async def kill(self, name: str, at_s: float) -> None:
+        """Kill a node when its time has come."""
+        await trio.sleep_until(self.watch.started_s + at_s)
+        await self._network.kill(self._network[name])
+        self._teller.tell("killed", f"{name} was killed", node=name)
+        self.watch.forget()
+
+    async def look_until_full(self) -> None:
+        """Wait until every node knows every provider."""
+        while True:
+            await self.watch.look()
+            if self.watch.is_full:
+                break
+            await trio.sleep(LOOK_INTERVAL_S)
+        times = self.watch.full_after_s()
+        text = f"Every node knows every provider, the last one after {times[-1]:.1f} s."
+        self._teller.tell("full_view", text, after_s=[round(time, 2) for time in times])
+
+    async def check(self) -> bool:
+        """Let every node ask every model; whether all were answered."""
+        running = [node for node in self._network.all.values() if node.is_running]
+        models = sorted({model for node in running for model in await self._models_of(node)})
+        asked = await ask_everything(running, models)
+        failed = [each for each in asked if not each.answer.is_whole]
+        self._teller.show(asked_table(asked))
+        self._teller.tell(
+            "checked",
+            f"{len(asked) - len(failed)} of {len(asked)} questions were answered.",
+            asked=len(asked),
+            failed=[{"node": each.node, "model": each.model, "code": each.answer.code} for each in failed],
+        )
+        return not failed
+
+    @staticmethod
+    async def _models_of(node: NodeProcess) -> list[str]:
+        try:
+            return list((await node.status())["models"])
+        except OSError:
+            return []
+
+
+async def run(arguments: Arguments) -> int:
+    """The whole life of the network; gives the exit status."""
+    teller = Teller(as_json=arguments.json)
+    ended_by = 0
+
+    async def end_on_signal(
+        scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        nonlocal ended_by
+        with trio.open_signal_receiver(*ENDING_SIGNALS) as received:
+            task_status.started()
+            ended_by = await anext(received)
+            scope.cancel()
+            # From here on only the ending runs, and nobody interrupts that; it has deadlines of its own.
+            async for _ in received:
+                pass
+
+    is_good = True
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        await nursery.start(end_on_signal, scope)
+        with scope, trio.move_on_after(arguments.for_s if arguments.for_s is not None else float("inf")):
+            is_good = await live(arguments, teller)
+        nursery.cancel_scope.cancel()
+    if ended_by:
+        teller.tell("ended", "Ended.", signal=ended_by)
+        return 0 if ended_by == signal.SIGINT else 128 + ended_by
+    return 0 if is_good else 1
+
+
+async def live(arguments: Arguments, teller: Teller) -> bool:
+    """Start, watch, and check if asked to; only returns after a check."""
+    with contextlib.ExitStack() as stack:
+        async with nodes() as network, trio.open_nursery() as nursery:
+            running = Network(arguments, network, teller, nursery)
+            await running.start(stack)
+            for fault in arguments.faults:
+                nursery.start_soon(running.carry_out, fault)
+            for name, at_s in arguments.kills:
+                nursery.start_soon(running.kill, name, at_s)
+            if arguments.check:
+                await trio.sleep_until(running.watch.started_s + arguments.quiet_from_s)
+                await running.look_until_full()
+                is_good = await running.check()
+                nursery.cancel_scope.cancel()
+                return is_good
+            if sys.stdout.isatty() and not arguments.json:
+                await show(running.watch)
+            await running.look_until_full()
+            await trio.sleep_forever()
+    raise AssertionError
+
+
+async def show(watch: Watch) -> None:
+    """The live table, for as long as anybody looks."""
+    with Live(view_table(watch), refresh_per_second=4) as screen:
+        while True:
+            await watch.look()
+            screen.update(view_table(watch))
+            await trio.sleep(LOOK_INTERVAL_S)
+
+
+def fetch_model() -> None:
+    """Have the starter model in this checkout's cache, where the nodes find it."""
+    from infernet.engines.models import STARTER, ModelError, fetch_starter
+
+    with step(f"Model {STARTER.name}"):
+        try:
+            fetch_starter(MODEL_STORE, lambda *_: None)
+        except ModelError as error:
+            raise Failure(str(error)) from None
+
+
+def main() -> int:
+    """Run it."""
+    arguments = parse(sys.argv[1:])
+    if arguments.faults and os.geteuid() != 0:
+        raise Failure("faults need root, to tell which process a connection comes from: run this with sudo")
+    for fault in arguments.faults:
+        try:
+            parse_faults(fault.what)
+        except ValueError as error:
+            raise Failure(f"--fault {fault.one}-{fault.other}: {error}") from None
+    if not arguments.paced and arguments.providers:
+        fetch_model()
+    try:
+        return trio.run(run, arguments)
+    except BaseExceptionGroup as group:
+        failure, _ = group.split(Failure)
+        if failure is None:
+            raise
+        raise _first(failure) from None
+
+
+def _first(group: BaseExceptionGroup[Failure]) -> Failure:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, "dev_network"))

@@ -1,0 +1,186 @@
+"""The command line of `scripts/dev_network`. Standard library only: it is read before anything is installed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+NODES_MAX = 200
+PACED_MODELS = ("model-a", "model-b", "model-c")
+
+EPILOG = """\
+Nodes are called n1, n2 ...; all are told the address of n1 and find the others by themselves.
+
+examples:
+  scripts/dev_network 6
+      three providers of a small real model, three askers, on loopback
+  scripts/dev_network 20 --paced --providers 5 --check
+      as many as the machine holds: engines that answer at once with the same words; does everybody reach everything?
+  sudo scripts/dev_network 8 --namespaces --nat n3 --nat n6,n7
+      each node in a network namespace of its own; n3 behind one router, n6 and n7 behind another: they get out,
+      nobody gets in
+  sudo scripts/dev_network 8 --paced --fault n2-n5:delay=0.2,jitter=0.05 --fault 'n1-*:blackhole@30+20'
+      a slow line, and from the 30th to the 50th second n1 is cut off without a sign
+  scripts/dev_network 8 --paced --kill n1@20 --check --for 60
+      the node that everybody was told of is killed after 20 s
+
+faults, joined by commas:
+  delay=S jitter=S    every piece so many seconds later, and up to so many more
+  loss=SHARE          so many pieces are sent twice, with a pause, as TCP does
+  rate=BYTES          no more per second
+  dribble=S           byte by byte, with this pause after each
+  blackhole           nothing arrives and nothing closes, as when a cable is cut
+  cut                 connections are reset and refused
+  @START              from this second on; @START+LENGTH: and no longer than that
+A pair is NAME-NAME; * is everybody. In namespaces there is only blackhole.
+
+Faults need root, to tell which process a connection comes from; so do namespaces. Everything ends with this command,
+also when it is killed. Homes, keys and logs of the nodes lie in a temporary folder and go, too."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault between two names, from a second on, for a time."""
+
+    one: str
+    other: str
+    what: str
+    start_s: float
+    length_s: float | None
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line asked for."""
+
+    count: int
+    providers: int
+    aggregators: int
+    paced: bool
+    models: tuple[str, ...]
+    namespaces: bool
+    routers: tuple[tuple[str, ...], ...]
+    faults: tuple[Fault, ...]
+    kills: tuple[tuple[str, float], ...]
+    check: bool
+    for_s: float | None
+    json: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all nodes."""
+        return [f"n{number}" for number in range(1, self.count + 1)]
+
+    @property
+    def quiet_from_s(self) -> float:
+        """From this second on nothing more happens to the network."""
+        kills = [at_s for _, at_s in self.kills]
+        return max([0.0, *kills, *(fault.start_s + (fault.length_s or 0.0) for fault in self.faults)])
+
+
+def parse(words: list[str]) -> Arguments:
+    """Read the command line; leaves the process on `--help` and on what it cannot read."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/dev_network",
+        description="Start a network of N real nodes on this machine and watch it; Ctrl-C ends it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("count", metavar="N", type=_count, help=f"how many nodes, 1 to {NODES_MAX}")
+    parser.add_argument(
+        "--providers", type=int, metavar="K", help="how many of them serve a model (default: 3; about 250 MB each)"
+    )
+    parser.add_argument(
+        "--aggregators", type=int, default=0, metavar="K", help="how many relay for others (default: 0)"
+    )
+    parser.add_argument("--paced", action="store_true", help="no real engines: a double that answers with fixed words")
+    parser.add_argument(
+        "--models", type=_words, default=PACED_MODELS, help="with --paced: models, dealt out in turns (default: three)"
+    )
+    parser.add_argument("--namespaces", action="store_true", help="each node in a network namespace of its own (root)")
+    parser.add_argument(
+        "--nat", action="append", type=_words, default=[], metavar="NAMES", help="put these behind one router (root)"
+    )
+    parser.add_argument(
+        "--fault", action="append", type=_fault, default=[], metavar="PAIR:FAULTS", help="a bad line (root); see below"
+    )
+    parser.add_argument(
+        "--kill", action="append", type=_kill, default=[], metavar="NAME@S", help="kill -9 this node at this second"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="after all that, let every node ask every model, and end (1: one failed)"
+    )
+    parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so many seconds")
+    parser.add_argument("--json", action="store_true", help="print what happens as lines of JSON")
+    parsed = parser.parse_args(words)
+    arguments = Arguments(
+        count=parsed.count,
+        providers=min(3, parsed.count) if parsed.providers is None else parsed.providers,
+        aggregators=parsed.aggregators,
+        paced=parsed.paced,
+        models=parsed.models,
+        namespaces=parsed.namespaces or bool(parsed.nat),
+        routers=tuple(parsed.nat),
+        faults=tuple(parsed.fault),
+        kills=tuple(parsed.kill),
+        check=parsed.check,
+        for_s=parsed.for_s,
+        json=parsed.json,
+    )
+    complaint = _complaint(arguments)
+    if complaint:
+        parser.error(complaint)
+    return arguments
+
+
+def _complaint(arguments: Arguments) -> str:
+    """What is wrong with the command line as a whole; empty when nothing is."""
+    if arguments.providers < 0 or arguments.aggregators < 0:
+        return "a number of nodes is not negative"
+    if arguments.providers + arguments.aggregators > arguments.count:
+        return f"{arguments.providers} providers and {arguments.aggregators} aggregators are more than N"
+    if arguments.providers + arguments.aggregators < 1:
+        return "n1 must be a provider or an aggregator: askers listen nowhere, and nobody could find the others"
+    behind = [name for router in arguments.routers for name in router]
+    named = [*behind, *(name for name, _ in arguments.kills)]
+    named += [name for fault in arguments.faults for name in (fault.one, fault.other) if name != "*"]
+    unknown = [name for name in named if name not in arguments.names]
+    if unknown:
+        return f"there is no node {unknown[0]!r}: they are n1 to n{arguments.count}"
+    if "n1" in behind:
+        return "n1 cannot be behind a router: it is the one that all others are told of"
+    if len(set(behind)) < len(behind):
+        return "a node is behind one router only"
+    if arguments.namespaces and any(fault.what != "blackhole" for fault in arguments.faults):
+        return "in namespaces there is no fault but blackhole"
+    return ""
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if not 1 <= number <= NODES_MAX:
+        raise argparse.ArgumentTypeError(f"1 to {NODES_MAX} nodes")
+    return number
+
+
+def _words(word: str) -> tuple[str, ...]:
+    words = tuple(part for part in word.split(",") if part)
+    if not words:
+        raise argparse.ArgumentTypeError("names, joined by commas")
+    return words
+
+
+def _kill(word: str) -> tuple[str, float]:
+    match = re.fullmatch(r"(\w+)@(\d+(?:\.\d+)?)", word)
+    if match is None:
+        raise argparse.ArgumentTypeError("a name and a second, as n1@20")
+    return match[1], float(match[2])
+
+
+def _fault(word: str) -> Fault:
+    match = re.fullmatch(r"(\w+|\*)-(\w+|\*):([^@]+)(?:@(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?)?", word)
+    if match is None:
+        raise argparse.ArgumentTypeError("a pair and its faults, as n2-n5:delay=0.2 or 'n1-*:blackhole@30+20'")
+    one, other, what, start, length = match.groups()
+    return Fault(one, other, what, float(start or 0), None if length is None else float(length))
