@@ -33,6 +33,7 @@ class Network:
         self._nursery = nursery
         self._weather = Weather()
         self._internet: Internet | None = None
+        self._started_s = trio.current_time()
         self.watch = Watch(network)
 
     # ------------------------------------------------------------ starting
@@ -49,6 +50,7 @@ class Network:
                 await serve_proxy(self._network, self._weather, node, self._nursery)
         await self._start(first)
         self.watch = Watch(self._network)
+        self._started_s = self.watch.started_s
         async with trio.open_nursery() as nursery:
             for node in others:
                 nursery.start_soon(self._start, node)
@@ -107,10 +109,18 @@ class Network:
 
     # ------------------------------------------------------------ while it runs
 
-    async def carry_out(self, fault: Fault) -> None:
+    async def let_everything_happen(self) -> None:
+        """Every fault and every death that was asked for, each at its time."""
+        async with trio.open_nursery() as nursery:
+            for fault in self._arguments.faults:
+                nursery.start_soon(self._carry_out, fault)
+            for name, at_s in self._arguments.kills:
+                nursery.start_soon(self._kill, name, at_s)
+
+    async def _carry_out(self, fault: Fault) -> None:
         """Make a line bad, and good again when its time is over."""
         faults = parse_faults(fault.what)
-        await trio.sleep_until(self.watch.started_s + fault.start_s)
+        await trio.sleep_until(self._started_s + fault.start_s)
         self._set(fault, faults)
         self._teller.tell("fault", f"{fault.one}-{fault.other}: {fault.what}", pair=[fault.one, fault.other])
         if fault.length_s is not None:
@@ -134,9 +144,9 @@ class Network:
                 if one in hosts and other in hosts and one != other:
                     yield hosts[one], hosts[other]
 
-    async def kill(self, name: str, at_s: float) -> None:
+    async def _kill(self, name: str, at_s: float) -> None:
         """Kill a node when its time has come."""
-        await trio.sleep_until(self.watch.started_s + at_s)
+        await trio.sleep_until(self._started_s + at_s)
         await self._network.kill(self._network[name])
         self._teller.tell("killed", f"{name} was killed", node=name)
         self.watch.forget()
@@ -211,16 +221,13 @@ async def live(arguments: Arguments, teller: Teller) -> bool:
         async with nodes() as network, trio.open_nursery() as nursery:
             running = Network(arguments, network, teller, nursery)
             await running.start(stack)
-            for fault in arguments.faults:
-                nursery.start_soon(running.carry_out, fault)
-            for name, at_s in arguments.kills:
-                nursery.start_soon(running.kill, name, at_s)
             if arguments.check:
-                await trio.sleep_until(running.watch.started_s + arguments.quiet_from_s)
+                await running.let_everything_happen()
                 await running.look_until_full()
                 is_good = await running.check()
                 nursery.cancel_scope.cancel()
                 return is_good
+            nursery.start_soon(running.let_everything_happen)
             if sys.stdout.isatty() and not arguments.json:
                 await show(running.watch)
             await running.look_until_full()

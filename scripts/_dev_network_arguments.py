@@ -72,12 +72,6 @@ class Arguments:
         """The names of all nodes."""
         return [f"n{number}" for number in range(1, self.count + 1)]
 
-    @property
-    def quiet_from_s(self) -> float:
-        """From this second on nothing more happens to the network."""
-        kills = [at_s for _, at_s in self.kills]
-        return max([0.0, *kills, *(fault.start_s + (fault.length_s or 0.0) for fault in self.faults)])
-
 
 def parse(words: list[str]) -> Arguments:
     """Read the command line; leaves the process on `--help` and on what it cannot read."""
