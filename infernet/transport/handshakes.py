@@ -1,4 +1,4 @@
-"""The places of those who have not proven who they are yet, and how much they may say until they have.
+"""The places of those who have not proven who they are yet.
 
 A place costs us memory and a socket for a few seconds, and anybody can ask for one. So there are few, fewer for one
 network and very few for one host. When none is left, the most crowded origin loses its oldest, and whoever comes from
@@ -14,18 +14,11 @@ from typing import Final
 
 import trio
 
-from infernet.transport.channel import ChannelBroken
 from infernet.transport.crowd import Crowd, Origin
 
 # Until it is this old, a handshake makes room only for somebody from a less crowded origin: three round trips to
 # anywhere. So those of one origin cannot chase each other out, whoever is the fastest to come back.
 GRACE_S: Final = 1.0
-# One Noise message of 65,535 bytes, and the multistream tokens around it.
-UNPROVEN_BYTES_MAX: Final = 68 * 1024
-
-
-class TooMuchSaid(ChannelBroken):
-    """A stranger sent more than a handshake has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,41 +86,3 @@ class Handshakes:
         self._crowd.remove(place)
         self.evicted += 1
         return True
-
-
-class UnprovenStream(trio.abc.Stream):
-    """A byte stream of which at most UNPROVEN_BYTES_MAX are read until `proven` is called.
-
-    What an honest peer sends ahead of its turn is not lost: it stays where it is until then.
-    """
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self._left_bytes: int | None = UNPROVEN_BYTES_MAX
-
-    def proven(self) -> None:
-        """The other end has proven who it is: from here on everything is read."""
-        self._left_bytes = None
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """As trio's. Raises ChannelBroken for a stranger who says too much."""
-        left_bytes = self._left_bytes
-        if left_bytes is None:
-            return await self._stream.receive_some(max_bytes)
-        if left_bytes == 0:
-            raise TooMuchSaid(f"it sent {UNPROVEN_BYTES_MAX} bytes and no proof of who it is")
-        data = await self._stream.receive_some(min(max_bytes or left_bytes, left_bytes))
-        self._left_bytes = left_bytes - len(data)
-        return data
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """As trio's."""
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """As trio's."""
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        """As trio's."""
-        await self._stream.aclose()

@@ -1,7 +1,7 @@
 """A secure channel to a proven peer: multistream and Noise over any byte stream, then encrypted records.
 
 The byte stream is a TCP connection or the inside of a relayed one; nothing here knows which. Until the handshake
-has finished, a stranger can make us hold at most one multistream token or one Noise message (64 KiB).
+has finished, nothing of the other end is read beyond what a handshake has (`unproven.py`).
 Source: the libp2p Noise specification; Noise_XX_25519_ChaChaPoly_SHA256.
 """
 
@@ -22,6 +22,7 @@ from infernet.transport.libp2p_library import (
     Identity,
 )
 from infernet.transport.multistream import MultistreamError
+from infernet.transport.unproven import UnprovenStream
 from infernet.transport.yamux_frames import PROTOCOL as YAMUX_PROTOCOL
 from protocol.ids import NodeId
 
@@ -44,22 +45,27 @@ class NoiseChannel:
         self._received = received
         self._unread = b""
 
-    def unread(self, plain: bytes) -> None:
-        """Give back plaintext; the next `receive` returns it first."""
+    def proven(self, stream: trio.abc.Stream, plain: bytes) -> None:
+        """The handshake is over: read from this stream, and give out first what was read too far."""
+        self._stream = stream
         self._unread = plain
 
     async def send(self, data: bytes) -> None:
         """As `Channel.send`: all of it in one system call, in records as large as the specification allows."""
-        wire: list[bytes] = []
         try:
-            for start in range(0, len(data), RECORD_PLAIN_BYTES_MAX):
-                record = self._ciphers.encrypt(data[start : start + RECORD_PLAIN_BYTES_MAX])
-                wire += (len(record).to_bytes(_LENGTH_BYTES, "big"), record)
-            joined = b"".join(wire)
-            await self._stream.send_all(joined)
+            wire = self._seal(data)
+            del data  # sending may take long, and this is of no use meanwhile
+            await self._stream.send_all(wire)
         except (trio.BrokenResourceError, trio.ClosedResourceError, *CIPHER_ERRORS) as error:
             raise ChannelBroken(f"sending failed: {error.__cause__ or error}") from error
-        self.bytes_out += len(joined)
+        self.bytes_out += len(wire)
+
+    def _seal(self, data: bytes) -> bytes:
+        wire: list[bytes] = []
+        for start in range(0, len(data), RECORD_PLAIN_BYTES_MAX):
+            record = self._ciphers.encrypt(data[start : start + RECORD_PLAIN_BYTES_MAX])
+            wire += (len(record).to_bytes(_LENGTH_BYTES, "big"), record)
+        return b"".join(wire)
 
     async def receive(self) -> bytes:
         """As `Channel.receive`: every whole record that has come, joined."""
@@ -132,30 +138,32 @@ async def secure_outbound(stream: trio.abc.Stream, identity: Identity, peer: Nod
     Raises HandshakeFailed or ChannelBroken, after which the stream is still the caller's to close. The caller owns
     the deadline.
     """
-    io = _HandshakeIO(stream, NOISE_PROTOCOL)
+    unproven = UnprovenStream(stream)
+    io = _HandshakeIO(unproven, NOISE_PROTOCOL)
     await io.write(multistream.proposal(NOISE_PROTOCOL))
     ciphers = await identity.prove_outbound(io, peer)
-    channel = NoiseChannel(stream, ciphers, io.reader.rest(), peer)
+    channel = NoiseChannel(unproven, ciphers, io.reader.rest(), peer)
     reader = ByteReader(channel.receive)
     await channel.send(multistream.proposal(YAMUX_PROTOCOL))
     try:
         await multistream.confirm(reader, YAMUX_PROTOCOL)
     except MultistreamError as error:
         raise HandshakeFailed(str(error)) from None
-    channel.unread(reader.rest())
+    channel.proven(stream, reader.rest())
     return channel
 
 
 async def secure_inbound(stream: trio.abc.Stream, identity: Identity) -> NoiseChannel:
     """Listener's side: learn who dials. Raises HandshakeFailed or ChannelBroken; the caller owns the deadline."""
-    io = _HandshakeIO(stream, None)
+    unproven = UnprovenStream(stream)
+    io = _HandshakeIO(unproven, None)
     try:
         await multistream.respond(io.reader, io.write, {NOISE_PROTOCOL})
         peer, ciphers = await identity.prove_inbound(io)
-        channel = NoiseChannel(stream, ciphers, io.reader.rest(), peer)
+        channel = NoiseChannel(unproven, ciphers, io.reader.rest(), peer)
         reader = ByteReader(channel.receive)
         await multistream.respond(reader, channel.send, {YAMUX_PROTOCOL})
     except MultistreamError as error:
         raise HandshakeFailed(str(error)) from None
-    channel.unread(reader.rest())
+    channel.proven(stream, reader.rest())
     return channel

@@ -1,4 +1,4 @@
-"""Places for strangers: who gets one, who loses it, and how much may be said in it."""
+"""Places for strangers: who gets one, and who loses it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ import trio.testing
 from infernet.transport.crowd import Origin, origin_of_ip
 from infernet.transport.handshakes import (
     GRACE_S,
-    UNPROVEN_BYTES_MAX,
     HandshakeLimits,
     Handshakes,
-    TooMuchSaid,
-    UnprovenStream,
 )
 
 pytestmark = pytest.mark.anyio
@@ -150,25 +147,3 @@ async def test_programs_of_this_machine_share_one_address_where_that_is_allowed(
     with ExitStack() as stack:
         places = [stack.enter_context(handshakes.place(from_("127.0.0.1"), TIMEOUT_S)) for _ in range(12)]
     assert sum(place is not None for place in places) == placed
-
-
-async def test_a_stranger_may_say_as_much_as_a_handshake_has() -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    stream = UnprovenStream(ours)
-    await theirs.send_all(bytes(UNPROVEN_BYTES_MAX + 1))
-    assert len(await stream.receive_some()) == UNPROVEN_BYTES_MAX
-    with pytest.raises(TooMuchSaid):
-        await stream.receive_some()
-
-
-async def test_what_was_sent_ahead_is_read_once_the_peer_is_known() -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    stream = UnprovenStream(ours)
-    await theirs.send_all(bytes(UNPROVEN_BYTES_MAX) + b"the rest")
-    received = 0
-    while received < UNPROVEN_BYTES_MAX:
-        received += len(await stream.receive_some(1000))
-    stream.proven()
-    assert await stream.receive_some() == b"the rest"
-    await theirs.send_all(bytes(3 * UNPROVEN_BYTES_MAX))
-    assert len(await stream.receive_some()) > 0
