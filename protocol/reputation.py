@@ -14,12 +14,11 @@ condemns it for ever. Times are wall-clock milliseconds, because this outlives t
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import median
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from msgspec import Struct
 
@@ -29,6 +28,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId
 from protocol.quantiles import beta_quantile
 from protocol.ranking import STRANGER, Standing
+from protocol.recent import Recent
 from protocol.records import ModelOffer, Outcome, ReceiptRecord, ReportEntry, ReportRecord
 
 HALF_LIFE_MS: Final = 14 * 24 * 60 * 60 * 1000
@@ -62,7 +62,6 @@ FAVOURITES_PER_MODEL: Final = 8
 MODELS_WITH_FAVOURITES_MAX: Final = 256
 
 Key = tuple[NodeId, str]
-TableKey = TypeVar("TableKey", bound=Hashable)
 
 
 class SavedExperience(Struct, frozen=True):
@@ -151,11 +150,11 @@ class Reputation:
 
     def __init__(self, ourselves: NodeId) -> None:
         self._ourselves = ourselves
-        self._own: OrderedDict[Key, _Experience] = OrderedDict()
-        self._heard: OrderedDict[Key, OrderedDict[NodeId, _Word]] = OrderedDict()
-        self._receipts: OrderedDict[tuple[NodeId, NodeId, bytes, int], None] = OrderedDict()
-        self._favourites: OrderedDict[str, OrderedDict[NodeId, None]] = OrderedDict()
-        self._changed: dict[Key, None] = {}
+        self._own: Recent[Key, _Experience] = Recent(OWN_MAX)
+        self._heard: Recent[Key, Recent[NodeId, _Word]] = Recent(HEARD_MAX)
+        self._receipts: Recent[tuple[NodeId, NodeId, bytes, int], bool] = Recent(RECEIPTS_REMEMBERED_MAX)
+        self._favourites: Recent[str, Recent[NodeId, bool]] = Recent(MODELS_WITH_FAVOURITES_MAX)
+        self._changed: Recent[Key, bool] = Recent(OWN_MAX)
 
     # ------------------------------------------------------------ our own jobs
 
@@ -196,10 +195,8 @@ class Reputation:
         if jobs > JOBS_WEIGHT_MAX - 1:
             experience.ok *= (JOBS_WEIGHT_MAX - 1) / jobs
             experience.bad *= (JOBS_WEIGHT_MAX - 1) / jobs
-        self._own[key] = experience
-        _touch(self._own, key, OWN_MAX)
-        self._changed[key] = None
-        return experience
+        self._changed.put(key, True)
+        return self._own.put(key, experience)
 
     # ------------------------------------------------------------ the word of others
 
@@ -241,17 +238,17 @@ class Reputation:
         name = (receipt.provider, asker, receipt.job, receipt.attempt)
         if name in self._receipts:
             return None
-        self._receipts[name] = None
-        _touch(self._receipts, name, RECEIPTS_REMEMBERED_MAX)
+        self._receipts.put(name, True)
         return receipt
 
     def _take_word(self, asker: NodeId, entry: ReportEntry, receipt: ReceiptRecord, wall_ms: int) -> None:
         """One receipt is the weight of one job, however many the asker says there were."""
         key = (entry.provider, entry.model)
-        words = self._heard.setdefault(key, OrderedDict())
-        _touch(self._heard, key, HEARD_MAX)
-        word = words.setdefault(asker, _Word(wall_ms))
-        _touch(words, asker, ASKERS_PER_PROVIDER_MAX)
+        words = self._heard.get(key)
+        if words is None:
+            words = Recent(ASKERS_PER_PROVIDER_MAX)
+        self._heard.put(key, words)
+        word = words.put(asker, words.get(asker) or _Word(wall_ms))
         factor = _fading(word.at_ms, wall_ms)
         jobs = entry.jobs_done + entry.jobs_failed
         is_good = receipt.outcome in (Outcome.STOP, Outcome.LENGTH)
@@ -276,7 +273,8 @@ class Reputation:
         """The same with where it comes from."""
         held = self._own.get((provider, model))
         own = held.faded(wall_ms) if held is not None else _Experience(wall_ms)
-        words = list(self._heard.get((provider, model), {}).values())
+        heard = self._heard.get((provider, model))
+        words = heard.values() if heard is not None else []
         others_ok, others_bad = _bounded(words, own.ok + own.bad, wall_ms)
         ok, bad = own.ok + others_ok, own.bad + others_bad
         standing = Standing(
@@ -290,26 +288,25 @@ class Reputation:
 
     def favourites(self, model: str) -> list[NodeId]:
         """A few providers that did jobs of this model for us, the last one last."""
-        return list(self._favourites.get(model, ()))
+        return list(self._favourites.get(model) or ())
 
     def _favour(self, provider: NodeId, model: str) -> None:
-        favourites = self._favourites.setdefault(model, OrderedDict())
-        _touch(self._favourites, model, MODELS_WITH_FAVOURITES_MAX)
-        favourites[provider] = None
-        _touch(favourites, provider, FAVOURITES_PER_MODEL)
+        favourites = self._favourites.get(model)
+        if favourites is None:
+            favourites = Recent(FAVOURITES_PER_MODEL)
+        self._favourites.put(model, favourites).put(provider, True)
 
     # ------------------------------------------------------------ over restarts
 
     def take_changed(self) -> list[SavedExperience]:
         """What changed since last time, to be saved."""
-        changed, self._changed = self._changed, {}
-        return [_saved(key, self._own[key]) for key in changed if key in self._own]
+        changed, self._changed = self._changed, Recent(OWN_MAX)
+        return [_saved(key, held) for key in changed if (held := self._own.get(key)) is not None]
 
     def restore(self, saved: Iterable[SavedExperience]) -> None:
         """Take what an earlier process saved, oldest first."""
         for each in saved:
-            key = (each.provider, each.model)
-            self._own[key] = _Experience(
+            experience = _Experience(
                 each.at_ms,
                 each.ok,
                 each.bad,
@@ -318,7 +315,7 @@ class Reputation:
                 _Mean(each.first_token_s, each.first_token_weight),
                 _Mean(each.tokens_per_s, each.tokens_per_s_weight),
             )
-            _touch(self._own, key, OWN_MAX)
+            self._own.put((each.provider, each.model), experience)
             if each.ok > each.bad:
                 self._favour(each.provider, each.model)
 
@@ -376,10 +373,3 @@ def _saved(key: Key, held: _Experience) -> SavedExperience:
         held.tokens_per_s.value,
         held.tokens_per_s.weight,
     )
-
-
-def _touch(table: OrderedDict[TableKey, Any], key: TableKey, entries_max: int) -> None:
-    """This entry was used: it goes last, and the one that was not for longest makes room."""
-    table.move_to_end(key)
-    if len(table) > entries_max:
-        table.popitem(last=False)
