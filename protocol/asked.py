@@ -7,15 +7,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
+
+from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.attempt import Attempt
 from protocol.codec import SEALED_LIMITS, decode_struct, encode_value
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
-from protocol.events import Ask
+from protocol.events import Ask, Served
 from protocol.ids import NodeId
 from protocol.jobs import check_request
-from protocol.records import Kind
+from protocol.records import JobRequest, Kind, SealedPrompt
+from protocol.sealing import sealed_size
+
+#: The provider went away or broke, and did not refuse: another one may be sought, and this one tried once more.
+LOST: Final = frozenset(
+    {
+        Refusal.PEER_LOST,
+        Refusal.DEADLINE,
+        Refusal.ENGINE_FAILED,
+        Refusal.ENGINE_UNAVAILABLE,
+        Refusal.SHUTDOWN,
+        Refusal.INTERNAL,
+    }
+)
+# What ends an answer that has begun, because another provider would end it in the same way.
+_FINAL: Final = frozenset({Refusal.CANCELLED, Refusal.SLOW_READER, Refusal.UNPAID})
 
 
 class Stage(Enum):
@@ -24,6 +42,7 @@ class Stage(Enum):
     SEARCHING = "searching"
     REACHING = "reaching"
     OFFERED = "offered"
+    QUEUED = "queued"
     ACCEPTED = "accepted"
     RUNNING = "running"
     CANCELLING = "cancelling"
@@ -31,18 +50,102 @@ class Stage(Enum):
 
 @dataclass(slots=True)
 class Job:
-    """One job. `provider` is whom it reaches for or has ordered from, and `model` what is wanted of it."""
+    """One job. `provider` is whom it reaches for or has ordered from, and `model` what is wanted of it.
+
+    `attempts` counts orders, `failures` those since the last piece of text that were no refusals for want of a slot;
+    `busy` says how long those who had no slot would have let us wait, in milliseconds.
+    """
 
     ask: Ask
     stage: Stage
     deadline_s: float
-    sealed_bytes: int
+    sealed_bytes: int = 0
     provider: NodeId | None = None
     model: str | None = None
     attempts: int = 0
-    tried: set[NodeId] = field(default_factory=set)
+    failures: int = 0
     attempt: Attempt | None = None
+    #: Told to the next provider: how long the order waits in its queue.
+    queue_wait_ms: int = 0
+    #: The sealing key that the provider no longer has.
+    stale_key: bytes | None = None
+    tried: set[NodeId] = field(default_factory=set)
+    busy: dict[NodeId, int] = field(default_factory=dict)
+    lost: list[NodeId] = field(default_factory=list)
+    retried: set[NodeId] = field(default_factory=set)
+    resealed: set[NodeId] = field(default_factory=set)
     last_failure: tuple[Refusal, str, int] | None = None
+    #: The weights that the answer has begun with.
+    fingerprint: bytes | None = None
+    text: list[str] = field(default_factory=list)
+    text_characters: int = 0
+    output_tokens: int = 0
+    served: list[Served] = field(default_factory=list)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a piece of the answer has arrived: from then on it can only be continued."""
+        return self.fingerprint is not None
+
+    @property
+    def output_tokens_left(self) -> int:
+        """How many tokens the next attempt may still bring."""
+        return self.ask.output_tokens_max - self.output_tokens
+
+    def request(self) -> JobRequest:
+        """What the next provider is asked: to go on from the text so far, where there is one."""
+        request = self.ask.request
+        if not self.text:
+            return request
+        return replace(request, continuation=request.continuation + "".join(self.text))
+
+    def measure(self) -> None:
+        """Find out how large the next order's prompt is, sealed."""
+        self.sealed_bytes = sealed_size(SealedPrompt(bytes(32), self.request()))
+
+    def take_text(self, text: str, attempt: Attempt) -> None:
+        """A piece of the answer has arrived."""
+        self.fingerprint = attempt.order.fingerprint
+        self.model = attempt.order.model
+        self.failures = 0
+        self.text_characters += len(text)
+        if self.text_characters <= c.SEALED_BYTES_MAX:
+            self.text.append(text)
+        else:
+            self.text.clear()  # no seal could hold it
+
+    def settle(self, attempt: Attempt) -> None:
+        """An attempt is over: keep account of what it brought."""
+        self.attempt = None
+        if attempt.started:
+            order = attempt.order
+            self.served.append(Served(order.provider, order.attempt, attempt.prompt_tokens, attempt.output_tokens))
+            self.output_tokens += attempt.output_tokens
+
+    def fail(self, provider: NodeId, code: Refusal, text: str, retry_after_ms: int, *, had_order: bool) -> None:
+        """This provider did not do it, or not to the end."""
+        self.tried.add(provider)
+        self.last_failure = (code, text, retry_after_ms)
+        if code is Refusal.BUSY and not self.queue_wait_ms:
+            self.busy[provider] = retry_after_ms
+            return
+        self.busy.pop(provider, None)
+        self.failures += 1
+        if had_order and code in LOST:
+            self.lost.append(provider)
+
+    def may_go_on(self, code: Refusal) -> bool:
+        """Whether another provider may take over after this failure."""
+        # SPEC 05: The asker MUST bound how many orders it sends for one job.
+        if self.failures >= c.ATTEMPTS_MAX or self.attempts >= c.ORDERS_MAX:
+            return False
+        if not self.has_begun:
+            return True
+        # SPEC 05: The asker MUST continue an answer only with a provider that offers the same known weights.
+        is_known = self.fingerprint is not None and any(self.fingerprint)
+        is_whole = self.text_characters <= c.SEALED_BYTES_MAX and self.sealed_bytes <= c.SEALED_BYTES_MAX
+        is_text = self.ask.kind is not Kind.EMBEDDING
+        return code not in _FINAL and is_text and is_known and is_whole and self.output_tokens_left > 0
 
 
 def check_ask(ask: Ask) -> None:

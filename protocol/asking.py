@@ -1,7 +1,8 @@
 """The asker's side of jobs: find a provider, order, check every chunk, end with a receipt or a reason.
 
-A job goes through attempts, one provider each. Until the first piece of the answer has arrived a failed attempt is
-followed by the next candidate; afterwards the job fails, because another provider would start over.
+A job goes through attempts, one provider each. A failed attempt is followed by the next candidate: until the first
+piece of the answer has arrived it starts over, unseen; afterwards it continues from the text so far with the same
+weights, and the user hears of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from protocol.events import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobQueued,
+    JobResumed,
     JobText,
     JobVector,
     Note,
@@ -30,14 +33,16 @@ from protocol.events import (
     RecordLearnt,
     ResetStream,
     Send,
+    Served,
     StopAsking,
 )
 from protocol.ids import JobId, NodeId, StreamId
-from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Receipt
+from protocol.jobs import queue_wait_ms
+from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt
 from protocol.ordering import Ordering
-from protocol.records import Heartbeat, Kind, ModelOffer, Outcome, SealedPrompt
+from protocol.records import Heartbeat, Kind, ModelOffer, Outcome
 from protocol.routing import RouteRequest
-from protocol.sealing import Sealer, sealed_size
+from protocol.sealing import Sealer
 from protocol.searching import Outcomes, Searching
 from protocol.timers import Timers
 
@@ -98,10 +103,10 @@ class Asking:
         if ask.job in self._jobs:
             raise LocalProtocolError("this job id is in use")
         check_ask(ask)
-        sealed_bytes = sealed_size(SealedPrompt(bytes(32), ask.request))
-        if sealed_bytes > c.SEALED_BYTES_MAX:
-            raise LocalProtocolError(f"the prompt takes {sealed_bytes} bytes sealed; shorten it")
-        job = Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s, sealed_bytes)
+        job = Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s)
+        job.measure()
+        if job.sealed_bytes > c.SEALED_BYTES_MAX:
+            raise LocalProtocolError(f"the prompt takes {job.sealed_bytes} bytes sealed; shorten it")
         self._jobs[ask.job] = job
         self._timers.set(("total", ask.job), job.deadline_s)
         return self._searching.begin(job, now)
@@ -128,6 +133,7 @@ class Asking:
             return [failed]
         job.stage = Stage.CANCELLING
         self._timers.cancel(("total", job.ask.job))
+        self._timers.cancel(("silence", job.ask.job))
         self._timers.set(("stage", job.ask.job), now.monotonic_s + c.CANCEL_GRACE_S)
         cancel = Cancel(job.ask.job, attempt.order.attempt, int(Refusal.CANCELLED))
         return [Send(attempt.stream, encode_message(cancel)), failed]
@@ -157,9 +163,17 @@ class Asking:
         job.stage = Stage.OFFERED
         self._by_stream[attempt.stream] = job.ask.job
         # The answer can come only once the whole prompt has arrived, over however slow a line.
-        transfer_s = attempt.order.sealed_bytes / c.PROMPT_BYTES_PER_S_MIN
-        self._timers.set(("stage", job.ask.job), now.monotonic_s + c.ACCEPT_DEADLINE_S + transfer_s)
+        self._await(job, c.ACCEPT_DEADLINE_S + attempt.transfer_s, now)
+        if attempt.acknowledges:
+            # Whoever was too slow before, and is the last one left, gets more time.
+            patience_s = c.ACCEPT_DEADLINE_S if job.provider in job.retried else c.ACK_DEADLINE_S
+            first_s = min(attempt.transfer_s, c.SEALED_INLINE_BYTES_MAX / c.PROMPT_BYTES_PER_S_MIN)
+            self._timers.set(("silence", job.ask.job), now.monotonic_s + patience_s + first_s)
         return effects
+
+    def _await(self, job: Job, seconds: float, now: Now) -> None:
+        """What comes next must come within this long."""
+        self._timers.set(("stage", job.ask.job), now.monotonic_s + seconds)
 
     # ------------------------------------------------------------ messages of a job stream
 
@@ -169,8 +183,13 @@ class Asking:
         if job is None or job.attempt is None:
             self.zombie_chunks += isinstance(message, Chunk)
             return []
+        if job.attempt.acknowledges and job.stage is not Stage.CANCELLING:
+            quiet_s = 0.0 if job.attempt.is_accepted else job.attempt.transfer_s
+            self._timers.set(("silence", job.ask.job), now.monotonic_s + c.SILENCE_DEADLINE_S + quiet_s)
         if isinstance(message, Chunk):
             return self._on_chunk(job, job.attempt, message, now)
+        if isinstance(message, Queued):
+            return self._on_queued(job, job.attempt, message, now)
         if isinstance(message, JobAccept):
             return self._on_accept(job, job.attempt, message, now)
         if isinstance(message, Progress):
@@ -189,9 +208,10 @@ class Asking:
         if job.stage is Stage.CANCELLING:
             self._forget(job)
             return []
-        started = job.attempt is not None and job.attempt.started
-        job.attempt = None
-        return self._attempt_failed(job, code, text, now, started=started)
+        if job.attempt is None:
+            return []
+        self._leave(job, job.attempt)
+        return self._attempt_failed(job, code, text, now, had_order=True)
 
     def _on_accept(self, job: Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
         if attempt.is_accepted:
@@ -201,15 +221,33 @@ class Asking:
             return []
         order = attempt.order
         job.stage = Stage.ACCEPTED
-        self._timers.set(("stage", order.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
+        self._await(job, c.FIRST_CHUNK_DEADLINE_S, now)
+        if job.has_begun:
+            before = job.served[-1]
+            tokens = record.prompt_tokens
+            return [JobResumed(order.job, order.provider, order.attempt, tokens, job.output_tokens, before.provider)]
         return [JobAccepted(order.job, order.provider, order.attempt, order.model, record.prompt_tokens)]
 
-    def _on_progress(self, job: Job, attempt: Attempt, message: Progress, now: Now) -> list[Effect]:
+    def _on_queued(self, job: Job, attempt: Attempt, message: Queued, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
-        if job.stage is Stage.ACCEPTED:
-            self._timers.set(("stage", job.ask.job), now.monotonic_s + c.FIRST_CHUNK_DEADLINE_S)
-        elif job.stage is Stage.RUNNING:
-            self._timers.set(("stage", job.ask.job), now.monotonic_s + c.PROGRESS_DEADLINE_S)
+        if job.stage is Stage.CANCELLING:
+            return []
+        if job.stage not in (Stage.OFFERED, Stage.QUEUED) or not queue_wait_ms(attempt.order):
+            raise RemoteProtocolError("a place in a queue that was not asked for")
+        job.stage = Stage.QUEUED
+        self._await(job, c.ACCEPT_DEADLINE_S, now)
+        return [JobQueued(job.ask.job, attempt.order.provider, message.position, message.wait_ms)]
+
+    def _on_progress(self, job: Job, attempt: Attempt, message: Progress, now: Now) -> list[Effect]:
+        moved = attempt.progress(message)
+        if job.stage is Stage.QUEUED or (job.stage is Stage.OFFERED and not attempt.is_acknowledged):
+            # It has the order, or the order has its slot.
+            job.stage = Stage.OFFERED
+            attempt.is_acknowledged = True
+            self._await(job, c.ACCEPT_DEADLINE_S + attempt.transfer_s, now)
+        # SPEC 05: The asker MUST prolong its wait for the first chunk only when the figures of `Progress` have grown.
+        elif job.stage is Stage.ACCEPTED and moved:
+            self._await(job, c.FIRST_CHUNK_DEADLINE_S, now)
         return []
 
     def _on_chunk(self, job: Job, attempt: Attempt, chunk: Chunk, now: Now) -> list[Effect]:
@@ -222,16 +260,17 @@ class Asking:
             raise RemoteProtocolError("a chunk before the acceptance")
         body = attempt.take(chunk)
         job.stage = Stage.RUNNING
-        self._timers.set(("stage", job.ask.job), now.monotonic_s + c.PROGRESS_DEADLINE_S)
+        self._await(job, c.PROGRESS_DEADLINE_S, now)
+        job.take_text(body.text, attempt)
         if job.ask.kind is Kind.EMBEDDING:
             return [JobVector(job.ask.job, body.index, body.vector)]
-        return [JobText(job.ask.job, body.text, chunk.output_tokens)]
+        return [JobText(job.ask.job, body.text, job.output_tokens + chunk.output_tokens)]
 
     def _on_reject(self, job: Job, attempt: Attempt, message: JobReject, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
         if job.stage is Stage.CANCELLING:
             return self._close(job, attempt)
-        if job.stage is not Stage.OFFERED:
+        if job.stage not in (Stage.OFFERED, Stage.QUEUED):
             raise RemoteProtocolError("a refusal after the acceptance")
         better: list[Effect] = []
         for record in message.better:
@@ -243,7 +282,12 @@ class Asking:
                 better.append(RecordLearnt(heartbeat, record))
         self._leave(job, attempt)
         code = refusal_from_code(message.code)
-        failed = self._attempt_failed(job, code, message.text, now, retry_after_ms=message.retry_after_ms)
+        if code is Refusal.CANNOT_OPEN_SEAL and attempt.order.provider not in job.resealed:
+            job.resealed.add(attempt.order.provider)
+            return [FinishStream(attempt.stream), *better, *self._searching.fetch_key(job, now)]
+        failed = self._attempt_failed(
+            job, code, message.text, now, retry_after_ms=message.retry_after_ms, had_order=True
+        )
         return [FinishStream(attempt.stream), *better, *failed]
 
     def _on_receipt(self, job: Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
@@ -252,11 +296,14 @@ class Asking:
             return self._close(job, attempt)
         if record.outcome in (Outcome.STOP, Outcome.LENGTH):
             attempt.check_complete()
-            return [*self._close(job, attempt), JobDone(attempt.order.job, record)]
+            closed = self._close(job, attempt)
+            last = Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
+            served = job.served if attempt.started else [*job.served, last]
+            return [*closed, JobDone(attempt.order.job, record, tuple(served))]
         self._leave(job, attempt)
         code = refusal_from_code(record.code)
         text = f"the provider ended the job: {code.name.lower()}"
-        failed = self._attempt_failed(job, code, text, now, started=attempt.started)
+        failed = self._attempt_failed(job, code, text, now, had_order=True)
         return [FinishStream(attempt.stream), *failed]
 
     def _close(self, job: Job, attempt: Attempt) -> list[Effect]:
@@ -265,7 +312,9 @@ class Asking:
 
     def _leave(self, job: Job, attempt: Attempt) -> None:
         self._by_stream.pop(attempt.stream, None)
-        job.attempt = None
+        for name in ("stage", "silence"):
+            self._timers.cancel((name, job.ask.job))
+        job.settle(attempt)
 
     # ------------------------------------------------------------ failing
 
@@ -276,16 +325,16 @@ class Asking:
         text: str,
         now: Now,
         *,
-        started: bool = False,
         retry_after_ms: int = 0,
+        had_order: bool = False,
     ) -> list[Effect]:
         """This provider did not do it: try the next one, or tell the user."""
         assert job.provider is not None
-        job.tried.add(job.provider)
-        job.last_failure = (code, text, retry_after_ms)
-        job.attempts = max(job.attempts, 1)
+        job.fail(job.provider, code, text, retry_after_ms, had_order=had_order)
         note = Note("job.attempt_failed", job.provider, code.name.lower())
-        if started or len(job.tried) >= c.ATTEMPTS_MAX:
+        if job.has_begun:
+            job.measure()
+        if not job.may_go_on(code):
             return [note, *self._give_up(job)]
         return [note, *self._searching.begin(job, now)]
 
@@ -299,8 +348,8 @@ class Asking:
         self._searching.leave(job)
         if job.attempt is not None:
             self._leave(job, job.attempt)
-        self._timers.cancel(("total", job.ask.job))
-        self._timers.cancel(("stage", job.ask.job))
+        for name in ("total", "stage", "silence"):
+            self._timers.cancel((name, job.ask.job))
 
     def on_deadline(self, now: Now) -> list[Effect]:
         effects = self._searching.on_deadline(now)
@@ -312,23 +361,27 @@ class Asking:
                 text = f"the job was not done within {job.ask.timeout_s:g} s"
                 effects += self._stop(job, Refusal.DEADLINE, text, now)
             elif not self._timers.is_set((name, job_id)):  # set again: the job went on at this very instant
-                effects += self._on_stage_deadline(job, now)
+                effects += self._on_overdue(job, name, now)
         return effects
 
-    def _on_stage_deadline(self, job: Job, now: Now) -> list[Effect]:
+    def _on_overdue(self, job: Job, name: str, now: Now) -> list[Effect]:
         attempt = job.attempt
-        assert attempt is not None
+        if attempt is None:
+            return []  # the other one of its two deadlines has ended it at this very instant
         if job.stage is Stage.CANCELLING:
             self._forget(job)
             return [ResetStream(attempt.stream, "no receipt came after the cancel")]
         text = {
             Stage.OFFERED: "the provider did not answer the order in time",
+            Stage.QUEUED: "the provider no longer says where the order waits",
             Stage.ACCEPTED: f"the provider accepted but sent nothing for {c.FIRST_CHUNK_DEADLINE_S:g} s",
             Stage.RUNNING: f"the provider stopped sending for {c.PROGRESS_DEADLINE_S:g} s",
         }[job.stage]
+        if name == "silence" and job.stage is not Stage.OFFERED:
+            text = f"the provider gave no sign of life for {c.SILENCE_DEADLINE_S:g} s"
         self._leave(job, attempt)
         reset = ResetStream(attempt.stream, text)
-        return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, started=attempt.started)]
+        return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, had_order=True)]
 
 
 def _nobody(job: Job) -> str:

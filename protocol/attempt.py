@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from protocol import constants as c
 from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, StreamId
 from protocol.jobs import cost_uusd, running_hash
-from protocol.messages import Chunk
+from protocol.messages import Chunk, Progress
 from protocol.records import ChunkBody, JobAcceptRecord, JobOpenRecord, Kind, ReceiptRecord, Signed
 from protocol.sealing import ChunkCipher
 
 
 @dataclass(slots=True)
 class Attempt:
-    """The state. `inputs` is how many embeddings were ordered."""
+    """The state. `inputs` is how many embeddings were ordered, `acknowledges` whether the provider says that it answers
+    at once and gives signs of life.
+    """
 
     stream: StreamId
     order: JobOpenRecord
@@ -27,21 +30,36 @@ class Attempt:
     cipher: ChunkCipher
     inputs: int
     running_hash: bytes
+    acknowledges: bool = False
+    is_acknowledged: bool = False
     is_accepted: bool = False
     chunks: int = 0
     prompt_tokens: int = 0
+    read_tokens: int = 0
     output_tokens: int = 0
     vectors: set[int] = field(default_factory=set)
 
     @property
+    def transfer_s(self) -> float:
+        """How long the sealed prompt may take to cross a slow line."""
+        return self.order.sealed_bytes / c.PROMPT_BYTES_PER_S_MIN
+
+    @property
     def started(self) -> bool:
-        """Whether a piece of the answer has arrived: another provider would then start over."""
+        """Whether a piece of the answer has arrived."""
         return self.chunks > 0
 
     def check_named(self, job: JobId, attempt: int) -> None:
         """A message on this stream must be about this order."""
         if (job, attempt) != (self.order.job, self.order.attempt):
             raise RemoteProtocolError("a message for another order on this stream")
+
+    def progress(self, message: Progress) -> bool:
+        """Take a report of progress; whether the prompt really got on."""
+        self.check_named(message.job, message.attempt)
+        moved = message.done_tokens > self.read_tokens
+        self.read_tokens = max(self.read_tokens, message.done_tokens)
+        return moved
 
     def accept(self, signed: Signed) -> JobAcceptRecord:
         """Check an acceptance and take its prompt tokens."""

@@ -423,15 +423,18 @@ class JobQueued(Struct, frozen=True):
 
 
 class JobResumed(Struct, frozen=True):
-    """Our job's provider is gone in the middle of the answer; another one reads it and goes on with it.
+    """Our job's provider, `lost`, is gone in the middle of the answer; another one has read it and goes on with it.
 
-    What `provider` sends is appended to the text so far; it counts its own tokens and its own reading.
+    What `provider` sends is appended to the text so far. It counts its own tokens and its own reading: the question and
+    the answer so far are `prompt_tokens` to it.
     """
 
     job: JobId
     provider: NodeId
     attempt: int
+    prompt_tokens: int
     output_tokens_before: int
+    lost: NodeId
 
 
 class JobText(Struct, frozen=True, gc=False):

@@ -18,9 +18,9 @@ from protocol.directory import Entry
 from protocol.envelope import Signer, sign_record
 from protocol.events import Effect, Now, OpenStream, Send
 from protocol.ids import StreamId
-from protocol.jobs import order_hash, parts
+from protocol.jobs import FEATURE_ACKNOWLEDGES, order_extensions, order_hash, parts
 from protocol.messages import JobOpen, Part
-from protocol.records import Extensions, JobOpenRecord, ModelOffer, SealedPrompt, Signed
+from protocol.records import JobOpenRecord, ModelOffer, SealedPrompt, Signed
 from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt
 
 
@@ -35,13 +35,13 @@ class Ordering:
 
     def order(self, job: Job, entry: Entry, offer: ModelOffer, now: Now) -> tuple[Attempt, list[Effect]]:
         """Order the job from this provider: the attempt, and what is to be sent. Raises SealError for its key."""
-        ask = job.ask
+        ask, request = job.ask, job.request()
         heartbeat = entry.heartbeat
         assert heartbeat.sealing_key is not None
         number = job.attempts + 1
         context = seal_context(ask.job, number, self._signer.node, heartbeat.node, None)
         response_key = self._rng.randbytes(32)
-        sealed = seal_prompt(SealedPrompt(response_key, ask.request), self._sealer, heartbeat.sealing_key, context)
+        sealed = seal_prompt(SealedPrompt(response_key, request), self._sealer, heartbeat.sealing_key, context)
         job.attempts = number
         order = JobOpenRecord(
             version=1,
@@ -56,7 +56,7 @@ class Ordering:
             fingerprint=offer.fingerprint,
             sampling=ask.sampling,
             prompt_tokens_max=offer.context_tokens,
-            output_tokens_max=ask.output_tokens_max,
+            output_tokens_max=job.output_tokens_left,
             price_in_uusd=0,
             price_out_uusd=0,
             price_job_uusd=0,
@@ -65,18 +65,17 @@ class Ordering:
             sealed_bytes=len(sealed),
             created_at_ms=now.wall_ms,
             expires_at_ms=now.wall_ms + max(1, round((job.deadline_s - now.monotonic_s) * 1000)),
-            extensions=self._extensions(job),
+            extensions=order_extensions(
+                may_hand_off=ask.may_hand_off and ask.provider is None, queue_wait_ms=job.queue_wait_ms
+            ),
         )
         signed = sign_record(order, self._signer)
         stream = self._next_stream()
         hash_ = order_hash(signed.body)
         cipher = ChunkCipher(response_key, hash_)
-        attempt = Attempt(stream, order, hash_, cipher, len(ask.request.inputs), hash_)
+        acknowledges = FEATURE_ACKNOWLEDGES in heartbeat.features
+        attempt = Attempt(stream, order, hash_, cipher, len(request.inputs), hash_, acknowledges)
         return attempt, self._messages(stream, order, signed, sealed)
-
-    @staticmethod
-    def _extensions(job: Job) -> Extensions:  # noqa: ARG004 - of what the job allows none is used yet
-        return ()
 
     @staticmethod
     def _messages(stream: StreamId, order: JobOpenRecord, signed: Signed, sealed: bytes) -> list[Effect]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol import constants as c
-from protocol.asked import Job, Stage
+from protocol.asked import LOST, Job, Stage
 from protocol.directory import Directory, Entry
 from protocol.errors import Refusal
 from protocol.events import Dial, Effect, Now, SearchWanted
@@ -69,8 +69,17 @@ class Searching:
         """Find the next candidate for this job and reach it."""
         self._jobs[job.ask.job] = job
         job.stage = Stage.SEARCHING
+        job.stale_key = None
         self._timers.cancel(job.ask.job)
         return self._next_candidate(job, now)
+
+    def fetch_key(self, job: Job, now: Now) -> list[Effect]:
+        """The provider has another sealing key than `job.stale_key`: reach it again, with its new record."""
+        self._jobs[job.ask.job] = job
+        effects = self._reach(job, now)
+        if job.stage is Stage.REACHING and job.provider is not None and self._connected(job.provider):
+            effects += self._search(self._route_request(job), job.provider)
+        return effects
 
     def leave(self, job: Job) -> None:
         """This job needs no search any more."""
@@ -113,45 +122,81 @@ class Searching:
     # ------------------------------------------------------------ finding
 
     def _next_candidate(self, job: Job, now: Now) -> list[Effect]:
+        """Whoever may have a slot; then the shortest queue; then whom others know; at last whoever was lost before."""
+        # SPEC 05: The asker SHOULD look for a free slot at several providers before it waits for one.
+        if len(job.busy) < c.BUSY_REFUSALS_MAX and self._find_fresh(job, now):
+            job.queue_wait_ms = 0
+            return self._reach(job, now)
+        if self._find_queue(job, now):
+            return self._reach(job, now)
+        return self._search_or_wait(job, now)
+
+    def _find_fresh(self, job: Job, now: Now) -> bool:
+        """A provider that was not tried yet."""
         ask = job.ask
         if ask.provider is not None:
-            if ask.provider in job.tried:
-                return self._nobody(job)
-            job.provider, job.model = ask.provider, ask.model
-        else:
-            candidate = choose(
-                self._route_request(job),
-                self._directory,
-                now.wall_ms,
-                self._rng,
-                ourselves=self._node,
-                tried=job.tried,
-                connected=self._connected,
-                has_address=lambda node: bool(self._addresses(node)),
-            )
-            if candidate is None:
-                return self._search_or_wait(job, now)
-            job.provider, job.model = candidate.node, candidate.model
-        return self._reach(job, now)
+            job.provider, job.model = ask.provider, job.model or ask.model
+            return ask.provider not in job.tried
+        candidate = choose(
+            self._route_request(job),
+            self._directory,
+            now.wall_ms,
+            self._rng,
+            ourselves=self._node,
+            tried=job.tried,
+            connected=self._connected,
+            has_address=lambda node: bool(self._addresses(node)),
+        )
+        if candidate is None:
+            return False
+        job.provider, job.model = candidate.node, candidate.model
+        return True
+
+    def _find_queue(self, job: Job, now: Now) -> bool:
+        """The provider that said the shortest wait for a slot, if that is not longer than the job has time."""
+        left_ms = round((job.deadline_s - now.monotonic_s) * 1000)
+        waits = {wait_ms: node for node, wait_ms in job.busy.items() if wait_ms < left_ms}
+        if not waits:
+            return False
+        job.provider, job.queue_wait_ms = waits[min(waits)], left_ms
+        return True
 
     def _search_or_wait(self, job: Job, now: Now) -> list[Effect]:
-        if job.attempts:
-            return self._nobody(job)
         if self._timers.is_set(job.ask.job):
             return []  # the search goes on
+        if not self._is_worth_a_search(job):
+            return self._last_chance(job, now)
         self._timers.set(job.ask.job, now.monotonic_s + c.SEARCH_DEADLINE_S)
         # Without a name there is nothing to look up; then only those whom we know can tell.
         wanted = [SearchWanted(job.ask.model)] if job.ask.model is not None else []
         return [*wanted, *self._search(self._route_request(job), None)]
 
+    @staticmethod
+    def _is_worth_a_search(job: Job) -> bool:
+        """Not when one provider alone is wanted, nor after a refusal, which others would repeat."""
+        if job.ask.provider is not None:
+            return False
+        return job.last_failure is None or (job.last_failure[0] in LOST and job.provider not in job.retried)
+
+    def _last_chance(self, job: Job, now: Now) -> list[Effect]:
+        """Nobody else is there: those who went away in the middle may be back. Once each."""
+        gone = [node for node in job.lost if node not in job.retried]
+        if not gone:
+            return self._nobody(job)
+        job.provider, job.queue_wait_ms = gone[-1], 0
+        job.retried.add(gone[-1])
+        return self._reach(job, now)
+
     def _route_request(self, job: Job) -> RouteRequest:
         ask = job.ask
         return RouteRequest(
-            ask.model,
+            job.model if job.has_begun else ask.model,
             ask.kind,
             context_tokens=ask.output_tokens_max,
             prompt_bytes=job.sealed_bytes,
             connected_only=self._connected_only,
+            output_tokens=job.output_tokens_left,
+            fingerprint=job.fingerprint,
         )
 
     # ------------------------------------------------------------ reaching
@@ -163,6 +208,8 @@ class Searching:
         if self._connected(job.provider):
             return self._check_ready(job, now)
         addresses = self._addresses(job.provider)
+        if not addresses and job.provider in job.retried:
+            return []  # whom we cannot dial may dial us again
         if not addresses:
             text = f"no address of provider {short(job.provider)} is known"
             return self._fail(job, Refusal.PEER_LOST, text, now)
@@ -172,9 +219,11 @@ class Searching:
         """The provider is reached when it is connected and its record, with the key to seal for, is here."""
         assert job.provider is not None
         entry = self._directory.get(job.provider)
-        if entry is None or not self._connected(job.provider) or entry.heartbeat.sealing_key is None:
+        if entry is None or not self._connected(job.provider):
             return []
-        model = model_for(entry, RouteRequest(job.model, job.ask.kind))
+        if entry.heartbeat.sealing_key in (None, job.stale_key):
+            return []
+        model = model_for(entry, RouteRequest(job.model, job.ask.kind, fingerprint=job.fingerprint))
         offer = entry.offer(model) if model is not None else None
         if offer is None:
             wanted = f"model {job.model!r}" if job.model else "a model for this kind of job"
@@ -199,7 +248,7 @@ class Searching:
             if job is None or self._timers.is_set(job_id):  # set again: it went on at this very instant
                 continue
             if job.stage is Stage.SEARCHING:
-                effects += self._nobody(job)
+                effects += self._last_chance(job, now)
             else:
                 text = "the provider could not be reached, or did not say what it offers, in time"
                 effects += self._fail(job, Refusal.DEADLINE, text, now)
