@@ -83,6 +83,8 @@ AppEffect = (
     | OwnAddresses
 )
 
+Contact = PeerConnected | DialFailed
+
 # Stream readers pause above this many waiting events, so that a flood from the network cannot grow the queue.
 EVENTS_WAITING_HIGH: Final = 512
 # After this many events other tasks get their turn.
@@ -96,6 +98,10 @@ class Carrier(Protocol):
     """Holds connections to some peers and performs network effects for them; `perform` never waits."""
 
     def perform(self, effect: NetworkEffect) -> None: ...
+
+
+def _nobody_listens(_contact: Contact) -> None:
+    """Until somebody does."""
 
 
 def wall_ms() -> int:
@@ -127,6 +133,8 @@ class Driver:
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
         #: The carrier that can dial; None while there is none.
         self.dialer: Carrier | None = None
+        #: Told of connections as they come up and of dials that fail, before the peer is.
+        self.on_contact: Callable[[Contact], None] = _nobody_listens
 
     def now(self) -> Now:
         return Now(trio.current_time(), self._clock_ms())
@@ -225,6 +233,8 @@ class Driver:
         self._wake.set()
 
     def _feed(self, event: Event) -> None:
+        if isinstance(event, (PeerConnected, DialFailed)):
+            self.on_contact(event)
         for effect in self.peer.handle(event, self.now()):
             self._perform(effect)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -24,12 +24,17 @@ from msgspec import structs
 import infernet
 from infernet.carrier import TransportCarrier
 from infernet.config import Config
-from infernet.coordinator_client import CoordinatorError, RequestSigner, fetch_peers
-from infernet.driver import AppEffect, Driver, wall_ms
+from infernet.coordinator_client import RequestSigner
+from infernet.discovery.contract import Source
+from infernet.discovery.coordinator_list import CoordinatorList
+from infernet.discovery.discovery import Discovery
+from infernet.discovery.joining import Joining
+from infernet.discovery.saved import SavedPeers
+from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
 from infernet.link_carrier import LinkCarrier
-from infernet.store import Store, StoreError
+from infernet.store import Store
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol import constants as c
@@ -39,7 +44,7 @@ from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId, node_id_from_peer_id, npub, peer_id
 from protocol.jobs import default_sampling
 from protocol.peer import Peer, PeerConfig
-from protocol.records import ChatMessage, FreePolicy, Heartbeat, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
+from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
 from protocol.sealing import HpkeSealer
 
 log = structlog.get_logger(__name__)
@@ -50,14 +55,6 @@ ANSWER_EVENTS_MAX: Final = 4096
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
-# How often the coordinator is asked whom it knows: as often as it forgets a node that is gone.
-COORDINATOR_PEERS_S: Final = 60.0
-# ... and how often while it lists nobody or does not answer: whoever waits for a first provider looks at a clock.
-COORDINATOR_NO_PEERS_S: Final = 5.0
-# A crash forgets at most this much of what was learnt of other nodes.
-SAVE_PEERS_S: Final = 30.0
-# Learnt and not yet written, the oldest making room: keys cost nothing, and a stranger can send records without end.
-UNSAVED_PEERS_MAX: Final = c.DIRECTORY_RECORDS_MAX
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
 JobEvent = e.JobEvent
@@ -114,8 +111,7 @@ class Node:
         self.node_id = key.node
         self._key = key
         self._engine = engine
-        self._store = store
-        self._unsaved: dict[NodeId, tuple[Heartbeat, Signed]] = {}
+        self._saved = SavedPeers(store, clock_ms) if store is not None else None
         self._transport = transport
         self._clock_ms = clock_ms
         self._rng = rng or random.SystemRandom()
@@ -127,6 +123,9 @@ class Node:
         now = e.Now(trio.current_time(), clock_ms())
         peer = Peer(PeerConfig(AGENT), key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
+        self._joining = Joining(self.driver)
+        self.driver.on_contact = self._on_contact
+        self._discovery = Discovery(self.driver, self._sources(), self._rng)
 
     # ------------------------------------------------------------ life
 
@@ -144,15 +143,13 @@ class Node:
                 self._engine.on_change = self._offer
                 await nursery.start(self._engine.run, self.driver.report)
             self._introduce()
-            if self._store is not None:
-                nursery.start_soon(self._save_peers_now_and_then)
+            nursery.start_soon(self._discovery.run)
             self._start_link(nursery)
-            if self.config.coordinator_url is not None:
-                nursery.start_soon(self._ask_coordinator_for_peers, self.config.coordinator_url)
             task_status.started()
             await self._stop_requested.wait()
             await self._say_goodbye()
-            await self._save_peers()
+            if self._saved is not None:
+                await self._saved.save()
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
@@ -166,35 +163,27 @@ class Node:
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
 
-    async def _save_peers_now_and_then(self) -> None:
-        while True:
-            await trio.sleep(SAVE_PEERS_S)
-            await self._save_peers()
-
-    async def _save_peers(self) -> None:
-        """Write the peers learnt since last time to the store, in a thread; what cannot be written is tried again."""
-        if self._store is None or not self._unsaved:
-            return
-        learnt, self._unsaved = self._unsaved, {}
-        try:
-            await trio.to_thread.run_sync(self._store.save_peers, list(learnt.values()), self._clock_ms())
-        except StoreError as error:
-            log.warning("store.failed", reason=str(error))
-            newest = list({**learnt, **self._unsaved}.items())[-UNSAVED_PEERS_MAX:]
-            self._unsaved = dict(newest)
-
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
-        for saved in self._store.peers() if self._store is not None else ():
-            if saved.node != self.node_id:
-                self.driver.command(e.LearnAddresses(saved.node, saved.addresses))
-                self.driver.command(e.LearnRecord(saved.record))
         config = self.config
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
+        # Those whom the owner names, or was invited by, before anything is asked.
         for address in config.peers:
             self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
         self._offer()
+
+    def _sources(self) -> list[Source]:
+        """How this node looks for others, beside gossip and those whom its owner names."""
+        sources: list[Source] = [self._saved] if self._saved is not None else []
+        if self.config.coordinator_url is not None:
+            sources.append(CoordinatorList(self.config.coordinator_url))
+        return sources
+
+    def _on_contact(self, contact: Contact) -> None:
+        self._joining.observe(contact)
+        if isinstance(contact, e.PeerConnected) and not contact.inbound and self._saved is not None:
+            self._saved.reached(contact.peer, contact.address)
 
     def _start_link(self, nursery: trio.Nursery) -> None:
         config = self.config
@@ -205,18 +194,6 @@ class Node:
         if self._heartbeat is not None:
             self._link.announce(self._heartbeat)
         nursery.start_soon(self._link.run)
-
-    async def _ask_coordinator_for_peers(self, url: str) -> None:
-        """Learn now and then whom the coordinator lists; every record is checked as if a stranger had sent it."""
-        while True:
-            records: list[Signed] = []
-            try:
-                records = await fetch_peers(url)
-            except CoordinatorError as error:
-                log.info("coordinator.no_peers", reason=str(error))
-            for record in records:
-                await self.driver.post_with_backpressure(e.LearnRecord(record))
-            await trio.sleep(COORDINATOR_PEERS_S if records else COORDINATOR_NO_PEERS_S)
 
     # ------------------------------------------------------------ what we say about ourselves
 
@@ -278,6 +255,10 @@ class Node:
         self.driver.command(e.LearnAddresses(node, (address,)))
         return node
 
+    async def join(self, peers: Mapping[NodeId, Sequence[str]]) -> dict[NodeId, str]:
+        """Keep connections to these nodes; for each "" once it is connected, or why it is not."""
+        return await self._joining.join(peers)
+
     # ------------------------------------------------------------ asking
 
     @asynccontextmanager
@@ -314,9 +295,8 @@ class Node:
             if self._link is not None:
                 self._link.announce(effect.record)
         elif isinstance(effect, e.RecordLearnt):
-            self._unsaved[effect.heartbeat.node] = (effect.heartbeat, effect.record)
-            if len(self._unsaved) > UNSAVED_PEERS_MAX:
-                del self._unsaved[next(iter(self._unsaved))]
+            if self._saved is not None:
+                self._saved.learn(effect.heartbeat, effect.record)
         elif not isinstance(effect, (e.SearchWanted, e.Drained, e.ReachabilityLearnt, e.OwnAddresses)):
             self._answer(effect)
 
@@ -372,6 +352,7 @@ class Node:
             else None,
             "peers": statistics.connections,
             "records": statistics.records,
+            "discovered": self._discovery.statistics(),
             "streams": statistics.streams,
             "open_streams": self.driver.open_streams,
             "jobs_asked": statistics.jobs_asked,
@@ -455,7 +436,8 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
 
 def peer_of(address: str) -> NodeId:
     """The node in the `/p2p/` part of a multiaddr. Raises LocalProtocolError, saying what a full one looks like."""
-    _, separator, rest = address.partition("/p2p/")
+    # The last one: through a relay, the one before is the relay's.
+    _, separator, rest = address.rpartition("/p2p/")
     if not separator or not address.startswith("/"):
         raise LocalProtocolError(
             f"{address[:200]!r} is no full address of a node: it looks like /ip4/192.0.2.1/tcp/46337/p2p/16Uiu2HA..."

@@ -22,4 +22,7 @@ async def test_peers_are_remembered_across_a_restart(tmp_path: Path) -> None:
         client.stop()
         await settle(provider, lambda: provider.status()["peers"] == 0)
         again = await w.start(None, store=Store(path))
-        assert provider.node_id.hex() in [peer["node_id"] for peer in again.peers()]
+        await settle(again, lambda: provider.node_id.hex() in [peer["node_id"] for peer in again.peers()])
+        assert again.status()["discovered"] == {"saved": 1}
+        (peer,) = [peer for peer in Store(path).peers() if peer.node == provider.node_id]
+        assert peer.reached_at_ms > 0, "the client dialled it"
