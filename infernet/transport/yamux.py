@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from infernet.transport.budget import Budget
 from infernet.transport.channel import Channel, ChannelBroken
 from infernet.transport.contract import RECEIVE_BYTES_MAX, StreamBroken
 from infernet.transport.yamux_frames import GO_AWAY_NORMAL, GO_AWAY_PROTOCOL_ERROR, YamuxError
@@ -26,12 +27,16 @@ from infernet.transport.yamux_session import (
     YamuxConfig,
 )
 
-# A peer that was silent this long is asked for a sign of life; NATs forget idle flows after a minute or more.
-KEEPALIVE_S: Final = 30.0
-# After that long without a sign it is gone.
-PING_TIMEOUT_S: Final = 20.0
+# SPEC 01: A node SHOULD ask a peer for a sign of life that was silent for 15 seconds, or for 5 seconds while somebody
+#   waits for a job on that connection, and take it for lost after 10 more seconds of silence.
+KEEPALIVE_S: Final = 15.0
+KEEPALIVE_WATCHED_S: Final = 5.0
+PING_TIMEOUT_S: Final = 10.0
 # A peer that takes nothing at all from its socket for this long is gone: its streams' windows cannot cause that.
-WRITE_TIMEOUT_S: Final = 60.0
+WRITE_TIMEOUT_S: Final = 30.0
+# Frames without data that a peer may send: some hundred streams a second need no tenth of it.
+CONTROL_FRAMES_PER_S: Final = 5_000.0
+CONTROL_FRAMES_BURST: Final = 50_000
 # What we still try to deliver, the farewell included, before we close.
 FLUSH_TIMEOUT_S: Final = 0.5
 # A sender that never has to wait lets others run each time this much is queued.
@@ -123,6 +128,10 @@ class YamuxStream:
         self.wake_reader()
         self.wake_sender()
 
+    def watch(self) -> None:
+        """Somebody waits for what comes on this stream: a dead connection is to be noticed soon, until it ends."""
+        self._connection.watch(self._state)
+
     def release(self) -> None:
         """The task that served this inbound stream has ended; to be called once."""
         self._connection.session.release(self._state)
@@ -141,7 +150,10 @@ class YamuxStream:
 
 
 class YamuxConnection:
-    """A multiplexed connection; `lost` says why it ended. `opened` is called with each stream that the peer opens."""
+    """A multiplexed connection; `lost` says why it ended, and `offence` how the peer is to blame for that.
+
+    `opened` is called with each stream that the peer opens. What the connection holds counts against `budget`.
+    """
 
     def __init__(
         self,
@@ -150,9 +162,12 @@ class YamuxConnection:
         initiator: bool,
         config: YamuxConfig,
         opened: Callable[[YamuxStream], None],
+        budget: Budget | None = None,
     ) -> None:
         self.session = Session(initiator=initiator, config=config)
         self.lost: str | None = None
+        self.offence: str | None = None
+        self._budget = budget or Budget()
         self._channel = channel
         self._opened = opened
         self._streams: dict[int, YamuxStream] = {}
@@ -162,6 +177,11 @@ class YamuxConnection:
         self._room = trio.Event()
         self._flushed = trio.Event()
         self._heard_at_s = trio.current_time()
+        self._used_at_s = self._heard_at_s
+        self._sending_bytes = 0
+        self._control_frames_left = float(CONTROL_FRAMES_BURST)
+        self._watched: set[int] = set()
+        self._watch_began = trio.Event()
 
     async def run(self) -> None:
         """Run until the connection ends, by whatever cause; raises nothing of its own."""
@@ -203,10 +223,35 @@ class YamuxConnection:
         self._lose(reason)
         self._scope.cancel()
 
+    def cut(self) -> None:
+        """As `Holder.cut`: what is unread here is dropped."""
+        streams = list(self._streams.values())
+        self.offence = self.offence or "it made us hold more than anybody else"
+        self.abort("this node holds too much, most of it for this peer")
+        for stream in streams:
+            stream.reset()
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nobody has had a stream here."""
+        return 0.0 if self.session.streams else trio.current_time() - self._used_at_s
+
+    def watch(self, state: SessionStream) -> None:
+        """See `YamuxStream.watch`."""
+        if state.stream_id in self._streams:
+            self._watched.add(state.stream_id)
+            self._watch_began.set()
+
     def wake_writer(self) -> None:
-        """Something may have been queued."""
+        """Something may have been received, taken or queued."""
         if self.session.outgoing_bytes:
             self._writer_wake.set()
+        self._account()
+
+    def _account(self) -> None:
+        if not self.lost:
+            session = self.session
+            self._budget.set(self, session.unread_bytes + session.outgoing_bytes + self._sending_bytes)
 
     async def room(self) -> None:
         """Wait until the writer has taken what was queued."""
@@ -217,6 +262,8 @@ class YamuxConnection:
         self.wake_writer()
         if state.stream_id not in self.session.streams:
             self._streams.pop(state.stream_id, None)
+            self._watched.discard(state.stream_id)
+            self._used_at_s = trio.current_time()
             self._end_if_drained()
 
     def _adopt(self, state: SessionStream) -> YamuxStream:
@@ -227,6 +274,7 @@ class YamuxConnection:
         if self.lost:
             return
         self.lost = reason
+        self._budget.set(self, 0)
         self.session.lose(f"the connection is lost: {reason}")
         for stream in self._streams.values():
             stream.wake_reader()
@@ -241,6 +289,7 @@ class YamuxConnection:
         except ChannelBroken as error:
             self.abort(str(error))
         except YamuxError as error:
+            self.offence = f"it breaks the rules of yamux: {error}"
             await self._farewell(GO_AWAY_PROTOCOL_ERROR)
             self.abort(f"the peer breaks the rules of yamux: {error}")
 
@@ -254,12 +303,22 @@ class YamuxConnection:
 
     async def _read_loop(self) -> None:
         while data := await self._channel.receive():
-            self._heard_at_s = trio.current_time()
+            now_s = trio.current_time()
+            self._count_control_frames(now_s - self._heard_at_s)
+            self._heard_at_s = now_s
             for event in self.session.receive(data):
                 self._dispatch(event)
             self.wake_writer()
             self._end_if_drained()
         raise ChannelBroken("the peer closed it")
+
+    def _count_control_frames(self, since_s: float) -> None:
+        """Take what came last from a bucket that fills with time."""
+        left = self._control_frames_left - self.session.control_frames + since_s * CONTROL_FRAMES_PER_S
+        self.session.control_frames = 0
+        self._control_frames_left = min(float(CONTROL_FRAMES_BURST), left)
+        if left < 0:
+            raise YamuxError("more frames without data than anybody needs")
 
     def _dispatch(self, event: Event) -> None:
         match event:
@@ -288,23 +347,32 @@ class YamuxConnection:
                 self._flushed.set()
                 self._writer_wake = trio.Event()
                 await self._writer_wake.wait()
-            data = session.data_to_send()
+            self._sending_bytes = session.outgoing_bytes
+            # No name for the data, which the channel gives up as soon as it has encrypted it.
+            sending = self._channel.send(session.data_to_send())
+            self._account()
             self._room.set()
             self._room = trio.Event()
             with trio.move_on_after(WRITE_TIMEOUT_S) as deadline:
-                await self._channel.send(data)
+                await sending
             if deadline.cancelled_caught:
                 raise ChannelBroken(f"the peer took nothing for {WRITE_TIMEOUT_S:.0f} s")
+            self._sending_bytes = 0
+            self._account()
 
     async def _keepalive_loop(self) -> None:
         while True:
-            silent_s = trio.current_time() - self._heard_at_s
-            if silent_s < KEEPALIVE_S:
-                await trio.sleep(KEEPALIVE_S - silent_s)
+            self._watch_began = trio.Event()
+            silence_s = KEEPALIVE_WATCHED_S if self._watched else KEEPALIVE_S
+            with trio.move_on_at(self._heard_at_s + silence_s) as silence:
+                await self._watch_began.wait()
+            if not silence.cancelled_caught or trio.current_time() < self._heard_at_s + silence_s:
                 continue
             heard_at_s = self._heard_at_s
             self.session.ping(0)
             self.wake_writer()
-            await trio.sleep(PING_TIMEOUT_S)
+            # In two halves: when this process stood still, the answer may be here and not be read yet.
+            for _ in range(2):
+                await trio.sleep(PING_TIMEOUT_S / 2)
             if self._heard_at_s == heard_at_s:
-                raise ChannelBroken(f"the peer was silent for {KEEPALIVE_S + PING_TIMEOUT_S:.0f} s")
+                raise ChannelBroken(f"the peer was silent for {silence_s + PING_TIMEOUT_S:.0f} s")

@@ -122,6 +122,10 @@ class Session:
         self.config = config
         self.streams: dict[int, SessionStream] = {}
         self.streams_refused = 0
+        # Received and not yet taken, over all streams.
+        self.unread_bytes = 0
+        # Frames of the peer that carry no data: each costs us work and the peer twelve bytes.
+        self.control_frames = 0
         self.going_away = False
         self.peer_going_away = False
         self._peer_parity = 0 if initiator else 1
@@ -152,6 +156,8 @@ class Session:
                 break
             version, kind, flags, stream_id, length = HEADER.unpack_from(data, offset)
             offset += HEADER_BYTES
+            if kind != DATA or flags or not length:
+                self.control_frames += 1
             if version != VERSION:
                 raise YamuxError(f"version {version} is not {VERSION}")
             if kind == DATA:
@@ -195,6 +201,7 @@ class Session:
                 if not stream.buffer:
                     events.append(Readable(stream))
                 stream.buffer += piece
+                self.unread_bytes += len(piece)
             if not self._payload_left_bytes and self._payload_flags & (FIN | RESET):
                 self._on_end(stream, self._payload_flags, events)
         return offset + len(piece)
@@ -305,6 +312,7 @@ class Session:
         else:
             data = bytes(buffer[:limit_bytes])
             del buffer[:limit_bytes]
+        self.unread_bytes -= len(data)
         stream.taken_bytes += len(data)
         if stream.taken_bytes * 2 >= self.config.window_bytes and not (stream.peer_finished or stream.broken):
             self._outgoing += header(WINDOW_UPDATE, 0, stream.stream_id, stream.taken_bytes)
@@ -322,6 +330,7 @@ class Session:
 
     def reset(self, stream: SessionStream, reason: str) -> None:
         """Drop a stream and its unread bytes at once. Nothing if it is gone already, but for the bytes."""
+        self.unread_bytes -= len(stream.buffer)
         stream.buffer.clear()
         if stream.broken:
             return
@@ -364,6 +373,11 @@ class Session:
     def outgoing_bytes(self) -> int:
         """How much waits to be sent."""
         return len(self._outgoing)
+
+    @property
+    def places_taken(self) -> int:
+        """Streams of the peer on which somebody works here, those that are gone already included."""
+        return self._places_taken
 
     def data_to_send(self) -> bytes:
         """Everything that waits to be sent; it counts as sent."""

@@ -13,9 +13,19 @@ import trio
 import trio.testing
 
 from infernet.transport import yamux_frames as frames
+from infernet.transport.budget import Budget
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.contract import StreamBroken
-from infernet.transport.yamux import KEEPALIVE_S, PING_TIMEOUT_S, WRITE_TIMEOUT_S, YamuxConnection, YamuxStream
+from infernet.transport.yamux import (
+    CONTROL_FRAMES_BURST,
+    CONTROL_FRAMES_PER_S,
+    KEEPALIVE_S,
+    KEEPALIVE_WATCHED_S,
+    PING_TIMEOUT_S,
+    WRITE_TIMEOUT_S,
+    YamuxConnection,
+    YamuxStream,
+)
 from infernet.transport.yamux_frames import INITIAL_WINDOW_BYTES, header
 from infernet.transport.yamux_session import YamuxConfig
 
@@ -58,13 +68,15 @@ class PlainChannel:
 class End:
     """One end of a connection and the streams that the other end opened."""
 
-    def __init__(self, stream: trio.abc.Stream, *, initiator: bool, config: YamuxConfig) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, *, initiator: bool, config: YamuxConfig, budget: Budget | None = None
+    ) -> None:
         self.channel = PlainChannel(stream)
         self.ended = trio.Event()
         self.opened: list[YamuxStream] = []
         self.serve: Callable[[YamuxStream], None] = self.opened.append
         self.connection = YamuxConnection(
-            self.channel, initiator=initiator, config=config, opened=lambda stream: self.serve(stream)
+            self.channel, initiator=initiator, config=config, opened=lambda stream: self.serve(stream), budget=budget
         )
 
     async def run(self) -> None:
@@ -73,11 +85,13 @@ class End:
 
 
 @asynccontextmanager
-async def joined(config: YamuxConfig | None = None) -> AsyncIterator[tuple[End, End]]:
+async def joined(
+    config: YamuxConfig | None = None, budgets: tuple[Budget | None, Budget | None] = (None, None)
+) -> AsyncIterator[tuple[End, End]]:
     """Two ends that run."""
     streams = trio.testing.memory_stream_pair()
     left, right = (
-        End(stream, initiator=initiator, config=config or YamuxConfig())
+        End(stream, initiator=initiator, config=config or YamuxConfig(), budget=budgets[0 if initiator else 1])
         for stream, initiator in zip(streams, (True, False), strict=True)
     )
     with trio.fail_after(HANG_S):
@@ -123,7 +137,52 @@ async def test_a_silent_peer_is_given_up() -> None:
         start_s = trio.current_time()
         await swallow(theirs)
         assert trio.current_time() - start_s == pytest.approx(KEEPALIVE_S + PING_TIMEOUT_S)
-        assert end.connection.lost == "the peer was silent for 50 s"
+        assert end.connection.lost == "the peer was silent for 25 s"
+
+
+async def test_a_silent_peer_is_given_up_sooner_while_somebody_waits_for_it() -> None:
+    async with attacked() as (end, theirs), trio.open_nursery() as nursery:
+        nursery.start_soon(swallow, theirs)
+        await trio.sleep(4)
+        end.connection.open_stream()
+        waiting = end.connection.open_stream()
+        waiting.watch()
+        start_s = trio.current_time()
+        await end.ended.wait()
+        assert trio.current_time() - start_s == pytest.approx(KEEPALIVE_WATCHED_S + PING_TIMEOUT_S - 4)
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobody_waits_on_a_stream_that_has_ended() -> None:
+    async with attacked() as (end, theirs), trio.open_nursery() as nursery:
+        nursery.start_soon(swallow, theirs)
+        waiting = end.connection.open_stream()
+        waiting.watch()
+        waiting.reset()
+        waiting.watch()
+        start_s = trio.current_time()
+        await end.ended.wait()
+        assert trio.current_time() - start_s == pytest.approx(KEEPALIVE_S + PING_TIMEOUT_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_answers_pings_is_kept_while_somebody_waits_for_it() -> None:
+    async with joined() as (left, _):
+        left.connection.open_stream().watch()
+        await trio.sleep(3600)
+        assert left.connection.lost is None
+
+
+async def test_a_connection_is_idle_from_the_end_of_its_last_stream() -> None:
+    async with joined() as (left, right):
+        await trio.sleep(100)
+        assert left.connection.idle_s == pytest.approx(100)
+        stream = left.connection.open_stream()
+        await trio.sleep(100)
+        assert (left.connection.idle_s, right.connection.idle_s) == (0, 0)
+        stream.reset()
+        await trio.sleep(7)
+        assert left.connection.idle_s == right.connection.idle_s == pytest.approx(7), "pings are no use of it"
 
 
 async def test_an_idle_peer_that_answers_pings_is_kept() -> None:
@@ -150,7 +209,7 @@ async def test_a_peer_that_takes_nothing_is_given_up() -> None:
             start_s = trio.current_time()
             await end.ended.wait()
             assert trio.current_time() - start_s == pytest.approx(WRITE_TIMEOUT_S, abs=1)
-            assert end.connection.lost == "the peer took nothing for 60 s"
+            assert end.connection.lost == "the peer took nothing for 30 s"
             nursery.cancel_scope.cancel()
 
 
@@ -362,3 +421,78 @@ async def read_to_end(stream: YamuxStream) -> bytes:
     while piece := await stream.receive():
         received += piece
     return received
+
+
+# ---------------------------------------------------------------- what a peer may cost
+
+
+async def test_frames_without_data_are_counted_against_time() -> None:
+    async with attacked() as (end, theirs), trio.open_nursery() as nursery:
+        nursery.start_soon(swallow, theirs)
+        pings = header(frames.PING, frames.ACK, 0, 0) * 1000
+        for _ in range(CONTROL_FRAMES_BURST // 1000):
+            await theirs.send_all(pings)
+        for _ in range(100):
+            await trio.sleep(1000 / CONTROL_FRAMES_PER_S)
+            await theirs.send_all(pings)
+        assert end.connection.lost is None, "as fast as anybody needs"
+        with contextlib.suppress(trio.BrokenResourceError):
+            await theirs.send_all(pings * 2)
+        await end.ended.wait()
+        assert end.connection.offence == "it breaks the rules of yamux: more frames without data than anybody needs"
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_unread_counts_against_the_budget_until_it_is_taken() -> None:
+    budget = Budget()
+    async with joined(budgets=(None, budget)) as (left, right):
+        stream = left.connection.open_stream()
+        await stream.send(bytes(100_000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.total_bytes == 100_000
+        await read_exactly(right.opened[0], 60_000)
+        assert budget.total_bytes == 100_000 - 65_536, "taken in pieces"
+        right.opened[0].reset()
+        assert budget.total_bytes <= 12, "the reset that waits to be sent"
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.total_bytes == 0
+
+
+async def test_what_waits_to_be_sent_counts_against_the_budget() -> None:
+    budget = Budget()
+    mine, _ = trio.testing.lockstep_stream_pair()
+    end = End(mine, initiator=True, config=YamuxConfig(), budget=budget)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end.run)
+        stream = end.connection.open_stream()
+        await stream.send(bytes(50_000))
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.total_bytes > 50_000
+        end.connection.abort("enough")
+        await end.ended.wait()
+        assert budget.total_bytes == 0
+
+
+async def test_whoever_makes_us_hold_most_is_cut_and_nobody_else() -> None:
+    budget = Budget(400_000)
+    async with joined(budgets=(None, budget)) as (greedy, victim), joined(budgets=(None, budget)) as (modest, other):
+        small = modest.connection.open_stream()
+        await small.send(bytes(50_000))
+        await trio.testing.wait_all_tasks_blocked()
+        streams = [greedy.connection.open_stream() for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(send_until_broken, stream)
+        await victim.ended.wait()
+        assert victim.connection.offence == "it made us hold more than anybody else"
+        assert budget.total_bytes == 50_000
+        with pytest.raises(StreamBroken):
+            await victim.opened[0].receive()
+        assert len(await read_exactly(other.opened[0], 50_000)) == 50_000
+        assert modest.connection.lost is None
+
+
+async def send_until_broken(stream: YamuxStream) -> None:
+    with contextlib.suppress(StreamBroken):
+        await stream.send(bytes(INITIAL_WINDOW_BYTES))
+        await stream.receive()
