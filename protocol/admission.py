@@ -53,8 +53,13 @@ class Admission:
         if order.provider != self._node:
             return Refusal.WRONG_PROVIDER, "the order names another provider"
         why = self._age_refusal(order, now) or self._repeat_refusal(order)
-        if why is not None:
-            return why
+        return why or self._judge(order, peer, local, held)
+
+    def judge_another(self, order: JobOpenRecord, peer: NodeId, held: Sequence[Held], now: Now) -> ModelOffer | Why:
+        """What would be said to an order for another provider, which asks for its asker, if it had been for us."""
+        return self._age_refusal(order, now) or self._judge(order, peer, False, held)
+
+    def _judge(self, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]) -> ModelOffer | Why:
         offer = self.offer
         if offer is None or offer.role is not Role.PROVIDER:
             return Refusal.NO_MODEL, "this node runs no jobs"
@@ -81,10 +86,15 @@ class Admission:
         """Whether the owner knows who asks: by name, or because it sits at this machine."""
         return asker in self.allowed or (local and asker == peer)
 
+    def model(self, name: str) -> ModelOffer | None:
+        """What we offer under this name at present."""
+        models = self.offer.models if self.offer is not None else ()
+        return next((offer for offer in models if offer.name == name), None)
+
     def slots(self, model: str) -> int:
         """How many runs of this model go on at once by the present offer."""
-        models = self.offer.models if self.offer is not None else ()
-        return next((offer.concurrency for offer in models if offer.name == model), 0)
+        offer = self.model(model)
+        return offer.concurrency if offer is not None else 0
 
     def _age_refusal(self, order: JobOpenRecord, now: Now) -> Why | None:
         age_ms = now.wall_ms - order.created_at_ms
@@ -120,11 +130,23 @@ class Admission:
             return None
         if offer.free_policy is not FreePolicy.ALL:
             return Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows"
-        # SPEC 05: The provider MUST NOT let one asker, or one peer, have more than two free orders run or wait at once
-        #   unless its owner knows that asker.
-        holds = max(sum(other.asker == order.asker for other in held), sum(other.peer == peer for other in held))
-        if holds >= FREE_RUNS_PER_STRANGER_MAX:
-            return Refusal.RATE_LIMITED, f"{holds} of your free jobs run or wait here already"
+        # SPEC 05: The provider MUST NOT let one asker, or one peer with orders of its own, have more than two free
+        #   orders run or wait at once unless its owner knows that asker.
+        own = sum(other.asker == order.asker for other in held)
+        if peer == order.asker:
+            own = max(own, sum(other.peer == peer for other in held))
+        if own >= FREE_RUNS_PER_STRANGER_MAX:
+            return Refusal.RATE_LIMITED, f"{own} of your free jobs run or wait here already"
+        return self._share_refusal(order, peer, held) if peer != order.asker else None
+
+    def _share_refusal(self, order: JobOpenRecord, peer: NodeId, held: Sequence[Held]) -> Why | None:
+        """What an asker and all others have here that come by way of the same peer, an aggregator above all."""
+        # SPEC 05: The provider MUST NOT let strangers who come by way of one peer have more than a quarter of the
+        #   model's slots, or two if that is more, and one of them more than half of that.
+        share = max(FREE_RUNS_PER_STRANGER_MAX, self.slots(order.model) // 4)
+        brought = [other for other in held if other.peer == peer]
+        if len(brought) >= share or sum(other.asker == order.asker for other in brought) >= share // 2:
+            return Refusal.RATE_LIMITED, "those who come by way of this peer have their share of this node already"
         return None
 
 

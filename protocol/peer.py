@@ -40,7 +40,8 @@ from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import is_loopback
 from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
 from protocol.providing import Providing
-from protocol.records import Availability, JobOpenRecord, Signed
+from protocol.records import Availability, Signed
+from protocol.refusing import Refusing
 from protocol.routing import Exclusion, RouteRequest, explain
 from protocol.sealing import Sealer
 from protocol.streams import Stream, Streams
@@ -136,7 +137,17 @@ class Peer:
             next_stream=self._streams.next_number,
             connected_only=not config.dials,
         )
-        self._providing = Providing(signer, sealer, now.wall_ms, self._better, lambda: self._heartbeat)
+        self._refusing = Refusing(
+            self.node,
+            self.directory,
+            rng,
+            connected=self._connections.__contains__,
+            addresses=self._contacts.addresses,
+            next_stream=self._streams.next_number,
+            own_record=lambda: self._heartbeat,
+        )
+        self._handing_off = self._refusing.handing_off
+        self._providing = Providing(signer, sealer, rng, now.wall_ms, self._refusing)
         self._forwarding = Forwarding(
             self.node,
             self.directory,
@@ -227,6 +238,7 @@ class Peer:
                     return []  # it dialled us while we dialled it
                 self._contacts.on_unreachable(event.peer, now)
                 effects = self._asking.on_unreachable(event.peer, event.reason, now)
+                effects += self._handing_off.on_unreachable(event.peer, now)
                 return effects + self._forwarding.on_unreachable(event.peer)
             case e.Ask():
                 return self._asking.ask(event, now)
@@ -275,7 +287,7 @@ class Peer:
             self._timers.set(event.peer, now.monotonic_s + GREETING_DELAY_S)
         else:
             effects += self._greet(event.peer, now)
-        effects += self._asking.on_connected(event.peer, now)
+        effects += self._asking.on_connected(event.peer, now) + self._handing_off.on_connected(event.peer, now)
         return effects + self._forwarding.on_connected(event.peer, now)
 
     def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
@@ -383,6 +395,8 @@ class Peer:
             return self._forwarding.on_forward(number, stream.peer, message, now)
         if stream.inbound:
             return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
+        if self._handing_off.owns(number):
+            return self._handing_off.on_message(number, message, now)
         return self._asking.on_message(number, message, now)
 
     def _on_fault(self, number: StreamId, stream: Stream, fault: Fault, now: Now) -> list[Effect]:
@@ -408,6 +422,8 @@ class Peer:
             text = "the provider ended the stream without a receipt"
             effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
             return [*effects, e.ResetStream(number, text)]
+        if self._handing_off.owns(number):
+            return self._lose_stream(number, Refusal.PROTOCOL, "the question was not answered", now)
         if stream.local_done:
             self._streams.drop(number)
             return []
@@ -454,6 +470,8 @@ class Peer:
             return self._forwarding.on_stream_lost(number, code, reason)
         if self._providing.owns(number):
             return self._providing.on_stream_lost(number, code, now)
+        if self._handing_off.owns(number):
+            return self._handing_off.on_stream_lost(number, now)
         return self._asking.on_stream_lost(number, code, reason, now)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
@@ -521,15 +539,6 @@ class Peer:
             self._timers.set(_REFRESH, now.monotonic_s + c.GOSSIP_REFRESH_S)
             effects += self._deliver(self._gossip.spread([entry], now, source=None))
         return effects
-
-    def _better(self, order: JobOpenRecord) -> tuple[Signed, ...]:
-        """Other providers that fit an order we refuse: their heartbeats, for the refusal."""
-        fitting: list[Signed] = []
-        for node in self.directory.providers_of(order.model)[: 4 * c.BETTER_PEERS_MAX]:
-            entry = self.directory.get(node)
-            if entry is not None and node not in (self.node, order.asker) and entry.heartbeat.addresses:
-                fitting.append(entry.record)
-        return tuple(fitting[: c.BETTER_PEERS_MAX])
 
     # ------------------------------------------------------------ time
 

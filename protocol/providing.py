@@ -7,28 +7,29 @@ handed to `running`, which has it until the engine's slot is free again.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import defaultdict
-from collections.abc import Callable
 
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
-from protocol.codec import encode_message, record_job
+from protocol.codec import encode_message
 from protocol.envelope import Signer, open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
 from protocol.events import (
     Effect,
-    FinishStream,
-    Note,
     Now,
     Offer,
     RunId,
     Send,
 )
+from protocol.handing_off import Unwanted
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import JobState, advance, check_request, order_hash, queue_wait_ms
-from protocol.messages import Cancel, JobOpen, JobReject, Message, Part, Progress, Queued
+from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve
 from protocol.queueing import Line, Pace
 from protocol.records import JobOpenRecord, ModelOffer, Signed
+from protocol.refusing import Refusing
+from protocol.reserving import Reserving
 from protocol.running import EngineEvent, Run, Running
 from protocol.sealing import Sealer, open_prompt, seal_context
 from protocol.timers import Timers
@@ -38,24 +39,20 @@ _TELL = ("tell", RunId(0))
 
 
 class Providing:
-    """The state machine.
-
-    `better` names other providers for a refusal; it is the router's business who they are. `own_record` is our newest
-    heartbeat. While `is_overloaded` is set, new orders are refused at once.
-    """
+    """The state machine. While `is_overloaded` is set, new orders are refused at once."""
 
     def __init__(
         self,
         signer: Signer,
         sealer: Sealer,
+        rng: random.Random,
         started_at_ms: int,
-        better: Callable[[JobOpenRecord], tuple[Signed, ...]],
-        own_record: Callable[[], Signed | None],
+        refusing: Refusing,
     ) -> None:
         self._sealer = sealer
-        self._better = better
-        self._own_record = own_record
+        self._refusing = refusing
         self._admission = Admission(signer.node, started_at_ms)
+        self._reserving = Reserving(signer, rng, self._judge_another)
         self._running = Running(signer, refused=self._refuse, ended=self._ended)
         self._runs: dict[RunId, Run] = {}
         self._by_stream: dict[StreamId, RunId] = {}
@@ -74,7 +71,12 @@ class Providing:
         self._admission.allowed = nodes
 
     def next_deadline(self) -> float | None:
-        deadlines = (self._timers.next_deadline(), self._running.next_deadline())
+        deadlines = (
+            self._timers.next_deadline(),
+            self._running.next_deadline(),
+            self._reserving.next_deadline(),
+            self._refusing.handing_off.next_deadline(),
+        )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     @property
@@ -92,7 +94,7 @@ class Providing:
         slots = self._slots()
         if slots == 0:
             return 0
-        return min(c.LOAD_STEPS, -(-self.active * c.LOAD_STEPS // slots))
+        return min(c.LOAD_STEPS, -(-(self.active + len(self._reserving)) * c.LOAD_STEPS // slots))
 
     def wait_ms(self, now: Now) -> int:
         """How long an order that came now would wait for a slot of the model that is soonest free."""
@@ -113,7 +115,13 @@ class Providing:
         return sum(model.concurrency for model in offer.models) if offer else 0
 
     def owns(self, stream: StreamId) -> bool:
-        return stream in self._by_stream
+        """Whether an order came on this stream that has not ended."""
+        return stream in self._by_stream or self._refusing.handing_off.is_pending(stream)
+
+    def is_forwarded(self, stream: StreamId) -> bool:
+        """Whether the order on this stream is by somebody else than the peer that sent it."""
+        run = self._runs.get(self._by_stream.get(stream, RunId(0)))
+        return run is not None and run.peer != run.order.asker
 
     # ------------------------------------------------------------ messages of a job stream
 
@@ -124,9 +132,13 @@ class Providing:
         """
         run = self._runs.get(self._by_stream.get(stream, RunId(0)))
         if isinstance(message, JobOpen):
-            if run is not None or stream in self._by_stream:
+            if self.owns(stream):
                 raise RemoteProtocolError("a second order on one job stream")
             effects = self._on_open(stream, peer, local, message, now)
+        elif isinstance(message, Reserve) and not self.owns(stream):
+            effects = self._reserving.on_reserve(stream, peer, message, now)
+        elif self._refusing.handing_off.is_pending(stream):
+            effects = self._refusing.on_message(stream, message)
         elif run is None:
             raise RemoteProtocolError(f"{type(message).__name__} before any order")
         elif isinstance(message, Part):
@@ -143,7 +155,7 @@ class Providing:
         """The asker is gone or reads too slowly: stop its run and free the slot."""
         run = self._runs.get(self._by_stream.pop(stream, RunId(0)))
         if run is None:
-            return []
+            return self._refusing.handing_off.on_asker_lost(stream)
         run.stream = None
         return self._stop(run, code, now) + self._fill_slots(now)
 
@@ -164,7 +176,7 @@ class Providing:
         effects: list[Effect] = []
         for run in list(self._runs.values()):
             effects += self._stop(run, Refusal.SHUTDOWN, now)
-        return effects
+        return effects + self._refusing.handing_off.shut_down((Refusal.SHUTDOWN, "this node is shutting down"))
 
     @staticmethod
     def _check_belongs(run: Run, job: JobId, attempt: int) -> None:
@@ -177,22 +189,26 @@ class Providing:
         try:
             order = open_record(message.order, JobOpenRecord)
         except UnknownVersion as error:
-            return self._reject_unknown(stream, message.order, str(error))
+            return self._refusing.refuse_unknown(stream, message.order, str(error))
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
-        held = [Held(run.order.asker, run.peer, run.offer.name) for run in self._runs.values()]
-        offer = self._admission.admit(order, peer, local, held, now)
+        offer = self._admission.admit(order, peer, local, self._held(order), now)
         if not isinstance(offer, ModelOffer):
-            return self._reject(stream, order, offer, now)
+            return self._reject(stream, order, message.order, offer, now)
         effects = self._fence(order, now)
         is_known = self._admission.knows(order.asker, peer, local)
-        has_slot = self._slots_free(offer.name) > 0 and not self._lines.get(offer.name)
+        goes_first = self._reserving.is_expected(order) or not self._lines.get(offer.name)
+        has_slot = self._slots_free(offer.name, order) > 0 and goes_first
         why = self._full() or (None if has_slot else self._queue_refusal(order, offer, is_known))
         why = why or self._admission.remember(order, now)
         if why is not None:
-            return effects + self._reject(stream, order, why, now)
+            return effects + self._reject(stream, order, message.order, why, now)
+        self._reserving.use(order)
         hash_ = order_hash(message.order.body)
-        run = Run(RunId(self._next_run), stream, peer, order, hash_, offer, is_known, has_slot, running_hash=hash_)
+        run = Run(
+            *(RunId(self._next_run), stream, peer, order, message.order, hash_, offer, is_known, has_slot),
+            running_hash=hash_,
+        )
         self._next_run += 1
         self._runs[run.run] = run
         self._by_stream[stream] = run.run
@@ -200,6 +216,18 @@ class Providing:
         if len(run.sealed) < order.sealed_bytes:
             self._timers.set(("parts", run.run), now.monotonic_s + c.PARTS_DEADLINE_S)
         return effects + (self._begin(run, now) if has_slot else self._enqueue(run, now))
+
+    def _held(self, order: JobOpenRecord) -> list[Held]:
+        """What all orders here hold or wait for, and what is kept for others than this one."""
+        running = [Held(run.order.asker, run.peer, run.offer.name) for run in self._runs.values()]
+        return running + self._reserving.held(order)
+
+    def _judge_another(self, order: JobOpenRecord, peer: NodeId, now: Now) -> ModelOffer | Why:
+        """Whether a slot can be kept for an order that another provider cannot take."""
+        offer = self._admission.judge_another(order, peer, self._held(order), now)
+        if isinstance(offer, ModelOffer) and (self._lines.get(offer.name) or not self._slots_free(offer.name)):
+            return Refusal.BUSY, "all slots of this model are taken"
+        return self._full() or offer
 
     def _fence(self, order: JobOpenRecord, now: Now) -> list[Effect]:
         """An asker has one attempt of a job open at a time: a higher one ends those before it."""
@@ -299,8 +327,10 @@ class Providing:
                 del self._lines[model]
         return effects
 
-    def _slots_free(self, model: str) -> int:
+    def _slots_free(self, model: str, order: JobOpenRecord | None = None) -> int:
+        """Slots that nobody has, and that are kept for nobody but this order."""
         taken = sum(run.has_slot and run.offer.name == model for run in self._runs.values())
+        taken += sum(held.model == model for held in self._reserving.held(order))
         return max(0, self._admission.slots(model) - taken)
 
     def _waits_ms(self, model: str, places: int, now: Now) -> list[int]:
@@ -358,39 +388,18 @@ class Providing:
         return self._refuse(run, code, text, now)
 
     def _refuse(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
-        return self._reject(run.stream, run.order, (code, text), now) if run.stream is not None else []
+        return self._reject(run.stream, run.order, run.signed, (code, text), now) if run.stream is not None else []
 
-    def _reject(self, stream: StreamId, order: JobOpenRecord, why: Why, now: Now) -> list[Effect]:
-        code, text = why
-        retry_after_ms = self._retry_after_ms(order.model, now) if code in (Refusal.BUSY, Refusal.RATE_LIMITED) else 0
-        better: tuple[Signed, ...] = ()
-        if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL):
-            better = self._better(order)
-        elif code is Refusal.CANNOT_OPEN_SEAL and (own := self._own_record()) is not None:
-            better = (own,)
-        reject = JobReject(
-            order.job, order.attempt, int(code), retry_after_ms, text[: c.TEXT_CHARACTERS_MAX], better, None
-        )
-        return [
-            Send(stream, encode_message(reject)),
-            FinishStream(stream),
-            Note("job.refused", order.asker, code.name.lower()),
-        ]
+    def _reject(self, stream: StreamId, order: JobOpenRecord, signed: Signed, why: Why, now: Now) -> list[Effect]:
+        comes_again = why[0] in (Refusal.BUSY, Refusal.RATE_LIMITED)
+        retry_after_ms = self._retry_after_ms(order.model, now) if comes_again else 0
+        unwanted = Unwanted(stream, order, signed, why, retry_after_ms)
+        return self._refusing.refuse(unwanted, self._admission.model(order.model), now)
 
     def _retry_after_ms(self, model: str, now: Now) -> int:
         """When a slot should be free for one who comes again then. Never 0, which would mean: do not."""
         least_ms = c.OVERLOADED_RETRY_MS if self.is_overloaded else 1
         return max(least_ms, self._wait_ms(model, now))
-
-    @staticmethod
-    def _reject_unknown(stream: StreamId, order: Signed, text: str) -> list[Effect]:
-        """An order of a newer version: refuse it by name, which all versions state in the same place."""
-        named = record_job(order.body)
-        if named is None:
-            raise RemoteProtocolError(text)
-        job, attempt = named
-        reject = JobReject(JobId(job), attempt, int(Refusal.UNSUPPORTED), 0, text[: c.TEXT_CHARACTERS_MAX], (), None)
-        return [Send(stream, encode_message(reject)), FinishStream(stream)]
 
     def _forget(self, run: Run, now: Now) -> None:
         del self._runs[run.run]
@@ -406,7 +415,8 @@ class Providing:
     # ------------------------------------------------------------ time
 
     def on_deadline(self, now: Now) -> list[Effect]:
-        effects = self._running.on_deadline(now)
+        self._reserving.on_deadline(now)
+        effects = self._running.on_deadline(now) + self._refusing.handing_off.on_deadline(now)
         for name, run_id in self._timers.pop_due(now.monotonic_s):
             if name == "tell":
                 effects += self._tell_all(now)

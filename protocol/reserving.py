@@ -80,6 +80,10 @@ class Reserving:
         own = self._own(order) if order is not None else None
         return [each.held for each in self._reservations.values() if each is not own]
 
+    def is_expected(self, order: JobOpenRecord) -> bool:
+        """Whether a slot is held for this order."""
+        return self._own(order) is not None
+
     def use(self, order: JobOpenRecord) -> None:
         """The order is admitted; if a slot was held for it, that is now its own."""
         own = self._own(order)

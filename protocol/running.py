@@ -42,6 +42,7 @@ from protocol.records import (
     Outcome,
     ReceiptRecord,
     SealedPrompt,
+    Signed,
 )
 from protocol.sealing import ChunkCipher
 from protocol.timers import Timers
@@ -63,6 +64,7 @@ class Run:
     stream: StreamId | None
     peer: NodeId
     order: JobOpenRecord
+    signed: Signed
     order_hash: bytes
     offer: ModelOffer
     is_known: bool

@@ -19,6 +19,7 @@ from protocol.events import (
     RunId,
     Send,
 )
+from protocol.forwarding import ForwardStatistics
 from protocol.ids import StreamId
 from protocol.messages import JobAccept, JobOpen, Receipt
 from protocol.peer import PeerStatistics
@@ -46,7 +47,16 @@ RUN = RunEngine(RunId(1), ASK.kind, "m", ASK.request, ASK.sampling, 1, 1)
 RECEIPT = receipt(job=JOB, output_tokens=1)
 PAID = Send(StreamId(2), encode_message(Receipt(sign_record(RECEIPT, PROVIDER))))
 CLEAN = PeerStatistics(
-    connections=1, streams=2, records=0, jobs_asked=0, jobs_running=0, zombie_chunks=0, bad_frames=0, queries=0
+    connections=1,
+    streams=2,
+    records=0,
+    jobs_asked=0,
+    jobs_running=0,
+    jobs_waiting=0,
+    zombie_chunks=0,
+    bad_frames=0,
+    queries=0,
+    forwards=ForwardStatistics(0, 0, 0, 0, 0),
 )
 
 
