@@ -93,6 +93,9 @@ class Account(Struct, frozen=True):
     standing: Standing
 
 
+NOTHING_KNOWN: Final = Account(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, STRANGER)
+
+
 @dataclass(slots=True)
 class _Mean:
     """A running mean of logarithms, and how much it weighs."""
@@ -265,13 +268,13 @@ class Reputation:
 
     def standing(self, provider: NodeId, model: str, wall_ms: int) -> Standing:
         """What routing counts on."""
-        if (provider, model) not in self._own and (provider, model) not in self._heard:
-            return STRANGER
         return self.account(provider, model, wall_ms).standing
 
     def account(self, provider: NodeId, model: str, wall_ms: int) -> Account:
         """The same with where it comes from."""
         held = self._own.get((provider, model))
+        if held is None and (provider, model) not in self._heard:
+            return NOTHING_KNOWN
         own = held.faded(wall_ms) if held is not None else _Experience(wall_ms)
         heard = self._heard.get((provider, model))
         words = heard.values() if heard is not None else []
