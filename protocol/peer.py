@@ -35,6 +35,7 @@ from protocol.events import Effect, Event, Now, Offer
 from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
 from protocol.gossip import Gossip, GossipConfig, Outgoing
+from protocol.greeting import Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import is_loopback
@@ -49,9 +50,6 @@ from protocol.timers import Timers
 
 FEATURE_GOSSIP: Final = 1
 FEATURE_FORWARDS: Final = 3
-# An inbound connection is greeted by its dialler. When both sides dial at once, each may take the other's dial for the
-# first connection and wait: after this long the one that waits greets, too.
-GREETING_DELAY_S: Final = 2.0
 _BEAT = "beat"
 _REFRESH = "refresh"
 
@@ -101,11 +99,10 @@ class Peer:
         self.node = signer.node
         self.directory = Directory(config.directory_records_max)
         self._config = config
-        self._started_at_ms = now.wall_ms
         self._streams = Streams(self._on_stream_dropped, lambda number: self._forwarding.owns(number))
         self._connections: dict[NodeId, _Connection] = {}
-        # Peers that have not greeted by id, and our own heartbeat.
-        self._timers: Timers[NodeId | str] = Timers()
+        # When our own heartbeat is due.
+        self._timers: Timers[str] = Timers()
         self._heartbeat: Signed | None = None
         self._bad_frames = 0
         self._is_draining = False
@@ -116,6 +113,15 @@ class Peer:
             FEATURE_ACKNOWLEDGES,
         )
         self._announcing = Announcing(signer, sealer, features)
+        self._greeting = Greeting(
+            config.agent,
+            now.wall_ms,
+            features=features,
+            heartbeat=lambda: self._heartbeat,
+            records_held=self.directory.__len__,
+            address_of=self._address_of,
+            next_stream=self._streams.next_number,
+        )
         neighbours_min = config.neighbours_min if config.dials else 0
         self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
         self._gossip = Gossip(config.gossip, self.directory, rng)
@@ -172,6 +178,7 @@ class Peer:
         """The monotonic instant at which to feed DEADLINE, or None."""
         deadlines = (
             self._timers.next_deadline(),
+            self._greeting.next_deadline(),
             self._streams.next_deadline(),
             self._contacts.next_deadline(),
             self._gossip.next_deadline(),
@@ -282,26 +289,14 @@ class Peer:
             return []
         self._connections[event.peer] = _Connection(event.address)
         self._contacts.on_connected(event.peer)
-        effects: list[Effect] = []
-        if event.inbound:
-            self._timers.set(event.peer, now.monotonic_s + GREETING_DELAY_S)
-        else:
-            effects += self._greet(event.peer, now)
+        effects = self._greeting.on_connected(event.peer, now, inbound=event.inbound)
         effects += self._asking.on_connected(event.peer, now) + self._handing_off.on_connected(event.peer, now)
         return effects + self._forwarding.on_connected(event.peer, now)
-
-    def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
-        stream = self._streams.next_number()
-        return [
-            e.OpenStream(stream, peer, c.HELLO_PROTOCOL),
-            e.Send(stream, encode_message(self._hello(self._address_of(peer), now))),
-            e.FinishStream(stream),
-        ]
 
     def _on_disconnected(self, peer: NodeId, now: Now) -> list[Effect]:
         if self._connections.pop(peer, None) is None:
             return []
-        self._timers.cancel(peer)
+        self._greeting.on_disconnected(peer)
         effects: list[Effect] = []
         for stream in self._streams.of_peer(peer):
             effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
@@ -309,24 +304,8 @@ class Peer:
         self._contacts.on_unreachable(peer, now)
         return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
 
-    def _hello(self, observed_address: str | None, now: Now) -> Hello:
-        return Hello(
-            version=c.PROTOCOL_VERSION,
-            features=self._announcing.features,
-            agent=self._config.agent,
-            clock_ms=now.wall_ms,
-            started_at_ms=self._started_at_ms,
-            observed_address=observed_address,
-            records_held=len(self.directory),
-            heartbeat=self._heartbeat,
-        )
-
     def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
-        self._timers.cancel(peer)
-        effects: list[Effect] = []
-        skew_ms = hello.clock_ms - now.wall_ms
-        if abs(skew_ms) > c.CLOCK_SKEW_MS_MAX:
-            effects.append(e.Note("peer.clock_skew", peer, f"its clock differs by {skew_ms // 1000} s"))
+        effects = self._greeting.on_hello(peer, hello, now)
         if hello.heartbeat is not None:
             effects += self._learn(hello.heartbeat, now, source=peer)
         if FEATURE_GOSSIP in hello.features:
@@ -382,8 +361,7 @@ class Peer:
             stream.greeted = True
             effects = self._on_hello(stream.peer, message, now)
             if stream.inbound:
-                answer = self._hello(self._address_of(stream.peer), now)
-                return [e.Send(number, encode_message(answer)), e.FinishStream(number), *effects]
+                return [*self._greeting.answer(number, stream.peer, now), *effects]
             return effects
         if stream.protocol == c.GOSSIP_PROTOCOL:
             outgoing, effects = self._gossip.on_message(stream.peer, message, now)
@@ -547,8 +525,7 @@ class Peer:
         for key in self._timers.pop_due(now.monotonic_s):
             if key == _BEAT:
                 effects += self._beat(now, spread=not self._timers.is_set(_REFRESH))
-            elif isinstance(key, bytes):
-                effects += self._greet(NodeId(key), now)
+        effects += self._greeting.on_deadline(now)
         for number in self._streams.overdue(now):
             effects += self._on_stream_deadline(number, now)
         self.directory.expire(now.wall_ms)

@@ -29,9 +29,10 @@ from protocol.events import (
     StreamFinished,
 )
 from protocol.gossip import GossipConfig
+from protocol.greeting import GREETING_DELAY_S
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Cancel, Digest, Fault, Find, Found, Hello, JobReject, Records, Want
-from protocol.peer import GREETING_DELAY_S, PeerConfig
+from protocol.peer import PeerConfig
 from protocol.records import Kind
 from tests.helpers_machines import (
     ADDRESS,
@@ -180,7 +181,7 @@ def test_who_leaves_gossip_out_takes_no_gossip_stream() -> None:
     assert bench.one(ResetStream)
     stream = bench.accept_stream(A, c.HELLO_PROTOCOL)
     bench.hear(stream, hello_of(gossips=True))
-    assert bench.heard(stream, Hello).features == ()
+    assert bench.heard(stream, Hello).features == (FEATURE_ACKNOWLEDGES,)
     assert bench.none_of(OpenStream)
 
 
