@@ -1,10 +1,13 @@
-// A peer that shares no code with ours: js-libp2p below, and on top what specs/01 and specs/02 say, written again.
+// A peer that shares no code with ours: js-libp2p below, and on top what infernet.mjs makes of the specification.
 //
-//   node --import ./promise.mjs peer.mjs dial MULTIADDR     dial, identify, ping, say hello
-//   node --import ./promise.mjs peer.mjs peer-ids HEX...    the PeerIds of x-only public keys
+//   node --import ./promise.mjs peer.mjs dial MULTIADDR             dial, identify, ping, say hello
+//   node --import ./promise.mjs peer.mjs find MULTIADDR MODEL       ask who serves a model
+//   node --import ./promise.mjs peer.mjs ask MULTIADDR JSON         order a job, and take its answer to the end
+//   node --import ./promise.mjs peer.mjs peer-ids HEX...            the PeerIds of x-only public keys
 //
-// It judges nothing: one line of JSON on standard output says what it saw, and the test compares.
-import { createHash } from 'node:crypto'
+// One line of JSON on standard output says what it saw, and the test compares. What breaks a rule of the
+// specification ends it with a complaint.
+import { randomBytes } from 'node:crypto'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { generateKeyPair, publicKeyFromRaw } from '@libp2p/crypto/keys'
@@ -12,17 +15,34 @@ import { identify } from '@libp2p/identify'
 import { peerIdFromPublicKey } from '@libp2p/peer-id'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
-import { decode, encode } from '@msgpack/msgpack'
 import { multiaddr } from '@multiformats/multiaddr'
-import { schnorr } from '@noble/curves/secp256k1.js'
 import { createLibp2p } from 'libp2p'
+import {
+  Attempt,
+  CHAT,
+  EMBEDDING,
+  FIND_PROTOCOL,
+  Frames,
+  HELLO_PROTOCOL,
+  JOB_PROTOCOL,
+  TYPE,
+  cancelFrame,
+  find,
+  hello,
+  hex,
+  openFound,
+  openHeartbeat,
+  openingFrames,
+  orderFields,
+  promptPlaintext,
+  seal,
+  sealContext,
+  signRecord
+} from './infernet.mjs'
 
-const HELLO_PROTOCOL = '/infernet/hello/1'
-const HELLO = 2
 const EVEN_Y = 2
-const DEADLINE_MS = 10_000
-
-const hex = (bytes) => Buffer.from(bytes).toString('hex')
+const DEADLINE_MS = 20_000
+const GREEDY = [0, 1000, 0, 0, 0, 0, 1000, 1]
 
 /** A secp256k1 key with even Y: the kind of identity that also is a Nostr key. */
 async function identity() {
@@ -32,54 +52,28 @@ async function identity() {
   }
 }
 
-function frame(message) {
-  const body = encode(message)
-  const length = Buffer.alloc(4)
-  length.writeUInt32BE(body.length)
-  return Buffer.concat([length, body])
+/** Every message of a stream, to its end. */
+async function* messagesOf(stream) {
+  const frames = new Frames()
+  for await (const piece of stream) yield* frames.feed(Buffer.from(piece.subarray()))
+  if (!frames.isEmpty) throw new Error('the stream ended within a frame')
 }
 
-function unframe(data) {
-  const messages = []
-  let rest = data
-  while (rest.length > 0) {
-    const end = 4 + rest.readUInt32BE(0)
-    messages.push(decode(rest.subarray(4, end)))
-    rest = rest.subarray(end)
-  }
-  return messages
-}
-
-function taggedHash(tag, data) {
-  const digest = createHash('sha256').update(tag).digest()
-  return createHash('sha256').update(digest).update(digest).update(data).digest()
-}
-
-function describeHeartbeat([body, signature]) {
-  const fields = decode(body)
-  const [version, node, sequence, issuedAtMs, expiresAtMs, role, , name] = fields
-  return {
-    fields: fields.length,
-    version,
-    node: hex(node),
-    sequence,
-    issuedAtMs,
-    expiresAtMs,
-    role,
-    name,
-    verifies: schnorr.verify(signature, taggedHash('infernet/heartbeat/1', body), node)
-  }
+/** Say one thing on a stream of its own, and return all that is answered. */
+async function exchange(connection, protocol, data) {
+  const stream = await connection.newStream(protocol)
+  stream.send(data)
+  await stream.close()
+  const answers = []
+  for await (const message of messagesOf(stream)) answers.push(message)
+  return answers
 }
 
 async function sayHello(connection) {
-  const stream = await connection.newStream(HELLO_PROTOCOL)
   const startedAtMs = Date.now()
-  stream.send(frame([HELLO, 1, [], 'js-libp2p', startedAtMs, startedAtMs, null, 0, null]))
-  await stream.close()
-  const pieces = []
-  for await (const piece of stream) pieces.push(Buffer.from(piece.subarray()))
-  const answers = unframe(Buffer.concat(pieces))
-  const [type, version, features, agent, clockMs, , observedAddress, recordsHeld, heartbeat] = answers[0]
+  const observedAddress = connection.remoteAddr.toString()
+  const answers = await exchange(connection, HELLO_PROTOCOL, hello({ startedAtMs, observedAddress }))
+  const [type, version, features, agent, clockMs, nodeStartedAtMs, observed, recordsHeld, signed] = answers[0]
   return {
     answers: answers.length,
     type,
@@ -87,15 +81,75 @@ async function sayHello(connection) {
     features,
     agent,
     clockErrorMs: clockMs - Date.now(),
-    observedAddress,
+    startedAtMs: nodeStartedAtMs,
+    observedAddress: observed,
     recordsHeld,
-    heartbeat: heartbeat && describeHeartbeat(heartbeat)
+    heartbeat: signed && openHeartbeat(signed)
   }
 }
 
-async function dial(address) {
+async function findProviders(connection, model) {
+  const query = randomBytes(6).readUIntBE(0, 6)
+  const answers = await exchange(connection, FIND_PROTOCOL, find({ query, model }))
+  if (answers.length !== 1) throw new Error(`${answers.length} answers to one question`)
+  return openFound(answers[0], query)
+}
+
+async function order(connection, key, heartbeat, question) {
+  const offer = heartbeat.models.find(({ name }) => name === question.model)
+  const asker = key.publicKey.raw.subarray(1)
+  const ids = { job: randomBytes(16), attempt: 1, asker, provider: heartbeat.node, lease: null }
+  const responseKey = new Uint8Array(randomBytes(32))
+  const sealed = await seal(promptPlaintext(responseKey, question), heartbeat.sealingKey, sealContext(ids))
+  const isEmbedding = question.inputs !== undefined
+  const fields = orderFields({
+    ...ids,
+    kind: isEmbedding ? EMBEDDING : CHAT,
+    model: { name: question.model, fingerprint: offer?.fingerprint ?? null, promptTokensMax: question.promptTokensMax ?? 2048 },
+    sampling: GREEDY,
+    outputTokensMax: isEmbedding ? 0 : question.maxTokens,
+    sealed,
+    createdAtMs: Date.now(),
+    lifeMs: 60_000
+  })
+  const signed = signRecord(fields, 'infernet/job-open/1', key.raw)
+  return { attempt: new Attempt(signed, responseKey), frames: openingFrames(signed, sealed) }
+}
+
+async function ask(connection, key, question) {
+  const { heartbeat } = await sayHello(connection)
+  const { attempt, frames } = await order(connection, key, heartbeat, question)
+  const stream = await connection.newStream(JOB_PROTOCOL)
+  for (const data of frames) stream.send(data)
+  const types = []
+  for await (const message of messagesOf(stream)) {
+    types.push(message[0])
+    attempt.take(message)
+    if (question.cancelAfterChunks === attempt.chunks && !attempt.isCancelled && message[0] === TYPE.CHUNK) {
+      attempt.isCancelled = true
+      stream.send(cancelFrame(attempt.id))
+    }
+    if (attempt.isOver) await stream.close()
+  }
+  if (!attempt.isOver) throw new Error('the stream ended, and the job did not')
+  return {
+    types,
+    text: attempt.text,
+    vectors: [...attempt.vectors].map(([index, vector]) => [index, hex(vector)]),
+    chunks: attempt.chunks,
+    outputTokens: attempt.outputTokens,
+    promptTokens: attempt.acceptance?.promptTokens ?? null,
+    progress: attempt.progress,
+    receipt: attempt.receipt,
+    rejection: attempt.rejection
+  }
+}
+
+/** A libp2p node that is connected, for as long as something is done with it. */
+async function connected(address, use) {
+  const key = await identity()
   const node = await createLibp2p({
-    privateKey: await identity(),
+    privateKey: key,
     transports: [tcp()],
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
@@ -103,10 +157,16 @@ async function dial(address) {
   })
   try {
     const signal = AbortSignal.timeout(DEADLINE_MS)
-    const connection = await node.dial(multiaddr(address), { signal })
+    return await use(await node.dial(multiaddr(address), { signal }), { node, key, signal })
+  } finally {
+    await node.stop()
+  }
+}
+
+async function dial(address) {
+  return await connected(address, async (connection, { node, signal }) => {
     const identified = await node.services.identify.identify(connection, { signal })
     return {
-      ourAddress: connection.remoteAddr.toString(),
       encryption: connection.encryption,
       multiplexer: connection.multiplexer,
       peerId: connection.remotePeer.toString(),
@@ -115,9 +175,7 @@ async function dial(address) {
       pingMs: await node.services.ping.ping(connection.remotePeer, { signal }),
       hello: await sayHello(connection)
     }
-  } finally {
-    await node.stop()
-  }
+  })
 }
 
 function peerIds(keys) {
@@ -127,6 +185,17 @@ function peerIds(keys) {
   })
 }
 
+const COMMANDS = {
+  dial,
+  find: (address, model) => connected(address, (connection) => findProviders(connection, model)),
+  ask: (address, json) => connected(address, (connection, { key }) => ask(connection, key, JSON.parse(json))),
+  'peer-ids': (...keys) => peerIds(keys)
+}
+
 const [command, ...rest] = process.argv.slice(2)
-const result = command === 'dial' ? await dial(rest[0]) : peerIds(rest)
-console.log(JSON.stringify(result))
+const result = await COMMANDS[command](...rest)
+console.log(
+  JSON.stringify(result, function shown(key, value) {
+    return this[key] instanceof Uint8Array ? hex(this[key]) : value
+  })
+)
