@@ -34,10 +34,12 @@ def ask(
     at_s: float = 0.0,
 ) -> Refusal | None:
     """The code of the refusal, or None for an order that is admitted."""
-    answer = admission.admit(wanted or order(), peer, local, running, now(at_s))
-    if isinstance(answer, ModelOffer):
+    wanted = wanted or order()
+    answer = admission.admit(wanted, peer, local, running, now(at_s))
+    why = admission.remember(wanted, now(at_s)) if isinstance(answer, ModelOffer) else answer
+    if why is None:
         return None
-    code, text = answer
+    code, text = why
     assert 0 < len(text) <= c.TEXT_CHARACTERS_MAX
     return code
 
@@ -150,11 +152,10 @@ def test_a_stranger_gets_no_more_slots_by_changing_keys() -> None:
 
 
 def test_slots_are_counted_per_model() -> None:
-    other = replace(OFFER, name="other")
-    admission = admission_of(models=(OFFER, other))
-    full = (Held(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency
-    assert ask(admission, running=full) is Refusal.BUSY
-    assert ask(admission, order(model="other"), running=full) is None
+    admission = admission_of(models=(OFFER, replace(OFFER, name="other", concurrency=7)))
+    assert admission.slots(OFFER.name) == OFFER.concurrency
+    assert admission.slots("other") == 7
+    assert admission.slots("unknown") == 0
 
 
 # ---------------------------------------------------------------- at most once
@@ -178,7 +179,8 @@ def test_a_job_id_belongs_to_its_asker() -> None:
 
 def test_what_was_refused_may_be_ordered_again() -> None:
     admission = admission_of()
-    assert ask(admission, running=(Held(SOMEBODY, SOMEBODY, OFFER.name),) * OFFER.concurrency) is Refusal.BUSY
+    running = (Held(ASKER.node, ASKER.node, OFFER.name),) * FREE_RUNS_PER_STRANGER_MAX
+    assert ask(admission, running=running) is Refusal.RATE_LIMITED
     assert ask(admission) is None
 
 
@@ -210,3 +212,49 @@ def test_the_memory_is_bounded_and_a_full_one_admits_nobody(monkeypatch: pytest.
     fresh = order(job=JobId(b"\x09" * 16), created_at_ms=NOW_MS + round(later * 1000), expires_at_ms=NOW_MS + 400_000)
     assert ask(admission, fresh, at_s=later) is None
     assert len(admission._seen) == 1
+
+
+# ---------------------------------------------------------------- by way of others
+
+
+def brought(*askers: str, peer: NodeId = SOMEBODY) -> tuple[Held, ...]:
+    """What askers hold that come by way of one peer."""
+    return tuple(Held(signing_key(name).node, peer, OFFER.name) for name in askers)
+
+
+def test_the_askers_of_one_aggregator_share_a_quarter_of_the_slots() -> None:
+    admission = admission_of(models=(replace(OFFER, concurrency=16),))
+    assert ask(admission, peer=SOMEBODY, running=brought("a", "b", "c")) is None
+    fourth = order(job=JobId(b"\x01" * 16))
+    assert ask(admission, fourth, peer=SOMEBODY, running=brought("a", "b", "c", "d")) is Refusal.RATE_LIMITED
+    assert ask(admission, fourth, running=brought("a", "b", "c", "d")) is None  # who comes itself has its own share
+
+
+def test_one_asker_takes_no_more_than_half_of_what_an_aggregator_has() -> None:
+    admission = admission_of(models=(replace(OFFER, concurrency=4),))
+    assert ask(admission, peer=SOMEBODY, running=brought("asker")) is Refusal.RATE_LIMITED
+    assert ask(admission, peer=SOMEBODY, running=brought("another")) is None
+    wide = admission_of(models=(replace(OFFER, concurrency=16),))
+    assert ask(wide, peer=SOMEBODY, running=brought("asker")) is None
+    assert ask(wide, order(attempt=2), peer=SOMEBODY, running=brought("asker", "asker")) is Refusal.RATE_LIMITED
+
+
+def test_whom_the_owner_knows_it_knows_behind_an_aggregator_too() -> None:
+    admission = admission_of(free_policy=FreePolicy.KNOWN)
+    admission.allowed = frozenset({ASKER.node})
+    assert ask(admission, peer=SOMEBODY, running=brought("a", "b", "c", "d")) is None
+    admission.allowed = frozenset({SOMEBODY})
+    assert ask(admission, order(attempt=2), peer=SOMEBODY) is Refusal.NOT_FREE
+
+
+def test_an_order_for_another_provider_is_judged_as_if_it_were_ours() -> None:
+    admission = admission_of()
+    theirs = order(provider=SOMEBODY)
+    assert admission.judge_another(theirs, SOMEBODY, (), now()) == OFFER
+    stale = admission.judge_another(theirs, SOMEBODY, (), now(100))
+    assert not isinstance(stale, ModelOffer)
+    assert stale[0] is Refusal.STALE
+    unknown = admission.judge_another(order(provider=SOMEBODY, model="other"), SOMEBODY, (), now())
+    assert not isinstance(unknown, ModelOffer)
+    assert unknown[0] is Refusal.NO_MODEL
+    assert ask(admission) is None  # nothing was remembered of it
