@@ -57,7 +57,11 @@ class Config:
     listen_hosts: tuple[str, ...] = ("0.0.0.0", "::")  # noqa: S104 - a peer-to-peer port is for everybody
     address: str | None = None
     advertise: bool = True
+    mdns: bool = True
     peers: tuple[str, ...] = ()
+    dht: bool = False
+    dht_port: int | None = None
+    dht_peers: tuple[str, ...] = ()
     free_for: str = "known"
     allow: tuple[NodeId, ...] = ()
     engine: str = "llama"
@@ -195,6 +199,8 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     for setting in SETTINGS:
         sources.origins.setdefault(setting.name, "default")
     values = _follow_from_role(sources)
+    if sources.values.get("listen_hosts") and not values["listen_hosts"]:
+        sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
@@ -215,6 +221,9 @@ def _follow_from_role(sources: _Sources) -> dict[str, Any]:
     values.setdefault("advertise", role is not Role.CLIENT)
     if not values["advertise"]:
         values.setdefault("listen_hosts", ())
+    if sources.values.get("advertise") is False:
+        # Whoever is not to be found has no open door either.
+        values["listen_hosts"] = ()
     return values
 
 

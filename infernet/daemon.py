@@ -15,8 +15,8 @@ import infernet
 from infernet import ipc_server
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
-from infernet.ipc_server import ChatRequest, Handlers, JobEvent
-from infernet.node import AskOptions, Node, run_node
+from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest
+from infernet.node import AskOptions, Node, peer_of, run_node
 from infernet.settings import read_node, read_peer
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
@@ -112,7 +112,16 @@ def handlers(node: Node) -> Handlers:
         async with node.ask(options) as events:
             yield events
 
-    return Handlers(status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat)
+    async def join(request: JoinRequest) -> dict[str, str]:
+        peers: dict[NodeId, list[str]] = {}
+        for address in request.peers:
+            try:
+                peers.setdefault(peer_of(read_peer(address)), []).append(address)
+            except ValueError as error:
+                raise LocalProtocolError(f"peer {error}") from None
+        return {node_id.hex(): reason for node_id, reason in (await node.join(peers)).items()}
+
+    return Handlers(status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat, join=join)
 
 
 def _provider(node: Node, request: ChatRequest) -> NodeId | None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +66,24 @@ class ChatRequest(Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
 
 
+class JoinRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `join`: full multiaddrs of nodes to keep connections to."""
+
+    peers: Annotated[tuple[str, ...], Meta(min_length=1, max_length=c.ARRAY_ITEMS_MAX)]
+
+
 @dataclass(frozen=True)
 class Handlers:
-    """What the node does when it is asked. `chat` may raise LocalProtocolError; leaving its context cancels."""
+    """What the node does when it is asked. `chat` may raise LocalProtocolError; leaving its context cancels.
+
+    `join` gives, for each node, why it is not connected, or "" when it is; it may raise LocalProtocolError, too.
+    """
 
     status: Callable[[], dict[str, Any]]
     peers: Callable[[], list[dict[str, Any]]]
     shutdown: Callable[[], None]
     chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[JobEvent]]]
+    join: Callable[[JoinRequest], Awaitable[dict[str, str]]]
 
 
 async def serve(
@@ -140,6 +150,9 @@ class _Server:
                 # A chat has the rest of the connection, so that hanging up can mean that it is cancelled.
                 await self._chat(stream, payload)
                 return
+            if command == "join":
+                await self._join(stream, payload)
+                continue
             await self._answer(stream, command)
         if lines.too_long:
             await _send(stream, _failure("line-too-long", f"a line has at most {LINE_BYTES_MAX} bytes"))
@@ -156,6 +169,15 @@ class _Server:
             self._handlers.shutdown()
         else:
             await _send(stream, _failure(f"unknown-cmd: {clean_line(command, 64)}"))
+
+    async def _join(self, stream: trio.SocketStream, payload: object) -> None:
+        try:
+            request = msgspec.convert(payload, JoinRequest)
+            await _send(stream, _success(await self._handlers.join(request)))
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+        except LocalProtocolError as error:
+            await _send(stream, _failure(str(error), "bad_request"))
 
     async def _chat(self, stream: trio.SocketStream, payload: object) -> None:
         try:

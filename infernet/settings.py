@@ -44,6 +44,8 @@ class Setting:
     flag: str
     read: Reader
     help: str
+    #: Whether `infernet start` writes it into the file when its flag is given: what somebody hides stays hidden.
+    is_kept: bool = False
 
     @property
     def variable(self) -> str:
@@ -190,8 +192,26 @@ SETTINGS: Final = (
     Setting("p2p_port", "--p2p-port", _whole_number(0, PORT_MAX), "TCP port to listen on (0: any free one)"),
     Setting("listen_hosts", "--listen-hosts", _list_of(_listen_host), "addresses of this machine to listen on"),
     Setting("address", "--address", _host, "host or IP address under which others reach this node"),
-    Setting("advertise", "--advertise", _yes_or_no, "listen, and publish this node's addresses"),
+    Setting(
+        "advertise",
+        "--advertise",
+        _yes_or_no,
+        "listen, and publish this node's addresses; once given, kept for all commands",
+        is_kept=True,
+    ),
+    Setting(
+        "mdns",
+        "--mdns",
+        _yes_or_no,
+        "find nodes on the local network, and be found there; once given, kept for all commands",
+        is_kept=True,
+    ),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
+    Setting("dht", "--dht", _yes_or_no, "look up, and publish, who serves which model in a distributed hash table"),
+    Setting(
+        "dht_port", "--dht-port", _whole_number(0, PORT_MAX), "TCP port of the DHT (default: the one after --p2p-port)"
+    ),
+    Setting("dht_peers", "--dht-peers", _list_of(read_peer), "multiaddrs of nodes of the DHT to begin with"),
     Setting("free_for", "--free-for", _one_of(*FREE_FOR), FREE_FOR_HELP),
     Setting("allow", "--allow", _list_of(read_node), "public keys whose free jobs run under `known`"),
     Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),

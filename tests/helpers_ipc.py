@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from infernet.ipc_server import ChatRequest, Handlers, JobEvent, serve
+from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest, serve
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
@@ -35,9 +35,21 @@ class FakeNode:
         self.stopped = trio.Event()
         self.state: dict[str, Any] = {"name": "fake", "addresses": []}
         self.known: list[dict[str, Any]] = []
+        self.joined: list[JoinRequest] = []
+        self.join_results: dict[str, str] = {}
 
     def handlers(self) -> Handlers:
-        return Handlers(status=lambda: self.state, peers=lambda: self.known, shutdown=self.stopped.set, chat=self._chat)
+        return Handlers(
+            status=lambda: self.state,
+            peers=lambda: self.known,
+            shutdown=self.stopped.set,
+            chat=self._chat,
+            join=self._join,
+        )
+
+    async def _join(self, request: JoinRequest) -> dict[str, str]:
+        self.joined.append(request)
+        return self.join_results
 
     @asynccontextmanager
     async def _chat(self, request: ChatRequest) -> AsyncIterator[AsyncIterator[JobEvent]]:

@@ -1,35 +1,59 @@
-"""`infernet config`: every setting, its value, and where the value came from."""
+"""`infernet config`: every setting, its value, and where the value came from; and how to change it."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Final
 
+from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_json, print_table
-from infernet.cli.settings_flags import add_settings, load_config
+from infernet.cli.settings_flags import add_settings, load_config, settings_given
+from infernet.config import save
+from infernet.lock import running_pid
 from infernet.settings import BY_NAME, as_plain
 
-USAGE: Final = "show [SETTINGS] [--json]"
+USAGE: Final = "show|set [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
-Show every setting, its value, and where it came from: a default, the file, the environment, or a flag. Later ones win.
-Flags are those of `infernet start`, so this shows what a start with them would use."""
+show: every setting, its value, and where it came from: a default, the file, the environment, or a flag. Later ones win.
+Flags are those of `infernet start`, so this shows what a start with them would use.
+set: write the settings given as flags into the file; whatever else is in it stays."""
 EXAMPLES: Final = """\
 examples:
   infernet config show
   INFERNET_P2P_PORT=5000 infernet config show --slots 2
   infernet config show --json | jq .settings.model.value
-
-To change a setting, edit the file that is shown, or run `infernet init --yes` with its flag."""
+  infernet config set --no-mdns --slots 2"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and the settings."""
-    parser.add_argument("action", choices=["show"], help="show: print all settings")
+    parser.add_argument("action", choices=["show", "set"], help="print all settings, or write those that are given")
     add_settings(parser, "settings")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print them."""
+    """Print or write them."""
+    return _set(arguments) if arguments.action == "set" else _show(arguments)
+
+
+def _set(arguments: argparse.Namespace) -> int:
+    given = settings_given(arguments)
+    if not given:
+        raise Misuse("nothing to set: give the flag of a setting, such as --no-mdns (`infernet config show` lists all)")
+    # Reads and checks them, together with what is set elsewhere.
+    config = load_config(arguments).config
+    values = {name: BY_NAME[name].read(value) for name, value in given.items()}
+    save(config.config_file, values, keep=True)
+    if arguments.json:
+        print_json({"file": str(config.config_file), "set": {name: as_plain(value) for name, value in values.items()}})
+    else:
+        print(f"Written to {config.config_file}.")
+    if running_pid(config.pid_file) is not None:
+        warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
     loaded = load_config(arguments)
     config = loaded.config
     files = {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Collection
 from typing import Final
 
 from infernet import identity
 from infernet.cli.command import warn
-from infernet.config import Config, LoadedConfig, load
-from infernet.settings import SETTINGS
+from infernet.config import Config, LoadedConfig, load, save, values_in
+from infernet.settings import BY_NAME, SETTINGS
 from protocol.envelope import SigningKey
 
-_SWITCHES: Final = ("p2p_enabled", "advertise")
+_SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht")
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, *, leave_out: Collection[str] = ()) -> None:
@@ -49,6 +50,21 @@ def as_flags(given: dict[str, object]) -> list[str]:
         elif value is not None:
             words.append(f"{setting.flag}={value}")
     return words
+
+
+def keep_choices(config: Config, arguments: argparse.Namespace) -> None:
+    """Write those settings of this command line into the file that hold for all commands from then on.
+
+    Raises ConfigError.
+    """
+    given = settings_given(arguments)
+    kept = {name: BY_NAME[name].read(value) for name, value in given.items() if BY_NAME[name].is_kept}
+    in_file = values_in(config.config_file)
+    changed = {name: value for name, value in kept.items() if in_file.get(name) != value}
+    if changed:
+        save(config.config_file, changed, keep=True)
+        words = ", ".join(as_flags(changed))
+        print(f"infernet: {words} is kept in {config.config_file} and holds for all commands", file=sys.stderr)
 
 
 def load_config(arguments: argparse.Namespace) -> LoadedConfig:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure, explain, innermost, self_command, self_environment
 from infernet.cli.output import print_fields, print_json
-from infernet.cli.settings_flags import add_settings, as_flags, load_node, settings_given
+from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config, make_private_directory
 from infernet.lock import AlreadyRunning, hold_lock, running_pid
 from protocol.envelope import SigningKey
@@ -28,13 +28,15 @@ _MESSAGE_BYTES_MAX: Final = 1024 * 1024
 USAGE: Final = "[--foreground] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 Run the node. Without --foreground it goes on after this command, which returns once the node is up, or says why it is
-not. Only one process runs a node. Settings given here hold for this run; the file stays as it is."""
+not. Only one process runs a node. Settings given here hold for this run, and the file stays as it is; but whether
+this node advertises itself, and whether it is found by mDNS, is kept there until the opposite is said."""
 EXAMPLES: Final = """\
 examples:
   infernet start
   infernet start --foreground              for systemd (Type=exec), containers, and looking at the log
   infernet start --p2p-port 46400 --model ~/models/qwen.gguf --free-for all
-  infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs"""
+  infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs
+  infernet start --no-mdns                 neither look for nodes on the local network nor be found there"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.ready_fd is not None:
         return _run_detached(arguments)
     config, key = load_node(arguments)
+    keep_choices(config, arguments)
     if arguments.foreground:
         _run_here(config, key, lambda status: _tell(config, status, None, as_json=arguments.json), log_to_file=False)
     else:

@@ -231,10 +231,18 @@ def test_a_client_opens_no_port_and_runs_no_engine(home: Path) -> None:
     assert (config.advertise, config.listen_hosts, config.engine) == (False, (), "none")
 
 
-def test_whoever_does_not_advertise_does_not_listen_unless_told_to(home: Path) -> None:
+def test_whoever_does_not_advertise_does_not_listen_whatever_else_is_set(home: Path) -> None:
     write(home, "advertise = false\n")
     assert loaded(home).config.listen_hosts == ()
-    assert loaded(home, INFERNET_LISTEN_HOSTS="127.0.0.1").config.listen_hosts == ("127.0.0.1",)
+    result = loaded(home, INFERNET_LISTEN_HOSTS="127.0.0.1")
+    assert result.config.listen_hosts == ()
+    assert result.warnings == ("listen_hosts has no effect: with advertise off this node does not listen",)
+
+
+def test_a_client_listens_where_it_is_told_to_and_tells_nobody(home: Path) -> None:
+    result = loaded(home, INFERNET_ROLE="client", INFERNET_LISTEN_HOSTS="127.0.0.1")
+    assert (result.config.listen_hosts, result.config.advertise) == (("127.0.0.1",), False)
+    assert result.warnings == ()
 
 
 def test_a_coordinator_without_its_key_is_refused(home: Path) -> None:
