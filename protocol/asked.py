@@ -29,7 +29,6 @@ LOST: Final = frozenset(
         Refusal.ENGINE_FAILED,
         Refusal.ENGINE_UNAVAILABLE,
         Refusal.SHUTDOWN,
-        Refusal.INTERNAL,
     }
 )
 # What ends an answer that has begun, because another provider would end it in the same way.

@@ -501,8 +501,8 @@ class Peer:
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
-        self._providing.set_offer(offer)
-        return self._beat(now, spread=True)
+        begun = self._providing.set_offer(offer, now)
+        return begun + self._beat(now, spread=True)
 
     def _beat(self, now: Now, *, spread: bool) -> list[Effect]:
         """Sign a new heartbeat: for the coordinator always, for peers when `spread`."""

@@ -64,8 +64,10 @@ class Providing:
 
     # ------------------------------------------------------------ what others ask of it
 
-    def set_offer(self, offer: Offer) -> None:
+    def set_offer(self, offer: Offer, now: Now) -> list[Effect]:
+        """Take what we offer from now on; more slots may come with it for those who wait."""
         self._admission.offer = offer
+        return self._fill_slots(now)
 
     def allow(self, nodes: frozenset[NodeId]) -> None:
         self._admission.allowed = nodes

@@ -28,9 +28,9 @@ def bench_with(*names: str, connected: bool = True, **changes: Any) -> tuple[Ben
     return bench, [Provider(name) for name in names]
 
 
-def running(**changes: Any) -> tuple[Bench, Provider]:
-    """A job whose first chunk has arrived."""
-    bench, (provider, *_) = bench_with("p", "q")
+def running(*, fingerprint: bytes = OFFER.fingerprint, **changes: Any) -> tuple[Bench, Provider]:
+    """A job whose first chunk has arrived from `p`; `q` offers the same."""
+    bench, (provider, *_) = bench_with("p", "q", models=(replace(OFFER, fingerprint=fingerprint),))
     bench.feed(chat(**changes))
     provider.take(bench)
     bench.hear(provider.stream, provider.accept())

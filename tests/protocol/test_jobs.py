@@ -26,8 +26,9 @@ from protocol.jobs import (
 from protocol.records import ChatMessage, JobRequest, Kind
 from tests.helpers_records import order
 
-O, A, R, X, D, F, C = (  # noqa: E741 - the columns of the table below
+O, Q, A, R, X, D, F, C = (  # noqa: E741 - the columns of the table below
     JobState.OFFERED,
+    JobState.QUEUED,
     JobState.ACCEPTED,
     JobState.RUNNING,
     JobState.CANCELLING,
@@ -37,7 +38,8 @@ O, A, R, X, D, F, C = (  # noqa: E741 - the columns of the table below
 )
 # The whole table, written down a second time on purpose: what specs/05 says, and nothing else.
 ALLOWED = {
-    (O, A), (O, F), (O, X), (O, C),
+    (O, A), (O, F), (O, X), (O, C), (O, Q),
+    (Q, O), (Q, F), (Q, C),
     (A, R), (A, D), (A, F), (A, X),
     (R, D), (R, F), (R, X),
     (X, C), (X, D), (X, F),

@@ -31,6 +31,7 @@ from protocol.events import (
 from protocol.gossip import GossipConfig
 from protocol.greeting import GREETING_DELAY_S
 from protocol.ids import NodeId, StreamId
+from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.messages import Cancel, Digest, Fault, Find, Found, Hello, JobReject, Records, Want
 from protocol.peer import PeerConfig
 from protocol.records import Kind

@@ -179,22 +179,47 @@ def test_vectors_leave_one_by_one(bench: Bench) -> None:
     assert (receipt.output_tokens, receipt.chunks) == (0, 2)
 
 
+def progress_on(bench: Bench, stream: StreamId) -> list[tuple[int, int]]:
+    return [(m.done_tokens, m.total_tokens) for m in bench.said[stream] if isinstance(m, Progress)]
+
+
+def test_an_order_is_acknowledged_before_anything_is_done_about_it(bench: Bench) -> None:
+    stream, wanted = job_stream(bench), order_for(bench)
+    bench.hear(stream, *wanted.messages)
+    assert bench.said[stream] == [Progress(wanted.record.job, 1, 0, 0)]
+    assert [type(effect) for effect in bench.effects] == [Send, RunEngine]
+
+
 def test_real_progress_is_passed_on_once_a_second(bench: Bench) -> None:
     stream, _ = accepted(bench)
     for step in range(12):
         bench.feed(EngineProgress(RUN, step, 100))
         bench.wait(0.25)
-    assert [m.done_tokens for m in bench.said[stream] if isinstance(m, Progress)] == [0, 4, 8]
-    bench.feed(EngineText(RUN, "a", 1))
-    bench.wait(1.0)
-    bench.feed(EngineProgress(RUN, 100, 100))
-    assert isinstance(bench.said[stream][-1], Progress)
+    assert progress_on(bench, stream) == [(0, 0), (3, 100), (7, 100), (11, 100)]
 
 
-def test_an_engine_that_hangs_looks_hung(bench: Bench) -> None:
+def test_an_engine_that_hangs_shows_in_figures_that_stand_still(bench: Bench) -> None:
     stream, _ = accepted(bench)
+    bench.feed(EngineProgress(RUN, 8, 100))
+    bench.wait(5.5)
+    assert progress_on(bench, stream) == [(0, 0), *[(8, 100)] * 5]
+
+
+def test_whoever_hears_chunks_hears_no_other_signs_of_life(bench: Bench) -> None:
+    stream, _ = accepted(bench)
+    for number in range(1, 12):
+        bench.feed(EngineText(RUN, "x", number))
+        bench.wait(0.5)
+    assert progress_on(bench, stream) == [(0, 0)]
+    bench.wait(c.SIGN_INTERVAL_S)
+    assert progress_on(bench, stream) == [(0, 0), (0, 0)]
+
+
+def test_nothing_but_the_receipt_follows_a_cancel(bench: Bench) -> None:
+    stream, wanted = accepted(bench)
+    bench.hear(stream, Cancel(wanted.record.job, 1, Refusal.CANCELLED))
     before = list(bench.said[stream])
-    bench.wait(30.0)
+    bench.wait(5.0)
     assert bench.said[stream] == before
 
 
@@ -219,7 +244,7 @@ def test_parts_that_do_not_come_free_the_slot(bench: Bench) -> None:
     stream, wanted = job_stream(bench), order_for(bench, request=LONG)
     bench.hear(stream, wanted.opening)
     bench.wait(c.PARTS_DEADLINE_S - 0.001)
-    assert bench.said[stream] == []
+    assert [type(message) for message in bench.said[stream]] == [Progress]
     bench.wait(0.001)
     assert refusal_on(bench, stream) is Refusal.DEADLINE
     assert is_at_rest(bench)
