@@ -41,6 +41,7 @@ from protocol.jobs import queue_wait_ms
 from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt
 from protocol.ordering import Ordering
 from protocol.records import Heartbeat, Kind, ModelOffer, Outcome
+from protocol.router import Router
 from protocol.routing import RouteRequest
 from protocol.sealing import Sealer
 from protocol.searching import Outcomes, Searching
@@ -60,6 +61,7 @@ class Asking:
         sealer: Sealer,
         directory: Directory,
         rng: random.Random,
+        router: Router,
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
@@ -68,11 +70,11 @@ class Asking:
         connected_only: bool = False,
     ) -> None:
         self._directory = directory
+        self._router = router
         self._ordering = Ordering(signer, sealer, rng, next_stream)
         self._searching = Searching(
-            signer.node,
             directory,
-            rng,
+            router,
             connected=connected,
             addresses=addresses,
             search=search,
@@ -159,6 +161,7 @@ class Asking:
             attempt, effects = self._ordering.order(job, entry, offer, now)
         except SealError as error:
             return self._attempt_failed(job, Refusal.CANNOT_OPEN_SEAL, str(error), now)
+        self._router.ordered(job.ask, attempt.order.provider, attempt.order.model, now)
         job.attempt = attempt
         job.stage = Stage.OFFERED
         self._by_stream[attempt.stream] = job.ask.job
@@ -217,6 +220,7 @@ class Asking:
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
         record = attempt.accept(message.acceptance)
+        self._router.accepted(job.ask.job)
         if job.stage is Stage.CANCELLING:
             return []
         order = attempt.order
@@ -235,6 +239,7 @@ class Asking:
         if job.stage not in (Stage.OFFERED, Stage.QUEUED) or not queue_wait_ms(attempt.order):
             raise RemoteProtocolError("a place in a queue that was not asked for")
         job.stage = Stage.QUEUED
+        self._router.waits(job.ask.job, now)
         self._await(job, c.ACCEPT_DEADLINE_S, now)
         return [JobQueued(job.ask.job, attempt.order.provider, message.position, message.wait_ms)]
 
@@ -259,6 +264,7 @@ class Asking:
         if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
             raise RemoteProtocolError("a chunk before the acceptance")
         body = attempt.take(chunk)
+        self._router.heard(job.ask.job, chunk.output_tokens, now)
         job.stage = Stage.RUNNING
         self._await(job, c.PROGRESS_DEADLINE_S, now)
         job.take_text(body.text, attempt)
@@ -284,6 +290,7 @@ class Asking:
         code = refusal_from_code(message.code)
         if code is Refusal.CANNOT_OPEN_SEAL and attempt.order.provider not in job.resealed:
             job.resealed.add(attempt.order.provider)
+            self._router.withdraw(job.ask.job)
             return [FinishStream(attempt.stream), *better, *self._searching.fetch_key(job, now)]
         failed = self._attempt_failed(
             job, code, message.text, now, retry_after_ms=message.retry_after_ms, had_order=True
@@ -296,6 +303,7 @@ class Asking:
             return self._close(job, attempt)
         if record.outcome in (Outcome.STOP, Outcome.LENGTH):
             attempt.check_complete()
+            self._router.done(job.ask.job, message.receipt, now)
             closed = self._close(job, attempt)
             last = Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
             served = job.served if attempt.started else [*job.served, last]
@@ -331,6 +339,7 @@ class Asking:
         """This provider did not do it: try the next one, or tell the user."""
         assert job.provider is not None
         job.fail(job.provider, code, text, retry_after_ms, had_order=had_order)
+        self._router.failed(job.ask.job, job.provider, job.model, code, now, retry_after_ms=retry_after_ms)
         note = Note("job.attempt_failed", job.provider, code.name.lower())
         if job.has_begun:
             job.measure()
@@ -345,6 +354,7 @@ class Asking:
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.ask.job]
+        self._router.forget(job.ask.job)
         self._searching.leave(job)
         if job.attempt is not None:
             self._leave(job, job.attempt)

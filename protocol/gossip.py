@@ -16,6 +16,7 @@ from protocol.directory import FIRST_ID, LAST_ID, Directory, Entry
 from protocol.errors import RemoteProtocolError
 from protocol.events import Effect, Note, Now, RecordLearnt
 from protocol.ids import NodeId
+from protocol.links import Outgoing
 from protocol.messages import Digest, Message, Records, Want
 from protocol.records import Signed
 
@@ -27,14 +28,6 @@ class GossipConfig:
     interval_s: float | None = c.GOSSIP_INTERVAL_S
     # A frame of records stays well below the limit of a control stream.
     records_bytes: int = c.CONTROL_FRAME_BYTES_MAX - 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message for one neighbour; the peer knows on which stream it travels."""
-
-    neighbour: NodeId
-    message: Message
 
 
 class Gossip:

@@ -32,18 +32,20 @@ from protocol.errors import (
     refusal_from_code,
 )
 from protocol.events import Effect, Event, Now, Offer
+from protocol.experience import Experience
 from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
-from protocol.gossip import Gossip, GossipConfig, Outgoing
+from protocol.gossip import Gossip, GossipConfig
 from protocol.greeting import Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
+from protocol.links import Outgoing
 from protocol.locality import is_loopback
-from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
+from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message, Reports
 from protocol.providing import Providing
 from protocol.records import Availability, Signed
 from protocol.refusing import Refusing
-from protocol.routing import Exclusion, RouteRequest, explain
+from protocol.routing import RouteRequest, Verdict
 from protocol.sealing import Sealer
 from protocol.streams import Stream, Streams
 from protocol.timers import Timers
@@ -66,6 +68,8 @@ class PeerConfig:
     neighbours_min: int = NEIGHBOURS_MIN
     # Whether jobs are passed on to other providers for those who ask.
     forwards: bool = False
+    # Whether others hear what this peer decided about providers and measured of them.
+    reports: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,24 @@ class Peer:
             connected=lambda: list(self._connections),
             next_stream=self._streams.next_number,
         )
+        #: What was learnt of providers: for explanations, and to be kept over restarts.
+        self.experience = Experience(
+            signer,
+            self.directory,
+            rng,
+            connected=lambda: list(self._connections),
+            is_connected=self._connections.__contains__,
+            has_address=lambda node: bool(self._contacts.addresses(node)),
+            # Until the broadcast takes records of other kinds, reports go to the providers that they name.
+            spread=lambda *_args, **_kwargs: [],
+            reports=config.reports,
+        )
         self._asking = Asking(
             signer,
             sealer,
             self.directory,
             rng,
+            self.experience.router,
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
             search=self._finding.ask,
@@ -182,22 +199,16 @@ class Peer:
             self._streams.next_deadline(),
             self._contacts.next_deadline(),
             self._gossip.next_deadline(),
+            self.experience.next_deadline(),
             self._asking.next_deadline(),
             self._providing.next_deadline(),
             self._forwarding.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def explain(self, request: RouteRequest, wall_ms: int) -> list[tuple[NodeId, Exclusion | None]]:
+    def explain(self, request: RouteRequest, now: Now) -> list[Verdict]:
         """Why each known node would or would not get this job from us."""
-        return explain(
-            request,
-            self.directory,
-            wall_ms,
-            ourselves=self.node,
-            connected=self._connections.__contains__,
-            has_address=lambda node: bool(self._contacts.addresses(node)),
-        )
+        return self.experience.router.explain(request, now)
 
     def statistics(self) -> PeerStatistics:
         return PeerStatistics(
@@ -363,6 +374,8 @@ class Peer:
             if stream.inbound:
                 return [*self._greeting.answer(number, stream.peer, now), *effects]
             return effects
+        if isinstance(message, Reports):
+            return self._deliver(self.experience.on_reports(stream.peer, message, now))
         if stream.protocol == c.GOSSIP_PROTOCOL:
             outgoing, effects = self._gossip.on_message(stream.peer, message, now)
             return effects + self._deliver(outgoing)
@@ -531,6 +544,7 @@ class Peer:
         self.directory.expire(now.wall_ms)
         effects += self._contacts.on_deadline(self._connections, now)
         effects += self._deliver(self._gossip.on_deadline(now))
+        effects += self._deliver(self.experience.on_deadline(now))
         effects += self._asking.on_deadline(now)
         effects += self._forwarding.on_deadline(now)
         return effects + self._providing.on_deadline(now)

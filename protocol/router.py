@@ -1,6 +1,6 @@
 """The asker's memory of its jobs, where routing looks: whom it chose, what became of it, and how long things took.
 
-`asking` tells this room what happens to each job (`choose`, `ordered`, `waits`, `heard`, `done`, `failed`, `forget`);
+`asking` tells this room what happens to each job (`choose`, `ordered`, `heard`, `done`, `failed`, `forget` and others);
 from that follow the standing of providers, who is left alone for a while, who may hold a prompt's beginning, and two
 streams of facts for whoever listens: every decision, and the end of every attempt.
 
@@ -29,7 +29,7 @@ from protocol.ranking import Standing
 from protocol.recent import Recent
 from protocol.records import Signed
 from protocol.reputation import Reputation
-from protocol.routing import Candidate, Decision, NodeTest, RouteRequest, Surroundings, Verdict, decide, verdicts
+from protocol.routing import Candidate, Decision, NodeTest, RouteRequest, Surroundings, Verdict, choose, explain
 
 # The first failure in a row costs a provider this long, each further one twice as much.
 REST_S: Final = 10.0
@@ -84,6 +84,7 @@ class _Trial:
     first_at_s: float | None = None
     first_tokens: int = 0
     last_at_s: float = 0.0
+    last_at_ms: int = 0
     last_tokens: int = 0
 
     def first_token_s(self) -> float | None:
@@ -151,13 +152,17 @@ class Router:
         """Whom this job goes to next, None where nobody fits."""
         asked = self._asked(ask)
         around = self._around(now, self._affinity.provider_of(asked.prefixes, ask.model, now.monotonic_s))
-        decision = decide(request, self._directory, around, tried, now.wall_ms, self._rng)
+        decision = choose(request, self._directory, around, tried, now.wall_ms, self._rng)
         self._listeners.decided(decision, now)
         return decision.chosen
 
+    def knows_one(self, request: RouteRequest, now: Now) -> bool:
+        """Whether such a job would find somebody now; nobody hears of this question."""
+        return choose(request, self._directory, self._around(now, None), (), now.wall_ms, self._rng).chosen is not None
+
     def explain(self, request: RouteRequest, now: Now) -> list[Verdict]:
         """Every known node with its rank, or the reason against it; best first. For people: it looks at all of them."""
-        return verdicts(request, self._directory, self._around(now, None), now.wall_ms)
+        return explain(request, self._directory, self._around(now, None), now.wall_ms)
 
     def _around(self, now: Now, warm: NodeId | None) -> Surroundings:
         def standing(node: NodeId, model: str) -> Standing:
@@ -209,7 +214,7 @@ class Router:
             return
         if trial.first_at_s is None:
             trial.first_at_s, trial.first_tokens = now.monotonic_s, output_tokens
-        trial.last_at_s, trial.last_tokens = now.monotonic_s, output_tokens
+        trial.last_at_s, trial.last_at_ms, trial.last_tokens = now.monotonic_s, now.wall_ms, output_tokens
 
     def done(self, job: JobId, receipt: Signed, now: Now) -> None:
         """The attempt ended with a receipt that matches what arrived."""
@@ -218,7 +223,7 @@ class Router:
             return
         trial = asked.trial
         self._close(asked)
-        self._measure(trial, now)
+        self._measure(trial)
         self._reputation.job_done(trial.provider, trial.model, now.wall_ms)
         self._directory.mark_useful(trial.provider)
         self._resting.pop((trial.provider, trial.model))
@@ -231,13 +236,15 @@ class Router:
         """The attempt came to nothing; without an order, `provider` was not reached."""
         asked = self._jobs.get(job)
         trial = asked.trial if asked is not None else None
-        if asked is None or trial is None:
+        if asked is not None:
+            self._close(asked)
+        # An aggregator that reaches nobody answers for itself.
+        if trial is None or code is Refusal.NO_ROUTE:
             if model is not None:
                 self._rest(provider, model, now)
                 self._listeners.ended(AttemptEnd(provider, model, Result.NOT_REACHED), now)
             return
-        self._close(asked)
-        self._measure(trial, now)
+        self._measure(trial)
         # Codes below 64 are answers to an order (specs/01), which is not to be held against anybody.
         if code < 64 and not trial.is_accepted:
             self._reputation.refused(trial.provider, trial.model, now.wall_ms)
@@ -252,13 +259,19 @@ class Router:
             self._rest(trial.provider, trial.model, now)
             self._tell(trial, Result.FAILED, now)
 
-    def forget(self, job: JobId, now: Now) -> None:
+    def withdraw(self, job: JobId) -> None:
+        """The order came to nothing, and nobody is to blame: it is written anew."""
+        asked = self._jobs.get(job)
+        if asked is not None:
+            self._close(asked)
+
+    def forget(self, job: JobId) -> None:
         """The job is over. An order that still runs was given up by us, which says nothing about its provider."""
         asked = self._jobs.pop(job, None)
         if asked is not None and asked.trial is not None:
             trial = asked.trial
             self._close(asked)
-            self._measure(trial, now)
+            self._measure(trial)
 
     @property
     def active(self) -> int:
@@ -277,13 +290,13 @@ class Router:
                 del self._open[provider]
             asked.trial = None
 
-    def _measure(self, trial: _Trial, now: Now) -> None:
+    def _measure(self, trial: _Trial) -> None:
         first_token_s = trial.first_token_s()
         if first_token_s is not None:
             self._reputation.measured(
                 trial.provider,
                 trial.model,
-                now.wall_ms,
+                trial.last_at_ms,
                 first_token_s=first_token_s,
                 tokens_per_s=trial.tokens_per_s(),
             )

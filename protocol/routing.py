@@ -1,10 +1,10 @@
 """Which provider gets a job, and why every other one did not.
 
-`decide` looks at a few providers: some drawn at random from the directory's index of the model, those that did jobs
+`choose` looks at a few providers: some drawn at random from the directory's index of the model, those that did jobs
 for us before, and the one that may hold the prompt's beginning. Of those that can do the job it takes the best ranked.
 The power of k choices (Mitzenmacher 2001) balances almost as well as looking at all, at constant cost, and chance keeps
 a thousand askers from running to the same provider. Some small jobs go to newcomers, or nobody would ever learn what
-they are worth. `verdicts` applies the same test to every node, and says in words and figures what came of it; it is
+they are worth. `explain` applies the same test to every node, and says in words and figures what came of it; it is
 run on demand, for people.
 """
 
@@ -244,22 +244,6 @@ def _need(request: RouteRequest) -> Need:
 def choose(
     request: RouteRequest,
     directory: Directory,
-    wall_ms: int,
-    rng: random.Random,
-    *,
-    ourselves: NodeId,
-    tried: Collection[NodeId],
-    connected: NodeTest,
-    has_address: NodeTest,
-) -> Candidate | None:
-    """As `decide`, of strangers."""
-    around = Surroundings(ourselves, connected, has_address)
-    return decide(request, directory, around, tried, wall_ms, rng).chosen
-
-
-def decide(
-    request: RouteRequest,
-    directory: Directory,
     around: Surroundings,
     tried: Collection[NodeId],
     wall_ms: int,
@@ -367,7 +351,7 @@ def _sample(
     return [entry for node in found if (entry := directory.get(node)) is not None]
 
 
-def verdicts(request: RouteRequest, directory: Directory, around: Surroundings, wall_ms: int) -> list[Verdict]:
+def explain(request: RouteRequest, directory: Directory, around: Surroundings, wall_ms: int) -> list[Verdict]:
     """Every node of the directory, judged: candidates first, best ranked first, then the others by reason.
 
     As no choice is made here, none of the candidates has anything against it.
@@ -381,19 +365,3 @@ def verdicts(request: RouteRequest, directory: Directory, around: Surroundings, 
 def _reason_number(verdict: Verdict) -> int:
     assert verdict.against is not None
     return verdict.against.number
-
-
-def explain(
-    request: RouteRequest,
-    directory: Directory,
-    wall_ms: int,
-    *,
-    ourselves: NodeId,
-    tried: Collection[NodeId] = (),
-    connected: NodeTest,
-    has_address: NodeTest,
-) -> list[tuple[NodeId, Exclusion | None]]:
-    """Every node of the directory with the first reason against it, or None for a candidate; in order of node id."""
-    around = Surroundings(ourselves, connected, has_address)
-    judged = (judge(entry, request, directory, around, tried, wall_ms) for entry in directory.entries())
-    return [(verdict.node, verdict.against) for verdict in judged]

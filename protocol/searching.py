@@ -6,7 +6,6 @@ One machine for all jobs in the stages SEARCHING and REACHING. It ends for a job
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +16,8 @@ from protocol.errors import Refusal
 from protocol.events import Dial, Effect, Now, SearchWanted
 from protocol.ids import JobId, NodeId, short
 from protocol.records import Heartbeat, ModelOffer
-from protocol.routing import RouteRequest, choose, model_for
+from protocol.router import Router
+from protocol.routing import RouteRequest, model_for
 from protocol.timers import Timers
 
 
@@ -39,9 +39,8 @@ class Searching:
 
     def __init__(
         self,
-        node: NodeId,
         directory: Directory,
-        rng: random.Random,
+        router: Router,
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
@@ -49,9 +48,8 @@ class Searching:
         connected_only: bool,
         outcomes: Outcomes,
     ) -> None:
-        self._node = node
         self._directory = directory
-        self._rng = rng
+        self._router = router
         self._connected = connected
         self._addresses = addresses
         self._search = search
@@ -137,16 +135,7 @@ class Searching:
         if ask.provider is not None:
             job.provider, job.model = ask.provider, job.model or ask.model
             return ask.provider not in job.tried
-        candidate = choose(
-            self._route_request(job),
-            self._directory,
-            now.wall_ms,
-            self._rng,
-            ourselves=self._node,
-            tried=job.tried,
-            connected=self._connected,
-            has_address=lambda node: bool(self._addresses(node)),
-        )
+        candidate = self._router.choose(ask, self._route_request(job), job.tried, now)
         if candidate is None:
             return False
         job.provider, job.model = candidate.node, candidate.model

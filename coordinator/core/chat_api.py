@@ -158,9 +158,10 @@ def _require_provider(core: Core, model: str | None, question: JobRequest, token
     """Raises ApiError 503, or 400 for a question that is too long, when no linked node could take it."""
     size = sum(len(message.content) for message in question.messages)
     wanted = RouteRequest(model, Kind.CHAT, context_tokens=tokens_max, prompt_bytes=size, connected_only=True)
-    reasons = Counter(reason for _, reason in core.driver.peer.explain(wanted, core.wall_ms()))
-    if reasons[None]:
+    peer, now = core.driver.peer, core.driver.now()
+    if peer.experience.router.knows_one(wanted, now):
         return
+    reasons = Counter(verdict.against for verdict in peer.explain(wanted, now))
     if not len(core.links):
         raise _unavailable("no provider is online", START_ONE)
     if reasons[Exclusion.TOO_LARGE] or reasons[Exclusion.CONTEXT]:

@@ -159,8 +159,9 @@ def test_a_shutdown_of_a_peer_without_an_offer_is_quiet(bench: Bench) -> None:
 def test_explain_gives_a_reason_for_everybody(bench: Bench) -> None:
     bench.provide()
     bench.feed(LearnRecord(provider_record("p")), LearnRecord(provider_record("far", addresses=())))
-    reasons = dict(bench.peer.explain(RouteRequest(OFFER.name, Kind.CHAT), bench.now().wall_ms))
-    assert reasons == {
+    verdicts = bench.peer.explain(RouteRequest(OFFER.name, Kind.CHAT), bench.now())
+    assert [verdict.node for verdict in verdicts if verdict.rank is not None] == [signing_key("p").node]
+    assert {verdict.node: verdict.against for verdict in verdicts} == {
         bench.peer.node: Exclusion.OURSELVES,
         signing_key("p").node: None,
         signing_key("far").node: Exclusion.UNREACHABLE,
