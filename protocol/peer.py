@@ -330,7 +330,7 @@ class Peer:
         if event.protocol not in MESSAGES_OF_PROTOCOL or (event.protocol == c.GOSSIP_PROTOCOL and not speaks_gossip):
             return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
         # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened, and of a peer
-        #   that its owner knows as many job streams as twice its slots, if that is more.
+        #   that its owner knows as many job streams as six times its slots, if more.
         is_job = event.protocol == c.JOB_PROTOCOL
         held_max = self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX
         if not self._streams.accept(event, held_max, now):

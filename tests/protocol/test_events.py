@@ -20,7 +20,7 @@ STRUCTS: set[type[Struct]] = {
     for _, cls in inspect.getmembers(events, inspect.isclass)
     if issubclass(cls, Struct) and cls.__module__ == events.__name__
 }
-PARTS = {events.Offer}  # what SetOffer carries
+PARTS = {events.Offer, events.Served}  # what SetOffer and JobDone carry
 
 
 def test_every_struct_is_an_event_or_an_effect_and_never_both() -> None:
