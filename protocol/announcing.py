@@ -7,18 +7,28 @@ from protocol.directory import Entry
 from protocol.envelope import Signer, sign_record
 from protocol.events import Now, Offer
 from protocol.records import Heartbeat, Role
+from protocol.relays import FEATURE_RELAYS
 from protocol.sealing import Sealer
 
 
 class Announcing:
-    """The state; `features` are what this program can do beyond the base protocol (specs/01)."""
+    """The state; the features given are what this program can do beyond the base protocol (specs/01)."""
 
     def __init__(self, signer: Signer, sealer: Sealer, features: tuple[int, ...]) -> None:
         self._signer = signer
         self._sealer = sealer
         self._sequence = 0
-        self.features = features
+        self._features = features
         self.offer: Offer | None = None
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """What this node can do now, for `Hello` and heartbeat."""
+        return self._features_with(self.offer)
+
+    def _features_with(self, offer: Offer | None) -> tuple[int, ...]:
+        relays = (FEATURE_RELAYS,) if offer is not None and offer.relays else ()
+        return tuple(sorted((*self._features, *relays)))
 
     def sign(self, offer: Offer, load: int, now: Now) -> Entry:
         """A heartbeat of this moment. Raises LocalProtocolError for an offer that others would refuse."""
@@ -41,7 +51,7 @@ class Announcing:
             free_policy=offer.free_policy,
             sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
             sealed_bytes_max=offer.sealed_bytes_max,
-            features=self.features,
+            features=self._features_with(offer),
             coordinators=(),
             extensions=(),
         )

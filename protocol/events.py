@@ -213,12 +213,21 @@ class Offer(Struct, frozen=True):
     models: tuple[ModelOffer, ...] = ()
     free_policy: FreePolicy = FreePolicy.KNOWN
     sealed_bytes_max: int = 256 * 1024 + c.SEAL_OVERHEAD_BYTES
+    #: Whether others are reached through this node (specs/08): it is said, the transport does it.
+    relays: bool = False
 
 
 class SetOffer(Struct, frozen=True):
     """Capabilities changed (or are known for the first time): sign and spread a new heartbeat."""
 
     offer: Offer
+
+
+class Listening(Struct, frozen=True):
+    """Where this node listens now, as multiaddrs of its interfaces, and whether its owner wants it to be found."""
+
+    addresses: tuple[str, ...]
+    is_advertised: bool
 
 
 class Allow(Struct, frozen=True):
@@ -302,6 +311,7 @@ Event = (
     | EngineFinished
     | EngineFailed
     | SetOffer
+    | Listening
     | Allow
     | LearnAddresses
     | LearnRecord

@@ -43,6 +43,8 @@ from protocol.links import Outgoing
 from protocol.locality import is_loopback
 from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message, Reports
 from protocol.providing import Providing
+from protocol.reachable import Reachable
+from protocol.reaching import FEATURE_DIALS_BACK
 from protocol.records import Availability, Signed
 from protocol.refusing import Refusing
 from protocol.routing import RouteRequest, Verdict
@@ -114,6 +116,7 @@ class Peer:
         features = (
             *((FEATURE_GOSSIP,) if config.gossip.interval_s is not None else ()),
             *((FEATURE_FORWARDS,) if config.forwards else ()),
+            *((FEATURE_DIALS_BACK,) if config.dials else ()),
             FEATURE_ACKNOWLEDGES,
         )
         self._announcing = Announcing(signer, sealer, features)
@@ -128,6 +131,7 @@ class Peer:
         )
         neighbours_min = config.neighbours_min if config.dials else 0
         self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
+        self._reachable = Reachable(self.node, self.directory, rng, self._streams.next_number)
         self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
             self.node,
@@ -198,6 +202,7 @@ class Peer:
             self._greeting.next_deadline(),
             self._streams.next_deadline(),
             self._contacts.next_deadline(),
+            self._reachable.next_deadline(),
             self._gossip.next_deadline(),
             self.experience.next_deadline(),
             self._asking.next_deadline(),
@@ -257,6 +262,7 @@ class Peer:
                 self._contacts.on_unreachable(event.peer, now)
                 effects = self._asking.on_unreachable(event.peer, event.reason, now)
                 effects += self._handing_off.on_unreachable(event.peer, now)
+                effects += self._reachable.on_unreachable(event.peer, now)
                 return effects + self._forwarding.on_unreachable(event.peer)
             case e.Ask():
                 return self._asking.ask(event, now)
@@ -278,8 +284,10 @@ class Peer:
                 return []
             case e.Drain():
                 return self._drain(now)
+            case e.Listening():
+                return self._reachable.on_listening(event, now)
             case e.DialedBack() | e.RelayReserved() | e.RelayLost():
-                return []
+                return self._reachable.on_event(event, now)
             case e.Shutdown():
                 return self._shut_down(now)
             case _:
@@ -301,6 +309,7 @@ class Peer:
         self._connections[event.peer] = _Connection(event.address)
         self._contacts.on_connected(event.peer)
         effects = self._greeting.on_connected(event.peer, now, inbound=event.inbound)
+        effects += self._reachable.on_connected(event, now)
         effects += self._asking.on_connected(event.peer, now) + self._handing_off.on_connected(event.peer, now)
         return effects + self._forwarding.on_connected(event.peer, now)
 
@@ -312,11 +321,12 @@ class Peer:
         for stream in self._streams.of_peer(peer):
             effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
         self._gossip.remove_neighbour(peer)
+        self._reachable.on_disconnected(peer)
         self._contacts.on_unreachable(peer, now)
         return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
 
     def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
-        effects = self._greeting.on_hello(peer, hello, now)
+        effects = self._greeting.on_hello(peer, hello, now) + self._reachable.on_hello(peer, hello, now)
         if hello.heartbeat is not None:
             effects += self._learn(hello.heartbeat, now, source=peer)
         if FEATURE_GOSSIP in hello.features:
@@ -382,6 +392,8 @@ class Peer:
         if stream.protocol == c.FIND_PROTOCOL:
             take = self._finding.on_query if stream.inbound else self._finding.on_answer
             return take(number, message, now)
+        if stream.protocol == c.REACH_PROTOCOL:
+            return self._reachable.on_message(number, stream.peer, message, now, inbound=stream.inbound)
         if stream.inbound and isinstance(message, Forward) and not self._providing.owns(number):
             return self._forwarding.on_forward(number, stream.peer, message, now)
         if stream.inbound:
@@ -413,7 +425,9 @@ class Peer:
             text = "the provider ended the stream without a receipt"
             effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
             return [*effects, e.ResetStream(number, text)]
-        if self._handing_off.owns(number):
+        if self._reachable.owns(number) and stream.inbound:
+            return []  # it waits for our answer
+        if self._handing_off.owns(number) or self._reachable.owns(number):
             return self._lose_stream(number, Refusal.PROTOCOL, "the question was not answered", now)
         if stream.local_done:
             self._streams.drop(number)
@@ -463,6 +477,8 @@ class Peer:
             return self._providing.on_stream_lost(number, code, now)
         if self._handing_off.owns(number):
             return self._handing_off.on_stream_lost(number, now)
+        if self._reachable.owns(number):
+            return self._reachable.on_stream_lost(number, now)
         return self._asking.on_stream_lost(number, code, reason, now)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
@@ -514,7 +530,7 @@ class Peer:
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
-        begun = self._providing.set_offer(offer, now)
+        begun = self._providing.set_offer(offer, now) + self._reachable.on_offer(offer, now)
         return begun + self._beat(now, spread=True)
 
     def _beat(self, now: Now, *, spread: bool) -> list[Effect]:
@@ -543,6 +559,7 @@ class Peer:
             effects += self._on_stream_deadline(number, now)
         self.directory.expire(now.wall_ms)
         effects += self._contacts.on_deadline(self._connections, now)
+        effects += self._reachable.on_deadline(now)
         effects += self._deliver(self._gossip.on_deadline(now))
         effects += self._deliver(self.experience.on_deadline(now))
         effects += self._asking.on_deadline(now)

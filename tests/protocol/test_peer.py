@@ -34,6 +34,7 @@ from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.messages import Cancel, Digest, Fault, Find, Found, Hello, JobReject, Records, Want
 from protocol.peer import PeerConfig
+from protocol.reaching import FEATURE_DIALS_BACK
 from protocol.records import Kind
 from tests.helpers_machines import (
     ADDRESS,
@@ -182,7 +183,7 @@ def test_who_leaves_gossip_out_takes_no_gossip_stream() -> None:
     assert bench.one(ResetStream)
     stream = bench.accept_stream(A, c.HELLO_PROTOCOL)
     bench.hear(stream, hello_of(gossips=True))
-    assert bench.heard(stream, Hello).features == (FEATURE_ACKNOWLEDGES,)
+    assert bench.heard(stream, Hello).features == (FEATURE_DIALS_BACK, FEATURE_ACKNOWLEDGES)
     assert bench.none_of(OpenStream)
 
 
