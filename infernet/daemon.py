@@ -16,7 +16,8 @@ from infernet import ipc_server
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
 from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest
-from infernet.node import AskOptions, Node, peer_of, run_node
+from infernet.node import AskOptions, Node, run_node
+from infernet.own_addresses import peer_of
 from infernet.settings import read_node, read_peer
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError

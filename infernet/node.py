@@ -6,17 +6,14 @@ model is loaded), engine, offer, link; stopping is announced to everyone before 
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import psutil
 import structlog
 import trio
 from msgspec import structs
@@ -34,14 +31,16 @@ from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
 from infernet.link_carrier import LinkCarrier
+from infernet.own_addresses import advertised, peer_of
 from infernet.store import Store
 from infernet.transport.contract import Transport
-from infernet.transport.libp2p_host import Libp2pTransport
+from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
+from infernet.transport.yamux_session import YamuxConfig
 from protocol import constants as c
 from protocol import events as e
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError, Refusal
-from protocol.ids import JobId, NodeId, node_id_from_peer_id, npub, peer_id
+from protocol.ids import JobId, NodeId, npub, peer_id
 from protocol.jobs import default_sampling
 from protocol.peer import Peer, PeerConfig
 from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
@@ -168,6 +167,9 @@ class Node:
         config = self.config
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
+        if self._transport is not None:
+            self._transport.trust({*known, *map(peer_of, config.peers)})
+        self._permit(config.peers)
         # Those whom the owner names, or was invited by, before anything is asked.
         for address in config.peers:
             self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
@@ -233,30 +235,25 @@ class Node:
         return self._transport.addresses() if self._transport is not None else []
 
     def advertised_addresses(self) -> list[str]:
-        """The multiaddrs that the heartbeat publishes: the one the owner gave, or the public ones of this machine.
-
-        With a coordinator on loopback the whole market is on this machine, and loopback is where it is reached.
-        """
-        config = self.config
-        listening = self.addresses()
-        if not config.advertise or not listening:
-            return []
-        port = _port(listening[0])
-        if config.address is not None:
-            return [multiaddr(config.address, port, self.node_id)]
-        hosts = [host for host in _interface_hosts() if ip_address(host).is_global]
-        if not hosts and config.coordinator_url is not None and _is_loopback_url(config.coordinator_url):
-            hosts = ["127.0.0.1"]
-        return [multiaddr(host, port, self.node_id) for host in hosts]
+        """The multiaddrs that the heartbeat publishes."""
+        return advertised(self.config, self.addresses(), self.node_id)
 
     def learn_peer(self, address: str) -> NodeId:
         """Learn the full multiaddr of a peer, dialled when it is asked; gives who it is. Raises LocalProtocolError."""
         node = peer_of(address)
+        self._permit([address])
         self.driver.command(e.LearnAddresses(node, (address,)))
         return node
 
+    def _permit(self, addresses: Iterable[str]) -> None:
+        """These addresses were given by the owner: they may lead into networks of ours."""
+        for address in addresses:
+            if self._transport is not None:
+                self._transport.permit(address)
+
     async def join(self, peers: Mapping[NodeId, Sequence[str]]) -> dict[NodeId, str]:
         """Keep connections to these nodes; for each "" once it is connected, or why it is not."""
+        self._permit(itertools.chain.from_iterable(peers.values()))
         return await self._joining.join(peers)
 
     # ------------------------------------------------------------ asking
@@ -428,47 +425,13 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
         randomness=random.SystemRandom(),
         listen_hosts=config.listen_hosts if listen else (),
         port=config.p2p_port,
+        limits=HostLimits(yamux=YamuxConfig(inbound_streams_max=_streams_max(config))),
+        allow_private=config.allow_private,
+        watched=(c.JOB_PROTOCOL,),
     )
 
 
-# ---------------------------------------------------------------- addresses
-
-
-def peer_of(address: str) -> NodeId:
-    """The node in the `/p2p/` part of a multiaddr. Raises LocalProtocolError, saying what a full one looks like."""
-    # The last one: through a relay, the one before is the relay's.
-    _, separator, rest = address.rpartition("/p2p/")
-    if not separator or not address.startswith("/"):
-        raise LocalProtocolError(
-            f"{address[:200]!r} is no full address of a node: it looks like /ip4/192.0.2.1/tcp/46337/p2p/16Uiu2HA..."
-        )
-    return node_id_from_peer_id(rest.strip("/"))
-
-
-def multiaddr(host: str, port: int, node: NodeId) -> str:
-    """The multiaddr of a node on an IP address or a DNS name."""
-    try:
-        kind = f"ip{ip_address(host).version}"
-    except ValueError:
-        kind = "dns"
-    return f"/{kind}/{host}/tcp/{port}/p2p/{peer_id(node)}"
-
-
-def _port(address: str) -> int:
-    return int(address.split("/")[4])
-
-
-def _interface_hosts() -> list[str]:
-    """The IP addresses of this machine's interfaces, without scope suffixes."""
-    hosts = []
-    for addresses in psutil.net_if_addrs().values():
-        hosts += [a.address.partition("%")[0] for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)]
-    return hosts
-
-
-def _is_loopback_url(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _streams_max(config: Config) -> int:
+    """Streams that one connection may have: those that the protocol grants its peer, and some that are just ending."""
+    jobs = max(c.JOB_STREAMS_PER_PEER_MAX, 2 * config.slots)
+    return max(YamuxConfig().inbound_streams_max, jobs + 2 * c.CONTROL_STREAMS_PER_PEER_MAX)

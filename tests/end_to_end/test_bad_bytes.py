@@ -12,7 +12,7 @@ import psutil
 import pytest
 import trio
 
-from infernet.node import peer_of
+from infernet.own_addresses import peer_of
 from infernet.transport.contract import ConnectionInfo, Stream, StreamBroken
 from infernet.transport.libp2p_host import HANDSHAKE_TIMEOUT_S, Libp2pTransport
 from protocol import constants as c
@@ -136,7 +136,12 @@ async def rude_peer(provider: NodeProcess) -> AsyncIterator[Libp2pTransport]:
     """A libp2p host with a proven identity that is connected to the provider, and speaks as the test likes."""
     key = SigningKey(os.urandom(32), os.urandom)
     transport = Libp2pTransport(
-        key.secret_bytes(), agent="rude", protocols=c.PROTOCOLS, randomness=random.Random(0), listen_hosts=()
+        key.secret_bytes(),
+        agent="rude",
+        protocols=c.PROTOCOLS,
+        randomness=random.Random(0),
+        listen_hosts=(),
+        allow_private=True,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.run, Deaf())

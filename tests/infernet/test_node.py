@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from infernet.node import Node, multiaddr, peer_of
+from infernet.node import Node
+from infernet.own_addresses import multiaddr, peer_of
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import peer_id
