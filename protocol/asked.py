@@ -18,7 +18,7 @@ from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
 from protocol.events import Ask, Served
 from protocol.ids import NodeId
 from protocol.jobs import check_request
-from protocol.records import JobRequest, Kind, SealedPrompt
+from protocol.records import JobRequest, Kind, ReservationRecord, SealedPrompt
 from protocol.sealing import sealed_size
 
 #: The provider went away or broke, and did not refuse: another one may be sought, and this one tried once more.
@@ -64,6 +64,10 @@ class Job:
     attempts: int = 0
     failures: int = 0
     attempt: Attempt | None = None
+    #: The aggregator by way of which the provider is reached; None: directly.
+    via: NodeId | None = None
+    #: A slot that is held for us, at `provider` once we go there.
+    reservation: ReservationRecord | None = None
     #: Told to the next provider: how long the order waits in its queue.
     queue_wait_ms: int = 0
     #: The sealing key that the provider no longer has.
@@ -73,6 +77,7 @@ class Job:
     lost: list[NodeId] = field(default_factory=list)
     retried: set[NodeId] = field(default_factory=set)
     resealed: set[NodeId] = field(default_factory=set)
+    detoured: set[NodeId] = field(default_factory=set)
     last_failure: tuple[Refusal, str, int] | None = None
     #: The weights that the answer has begun with.
     fingerprint: bytes | None = None
@@ -85,6 +90,12 @@ class Job:
     def has_begun(self) -> bool:
         """Whether a piece of the answer has arrived: from then on it can only be continued."""
         return self.fingerprint is not None
+
+    @property
+    def hop(self) -> NodeId:
+        """Whom we must be connected to: the provider, or the aggregator on the way to it."""
+        assert self.provider is not None
+        return self.via or self.provider
 
     @property
     def output_tokens_left(self) -> int:

@@ -421,6 +421,8 @@ class JobAccepted(Struct, frozen=True):
     attempt: int
     model: str
     prompt_tokens: int
+    #: The aggregator that passes the answer on; None: it comes directly.
+    via: NodeId | None = None
 
 
 class JobQueued(Struct, frozen=True):

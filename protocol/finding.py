@@ -66,6 +66,8 @@ class Finding:
                 request.price_in_uusd_max,
                 request.price_out_uusd_max,
                 c.FIND_RESULTS_MAX,
+                request.fingerprint,
+                request.provider,
             )
             effects += [
                 OpenStream(stream, peer, c.FIND_PROTOCOL),
@@ -100,17 +102,14 @@ class Finding:
             price_in_uusd_max=find.price_in_uusd_max,
             price_out_uusd_max=find.price_out_uusd_max,
             free=False,
+            fingerprint=find.fingerprint,
         )
-        names = [find.model] if find.model is not None else self._directory.models()
-        nodes: dict[NodeId, None] = {}
-        for name in names[: c.ARRAY_ITEMS_MAX]:
-            providers = self._directory.providers_of(name)
-            nodes.update(dict.fromkeys(self._rng.sample(providers, min(2 * find.limit, len(providers)))))
         records: list[Signed] = []
         size = 0
-        for node in nodes:
+        for node in self._nodes(find):
             entry = self._directory.get(node)
-            assert entry is not None
+            if entry is None:
+                continue
             fits = exclusion(
                 entry,
                 request,
@@ -127,3 +126,14 @@ class Finding:
                 break
             records.append(entry.record)
         return tuple(records)
+
+    def _nodes(self, find: Find) -> list[NodeId]:
+        """Who is looked at: the one asked for, or a sample of those with the model."""
+        if find.provider is not None:
+            return [find.provider]
+        names = [find.model] if find.model is not None else self._directory.models()
+        nodes: dict[NodeId, None] = {}
+        for name in names[: c.ARRAY_ITEMS_MAX]:
+            providers = self._directory.providers_of(name)
+            nodes.update(dict.fromkeys(self._rng.sample(providers, min(2 * find.limit, len(providers)))))
+        return list(nodes)

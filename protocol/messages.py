@@ -134,7 +134,9 @@ class Neighbour(Message, frozen=True, tag=30):
 
 
 class Find(Message, frozen=True, tag=32):
-    """Who serves this model under these limits (`None`: any)? The receiver answers with `Found`."""
+    """Who serves this model under these limits (`None`: any)? With `provider`: does that node? The receiver answers with
+    `Found`.
+    """
 
     query: UnsignedInteger
     model: ModelName | None
@@ -144,6 +146,7 @@ class Find(Message, frozen=True, tag=32):
     price_out_uusd_max: UnsignedInteger | None
     limit: Annotated[int, Meta(ge=1, le=c.FIND_RESULTS_MAX)]
     fingerprint: Hash | None = None
+    provider: NodeKey | None = None
 
 
 class Found(Message, frozen=True, tag=34):

@@ -160,6 +160,7 @@ class Peer:
             self.experience.router,
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
+            aggregators=self._aggregators,
             search=self._finding.ask,
             next_stream=self._streams.next_number,
             connected_only=not config.dials,
@@ -369,7 +370,7 @@ class Peer:
     def _on_message(self, number: StreamId, stream: Stream, message: Message, now: Now) -> list[Effect]:
         if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
             raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
-        if stream.inbound and stream.local_done:
+        if stream.inbound and stream.local_done and not stream.greeted:
             return []  # it was on its way when we had answered
         if isinstance(message, Fault):
             return self._on_fault(number, stream, message, now)
@@ -449,6 +450,7 @@ class Peer:
     def _blame(self, number: StreamId, stream: Stream, error: ProtocolError, now: Now) -> list[Effect]:
         """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
         self._bad_frames += 1
+        is_forwarded = self._asking.is_forwarded(number) or self._providing.is_forwarded(number)
         connection = self._connections.get(stream.peer)
         reason = str(error)[: c.TEXT_CHARACTERS_MAX]
         effects: list[Effect] = []
@@ -459,7 +461,8 @@ class Peer:
             e.ResetStream(number, reason),
             e.Note("peer.misbehaved", stream.peer, reason),
         ]
-        if connection is not None:
+        # Who passes on what others say is not to blame for it.
+        if connection is not None and not is_forwarded:
             connection.bad_frames += 1
             if connection.bad_frames >= c.BAD_FRAMES_MAX:
                 effects.append(e.HangUp(stream.peer, "it sent too many bad frames"))
@@ -490,6 +493,11 @@ class Peer:
     def _address_of(self, peer: NodeId) -> str | None:
         connection = self._connections.get(peer)
         return connection.address if connection is not None else None
+
+    def _aggregators(self) -> list[NodeId]:
+        """Connected peers that forward jobs."""
+        entries = [self.directory.get(peer) for peer in self._connections]
+        return [entry.heartbeat.node for entry in entries if entry and FEATURE_FORWARDS in entry.heartbeat.features]
 
     def _is_local(self, peer: NodeId) -> bool:
         return is_loopback(self._address_of(peer))

@@ -36,6 +36,23 @@ REQUESTS_BURST: Final = 20
 RESERVATION_LIFETIME_S: Final = c.RESERVATION_LIFETIME_MS_MAX / 1000
 
 
+def reservation_for(order: JobOpenRecord, signed: Signed, now: Now) -> ReservationRecord | None:
+    """What the asker makes of a reservation in the refusal of its order: None when it holds nothing for it."""
+    # SPEC 05: The asker MUST ignore a reservation that its provider did not sign, that is not for it, its job and model,
+    #   that does not hold now, or that it did not agree to.
+    try:
+        record = open_record(signed, ReservationRecord)
+    except RemoteProtocolError:
+        return None  # whoever passed it on is not to blame
+    is_ours = (record.asker, record.job, record.model) == (order.asker, order.job, order.model)
+    lifetime_ms = record.expires_at_ms - record.issued_at_ms
+    # By whose clock it lives is not known; it was made a moment ago, so clocks alone can speak against it.
+    is_fresh = abs(now.wall_ms - record.issued_at_ms) <= c.CLOCK_SKEW_MS_MAX + c.RESERVATION_LIFETIME_MS_MAX
+    is_short = 0 < lifetime_ms <= c.RESERVATION_LIFETIME_MS_MAX
+    is_elsewhere = record.provider not in (order.provider, order.asker)
+    return record if is_ours and is_fresh and is_short and is_elsewhere and may_hand_off(order) else None
+
+
 @dataclass(frozen=True, slots=True)
 class _Reservation:
     """A slot that is held; `peer` asked for it."""

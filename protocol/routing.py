@@ -78,7 +78,8 @@ class RouteRequest(Struct, frozen=True):
     `prompt_bytes` is the size of the prompt as it is sealed, `output_tokens` how many may come back; `connected_only`
     is for an asker that cannot dial: the coordinator, to whom nodes connect. `fingerprint` asks for these very weights,
     to continue an answer; `features` are numbers of specs/01 that the provider must have. With `via` the job goes
-    through that aggregator, and whether it can reach the provider is not known here.
+    through that aggregator, and whether it can reach the provider is not known here. `provider` is the only node whose
+    record is asked for, when others are asked.
     """
 
     model: str | None
@@ -93,6 +94,7 @@ class RouteRequest(Struct, frozen=True):
     fingerprint: bytes | None = None
     features: tuple[int, ...] = ()
     via: NodeId | None = None
+    provider: NodeId | None = None
 
 
 class Candidate(Struct, frozen=True):
