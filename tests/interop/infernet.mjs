@@ -7,6 +7,7 @@ import { CipherSuite, HkdfSha256 } from '@hpke/core'
 import { DhkemX25519HkdfSha256 } from '@hpke/dhkem-x25519'
 import { decode, encode } from '@msgpack/msgpack'
 import { chacha20poly1305 } from '@noble/ciphers/chacha.js'
+import { x25519 } from '@noble/curves/ed25519.js'
 import { schnorr } from '@noble/curves/secp256k1.js'
 
 export const HELLO_PROTOCOL = '/infernet/hello/1'
@@ -199,7 +200,7 @@ export async function seal(plaintext, sealingKey, info, ephemeral) {
   let ekm
   if (ephemeral !== undefined) {
     const privateKey = await suite.kem.deserializePrivateKey(exact(ephemeral))
-    ekm = { privateKey, publicKey: await suite.kem.derivePublicKey?.(privateKey) }
+    ekm = { privateKey, publicKey: await suite.kem.deserializePublicKey(exact(x25519.getPublicKey(ephemeral))) }
   }
   const sender = await suite.createSenderContext({ recipientPublicKey, info: exact(info), ekm })
   const ciphertext = await sender.seal(exact(plaintext))

@@ -207,6 +207,17 @@ async def test_a_js_libp2p_peer_is_refused_with_a_reason(js_peer: list[str], tmp
         assert seen["rejection"]["text"]
 
 
+async def test_vectors_and_conversations_mean_the_same_in_another_language(js_peer: list[str]) -> None:
+    *node, peer = js_peer
+    result = await run_peer([*node, str(Path(peer).with_name("vectors.mjs"))], str(HERE.parent.parent / "specs"))
+
+    assert result["wrong"] == []
+    assert result["checked"].keys() >= {"sealing", "chunks", "records", "job-conversation", "conversations/hello"}
+    assert all(count > 3 for count in result["checked"].values()), result["checked"]
+    # Those whose integers a JavaScript number cannot hold.
+    assert result["leftOut"] < 20
+
+
 async def test_js_libp2p_computes_the_same_peer_ids(js_peer: list[str]) -> None:
     rng = random.Random(3)
     nodes = [SigningKey(rng.randbytes(32), rng.randbytes).node for _ in range(20)]
