@@ -122,9 +122,9 @@ class Provider:
     def node(self) -> NodeId:
         return self.key.node
 
-    def take(self, bench: Bench) -> StreamId:
-        """Read the last order that the bench sent us."""
-        self.stream = bench.stream_to(self.node, c.JOB_PROTOCOL)
+    def take(self, bench: Bench, stream: StreamId | None = None) -> StreamId:
+        """Read the last order that the bench sent us, or the one on this stream."""
+        self.stream = bench.stream_to(self.node, c.JOB_PROTOCOL) if stream is None else stream
         opening = bench.heard(self.stream, JobOpen)
         rest = [part for part in bench.said[self.stream] if isinstance(part, Part)]
         self.order = open_record(opening.order, JobOpenRecord)
