@@ -130,6 +130,8 @@ class TransportCarrier:
             self._driver.post(e.DialedBack(effect.probe, Reachability.NOT_TRIED, "this node dials nobody back"))
         elif isinstance(effect, e.ReserveRelay):
             self._driver.post(e.RelayLost(effect.relay, "this node uses no relays"))
+        elif isinstance(effect, e.Misbehaved):
+            self._transport.misbehaved(effect.peer, effect.reason, effect.weight)
         elif isinstance(effect, (e.Dial, e.HangUp, e.OpenStream)):
             self._spawn(effect)
 

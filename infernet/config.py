@@ -17,10 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from infernet.settings import BY_NAME, SETTINGS, Setting, as_plain
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
+from protocol.locality import ip_of
+from protocol.networks import is_globally_routable, read_ip
 from protocol.records import Role
 
 SCHEMA_VERSION: Final = 1
@@ -58,6 +61,7 @@ class Config:
     address: str | None = None
     advertise: bool = True
     mdns: bool = True
+    allow_private: bool = False
     peers: tuple[str, ...] = ()
     dht: bool = False
     dht_port: int | None = None
@@ -219,12 +223,30 @@ def _follow_from_role(sources: _Sources) -> dict[str, Any]:
     role = values.get("role", Role.PROVIDER)
     values.setdefault("engine", "llama" if role is Role.PROVIDER else "none")
     values.setdefault("advertise", role is not Role.CLIENT)
+    values.setdefault("allow_private", _is_market_of_ones_own(values))
     if not values["advertise"]:
         values.setdefault("listen_hosts", ())
     if sources.values.get("advertise") is False:
         # Whoever is not to be found has no open door either.
         values["listen_hosts"] = ()
     return values
+
+
+def _is_market_of_ones_own(values: Mapping[str, Any]) -> bool:
+    """Whether what was named lies on this machine or its local network: the coordinator, else peers, else ourselves."""
+    url = values.get("coordinator_url")
+    if url is not None:
+        return _is_private(urlsplit(url).hostname)
+    peers = [str(ip_of(peer) or "") for peer in values.get("peers", ())]
+    return all(map(_is_private, hosts)) if (hosts := peers or values.get("listen_hosts", ())) else False
+
+
+def _is_private(host: str | None) -> bool:
+    """Whether a host is given by an IP address that the Internet does not have, or is this machine by name."""
+    ip = read_ip(host or "")
+    if ip is None:
+        return host == "localhost"
+    return not ip.is_unspecified and not is_globally_routable(ip)
 
 
 def _check_together(config: Config) -> None:

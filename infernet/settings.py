@@ -183,6 +183,11 @@ FREE_FOR_HELP: Final = (
     "whose jobs run without payment: nobody, known (the coordinator, --allow, and programs of this machine: behind a "
     "forwarder such as Tor, ssh -R or a container's proxy everybody looks like one of those, so choose nobody) or all"
 )
+ALLOW_PRIVATE_HELP: Final = (
+    "dial private addresses that strangers tell, and let programs of this machine have any number of connections; once "
+    "given, kept for all commands (default: if the coordinator is on a private network; without one, if all peers are; "
+    "without any, if the listen hosts are)"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -206,6 +211,7 @@ SETTINGS: Final = (
         "find nodes on the local network, and be found there; once given, kept for all commands",
         is_kept=True,
     ),
+    Setting("allow_private", "--allow-private", _yes_or_no, ALLOW_PRIVATE_HELP, is_kept=True),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
     Setting("dht", "--dht", _yes_or_no, "look up, and publish, who serves which model in a distributed hash table"),
     Setting(

@@ -49,6 +49,7 @@ def node(seed: int, *, listens: bool = True, limits: RelayLimits | None = None) 
         listen_hosts=("127.0.0.1",) if listens else (),
         port=0,
         limits=HostLimits(relay=limits or NO_PACE),
+        allow_private=True,
     )
 
 

@@ -156,13 +156,17 @@ class Libp2pWorld(World):
     def capacity_bytes(self, protocol: str) -> int:
         return INITIAL_WINDOW_BYTES - len(multistream.proposal(protocol))
 
-    async def start(self, seed: int, handler: Handler, limits: HostLimits | None = None) -> Libp2pTransport:
-        transport = libp2p_transport(seed, limits=limits)
+    async def start(
+        self, seed: int, handler: Handler, limits: HostLimits | None = None, *, allow_private: bool = True
+    ) -> Libp2pTransport:
+        transport = libp2p_transport(seed, limits=limits, allow_private=allow_private)
         await self._run(transport, handler)
         return transport
 
 
-def libp2p_transport(seed: int, *, port: int = 0, limits: HostLimits | None = None) -> Libp2pTransport:
+def libp2p_transport(
+    seed: int, *, port: int = 0, limits: HostLimits | None = None, allow_private: bool = True
+) -> Libp2pTransport:
     """A transport that listens on 127.0.0.1 only."""
     return Libp2pTransport(
         secret(seed),
@@ -172,6 +176,7 @@ def libp2p_transport(seed: int, *, port: int = 0, limits: HostLimits | None = No
         listen_hosts=("127.0.0.1",),
         port=port,
         limits=limits,
+        allow_private=allow_private,
     )
 
 

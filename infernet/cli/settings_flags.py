@@ -13,7 +13,7 @@ from infernet.config import Config, LoadedConfig, load, save, values_in
 from infernet.settings import BY_NAME, SETTINGS
 from protocol.envelope import SigningKey
 
-_SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht")
+_SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht", "allow_private")
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, *, leave_out: Collection[str] = ()) -> None:

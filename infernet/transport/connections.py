@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from infernet.transport.contract import ConnectionInfo, Handler
+from infernet.transport.crowd import Crowd, Origin
 from infernet.transport.noise_channel import NoiseChannel
 from infernet.transport.yamux import YamuxConnection
 from protocol.ids import NodeId
 
 logger = logging.getLogger(__name__)
 
+# A connection that nobody has had a stream on for so long is closed: the next question of an asker still finds it.
+IDLE_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How many connections may stand.
+
+    total_max: at this many, an inbound one is taken only at the expense of an unused one of a more crowded origin.
+        How many we dial is the caller's decision.
+    per_network_max, per_host_max: inbound ones from one network (/24, /48), and from one host.
+    per_peer_max: both ends may dial at once, and a peer may be back before we know its old connection to be dead;
+        beyond this the oldest is dropped.
+    """
+
+    total_max: int = 512
+    per_network_max: int = 32
+    per_host_max: int = 16
+    per_peer_max: int = 3
+
 
 class Connection:
-    """A secure channel to a peer and the streams in it."""
+    """A secure channel to a peer and the streams in it. `origin` is None for one that we dialled."""
 
-    def __init__(self, info: ConnectionInfo, channel: NoiseChannel, muxer: YamuxConnection) -> None:
+    def __init__(
+        self, info: ConnectionInfo, channel: NoiseChannel, muxer: YamuxConnection, origin: Origin | None = None
+    ) -> None:
         self.info = info
         self.channel = channel
         self.muxer = muxer
+        self.origin = origin
 
     async def aclose(self) -> None:
         """Close one that has not been added."""
@@ -27,13 +53,18 @@ class Connection:
 
 
 class Connections:
-    """The connections that stand, and the handler that hears of peers that come and go."""
+    """The connections that stand, and the handler that hears of peers that come and go.
 
-    def __init__(self, handler: Handler, *, per_peer_max: int) -> None:
+    With `exempt_loopback` programs of this machine are not counted by host and network.
+    """
+
+    def __init__(self, handler: Handler, limits: ConnectionLimits, *, exempt_loopback: bool) -> None:
         self._handler = handler
-        self._per_peer_max = per_peer_max
+        self._limits = limits
+        self._exempt_loopback = exempt_loopback
         # Oldest first, for each peer.
         self._by_peer: dict[NodeId, list[Connection]] = {}
+        self._inbound: Crowd[Connection] = Crowd()
 
     def __len__(self) -> int:
         return sum(len(connections) for connections in self._by_peer.values())
@@ -50,13 +81,47 @@ class Connections:
         """Those to one peer, newest first: an old one may be dead without knowing."""
         return self._by_peer.get(peer, [])[::-1]
 
+    # ------------------------------------------------------------ who may come
+
+    def has_room(self, newcomer: Origin) -> bool:
+        """Whether a connection from there would be taken now."""
+        if not (newcomer.is_loopback and self._exempt_loopback):
+            if self._inbound.of_host(newcomer) >= self._limits.per_host_max:
+                return False
+            if self._inbound.of_network(newcomer) >= self._limits.per_network_max:
+                return False
+        return len(self) < self._limits.total_max or self._expendable(newcomer) is not None
+
+    def make_room(self, newcomer: Origin) -> bool:
+        """Have room for a connection from there, if need be at the expense of another; False when there is none."""
+        if not self.has_room(newcomer):
+            return False
+        if len(self) >= self._limits.total_max and (expendable := self._expendable(newcomer)) is not None:
+            expendable.muxer.abort("unused, and its place was needed for somebody from elsewhere")
+            self._inbound.remove(expendable)
+        return True
+
+    def _expendable(self, newcomer: Origin) -> Connection | None:
+        """One that nobody uses, of an origin that has more connections than the newcomer's."""
+        crowded = self._inbound.most_crowded(lambda connection, _: connection.muxer.idle_s > 0)
+        return crowded if crowded is not None and self._inbound.is_less_crowded(newcomer, crowded) else None
+
+    def idle(self) -> list[Connection]:
+        """Those that nobody has used for IDLE_S."""
+        return [connection for connection in self if connection.muxer.idle_s > IDLE_S]
+
+    # ------------------------------------------------------------ coming and going
+
     def add(self, connection: Connection) -> None:
         """A connection stands. A peer that has too many loses its oldest."""
         peer = connection.info.peer
         connections = self._by_peer.setdefault(peer, [])
         connections.append(connection)
-        if len(connections) > self._per_peer_max:
-            connections[0].muxer.abort("the peer has made newer connections")
+        if connection.origin is not None:
+            self._inbound.add(connection, connection.origin)
+        open_ = [each for each in connections if each.muxer.lost is None]
+        for oldest in open_[: -self._limits.per_peer_max]:
+            oldest.muxer.abort("the peer has made newer connections")
         if len(connections) == 1:
             try:
                 self._handler.connected(connection.info)
@@ -68,6 +133,7 @@ class Connections:
         peer = connection.info.peer
         connections = self._by_peer[peer]
         connections.remove(connection)
+        self._inbound.remove(connection)
         if not connections:
             del self._by_peer[peer]
             try:

@@ -6,7 +6,7 @@ A peer is named by its node id alone; addresses, encryption and multiplexing sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -190,6 +190,15 @@ class Transport(Protocol):
 
         Connections that stand do not count. Gives a sentence with it, and raises nothing.
         """
+
+    def trust(self, peers: Collection[NodeId]) -> None:
+        """The owner knows these peers, and no others: they are never refused for what they did."""
+
+    def permit(self, address: str) -> None:
+        """The owner gave this multiaddr: it is dialled, wherever it leads. Nothing when it is none."""
+
+    def misbehaved(self, peer: NodeId, reason: str, weight: float) -> None:
+        """A peer broke a rule of what is spoken on its streams; one bad frame weighs 1. It may be banned for it."""
 
     def peers(self) -> list[NodeId]:
         """Those we are connected to."""

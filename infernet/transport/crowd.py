@@ -14,8 +14,7 @@ from typing import Generic, TypeVar
 
 import trio
 
-from protocol.ids import NodeId
-from protocol.networks import IpAddress, host_of, read_ip, subnet_of
+from protocol.networks import IpAddress, IpNetwork, host_of, read_ip, subnet_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +22,27 @@ class Origin:
     """Where a connection comes from. Through a relay, that is the relay: there is no address then."""
 
     ip: IpAddress | None
-    host: Hashable
-    network: Hashable
-    is_loopback: bool = False
+    host: IpNetwork | str
+    network: IpNetwork | str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it comes from this machine."""
+        return self.ip is not None and self.ip.is_loopback
 
 
 def origin_of_ip(ip: IpAddress) -> Origin:
     """The origin of somebody with this address."""
-    return Origin(ip, host_of(ip), subnet_of(ip), ip.is_loopback)
+    return Origin(ip, host_of(ip), subnet_of(ip))
 
 
-def origin_of(stream: trio.abc.Stream, relay: NodeId | None = None) -> Origin | None:
-    """Where a byte stream comes from: a socket's other end, or the relay; None when a socket is gone already."""
-    if relay is not None:
-        return Origin(None, relay, relay)
-    if not isinstance(stream, trio.SocketStream):
-        return None
+def origin_of_circuit(remote: str) -> Origin:
+    """The origin of somebody who comes through a relay, which `remote` names."""
+    return Origin(None, remote, remote)
+
+
+def origin_of(stream: trio.SocketStream) -> Origin | None:
+    """The origin of a socket's other end; None when it is gone already."""
     try:
         host = stream.socket.getpeername()[0]
     except OSError:
@@ -55,8 +59,8 @@ class Crowd(Generic[Member]):
 
     def __init__(self) -> None:
         self._members: dict[Member, Origin] = {}
-        self._hosts: Counter[Hashable] = Counter()
-        self._networks: Counter[Hashable] = Counter()
+        self._hosts: Counter[IpNetwork | str] = Counter()
+        self._networks: Counter[IpNetwork | str] = Counter()
 
     def __len__(self) -> int:
         return len(self._members)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -24,7 +25,11 @@ ADDRESSES_OF_NAME_MAX: Final = 4
 LOOKUPS_MAX: Final = 8
 PERMITTED_MAX: Final = 1024
 
+# Of several addresses of one name, each but the last gets this long: it may be of a family that leads nowhere.
+CONNECT_TIMEOUT_S: Final = 3.0
+
 Resolve = Callable[[str], Awaitable[list[str]]]
+Connect = Callable[[str, int], Awaitable[trio.SocketStream]]
 
 
 class AddressRefused(Exception):
@@ -34,14 +39,20 @@ class AddressRefused(Exception):
 class DialGuard:
     """`allow_private`: whatever strangers say, dial it; for networks of one's own, and for tests."""
 
-    def __init__(self, *, allow_private: bool, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, *, allow_private: bool, resolve: Resolve | None = None, connect: Connect = trio.open_tcp_stream
+    ) -> None:
         self._allow_private = allow_private
         self._resolve = resolve or Resolver()
+        self._connect = connect
         self._permitted: dict[tuple[str, int], None] = {}
 
     def permit(self, address: str) -> None:
-        """The owner gave this multiaddr, or that of a circuit: it may lead anywhere. Raises ValueError for none."""
-        parsed = parse(address)
+        """The owner gave this multiaddr, or that of a circuit: it may lead anywhere. Nothing when it is none."""
+        try:
+            parsed = parse(address)
+        except ValueError:
+            return
         target = parse_tcp(parsed.relay_address) if isinstance(parsed, CircuitAddress) else parsed
         key = (target.host.lower(), target.port)
         self._permitted.pop(key, None)
@@ -49,8 +60,16 @@ class DialGuard:
         if len(self._permitted) > PERMITTED_MAX:
             del self._permitted[next(iter(self._permitted))]
 
+    async def connect(self, address: TcpAddress) -> trio.SocketStream:
+        """Connect to an address; the caller owns the deadline. Raises AddressRefused or OSError."""
+        *others, last = await self.endpoints(address)
+        for ip in others:
+            with suppress(OSError), trio.move_on_after(CONNECT_TIMEOUT_S):
+                return await self._connect(str(ip), address.port)
+        return await self._connect(str(last), address.port)
+
     async def endpoints(self, address: TcpAddress) -> list[IpAddress]:
-        """The IP addresses to connect to, for an address without a name just that. Raises AddressRefused or OSError."""
+        """The IP addresses to connect to, at least one. Raises AddressRefused or OSError."""
         is_free = self._allow_private or (address.host.lower(), address.port) in self._permitted
         if not is_free and address.port < PORT_MIN:
             raise AddressRefused(f"nodes do not listen on port {address.port}")

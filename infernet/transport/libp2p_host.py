@@ -1,14 +1,14 @@
 """The transport over TCP: listens, dials, and serves what connected peers open.
 
-A connection is TCP, Noise and yamux, so libp2p programs of any language can talk to us. Until it has proven an
-identity, a stranger can cost us one place among the handshakes for a few seconds, and nothing else.
+A connection is TCP, Noise and yamux, so libp2p programs of any language can talk to us. What strangers and peers may
+cost us is the business of `guards.py`, and of `connections.py` and `yamux.py` once they have proven an identity.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NoReturn
@@ -16,8 +16,10 @@ from typing import Final, NoReturn
 import trio
 
 from infernet.transport.addresses import CircuitAddress, TcpAddress, circuit_multiaddr, remote_multiaddr, with_peer
+from infernet.transport.bans import Bans
+from infernet.transport.budget import HELD_BYTES_MAX, Budget
 from infernet.transport.channel import ChannelBroken
-from infernet.transport.connections import Connection, Connections
+from infernet.transport.connections import Connection, ConnectionLimits, Connections
 from infernet.transport.contract import (
     ConnectionInfo,
     DialFailed,
@@ -28,8 +30,12 @@ from infernet.transport.contract import (
     TransportError,
     TransportStatistics,
 )
+from infernet.transport.crowd import Origin, origin_of, origin_of_circuit
 from infernet.transport.dial_back import dial_back
+from infernet.transport.dial_guard import AddressRefused, DialGuard
 from infernet.transport.dialer import AttemptFailed, Dialer
+from infernet.transport.guards import BAD_CONNECTION, Guards
+from infernet.transport.handshakes import HandshakeLimits
 from infernet.transport.libp2p_library import (
     IDENTIFY_PROTOCOL,
     PING_PROTOCOL,
@@ -59,21 +65,20 @@ DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reac
 
 # Two round trips to the far side of the world with packets lost; a stranger holds a place no longer than this.
 HANDSHAKE_TIMEOUT_S: Final = 5.0
+# How often connections are looked at that nobody uses.
+IDLE_LOOK_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
     """How much of us others may use.
 
-    connections_max: at this many, inbound ones are refused. How many we dial is the caller's decision.
-    connections_per_peer_max: both ends may dial at once, and a peer may be back before we know its old connection
-        to be dead; beyond this the oldest is dropped.
-    handshakes_max: connections without a proven identity. The oldest makes room, so idle sockets block nobody.
+    held_bytes_max: what all connections together make us hold, unread and unsent.
     """
 
-    connections_max: int = 512
-    connections_per_peer_max: int = 3
-    handshakes_max: int = 64
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    handshakes: HandshakeLimits = field(default_factory=HandshakeLimits)
+    held_bytes_max: int = HELD_BYTES_MAX
     yamux: YamuxConfig = field(default_factory=YamuxConfig)
     relay: RelayLimits = field(default_factory=RelayLimits)
 
@@ -102,6 +107,9 @@ class Libp2pTransport:
     protocols: those whose inbound streams go to the handler; others are refused.
     listen_hosts: literal IP addresses; none means that we only dial.
     port: 0 takes any free one, the same for all hosts.
+    allow_private: dial wherever strangers say, and do not count programs of this machine by their address.
+    watched: protocols on whose streams somebody waits; a connection with one of them is looked after more closely.
+    dial_guard: another one than `allow_private` asks for; for tests.
     """
 
     def __init__(
@@ -114,6 +122,9 @@ class Libp2pTransport:
         listen_hosts: Sequence[str] = DUAL_STACK,
         port: int = P2P_PORT,
         limits: HostLimits | None = None,
+        allow_private: bool = False,
+        watched: Sequence[str] = (),
+        dial_guard: DialGuard | None = None,
     ) -> None:
         self._identity = Identity(secret)
         self.node_id = self._identity.node_id
@@ -125,7 +136,14 @@ class Libp2pTransport:
         self._relaying = Relaying(self, self._identity, self._limits.relay)
         self._dialer = Dialer[Connection](self._attempt, randomness)
         self._dialling: dict[NodeId, trio.Lock] = {}
-        self._handshakes: dict[object, trio.CancelScope] = {}
+        self._watched = frozenset(watched)
+        self._guards = Guards(
+            bans=Bans(exempt_loopback=allow_private),
+            handshakes=self._limits.handshakes,
+            budget=Budget(self._limits.held_bytes_max),
+            dials=dial_guard or DialGuard(allow_private=allow_private),
+            exempt_loopback=allow_private,
+        )
         self._counts = _Counts()
         self._addresses: list[str] = []
         self._running: _Running | None = None
@@ -137,7 +155,7 @@ class Libp2pTransport:
         await check_library()
         listeners = await open_listeners(self._listen_hosts, self._port)
         self._addresses = [with_peer(address, self.node_id) for address in listening_addresses(listeners)]
-        connections = Connections(handler, per_peer_max=self._limits.connections_per_peer_max)
+        connections = Connections(handler, self._limits.connections, exempt_loopback=self._guards.exempt_loopback)
         try:
             async with trio.open_nursery() as nursery:
                 self._running = _Running(nursery, handler, connections)
@@ -145,7 +163,7 @@ class Libp2pTransport:
                     serve = partial(trio.serve_listeners, handler_nursery=nursery)
                     await nursery.start(serve, self._accept, listeners)
                 task_status.started()
-                await trio.sleep_forever()
+                await self._close_idle_connections(self._running)
         finally:
             self._running = None
             self._addresses = []
@@ -157,6 +175,8 @@ class Libp2pTransport:
         running = self._require_running()
         if peer == self.node_id:
             raise DialFailed(peer, {"this node": "a node does not dial itself"})
+        if (ban := self._guards.bans.of_peer(peer)) is not None:
+            raise DialFailed(peer, {"this node": f"that peer is banned for a while: {ban.reason}"})
         lock = self._dialling.setdefault(peer, trio.Lock())
         try:
             async with lock:
@@ -183,6 +203,8 @@ class Libp2pTransport:
                 stream = propose(connection.muxer, peer, protocol)
             except ChannelBroken:
                 continue
+            if protocol in self._watched:
+                stream.watch()
             self._counts.streams_out += 1
             return stream
         raise NotConnected(peer)
@@ -192,6 +214,22 @@ class Libp2pTransport:
         async with trio.open_nursery() as nursery:
             for connection in self._require_running().connections.of(peer):
                 nursery.start_soon(connection.muxer.aclose)
+
+    def trust(self, peers: Collection[NodeId]) -> None:
+        """As `Transport.trust`."""
+        self._guards.bans.trust(peers)
+
+    def permit(self, address: str) -> None:
+        """As `Transport.permit`."""
+        self._guards.dials.permit(address)
+
+    def misbehaved(self, peer: NodeId, reason: str, weight: float) -> None:
+        """As `Transport.misbehaved`."""
+        connections = self._running.connections.of(peer) if self._running else []
+        origin = next((connection.origin for connection in connections if connection.origin is not None), None)
+        if self._guards.bans.blame(peer, origin, weight, reason):
+            for connection in connections:
+                connection.muxer.abort("the peer is banned")
 
     @property
     def relays_connections(self) -> bool:
@@ -254,9 +292,11 @@ class Libp2pTransport:
         if isinstance(address, CircuitAddress):
             channel = await self._relaying.dial(peer, address)
             remote = circuit_multiaddr(address.relay_address.partition("/p2p/")[0], address.relay)
-            return self._connection(channel, remote, inbound=False)
+            return self._connection(channel, remote)
         try:
-            stream = await trio.open_tcp_stream(address.host, address.port)
+            stream = await self._guards.dials.connect(address)
+        except AddressRefused as error:
+            raise AttemptFailed(str(error)) from error
         except OSError as error:
             raise AttemptFailed(_plain(error)) from error
         try:
@@ -268,61 +308,80 @@ class Libp2pTransport:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        return self._connection(channel, remote_multiaddr(stream), inbound=False)
+        return self._connection(channel, remote_multiaddr(stream))
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         """Serve one inbound TCP connection to its end; the listener closes it afterwards."""
-        running = self._require_running()
-        if self._refuse_if_full(running):
+        running, origin = self._require_running(), origin_of(stream)
+        if origin is None or not self._may_enter(running, origin):
             return
         try:
-            channel = await self._shake_inbound(stream)
+            channel = await self._shake_inbound(stream, origin)
         except Exception:
             logger.exception("a handshake failed in a way that we do not know")
             return
-        if channel is None or self._refuse_if_full(running):
-            return
-        await self._serve_inbound(running, channel, remote_multiaddr(stream))
+        if channel is not None:
+            await self._serve_inbound(running, channel, remote_multiaddr(stream), origin)
 
-    async def _serve_inbound(self, running: _Running, channel: NoiseChannel, remote: str | None) -> None:
-        self._counts.handshakes_in += 1
-        connection = self._connection(channel, remote, inbound=True)
-        running.connections.add(connection)
-        await self._serve(running, connection)
-
-    def _refuse_if_full(self, running: _Running) -> bool:
-        """Asked before a handshake, to save its cost, and after it, when others may have taken the last places."""
-        if len(running.connections) < self._limits.connections_max:
-            return False
+    def _may_enter(self, running: _Running, origin: Origin) -> bool:
+        """Asked before a handshake, to save its cost."""
+        if running.connections.has_room(origin) and self._guards.may_knock(origin):
+            return True
         self._counts.connections_refused += 1
-        return True
+        return False
 
-    async def _shake_inbound(self, stream: trio.SocketStream) -> NoiseChannel | None:
+    async def _shake_inbound(self, stream: trio.SocketStream, origin: Origin) -> NoiseChannel | None:
         """Make the handshake within its deadline, as one of a bounded number; None when nothing came of it."""
-        if len(self._handshakes) >= self._limits.handshakes_max:
-            oldest = next(iter(self._handshakes))
-            self._handshakes.pop(oldest).cancel()
-        place = object()
-        with trio.move_on_after(HANDSHAKE_TIMEOUT_S) as scope:
-            self._handshakes[place] = scope
+        with self._guards.handshakes.place(origin, HANDSHAKE_TIMEOUT_S) as place:
+            if place is None:
+                self._counts.connections_refused += 1
+                self._guards.turned_away(origin)
+                return None
             try:
                 return await secure_inbound(stream, self._identity)
             except (HandshakeFailed, ChannelBroken) as error:
                 logger.debug("no handshake with %s: %s", remote_multiaddr(stream), error)
-            finally:
-                self._handshakes.pop(place, None)
+                self._guards.handshake_failed(origin, error)
         self._counts.handshakes_failed += 1
+        if place.cancelled_caught and trio.current_time() >= place.deadline:
+            self._guards.handshake_timed_out(origin)
         return None
 
-    def _connection(self, channel: NoiseChannel, remote: str | None, *, inbound: bool) -> Connection:
-        info = ConnectionInfo(channel.peer, remote, inbound)
+    async def _serve_inbound(
+        self, running: _Running, channel: NoiseChannel, remote: str | None, origin: Origin
+    ) -> None:
+        """Serve somebody who has proven who they are, unless others took the last places meanwhile."""
+        peer, bans = channel.peer, self._guards.bans
+        is_welcome = bans.of_peer(peer) is None
+        if not is_welcome or not (bans.is_trusted(peer) or running.connections.make_room(origin)):
+            self._counts.connections_refused += 1
+            return
+        self._counts.handshakes_in += 1
+        bans.seen(peer, origin)
+        connection = self._connection(channel, remote, origin)
+        running.connections.add(connection)
+        await self._serve(running, connection)
+
+    async def _close_idle_connections(self, running: _Running) -> NoReturn:
+        """Look now and then for connections that nobody has had a use for in a while."""
+        while True:
+            await trio.sleep(IDLE_LOOK_S)
+            for connection in running.connections.idle():
+                peer = connection.info.peer
+                if not (self._guards.bans.is_trusted(peer) or self._relaying.keeps(peer)):
+                    running.nursery.start_soon(connection.muxer.aclose)
+
+    def _connection(self, channel: NoiseChannel, remote: str | None, origin: Origin | None = None) -> Connection:
+        """A connection that stands; with an origin when it came in."""
+        info = ConnectionInfo(channel.peer, remote, inbound=origin is not None)
         muxer = YamuxConnection(
             channel,
-            initiator=not inbound,
+            initiator=not info.inbound,
             config=self._limits.yamux,
             opened=partial(self._stream_opened, info),
+            budget=self._guards.budget,
         )
-        return Connection(info, channel, muxer)
+        return Connection(info, channel, muxer, origin)
 
     async def _serve(self, running: _Running, connection: Connection) -> None:
         """Run a connection to its end; nothing that happens to it reaches the others."""
@@ -332,6 +391,10 @@ class Libp2pTransport:
             logger.exception("a connection failed in a way that we do not know")
         finally:
             running.connections.remove(connection)
+            if connection.muxer.offence is not None:
+                self._guards.bans.blame(
+                    connection.info.peer, connection.origin, BAD_CONNECTION, connection.muxer.offence
+                )
             if self.direct_connection(connection.info.peer) is None:
                 self._relaying.lost(connection.info.peer)
             self._counts.streams_refused += connection.muxer.session.streams_refused
@@ -356,11 +419,11 @@ class Libp2pTransport:
 
     def is_full(self) -> bool:
         """As `RelayHost.is_full`."""
-        return self._refuse_if_full(self._require_running())
+        return len(self._require_running().connections) >= self._limits.connections.total_max
 
     async def serve_circuit(self, channel: NoiseChannel, remote: str) -> None:
         """As `RelayHost.serve_circuit`."""
-        await self._serve_inbound(self._require_running(), channel, remote)
+        await self._serve_inbound(self._require_running(), channel, remote, origin_of_circuit(remote))
 
     # ------------------------------------------------------------ streams
 
@@ -375,6 +438,8 @@ class Libp2pTransport:
         try:
             with trio.fail_after(CONTROL_DEADLINE_S):
                 agreed = await agree(stream, info.peer, self._protocols | self._relaying.protocols)
+            if agreed.protocol in self._watched:
+                agreed.watch()
             await serve_stream(agreed, partial(self._serve_protocol, running, info))
         except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
             logger.debug("no protocol agreed with %s: %s", short(info.peer), error)

@@ -56,6 +56,10 @@ class Libp2pStream:
         self._unread = self._unread[len(self._echo) :]
         self._echo = b""
 
+    def watch(self) -> None:
+        """Somebody waits for what comes on this stream: notice soon when its connection is dead."""
+        self._stream.watch()
+
     async def finish(self) -> None:
         """As `Stream.finish`."""
         await self._stream.finish()

@@ -7,7 +7,7 @@ killed in the middle of anything; time is whatever clock trio runs on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import trio
@@ -183,6 +183,15 @@ class MemoryTransport:
             handler.disconnected(peer)
         except Exception:
             logger.exception("the handler failed on a lost peer")
+
+    def trust(self, peers: Collection[NodeId]) -> None:
+        """As `Transport.trust`; nobody is refused here."""
+
+    def permit(self, address: str) -> None:
+        """As `Transport.permit`; every address is dialled here."""
+
+    def misbehaved(self, peer: NodeId, reason: str, weight: float) -> None:
+        """As `Transport.misbehaved`; nobody is banned here."""
 
     def peers(self) -> list[NodeId]:
         """As `Transport.peers`."""

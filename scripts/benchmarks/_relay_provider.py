@@ -137,6 +137,7 @@ async def provide(arguments: argparse.Namespace) -> None:
         randomness=random.SystemRandom(),
         listen_hosts=config.listen_hosts,
         port=0,
+        allow_private=True,
     )
     node = Node(config, key, transport=transport, engine=shared)
 

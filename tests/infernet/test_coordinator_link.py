@@ -73,6 +73,7 @@ def make_node(
             randomness=random.Random(1),
             listen_hosts=listen_hosts,
             port=0,
+            allow_private=True,
         )
     return Node(
         config,

@@ -104,6 +104,10 @@ class HopService:
         """Take back all reservations; circuits that stand go on to their end."""
         self._places.clear()
 
+    def holds_place(self, peer: NodeId) -> bool:
+        """Whether we hold a place for a peer."""
+        return self._places.holds(peer, trio.current_time())
+
     def lost(self, peer: NodeId) -> None:
         """The last direct connection to a peer is gone."""
         # SPEC 08: A relay MUST free the place of a node whose last connection to it has ended.

@@ -99,6 +99,10 @@ class Relaying:
         """Connect through a relay. Raises AttemptFailed; the caller owns the deadline."""
         return await dial_circuit(self._host, self._identity, peer, address)
 
+    def keeps(self, peer: NodeId) -> bool:
+        """Whether a connection to this peer is of use though nobody has a stream on it."""
+        return peer in self._lost or self._hop.holds_place(peer)
+
     def lost(self, peer: NodeId) -> None:
         """The last connection to a peer that is no circuit is gone."""
         self._hop.lost(peer)

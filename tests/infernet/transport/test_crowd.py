@@ -7,10 +7,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 import trio
-import trio.testing
 
-from infernet.transport.crowd import Crowd, Origin, origin_of, origin_of_ip
-from tests.helpers_transport import identity
+from infernet.transport.crowd import Crowd, Origin, origin_of, origin_of_circuit, origin_of_ip
 
 pytestmark = pytest.mark.anyio
 
@@ -61,13 +59,20 @@ async def test_a_mapped_address_is_the_ipv4_host() -> None:
             await trio.sleep_forever()
 
 
-async def test_a_socket_that_is_gone_has_no_origin_and_a_circuit_has_its_relay() -> None:
+async def test_a_socket_that_is_gone_has_no_origin() -> None:
     gone = trio.SocketStream(trio.socket.socket())
     await gone.aclose()
     assert origin_of(gone) is None
-    circuit, _ = trio.testing.memory_stream_pair()
-    assert origin_of(circuit) is None
-    assert origin_of(circuit, identity(5)) == Origin(None, identity(5), identity(5))
+
+
+def test_whoever_comes_through_a_relay_is_counted_under_the_relay() -> None:
+    origin = origin_of_circuit("/ip4/192.0.2.1/tcp/4000/p2p/R/p2p-circuit")
+    assert origin.ip is None
+    assert not origin.is_loopback
+    crowd = crowd_of("192.0.2.1")
+    crowd.add(1, origin)
+    assert (crowd.of_host(origin), crowd.of_network(origin)) == (1, 1)
+    assert crowd.of_network(from_("192.0.2.1")) == 1
 
 
 def test_counts_follow_who_comes_and_goes() -> None:

@@ -21,6 +21,7 @@ from infernet.transport import multistream
 from infernet.transport import yamux_frames as frames
 from infernet.transport.addresses import parse, tcp_multiaddr
 from infernet.transport.channel import ByteReader, ChannelBroken
+from infernet.transport.connections import ConnectionLimits
 from infernet.transport.contract import PortTaken, StreamBroken
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.libp2p_library import Identity
@@ -217,7 +218,7 @@ async def test_fault_5_a_stock_host_locks_everybody_out_after_a_while(shared_sto
 
 
 async def test_fault_5_only_connections_that_stand_count() -> None:
-    async with our_node(HostLimits(connections_max=CONNECTIONS_MAX)) as (world, node, _):
+    async with our_node(HostLimits(ConnectionLimits(total_max=CONNECTIONS_MAX))) as (world, node, _):
         for _ in range(5):
             accepted = await connect_and_leave(node.addresses()[0], node.node_id, CONNECTIONS_MAX)
             assert accepted == CONNECTIONS_MAX
@@ -226,7 +227,7 @@ async def test_fault_5_only_connections_that_stand_count() -> None:
 
 
 async def test_fault_5_beyond_the_cap_connections_are_refused_until_one_ends() -> None:
-    async with our_node(HostLimits(connections_max=2)) as (world, node, _):
+    async with our_node(HostLimits(ConnectionLimits(total_max=2))) as (world, node, _):
         address = node.addresses()[0]
         async with shaken(address, node.node_id, 3):
             async with shaken(address, node.node_id, 2):

@@ -18,9 +18,11 @@ import trio.testing
 
 from infernet.transport import libp2p_host, multistream, serving
 from infernet.transport import yamux_frames as frames
-from infernet.transport.addresses import parse, tcp_multiaddr
+from infernet.transport.addresses import parse_tcp, tcp_multiaddr
 from infernet.transport.channel import ByteReader, ChannelBroken
+from infernet.transport.connections import ConnectionLimits
 from infernet.transport.contract import DialFailed, NotConnected, StreamBroken
+from infernet.transport.handshakes import HandshakeLimits
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.libp2p_library import IDENTIFY_PROTOCOL, PING_PROTOCOL, Identity
 from infernet.transport.noise_channel import secure_outbound
@@ -50,14 +52,14 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def our_node(
-    limits: HostLimits | None = None,
+    limits: HostLimits | None = None, *, allow_private: bool = True
 ) -> AsyncIterator[tuple[Libp2pWorld, Libp2pTransport, RecordingHandler]]:
     """A node that listens; the deadline turns a hang into a failure."""
     with trio.fail_after(PATIENCE_S * 2):
         async with running_world(Libp2pWorld) as world:
             assert isinstance(world, Libp2pWorld)
             handler = RecordingHandler()
-            yield world, await world.start(1, handler, limits), handler
+            yield world, await world.start(1, handler, limits, allow_private=allow_private), handler
 
 
 async def assert_alive(world: Libp2pWorld, node: Libp2pTransport) -> None:
@@ -69,10 +71,10 @@ async def assert_alive(world: Libp2pWorld, node: Libp2pTransport) -> None:
     assert await stream.receive() == b"alive?"
 
 
-async def connect(node: Libp2pTransport) -> trio.SocketStream:
+async def connect(node: Libp2pTransport, source: str = "127.0.0.1") -> trio.SocketStream:
     """A bare TCP connection to a node."""
-    endpoint = parse(node.addresses()[0])
-    return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    endpoint = parse_tcp(node.addresses()[0])
+    return await trio.open_tcp_stream(endpoint.host, endpoint.port, local_address=source)
 
 
 async def read_until_closed(stream: trio.abc.ReceiveStream) -> bytes:
@@ -130,18 +132,23 @@ async def test_half_a_handshake_has_a_deadline(monkeypatch: pytest.MonkeyPatch) 
         assert node.statistics().handshakes_failed == 3
 
 
-async def test_idle_sockets_block_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_sockets_of_a_machine_block_nobody_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libp2p_host, "HANDSHAKE_TIMEOUT_S", 1000)
-    async with our_node(HostLimits(handshakes_max=8)) as (world, node, _):
-        idle = [await connect(node) for _ in range(40)]
+    limits = HostLimits(handshakes=HandshakeLimits(total_max=8))
+    async with our_node(limits, allow_private=False) as (world, node, _):
+        idle = [await connect(node, "127.0.9.9") for _ in range(40)]
+        assert await read_until_closed(idle[-1]) == b"", "there is no place for so many of one machine"
         await assert_alive(world, node)
-        assert await read_until_closed(idle[0]) == b"", "the oldest had to make room"
+        assert node.statistics().handshakes_failed == 0, "the first ones have theirs"
         for stream in idle:
             await stream.aclose()
 
 
 async def test_handshakes_that_have_ended_take_no_place() -> None:
-    async with our_node(HostLimits(handshakes_max=2)) as (world, node, _), await connect(node) as slow:
+    async with (
+        our_node(HostLimits(handshakes=HandshakeLimits(total_max=2))) as (world, node, _),
+        await connect(node) as slow,
+    ):
         for seed in range(2, 7):
             other = await world.start(seed, RecordingHandler())
             await other.dial(node.node_id, node.addresses())
@@ -313,7 +320,7 @@ async def test_dials_of_one_peer_at_once_make_one_connection() -> None:
 
 
 async def test_a_peer_that_comes_back_too_often_loses_its_oldest_connection() -> None:
-    async with our_node(HostLimits(connections_per_peer_max=2)) as (_, node, handler):
+    async with our_node(HostLimits(ConnectionLimits(per_peer_max=2))) as (_, node, handler):
         address = node.addresses()[0]
         async with AsyncExitStack() as stack:
             oldest, *_ = [await stack.enter_async_context(shaken(address, node.node_id, 2)) for _ in range(3)]
@@ -349,7 +356,7 @@ async def open_until_refused(node: Libp2pTransport, peer: NodeId) -> None:
 
 
 async def test_handshakes_that_end_together_do_not_exceed_the_cap() -> None:
-    async with our_node(HostLimits(connections_max=2)) as (_, node, _handler):
+    async with our_node(HostLimits(ConnectionLimits(total_max=2))) as (_, node, _handler):
         start = trio.Event()
 
         async def dial(seed: int) -> None:
@@ -383,6 +390,7 @@ async def test_remote_addresses_are_known_in_both_families() -> None:
             randomness=random.Random(1),
             listen_hosts=("127.0.0.1", "::1"),
             port=0,
+            allow_private=True,
         )
         await world._run(node, handler)
         for seed, address in enumerate(node.addresses(), 2):
@@ -395,7 +403,9 @@ async def test_remote_addresses_are_known_in_both_families() -> None:
 
 async def test_a_node_without_listen_hosts_dials_and_serves() -> None:
     async with our_node() as (world, node, _):
-        quiet = Libp2pTransport(secret(2), agent="x", protocols=PROTOCOLS, randomness=random.Random(1), listen_hosts=())
+        quiet = Libp2pTransport(
+            secret(2), agent="x", protocols=PROTOCOLS, randomness=random.Random(1), listen_hosts=(), allow_private=True
+        )
         await world._run(quiet, RecordingHandler())
         assert quiet.addresses() == []
         await quiet.dial(node.node_id, node.addresses())
