@@ -36,11 +36,12 @@ from protocol.events import (
     Served,
     StopAsking,
 )
-from protocol.ids import JobId, NodeId, StreamId
+from protocol.ids import JobId, NodeId, StreamId, short
 from protocol.jobs import queue_wait_ms
 from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt
 from protocol.ordering import Ordering
 from protocol.records import Heartbeat, Kind, ModelOffer, Outcome
+from protocol.reserving import reservation_for
 from protocol.router import Router
 from protocol.routing import RouteRequest
 from protocol.sealing import Sealer
@@ -51,8 +52,9 @@ from protocol.timers import Timers
 class Asking:
     """The state machine.
 
-    `connected` and `addresses` are the peer's knowledge of the network, `search` asks one peer for providers, or a
-    few when none is named, and `next_stream` numbers the streams we open.
+    `connected` and `addresses` are the peer's knowledge of the network, `aggregators` the connected peers that forward
+    jobs, `search` asks one peer for providers, or a few when none is named, and `next_stream` numbers the streams we
+    open.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Asking:
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
+        aggregators: Callable[[], list[NodeId]],
         search: Callable[[RouteRequest, NodeId | None], list[Effect]],
         next_stream: Callable[[], StreamId],
         connected_only: bool = False,
@@ -77,6 +80,7 @@ class Asking:
             router,
             connected=connected,
             addresses=addresses,
+            aggregators=aggregators,
             search=search,
             connected_only=connected_only,
             outcomes=Outcomes(self._offer, self._attempt_failed, self._give_up),
@@ -97,6 +101,11 @@ class Asking:
 
     def owns(self, stream: StreamId) -> bool:
         return stream in self._by_stream
+
+    def is_forwarded(self, stream: StreamId) -> bool:
+        """Whether what comes on this stream is from a provider, and not from the peer that it comes by way of."""
+        job = self._jobs.get(self._by_stream.get(stream, JobId(b"")))
+        return job is not None and job.attempt is not None and job.attempt.via is not None
 
     # ------------------------------------------------------------ commands
 
@@ -166,12 +175,12 @@ class Asking:
         job.stage = Stage.OFFERED
         self._by_stream[attempt.stream] = job.ask.job
         # The answer can come only once the whole prompt has arrived, over however slow a line.
-        self._await(job, c.ACCEPT_DEADLINE_S + attempt.transfer_s, now)
+        self._await(job, c.ACCEPT_DEADLINE_S + attempt.transfer_s + attempt.reach_s, now)
         if attempt.acknowledges:
             # Whoever was too slow before, and is the last one left, gets more time.
             patience_s = c.ACCEPT_DEADLINE_S if job.provider in job.retried else c.ACK_DEADLINE_S
             first_s = min(attempt.transfer_s, c.SEALED_INLINE_BYTES_MAX / c.PROMPT_BYTES_PER_S_MIN)
-            self._timers.set(("silence", job.ask.job), now.monotonic_s + patience_s + first_s)
+            self._timers.set(("silence", job.ask.job), now.monotonic_s + patience_s + first_s + attempt.reach_s)
         return effects
 
     def _await(self, job: Job, seconds: float, now: Now) -> None:
@@ -216,9 +225,14 @@ class Asking:
         if job.stage is Stage.CANCELLING:
             self._forget(job)
             return []
-        if job.attempt is None:
+        attempt = job.attempt
+        if attempt is None:
             return []
-        self._leave(job, job.attempt)
+        if attempt.via is not None and not attempt.is_acknowledged and code < Refusal.ENGINE_FAILED:
+            # A refusal that is a `Fault` is the aggregator's: a provider refuses with `JobReject`.
+            text = f"the aggregator {short(attempt.via)} does not pass it on ({code.name.lower()}): {text}"
+            code = Refusal.NO_ROUTE
+        self._leave(job, attempt)
         return self._attempt_failed(job, code, text, now, had_order=True)
 
     def _on_accept(self, job: Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
@@ -235,7 +249,8 @@ class Asking:
             before = job.served[-1]
             tokens = record.prompt_tokens
             return [JobResumed(order.job, order.provider, order.attempt, tokens, job.output_tokens, before.provider)]
-        return [JobAccepted(order.job, order.provider, order.attempt, order.model, record.prompt_tokens)]
+        tokens = record.prompt_tokens
+        return [JobAccepted(order.job, order.provider, order.attempt, order.model, tokens, attempt.via)]
 
     def _on_queued(self, job: Job, attempt: Attempt, message: Queued, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
@@ -292,6 +307,8 @@ class Asking:
             if heartbeat is not None:
                 better.append(RecordLearnt(heartbeat, record))
         self._leave(job, attempt)
+        if message.reservation is not None:
+            job.reservation = reservation_for(attempt.order, message.reservation, now)
         code = refusal_from_code(message.code)
         if code is Refusal.CANNOT_OPEN_SEAL and attempt.order.provider not in job.resealed:
             job.resealed.add(attempt.order.provider)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from protocol import constants as c
 from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
-from protocol.ids import JobId, StreamId
+from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import cost_uusd, running_hash
 from protocol.messages import Chunk, Progress
 from protocol.records import ChunkBody, JobAcceptRecord, JobOpenRecord, Kind, ReceiptRecord, Signed
@@ -32,6 +32,8 @@ class Attempt:
     running_hash: bytes
     sealing_key: bytes = b""
     acknowledges: bool = False
+    #: The aggregator that passes it on, and may have to reach the provider first.
+    via: NodeId | None = None
     is_acknowledged: bool = False
     is_accepted: bool = False
     chunks: int = 0
@@ -44,6 +46,11 @@ class Attempt:
     def transfer_s(self) -> float:
         """How long the sealed prompt may take to cross a slow line."""
         return self.order.sealed_bytes / c.PROMPT_BYTES_PER_S_MIN
+
+    @property
+    def reach_s(self) -> float:
+        """How long it may take until the provider is reached."""
+        return c.FORWARD_REACH_DEADLINE_S if self.via is not None else 0.0
 
     @property
     def started(self) -> bool:

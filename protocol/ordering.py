@@ -19,7 +19,7 @@ from protocol.envelope import Signer, sign_record
 from protocol.events import Effect, Now, OpenStream, Send
 from protocol.ids import StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, order_extensions, order_hash, parts
-from protocol.messages import JobOpen, Part
+from protocol.messages import Forward, JobOpen, Part
 from protocol.records import JobOpenRecord, ModelOffer, SealedPrompt, Signed
 from protocol.sealing import ChunkCipher, Sealer, seal_context, seal_prompt
 
@@ -43,6 +43,7 @@ class Ordering:
         response_key = self._rng.randbytes(32)
         sealed = seal_prompt(SealedPrompt(response_key, request), self._sealer, heartbeat.sealing_key, context)
         job.attempts = number
+        held = job.reservation
         order = JobOpenRecord(
             version=1,
             job=ask.job,
@@ -50,7 +51,7 @@ class Ordering:
             asker=self._signer.node,
             provider=heartbeat.node,
             lease=None,
-            reservation=None,
+            reservation=held.reservation if held is not None and held.provider == heartbeat.node else None,
             kind=ask.kind,
             model=offer.name,
             fingerprint=offer.fingerprint,
@@ -75,16 +76,17 @@ class Ordering:
         cipher = ChunkCipher(response_key, hash_)
         acknowledges = FEATURE_ACKNOWLEDGES in heartbeat.features
         key = heartbeat.sealing_key
-        attempt = Attempt(stream, order, hash_, cipher, len(request.inputs), hash_, key, acknowledges)
-        return attempt, self._messages(stream, order, signed, sealed)
+        attempt = Attempt(stream, order, hash_, cipher, len(request.inputs), hash_, key, acknowledges, job.via)
+        return attempt, self._messages(attempt, signed, sealed)
 
     @staticmethod
-    def _messages(stream: StreamId, order: JobOpenRecord, signed: Signed, sealed: bytes) -> list[Effect]:
+    def _messages(attempt: Attempt, signed: Signed, sealed: bytes) -> list[Effect]:
+        stream, order = attempt.stream, attempt.order
         first, rest = parts(sealed)
-        effects: list[Effect] = [
-            OpenStream(stream, order.provider, c.JOB_PROTOCOL),
-            Send(stream, encode_message(JobOpen(signed, first))),
-        ]
+        effects: list[Effect] = [OpenStream(stream, attempt.via or order.provider, c.JOB_PROTOCOL)]
+        if attempt.via is not None:
+            effects.append(Send(stream, encode_message(Forward(order.provider))))
+        effects.append(Send(stream, encode_message(JobOpen(signed, first))))
         for index, data in enumerate(rest):
             effects.append(Send(stream, encode_message(Part(order.job, order.attempt, index, data))))
         return effects

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from protocol import constants as c
 from protocol.asked import LOST, Job, Stage
 from protocol.directory import Directory, Entry
@@ -17,7 +19,7 @@ from protocol.events import Dial, Effect, Now, SearchWanted
 from protocol.ids import JobId, NodeId, short
 from protocol.records import Heartbeat, ModelOffer
 from protocol.router import Router
-from protocol.routing import RouteRequest, model_for
+from protocol.routing import RouteRequest, exclusion, model_for
 from protocol.timers import Timers
 
 
@@ -33,8 +35,8 @@ class Outcomes:
 class Searching:
     """The state machine.
 
-    `connected` and `addresses` are the peer's knowledge of the network, and `search` asks one peer for providers, or
-    a few when none is named.
+    `connected` and `addresses` are the peer's knowledge of the network, `aggregators` the connected peers that forward
+    jobs, and `search` asks one peer for providers, or a few when none is named.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Searching:
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
+        aggregators: Callable[[], list[NodeId]],
         search: Callable[[RouteRequest, NodeId | None], list[Effect]],
         connected_only: bool,
         outcomes: Outcomes,
@@ -52,6 +55,7 @@ class Searching:
         self._router = router
         self._connected = connected
         self._addresses = addresses
+        self._aggregators = aggregators
         self._search = search
         self._connected_only = connected_only
         self._outcomes = outcomes
@@ -75,8 +79,8 @@ class Searching:
         """The provider has another sealing key than `job.stale_key`: reach it again, with its new record."""
         self._jobs[job.ask.job] = job
         effects = self._reach(job, now)
-        if job.stage is Stage.REACHING and job.provider is not None and self._connected(job.provider):
-            effects += self._search(self._route_request(job), job.provider)
+        if job.stage is Stage.REACHING and self._connected(job.hop):
+            effects += self._search(self._route_request(job), job.hop)
         return effects
 
     def leave(self, job: Job) -> None:
@@ -99,8 +103,8 @@ class Searching:
     def on_connected(self, peer: NodeId, now: Now) -> list[Effect]:
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
-            if job.stage is Stage.REACHING and job.provider == peer:
-                effects += self._check_ready(job, now)
+            if job.stage is Stage.REACHING and job.hop == peer:
+                effects += self._on_hop(job, now)
             elif job.stage is Stage.SEARCHING:
                 # It may be a provider whose record we hold, and that only lacked a connection.
                 effects += self._next_candidate(job, now)
@@ -113,14 +117,18 @@ class Searching:
         """Dialling failed, or the connection went away while we waited for the peer's record."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
-            if job.stage is Stage.REACHING and job.provider == peer:
-                effects += self._fail(job, Refusal.PEER_LOST, reason, now)
+            if job.stage is Stage.REACHING and job.hop == peer:
+                effects += self._on_no_hop(job, Refusal.PEER_LOST, reason, now)
         return effects
 
     # ------------------------------------------------------------ finding
 
     def _next_candidate(self, job: Job, now: Now) -> list[Effect]:
-        """Whoever may have a slot; then the shortest queue; then whom others know; at last whoever was lost before."""
+        """Whoever holds a slot for us; whoever may have one; then the shortest queue; then whom others know; at last
+        whoever was lost before.
+        """
+        if self._find_reserved(job, now):
+            return self._reach(job, now)
         # SPEC 05: The asker SHOULD look for a free slot at several providers before it waits for one.
         if len(job.busy) < c.BUSY_REFUSALS_MAX and self._find_fresh(job, now):
             job.queue_wait_ms = 0
@@ -135,10 +143,40 @@ class Searching:
         if ask.provider is not None:
             job.provider, job.model = ask.provider, job.model or ask.model
             return ask.provider not in job.tried
-        candidate = self._router.choose(ask, self._route_request(job), job.tried, now)
+        request = self._route_request(job)
+        candidate = self._router.choose(ask, request, job.tried, now)
+        if candidate is None and request.via is None and (aggregators := self._detours(job, None)):
+            # Nobody whom we could reach ourselves: perhaps an aggregator can reach somebody.
+            candidate = self._router.choose(ask, replace(request, via=aggregators[0]), job.tried, now)
         if candidate is None:
             return False
         job.provider, job.model = candidate.node, candidate.model
+        return True
+
+    def _find_reserved(self, job: Job, now: Now) -> bool:
+        """The provider that holds a slot for us, once, if we would have chosen it ourselves."""
+        held = job.reservation
+        if held is None:
+            return False
+        entry = self._directory.get(held.provider)
+        # Who had no slot a moment ago, and holds one now, is as good as any.
+        may_be_tried = held.provider not in job.tried or held.provider in job.busy
+        if job.provider == held.provider or entry is None or not may_be_tried:
+            job.reservation = None
+            return False
+        against = exclusion(
+            entry,
+            self._route_request(job),
+            now.wall_ms,
+            ourselves=NodeId(b""),
+            tried=(),
+            connected=self._connected,
+            has_address=lambda node: bool(self._addresses(node) or self._detours(job, node)),
+        )
+        if against is not None:
+            job.reservation = None
+            return False
+        job.provider, job.model, job.queue_wait_ms = held.provider, held.model, 0
         return True
 
     def _find_queue(self, job: Job, now: Now) -> bool:
@@ -187,29 +225,59 @@ class Searching:
             connected_only=self._connected_only,
             output_tokens=job.output_tokens_left,
             fingerprint=job.fingerprint,
+            via=ask.via,
+            provider=ask.provider,
         )
 
     # ------------------------------------------------------------ reaching
 
     def _reach(self, job: Job, now: Now) -> list[Effect]:
-        assert job.provider is not None
         job.stage = Stage.REACHING
+        job.via = job.ask.via if job.ask.via != job.provider else None
         self._timers.set(job.ask.job, now.monotonic_s + c.REACH_DEADLINE_S)
-        if self._connected(job.provider):
-            return self._check_ready(job, now)
-        addresses = self._addresses(job.provider)
-        if not addresses and job.provider in job.retried:
+        if self._connected(job.hop):
+            return self._on_hop(job, now)
+        addresses = self._addresses(job.hop)
+        if addresses:
+            return [Dial(job.hop, addresses)]
+        if job.provider in job.retried and job.via is None and not self._detours(job, job.provider):
             return []  # whom we cannot dial may dial us again
-        if not addresses:
-            text = f"no address of provider {short(job.provider)} is known"
-            return self._fail(job, Refusal.PEER_LOST, text, now)
-        return [Dial(job.provider, addresses)]
+        what = "provider" if job.via is None else "aggregator"
+        return self._on_no_hop(job, Refusal.PEER_LOST, f"no address of {what} {short(job.hop)} is known", now)
+
+    def _on_hop(self, job: Job, now: Now) -> list[Effect]:
+        """The provider is connected, or the aggregator on the way to it, which then knows its record."""
+        assert job.provider is not None
+        if job.via is not None and self._directory.get(job.provider) is None:
+            return self._search(replace(self._route_request(job), provider=job.provider), job.via)
+        return self._check_ready(job, now)
+
+    def _on_no_hop(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
+        """There is no way to the provider, or not this one."""
+        assert job.provider is not None
+        if job.via is not None and job.via == job.ask.via:
+            # Whoever is chosen next would be reached in the same way, which the user insists on.
+            job.last_failure = (code, f"the aggregator that was to pass it on is out of reach: {text}", 0)
+            return self._nobody(job)
+        aggregators = self._detours(job, job.provider)
+        if not aggregators:
+            return self._fail(job, code, text, now)
+        job.detoured.add(job.provider)
+        job.via = aggregators[0]
+        self._timers.set(job.ask.job, now.monotonic_s + c.REACH_DEADLINE_S)
+        return self._check_ready(job, now)
+
+    def _detours(self, job: Job, provider: NodeId | None) -> list[NodeId]:
+        """Aggregators through which this provider may be tried, for once."""
+        if self._connected_only or job.ask.via is not None or provider in job.detoured:
+            return []
+        return [node for node in self._aggregators() if node != provider]
 
     def _check_ready(self, job: Job, now: Now) -> list[Effect]:
-        """The provider is reached when it is connected and its record, with the key to seal for, is here."""
+        """The provider is reached when the way to it stands and its record, with the key to seal for, is here."""
         assert job.provider is not None
         entry = self._directory.get(job.provider)
-        if entry is None or not self._connected(job.provider):
+        if entry is None or not self._connected(job.hop):
             return []
         if entry.heartbeat.sealing_key in (None, job.stale_key):
             return []
@@ -241,5 +309,5 @@ class Searching:
                 effects += self._last_chance(job, now)
             else:
                 text = "the provider could not be reached, or did not say what it offers, in time"
-                effects += self._fail(job, Refusal.DEADLINE, text, now)
+                effects += self._on_no_hop(job, Refusal.DEADLINE, text, now)
         return effects
