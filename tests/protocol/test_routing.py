@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,20 @@ from msgspec.structs import replace
 
 from protocol.directory import Directory
 from protocol.ids import NodeId
+from protocol.ranking import STRANGER, Standing
 from protocol.records import Availability, FreePolicy, Kind, Role
-from protocol.routing import SAMPLE, Candidate, Exclusion, RouteRequest, choose, exclusion, explain, model_for
+from protocol.routing import (
+    SAMPLE,
+    Candidate,
+    Decision,
+    Exclusion,
+    RouteRequest,
+    Surroundings,
+    choose,
+    exclusion,
+    explain,
+    model_for,
+)
 from tests.helpers_machines import entry_of, record_of
 from tests.helpers_records import NOW_MS, OFFER, signing_key
 
@@ -34,9 +47,47 @@ def why(request: RouteRequest = CHAT, *, connected: bool = True, has_address: bo
     )
 
 
-def pick(directory: Directory, request: RouteRequest = CHAT, seed: int = 1, **options: Any) -> Candidate | None:
-    settings = {"ourselves": NOBODY, "tried": (), "connected": lambda _: True, "has_address": lambda _: True}
-    return choose(request, directory, NOW_MS, random.Random(seed), **(settings | options))
+def around(**changes: Any) -> Surroundings:
+    """Everybody is a stranger that is connected."""
+    settings: dict[str, Any] = {"ourselves": NOBODY, "connected": lambda _: True, "has_address": lambda _: True}
+    return Surroundings(**(settings | changes))
+
+
+def decision(
+    directory: Directory,
+    request: RouteRequest = CHAT,
+    seed: int = 1,
+    tried: Collection[NodeId] = (),
+    known: dict[str, Standing] | None = None,
+    favourites: Collection[NodeId] = (),
+) -> Decision:
+    standings = {signing_key(name).node: standing for name, standing in (known or {}).items()}
+    surroundings = around(
+        standing=lambda node, _model: standings.get(node, STRANGER), favourites=lambda _model: favourites
+    )
+    return choose(request, directory, surroundings, tried, NOW_MS, random.Random(seed))
+
+
+def pick(
+    directory: Directory, request: RouteRequest = CHAT, seed: int = 1, tried: Collection[NodeId] = ()
+) -> Candidate | None:
+    return decision(directory, request, seed, tried).chosen
+
+
+def market(*names: str, **changes: Any) -> Directory:
+    """A directory of providers of these names."""
+    directory = Directory()
+    for name in names:
+        directory.add(record_of(name, **({"free_policy": FreePolicy.ALL} | changes)), NOW_MS)
+    return directory
+
+
+def reasons(made: Decision) -> dict[NodeId, Exclusion | None]:
+    return {verdict.node: verdict.against for verdict in made.verdicts}
+
+
+def node(name: str) -> NodeId:
+    return signing_key(name).node
 
 
 def test_a_fitting_provider_has_nothing_against_it() -> None:
@@ -111,16 +162,30 @@ def test_an_address_that_only_others_told_is_an_address() -> None:
     assert why(connected=False, has_address=True, addresses=()) is None
 
 
-def test_explain_names_every_node_once_in_order() -> None:
-    directory = Directory()
-    for name in ("a", "b", "c"):
-        directory.add(record_of(name, models=() if name == "c" else (OFFER,)), NOW_MS)
-    a, b, c = (signing_key(name).node for name in ("a", "b", "c"))
+def test_explain_names_every_node_candidates_first_best_first() -> None:
+    directory = market("a", "b")
+    directory.add(record_of("busy", load=4, free_policy=FreePolicy.ALL), NOW_MS)
+    directory.add(record_of("none", models=()), NOW_MS)
+    directory.add(record_of("gone", availability=Availability.OFFLINE), NOW_MS)
+    known = Standing(jobs=9, has_served=True, reliability=0.7)
     explained = explain(
-        CHAT, directory, NOW_MS, ourselves=a, tried={b}, connected=lambda _: True, has_address=lambda _: True
+        CHAT,
+        directory,
+        around(ourselves=node("a"), standing=lambda each, _: known if each == node("busy") else STRANGER),
+        NOW_MS,
     )
-    assert dict(explained) == {a: Exclusion.OURSELVES, b: Exclusion.TRIED, c: Exclusion.NO_MODEL}
-    assert [node for node, _ in explained] == sorted((a, b, c))
+    assert [(verdict.node, verdict.against) for verdict in explained] == [
+        (node("busy"), None),
+        (node("b"), None),
+        (node("a"), Exclusion.OURSELVES),
+        (node("gone"), Exclusion.OFFLINE),
+        (node("none"), Exclusion.NO_MODEL),
+    ]
+    ranks = [verdict.rank for verdict in explained]
+    assert ranks[0] is not None
+    assert ranks[1] is not None
+    assert ranks[0].score_s < ranks[1].score_s
+    assert ranks[2:] == [None, None, None]
 
 
 def test_choose_agrees_with_explain() -> None:
@@ -164,6 +229,111 @@ def test_equals_share_the_jobs() -> None:
     counts = Counter(candidate.node for seed in range(400) if (candidate := pick(directory, seed=seed)) is not None)
     assert len(counts) == 4
     assert min(counts.values()) > 60
+
+
+def test_the_better_known_and_faster_is_preferred_and_the_others_are_told_why() -> None:
+    directory = market("good", "slow", "bad", "full", "resting")
+    known = {
+        "good": Standing(jobs=20, has_served=True, reliability=0.8, tokens_per_s=50),
+        "slow": Standing(jobs=20, has_served=True, reliability=0.8, tokens_per_s=5),
+        "bad": Standing(jobs=20, has_served=True, reliability=0.3, tokens_per_s=50),
+        "full": Standing(jobs=20, has_served=True, reliability=0.9, tokens_per_s=50, open_jobs=OFFER.concurrency),
+        "resting": Standing(jobs=20, has_served=True, reliability=0.9, tokens_per_s=50, rest_s=3),
+    }
+    made = decision(directory, replace(CHAT, output_tokens=200), known=known)
+    assert made.chosen is not None
+    assert made.chosen.node == node("good")
+    assert reasons(made) == {
+        node("good"): None,
+        node("slow"): Exclusion.OUTRANKED,
+        node("bad"): Exclusion.OUTRANKED,
+        node("full"): Exclusion.FULL,
+        node("resting"): Exclusion.RESTING,
+    }
+    second = decision(directory, replace(CHAT, output_tokens=200), known=known, tried={node("good")})
+    assert reasons(second)[node("good")] is Exclusion.TRIED
+    # The full and the resting are chosen when nobody else is left.
+    left = decision(directory, CHAT, known=known, tried={node("good"), node("slow"), node("bad"), node("full")})
+    assert left.chosen is not None
+    assert left.chosen.node == node("resting")
+
+
+def test_newcomers_get_no_large_job_while_somebody_proven_is_there() -> None:
+    directory = market("proven", "new")
+    known = {"proven": Standing(jobs=20, has_served=True, reliability=0.1, tokens_per_s=1)}
+    large = replace(CHAT, output_tokens=30_000)
+    for seed in range(100):
+        made = decision(directory, large, seed, known=known)
+        assert made.chosen is not None
+        assert made.chosen.node == node("proven")
+        assert reasons(made)[node("new")] is Exclusion.NEWCOMER
+    assert decision(market("new"), large).chosen is not None
+
+
+def test_newcomers_get_a_share_of_the_small_jobs() -> None:
+    names = [f"new {number}" for number in range(10)]
+    directory = market("proven", *names)
+    known = {"proven": Standing(jobs=20, has_served=True, reliability=0.9, first_token_s=0.1, tokens_per_s=100)}
+    chosen: Counter[NodeId] = Counter()
+    for seed in range(2000):
+        made = decision(directory, replace(CHAT, output_tokens=100), seed, known=known)
+        assert made.chosen is not None
+        chosen[made.chosen.node] += 1
+    assert 0.84 < chosen[node("proven")] / 2000 < 0.91
+    assert all(chosen[node(name)] > 5 for name in names)
+
+
+def test_who_served_us_is_found_among_many() -> None:
+    directory = market(*(str(number) for number in range(30 * SAMPLE)), "friend")
+    known = {"friend": Standing(jobs=20, has_served=True, reliability=0.9)}
+    found = sum(
+        made.chosen is not None and made.chosen.node == node("friend")
+        for seed in range(100)
+        if (made := decision(directory, seed=seed, known=known, favourites=[node("friend"), node("gone")]))
+    )
+    assert found > 75
+
+
+def test_free_for_all_comes_before_free_for_those_the_owner_knows() -> None:
+    directory = market("all")
+    directory.add(record_of("known", free_policy=FreePolicy.KNOWN), NOW_MS)
+    for seed in range(20):
+        made = decision(directory, seed=seed)
+        assert made.chosen is not None
+        assert made.chosen.node == node("all")
+        assert reasons(made)[node("known")] is Exclusion.MAY_REFUSE
+    served = {"known": Standing(jobs=5, has_served=True, reliability=0.5)}
+    made = decision(directory, seed=2, known=served)
+    assert reasons(made) == {node("known"): None, node("all"): Exclusion.OUTRANKED}
+
+
+def test_what_a_provider_told_us_of_its_load_outdates_its_record() -> None:
+    directory = market("a", "b")
+    directory.set_load(node("a"), 8, 4000)
+    made = decision(directory)
+    assert made.chosen is not None
+    assert made.chosen.node == node("b")
+    (full,) = [verdict.rank for verdict in made.verdicts if verdict.node == node("a")]
+    assert full is not None
+    assert (full.load, full.wait_s) == (8, 4.0)
+
+
+def test_a_decision_about_nobody_tells_why() -> None:
+    made = decision(market("a", availability=Availability.DRAINING))
+    assert made.chosen is None
+    assert reasons(made) == {node("a"): Exclusion.DRAINING}
+    assert decision(Directory()).verdicts == ()
+
+
+def test_the_price_limit_ranks_the_cheaper_of_equals_first() -> None:
+    directory = Directory()
+    for name, price in (("cheap", 10), ("dear", 90)):
+        directory.add(record_of(name, models=(replace(OFFER, price_out_uusd=price),)), NOW_MS)
+    paid = replace(CHAT, free=False, price_out_uusd_max=100, output_tokens=2000)
+    for seed in range(10):
+        made = decision(directory, paid, seed)
+        assert made.chosen is not None
+        assert made.chosen.node == node("cheap")
 
 
 def test_without_a_named_model_any_fitting_one_serves() -> None:
