@@ -15,8 +15,10 @@ VERBS: Final = {
     "status": "what the running node is doing",
     "chat": "ask a question",
     "peers": "whom the running node knows",
+    "invite": "make a line with which somebody else's node joins",
+    "join": "connect with such a line",
     "model": "fetch the starter model",
-    "config": "show every setting and where it came from",
+    "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
 }
 # Started by the program itself, never by people.

@@ -186,6 +186,18 @@ def _fetch_key(url: str) -> NodeId:
 # ---------------------------------------------------------------- writing
 
 
+def make_node(here: Config) -> NodeId:
+    """A new key and the usual settings, for a machine without a key: what `init --yes` would make.
+
+    Raises ConfigError or IdentityError.
+    """
+    key = _Key(identity.generate(), is_new=True)
+    values = values_in(here.config_file)
+    values.setdefault("role", Role.PROVIDER)
+    _write(here, key, values, force=False)
+    return key.key.node
+
+
 def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> None:
     """Key and file, or neither."""
     aside = identity.set_aside(here.key_file, key.replaces) if key.replaces is not None else None
