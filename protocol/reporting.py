@@ -205,9 +205,8 @@ def _first(keys: list[Key]) -> list[Key]:
         of_provider.setdefault(key[0], []).append(key)
     chosen: list[Key] = []
     for theirs in of_provider.values():
-        if len(chosen) == c.REPORT_PROVIDERS_MAX:
-            break
-        chosen += theirs[: c.REPORT_PROVIDERS_MAX - len(chosen)]
+        if not chosen or len(chosen) + len(theirs) <= c.REPORT_PROVIDERS_MAX:
+            chosen += theirs[: c.REPORT_PROVIDERS_MAX]
     return chosen
 
 
