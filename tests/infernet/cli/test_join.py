@@ -98,9 +98,8 @@ def test_it_may_come_wrapped_or_from_standard_input(made: Home, join: Any) -> No
 
 def test_joining_again_adds_and_keeps_what_is_there(made: Home, join: Any) -> None:
     config = made.config.config_file
-    config.write_text(
-        f'# mine\nrole = "client"\npeers = ["{PEERS[2]}", "/ip4/9.9.9.9/tcp/1/p2p/{peer_id(OTHER.node)}"]\n'
-    )
+    known = f"/ip4/9.9.9.9/tcp/1/p2p/{peer_id(OTHER.node)}"
+    config.write_text(f'# mine\nrole = "client"\npeers = ["{PEERS[2]}", "{known}"]\n')
     for _ in range(2):
         assert join(LINE).code == 0
     assert kept(made)["peers"] == (*PEERS, known)
