@@ -26,7 +26,7 @@ class Greeting:
         agent: str,
         started_at_ms: int,
         *,
-        features: tuple[int, ...],
+        features: Callable[[], tuple[int, ...]],
         heartbeat: Callable[[], Signed | None],
         records_held: Callable[[], int],
         address_of: Callable[[NodeId], str | None],
@@ -79,7 +79,7 @@ class Greeting:
     def _hello(self, peer: NodeId, now: Now) -> Hello:
         return Hello(
             version=c.PROTOCOL_VERSION,
-            features=self._features,
+            features=self._features(),
             agent=self._agent,
             clock_ms=now.wall_ms,
             started_at_ms=self._started_at_ms,

@@ -123,7 +123,7 @@ class Peer:
         self._greeting = Greeting(
             config.agent,
             now.wall_ms,
-            features=features,
+            features=lambda: self._announcing.features,
             heartbeat=lambda: self._heartbeat,
             records_held=self.directory.__len__,
             address_of=self._address_of,
@@ -463,6 +463,7 @@ class Peer:
         ]
         # Who passes on what others say is not to blame for it.
         if connection is not None and not is_forwarded:
+            effects.append(e.Misbehaved(stream.peer, reason))
             connection.bad_frames += 1
             if connection.bad_frames >= c.BAD_FRAMES_MAX:
                 effects.append(e.HangUp(stream.peer, "it sent too many bad frames"))

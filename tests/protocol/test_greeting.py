@@ -22,7 +22,7 @@ def greeting() -> Greeting:
     return Greeting(
         "test/1",
         at(0).wall_ms,
-        features=(1, 5),
+        features=lambda: (1, 5),
         heartbeat=lambda: None,
         records_held=lambda: 7,
         address_of={PEER: SEEN_AT}.get,

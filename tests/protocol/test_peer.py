@@ -17,6 +17,7 @@ from protocol.events import (
     FinishStream,
     HangUp,
     LearnRecord,
+    Misbehaved,
     Note,
     OpenStream,
     OutboxFull,
@@ -398,7 +399,8 @@ def test_bytes_that_break_a_rule_reset_their_stream_and_say_why(bench: Bench, pr
     stream = bench.accept_stream(A, protocol)
     bench.feed(BytesReceived(stream, data))
     kinds = [type(effect) for effect in bench.effects]
-    assert kinds == [Send, ResetStream, Note]
+    assert kinds == [Send, ResetStream, Note, Misbehaved]
+    assert bench.one(Misbehaved).peer == A
     assert bench.heard(stream, Fault).code == Refusal.PROTOCOL
     assert bench.peer.statistics().streams == 0
     assert bench.feed(BytesReceived(stream, data)) == []
