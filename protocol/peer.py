@@ -8,7 +8,7 @@ raises out of `handle`; `LocalProtocolError` does, for a command that cannot be 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -23,13 +23,10 @@ from protocol.contacts import NEIGHBOURS_MIN, Contacts
 from protocol.directory import Directory, Entry
 from protocol.envelope import Signer
 from protocol.errors import (
-    ProtocolError,
     Refusal,
     RemoteProtocolError,
-    SealError,
     Stale,
     UnknownVersion,
-    refusal_from_code,
 )
 from protocol.events import Effect, Event, Now, Offer
 from protocol.experience import Experience
@@ -40,8 +37,7 @@ from protocol.greeting import Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.links import Outgoing
-from protocol.locality import is_loopback
-from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message, Reports
+from protocol.messages import Hello, Message, Reports
 from protocol.providing import Providing
 from protocol.reachable import Reachable
 from protocol.reaching import FEATURE_DIALS_BACK
@@ -51,6 +47,7 @@ from protocol.routing import RouteRequest, Verdict
 from protocol.sealing import Sealer
 from protocol.streams import Stream, Streams
 from protocol.timers import Timers
+from protocol.traffic import Connection, Traffic
 
 FEATURE_GOSSIP: Final = 1
 FEATURE_FORWARDS: Final = 3
@@ -91,13 +88,6 @@ class PeerStatistics:
     forwards: ForwardStatistics
 
 
-@dataclass(slots=True)
-class _Connection:
-    address: str | None
-    bad_frames: int = 0
-    gossip_stream: StreamId | None = None
-
-
 class Peer:
     """The composed machine. `rng` also keys the seals' answers: a real driver passes `random.SystemRandom()`."""
 
@@ -106,11 +96,10 @@ class Peer:
         self.directory = Directory(config.directory_records_max)
         self._config = config
         self._streams = Streams(self._on_stream_dropped, lambda number: self._forwarding.owns(number))
-        self._connections: dict[NodeId, _Connection] = {}
+        self._connections: dict[NodeId, Connection] = {}
         # When our own heartbeat is due.
         self._timers: Timers[str] = Timers()
         self._heartbeat: Signed | None = None
-        self._bad_frames = 0
         self._is_draining = False
         self._is_drained = False
         features = (
@@ -184,6 +173,20 @@ class Peer:
             addresses=self._contacts.addresses,
             next_stream=self._streams.next_number,
         )
+        self._traffic = Traffic(
+            self._streams,
+            self._connections,
+            gossips=config.gossip.interval_s is not None,
+            on_hello=self._on_hello,
+            on_gossip=self._on_gossip,
+            greeting=self._greeting,
+            finding=self._finding,
+            reachable=self._reachable,
+            forwarding=self._forwarding,
+            handing_off=self._handing_off,
+            providing=self._providing,
+            asking=self._asking,
+        )
 
     # ------------------------------------------------------------ the seam
 
@@ -225,7 +228,7 @@ class Peer:
             jobs_running=self._providing.active,
             jobs_waiting=self._providing.waiting,
             zombie_chunks=self._asking.zombie_chunks,
-            bad_frames=self._bad_frames,
+            bad_frames=self._traffic.bad_frames,
             queries=self._finding.active,
             forwards=self._forwarding.statistics(),
         )
@@ -237,7 +240,7 @@ class Peer:
     def _dispatch(self, event: Event, now: Now) -> Iterable[Effect]:  # one arm per event
         match event:
             case e.BytesReceived():
-                return self._on_bytes(event, now)
+                return self._traffic.on_bytes(event, now)
             case e.EngineStarted() | e.EngineProgress() | e.EngineText() | e.EngineVector():
                 return self._providing.on_engine(event, now)
             case e.EngineFinished() | e.EngineFailed():
@@ -245,14 +248,14 @@ class Peer:
             case e.DeadlineReached():
                 return self._on_deadline(now)
             case e.StreamOpened():
-                return self._on_stream_opened(event, now)
+                return self._traffic.on_stream_opened(event, now)
             case e.StreamFinished():
-                return self._on_stream_finished(event.stream, now)
+                return self._traffic.on_stream_finished(event.stream, now)
             case e.StreamBroken():
-                return self._lose_stream(event.stream, Refusal.PEER_LOST, event.reason, now)
+                return self._traffic.lose_stream(event.stream, Refusal.PEER_LOST, event.reason, now)
             case e.OutboxFull():
                 reset = e.ResetStream(event.stream, "the reader is too slow")
-                return [*self._lose_stream(event.stream, Refusal.SLOW_READER, reset.reason, now), reset]
+                return [*self._traffic.lose_stream(event.stream, Refusal.SLOW_READER, reset.reason, now), reset]
             case e.PeerConnected():
                 return self._on_connected(event, now)
             case e.PeerDisconnected():
@@ -307,7 +310,7 @@ class Peer:
     def _on_connected(self, event: e.PeerConnected, now: Now) -> list[Effect]:
         if event.peer in self._connections:
             return []
-        self._connections[event.peer] = _Connection(event.address)
+        self._connections[event.peer] = Connection(event.address)
         self._contacts.on_connected(event.peer)
         effects = self._greeting.on_connected(event.peer, now, inbound=event.inbound)
         effects += self._reachable.on_connected(event, now)
@@ -320,7 +323,7 @@ class Peer:
         self._greeting.on_disconnected(peer)
         effects: list[Effect] = []
         for stream in self._streams.of_peer(peer):
-            effects += self._lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
+            effects += self._traffic.lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
         self._gossip.remove_neighbour(peer)
         self._reachable.on_disconnected(peer)
         self._contacts.on_unreachable(peer, now)
@@ -334,156 +337,11 @@ class Peer:
             effects += self._deliver(self._gossip.add_neighbour(peer, now))
         return effects
 
-    # ------------------------------------------------------------ streams
-
-    def _on_stream_opened(self, event: e.StreamOpened, now: Now) -> list[Effect]:
-        speaks_gossip = self._config.gossip.interval_s is not None
-        if event.protocol not in MESSAGES_OF_PROTOCOL or (event.protocol == c.GOSSIP_PROTOCOL and not speaks_gossip):
-            return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
-        # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened, and of a peer
-        #   that its owner knows as many job streams as six times its slots, if more.
-        is_job = event.protocol == c.JOB_PROTOCOL
-        held_max = self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX
-        if not self._streams.accept(event, held_max, now):
-            return [e.ResetStream(event.stream, "too many streams")]
-        return []
-
-    def _on_bytes(self, event: e.BytesReceived, now: Now) -> Iterator[Effect]:
-        """A generator, so that what one message does to the stream is known before the next one is looked at."""
-        stream = self._streams.get(event.stream)
-        if stream is None or stream.remote_done:
-            return
-        try:
-            if self._forwarding.owns(event.stream):
-                yield from self._forwarding.on_bytes(event.stream, event.data, now)
-                return
-            for message in stream.reader.feed(event.data):
-                yield from self._on_message(event.stream, stream, message, now)
-                if event.stream not in self._streams:
-                    return
-                if self._forwarding.owns(event.stream):
-                    yield from self._forwarding.on_bytes(event.stream, stream.reader.take_rest(), now)
-                    return
-        except (RemoteProtocolError, SealError) as error:
-            yield from self._blame(event.stream, stream, error, now)
-
-    def _on_message(self, number: StreamId, stream: Stream, message: Message, now: Now) -> list[Effect]:
-        if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
-            raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
-        if stream.inbound and stream.local_done and not stream.greeted:
-            return []  # it was on its way when we had answered
-        if isinstance(message, Fault):
-            return self._on_fault(number, stream, message, now)
-        if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, (JobOpen, Forward)):
-            self._streams.settle(number)
-        if isinstance(message, Hello):
-            # SPEC 01: The receiver MUST treat a second `Hello` on one stream as a bad frame.
-            if stream.greeted:
-                raise RemoteProtocolError("a second hello on one stream")
-            stream.greeted = True
-            effects = self._on_hello(stream.peer, message, now)
-            if stream.inbound:
-                return [*self._greeting.answer(number, stream.peer, now), *effects]
-            return effects
+    def _on_gossip(self, peer: NodeId, message: Message, now: Now) -> list[Effect]:
         if isinstance(message, Reports):
-            return self._deliver(self.experience.on_reports(stream.peer, message, now))
-        if stream.protocol == c.GOSSIP_PROTOCOL:
-            outgoing, effects = self._gossip.on_message(stream.peer, message, now)
-            return effects + self._deliver(outgoing)
-        if stream.protocol == c.FIND_PROTOCOL:
-            take = self._finding.on_query if stream.inbound else self._finding.on_answer
-            return take(number, message, now)
-        if stream.protocol == c.REACH_PROTOCOL:
-            return self._reachable.on_message(number, stream.peer, message, now, inbound=stream.inbound)
-        if stream.inbound and isinstance(message, Forward) and not self._providing.owns(number):
-            return self._forwarding.on_forward(number, stream.peer, message, now)
-        if stream.inbound:
-            return self._providing.on_message(number, stream.peer, self._is_local(stream.peer), message, now)
-        if self._handing_off.owns(number):
-            return self._handing_off.on_message(number, message, now)
-        return self._asking.on_message(number, message, now)
-
-    def _on_fault(self, number: StreamId, stream: Stream, fault: Fault, now: Now) -> list[Effect]:
-        reason = f"the peer reported a fault, code {fault.code}"
-        return [
-            e.Note("peer.fault", stream.peer, f"code {fault.code}"),
-            *self._lose_stream(number, refusal_from_code(fault.code), reason, now),
-            e.ResetStream(number, reason),
-        ]
-
-    def _on_stream_finished(self, number: StreamId, now: Now) -> list[Effect]:
-        stream = self._streams.get(number)
-        if stream is None:
-            return []
-        if stream.reader.pending_bytes:
-            return self._blame(number, stream, RemoteProtocolError("the stream ends inside a frame"), now)
-        stream.remote_done = True
-        if self._forwarding.owns(number):
-            return self._on_forwarded_end(number, stream, now)
-        if self._asking.owns(number):
-            # SPEC 05: The asker MUST treat the end of a stream without a receipt as a failure, never as the end of an
-            #   answer.
-            text = "the provider ended the stream without a receipt"
-            effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
-            return [*effects, e.ResetStream(number, text)]
-        if self._reachable.owns(number) and stream.inbound:
-            return []  # it waits for our answer
-        if self._handing_off.owns(number) or self._reachable.owns(number):
-            return self._lose_stream(number, Refusal.PROTOCOL, "the question was not answered", now)
-        if stream.local_done:
-            self._streams.drop(number)
-            return []
-        if self._providing.owns(number):
-            # An asker may close its side after the order; it can then still read, and no longer cancel.
-            return []
-        return [e.FinishStream(number)]
-
-    def _on_forwarded_end(self, number: StreamId, stream: Stream, now: Now) -> list[Effect]:
-        try:
-            effects = self._forwarding.on_finished(number, now)
-        except RemoteProtocolError as error:
-            return self._blame(number, stream, error, now)
-        if stream.local_done:
-            self._streams.drop(number)
-        return effects
-
-    def _blame(self, number: StreamId, stream: Stream, error: ProtocolError, now: Now) -> list[Effect]:
-        """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
-        self._bad_frames += 1
-        is_forwarded = self._asking.is_forwarded(number) or self._providing.is_forwarded(number)
-        connection = self._connections.get(stream.peer)
-        reason = str(error)[: c.TEXT_CHARACTERS_MAX]
-        effects: list[Effect] = []
-        if not stream.local_done:
-            effects.append(e.Send(number, encode_message(Fault(int(Refusal.PROTOCOL), reason))))
-        effects += [
-            *self._lose_stream(number, Refusal.PROTOCOL, reason, now),
-            e.ResetStream(number, reason),
-            e.Note("peer.misbehaved", stream.peer, reason),
-        ]
-        # Who passes on what others say is not to blame for it.
-        if connection is not None and not is_forwarded:
-            effects.append(e.Misbehaved(stream.peer, reason))
-            connection.bad_frames += 1
-            if connection.bad_frames >= c.BAD_FRAMES_MAX:
-                effects.append(e.HangUp(stream.peer, "it sent too many bad frames"))
-        return effects
-
-    def _lose_stream(self, number: StreamId, code: Refusal, reason: str, now: Now) -> list[Effect]:
-        """A stream is gone, whoever ended it: everyone who relies on it hears."""
-        stream = self._streams.get(number)
-        if stream is None:
-            return []
-        self._streams.drop(number)
-        if self._forwarding.owns(number):
-            return self._forwarding.on_stream_lost(number, code, reason)
-        if self._providing.owns(number):
-            return self._providing.on_stream_lost(number, code, now)
-        if self._handing_off.owns(number):
-            return self._handing_off.on_stream_lost(number, now)
-        if self._reachable.owns(number):
-            return self._reachable.on_stream_lost(number, now)
-        return self._asking.on_stream_lost(number, code, reason, now)
+            return self._deliver(self.experience.on_reports(peer, message, now))
+        outgoing, effects = self._gossip.on_message(peer, message, now)
+        return effects + self._deliver(outgoing)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
@@ -499,9 +357,6 @@ class Peer:
         """Connected peers that forward jobs."""
         entries = [self.directory.get(peer) for peer in self._connections]
         return [entry.heartbeat.node for entry in entries if entry and FEATURE_FORWARDS in entry.heartbeat.features]
-
-    def _is_local(self, peer: NodeId) -> bool:
-        return is_loopback(self._address_of(peer))
 
     # ------------------------------------------------------------ records
 
@@ -564,8 +419,7 @@ class Peer:
             if key == _BEAT:
                 effects += self._beat(now, spread=not self._timers.is_set(_REFRESH))
         effects += self._greeting.on_deadline(now)
-        for number in self._streams.overdue(now):
-            effects += self._on_stream_deadline(number, now)
+        effects += self._traffic.on_deadline(now)
         self.directory.expire(now.wall_ms)
         effects += self._contacts.on_deadline(self._connections, now)
         effects += self._reachable.on_deadline(now)
@@ -574,12 +428,6 @@ class Peer:
         effects += self._asking.on_deadline(now)
         effects += self._forwarding.on_deadline(now)
         return effects + self._providing.on_deadline(now)
-
-    def _on_stream_deadline(self, number: StreamId, now: Now) -> list[Effect]:
-        if number not in self._streams:
-            return []
-        reason = "nothing arrived on this stream in time"
-        return [*self._lose_stream(number, Refusal.DEADLINE, reason, now), e.ResetStream(number, reason)]
 
     def _drain(self, now: Now) -> list[Effect]:
         self._is_draining = True
