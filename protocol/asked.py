@@ -29,6 +29,7 @@ LOST: Final = frozenset(
         Refusal.ENGINE_FAILED,
         Refusal.ENGINE_UNAVAILABLE,
         Refusal.SHUTDOWN,
+        Refusal.NO_ROUTE,
     }
 )
 # What ends an answer that has begun, because another provider would end it in the same way.

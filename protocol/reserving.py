@@ -38,8 +38,8 @@ RESERVATION_LIFETIME_S: Final = c.RESERVATION_LIFETIME_MS_MAX / 1000
 
 def reservation_for(order: JobOpenRecord, signed: Signed, now: Now) -> ReservationRecord | None:
     """What the asker makes of a reservation in the refusal of its order: None when it holds nothing for it."""
-    # SPEC 05: The asker MUST ignore a reservation that its provider did not sign, that is not for it, its job and model,
-    #   that does not hold now, or that it did not agree to.
+    # SPEC 05: The asker MUST ignore a reservation that its provider did not sign, that is for another asker, job or
+    #   model, that does not hold now, or that it did not agree to.
     try:
         record = open_record(signed, ReservationRecord)
     except RemoteProtocolError:
