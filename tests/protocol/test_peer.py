@@ -462,7 +462,7 @@ def test_what_was_good_before_the_bad_counts_however_the_bytes_were_cut() -> Non
             effects += bench.feed(BytesReceived(stream, data[start : start + cut]))
         results.append([type(effect) for effect in effects])
     assert results[0] == results[1] == results[2]
-    assert results[0] == [RecordLearnt, Send, ResetStream, Note]
+    assert results[0] == [RecordLearnt, Send, ResetStream, Note, Misbehaved]
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from(c.PROTOCOLS), st.booleans())
