@@ -9,6 +9,7 @@ import trio
 
 from infernet.transport.addresses import CircuitAddress, parse
 from infernet.transport.channel import ChannelBroken
+from infernet.transport.dial_guard import AddressRefused, DialGuard
 from infernet.transport.libp2p_library import HandshakeFailed, Identity, WrongPeer
 from infernet.transport.noise_channel import secure_outbound
 from protocol.ids import NodeId
@@ -18,7 +19,7 @@ from protocol.records import Reachability
 DIAL_BACK_TIMEOUT_S: Final = 3.0
 
 
-async def dial_back(identity: Identity, peer: NodeId, text: str) -> tuple[Reachability, str]:
+async def dial_back(identity: Identity, dials: DialGuard, peer: NodeId, text: str) -> tuple[Reachability, str]:
     """Try whether `peer` answers there, and close the connection again; with a sentence for people. Never raises."""
     try:
         address = parse(text)
@@ -28,7 +29,9 @@ async def dial_back(identity: Identity, peer: NodeId, text: str) -> tuple[Reacha
         return Reachability.NOT_TRIED, "through a relay nobody can tell"
     try:
         with trio.fail_after(DIAL_BACK_TIMEOUT_S):
-            stream = await trio.open_tcp_stream(address.host, address.port)
+            stream = await dials.connect(address)
+    except AddressRefused as error:
+        return Reachability.NOT_TRIED, str(error)
     except OSError as error:
         is_refused = _is_refused(error)
         return Reachability.NOT_REACHED, "the connection was refused" if is_refused else "no way leads there"

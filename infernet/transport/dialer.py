@@ -75,6 +75,19 @@ class Dialer(Generic[Connected]):
         race = _Race[Connected]()
         texts = list(dict.fromkeys(texts))[:ADDRESSES_MAX]
         admitted = self._admit_all(race, peer, texts)
+        try:
+            await self._run_race(race, peer, admitted)
+        except BaseException:
+            # Nobody takes what was won in the moment of being cancelled.
+            if race.winner is not None:
+                with trio.CancelScope(shield=True):
+                    await race.winner.aclose()
+            raise
+        if race.winner is None:
+            raise DialFailed(peer, {text: race.reasons[text] for text in texts if text in race.reasons})
+        return race.winner
+
+    async def _run_race(self, race: _Race[Connected], peer: NodeId, admitted: Sequence[tuple[str, Address]]) -> None:
         async with trio.open_nursery() as nursery:
             race.scope = nursery.cancel_scope
             direct = [(text, address) for text, address in admitted if isinstance(address, TcpAddress)]
@@ -84,9 +97,6 @@ class Dialer(Generic[Connected]):
                 for failed in failures:
                     await failed.wait()
             await self._start(race, nursery, peer, [pair for pair in admitted if pair not in direct])
-        if race.winner is None:
-            raise DialFailed(peer, {text: race.reasons[text] for text in texts if text in race.reasons})
-        return race.winner
 
     async def _start(
         self, race: _Race[Connected], nursery: trio.Nursery, peer: NodeId, admitted: Sequence[tuple[str, Address]]

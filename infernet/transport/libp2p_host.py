@@ -247,7 +247,7 @@ class Libp2pTransport:
 
     async def dial_back(self, peer: NodeId, address: str) -> tuple[Reachability, str]:
         """As `Transport.dial_back`."""
-        return await dial_back(self._identity, peer, address)
+        return await dial_back(self._identity, self._guards.dials, peer, address)
 
     def relay_statistics(self) -> RelayStatistics:
         """What this node relays for others."""

@@ -228,10 +228,24 @@ async def test_a_cancelled_dial_leaves_nothing() -> None:
     assert await network.dial(1) == 1, "being cancelled is no failure of the address"
 
 
-async def test_a_connection_made_in_the_moment_of_cancelling_is_given_out() -> None:
+async def test_a_connection_made_in_the_moment_of_cancelling_is_closed() -> None:
     network = Network()
     network.answers[1] = 1
     with trio.CancelScope() as scope:
         network.on_made = scope.cancel
-        assert await network.dial(1, 2) == 1
-    assert [connected.closed for connected in network.made] == [False]
+        await network.dial(1, 2)
+    assert scope.cancelled_caught
+    assert [connected.closed for connected in network.made] == [True]
+
+
+@pytest.mark.parametrize("deadline_s", [STAGGER_S, 0.3, 1.0])
+async def test_a_deadline_in_the_moment_of_winning_leaves_no_connection_to_nobody(deadline_s: float) -> None:
+    """The caller's deadline may pass while the slower attempts are being ended."""
+    network = Network()
+    network.answers.update({1: deadline_s, 2: deadline_s, 3: deadline_s - STAGGER_S})
+    given: list[int] = []
+    with trio.move_on_after(deadline_s):
+        given.append(await network.dial(1, 2, 3))
+    open_ = [connected.port for connected in network.made if not connected.closed]
+    assert open_ == given
+    assert network.under_way == 0
