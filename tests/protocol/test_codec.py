@@ -15,6 +15,7 @@ from protocol.codec import (
     JOB_LIMITS,
     RECORD_LIMITS,
     SEALED_LIMITS,
+    FrameLengths,
     FrameReader,
     Limits,
     decode_message,
@@ -424,3 +425,30 @@ def test_the_largest_heartbeat_that_the_schema_allows_can_be_sent() -> None:
         extensions=tuple((2 * number + 1, b"") for number in range(8)),
     )
     assert decode_record(encode_record(largest), Heartbeat) == largest
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 1000])
+def test_lengths_are_followed_however_the_bytes_were_cut(size: int) -> None:
+    data = b"".join(len(body).to_bytes(4, "big") + body for body in (b"a", b"bc" * 100, b"\xff" * 3))
+    lengths = FrameLengths(JOB_LIMITS)
+    ends = {5, 5 + 204, len(data)}
+    for start in range(0, len(data), size):
+        lengths.feed(data[start : start + size])
+        assert lengths.is_between_frames == (min(start + size, len(data)) in ends)
+    assert lengths.frames == 3
+
+
+@pytest.mark.parametrize("length", [0, c.CONTROL_FRAME_BYTES_MAX + 1, 2**32 - 1])
+def test_a_length_that_nobody_may_read_is_not_passed_on(length: int) -> None:
+    lengths = FrameLengths(CONTROL_LIMITS)
+    lengths.feed(b"\0\0\0\x01x" + length.to_bytes(4, "big")[:3])
+    with pytest.raises(BadFrame):
+        lengths.feed(length.to_bytes(4, "big")[3:])
+
+
+def test_the_rest_of_a_stream_can_be_left_to_somebody_else() -> None:
+    reader = FrameReader(JOB_LIMITS)
+    messages = reader.feed(encode_message(Fault(1, "a")) + b"whatever follows")
+    assert next(messages) == Fault(1, "a")
+    assert reader.take_rest() == b"whatever follows"
+    assert reader.pending_bytes == 0

@@ -161,3 +161,28 @@ def test_an_answer_of_large_records_fits_its_frame() -> None:
 def test_only_a_question_is_answered() -> None:
     with pytest.raises(RemoteProtocolError):
         finding_of().on_query(StreamId(2), Found(1, ()), now())
+
+
+def test_one_node_can_be_asked_for() -> None:
+    directory = directory_of(40)
+    wanted = record_of("wanted")
+    directory.add(wanted, NOW_MS)
+    node = signing_key("wanted").node
+    assert answer(directory, Find(7, None, Kind.CHAT, 0, None, None, 16, provider=node)).records == (wanted,)
+    assert answer(directory, Find(7, "other", Kind.CHAT, 0, None, None, 16, provider=node)).records == ()
+    assert answer(directory, Find(7, None, Kind.CHAT, 0, None, None, 16, provider=ME)).records == ()
+
+
+def test_the_weights_that_are_asked_for_are_those_of_the_answer() -> None:
+    directory = directory_of(2)
+    other = record_of("other", models=(replace(OFFER, fingerprint=b"\x12" * 32),))
+    directory.add(other, NOW_MS)
+    found = answer(directory, Find(7, OFFER.name, Kind.CHAT, 0, None, None, 16, fingerprint=b"\x12" * 32))
+    assert found.records == (other,)
+
+
+def test_the_question_names_weights_and_node() -> None:
+    request = replace(REQUEST, fingerprint=b"\x12" * 32, provider=FRIENDS[0])
+    (question,) = said(finding_of(connected=[ME]).ask(request))
+    assert isinstance(question, Find)
+    assert (question.fingerprint, question.provider) == (b"\x12" * 32, FRIENDS[0])
