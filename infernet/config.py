@@ -68,6 +68,7 @@ class Config:
     dht_peers: tuple[str, ...] = ()
     free_for: str = "known"
     allow: tuple[NodeId, ...] = ()
+    reports: bool = True
     engine: str = "llama"
     model: str = STARTER_MODEL
     context_tokens: int = 2048

@@ -30,6 +30,7 @@ from infernet.discovery.saved import SavedPeers
 from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
+from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
 from infernet.own_addresses import advertised, peer_of
 from infernet.store import Store
@@ -120,8 +121,9 @@ class Node:
         self._link: LinkCarrier | None = None
         self._stop_requested = trio.Event()
         now = e.Now(trio.current_time(), clock_ms())
-        peer = Peer(PeerConfig(AGENT), key, HpkeSealer(), self._rng, now)
+        peer = Peer(PeerConfig(AGENT, reports=config.reports), key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
+        self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
         self._joining = Joining(self.driver)
         self.driver.on_contact = self._on_contact
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
@@ -143,12 +145,16 @@ class Node:
                 await nursery.start(self._engine.run, self.driver.report)
             self._introduce()
             nursery.start_soon(self._discovery.run)
+            if self._kept is not None:
+                nursery.start_soon(self._kept.run)
             self._start_link(nursery)
             task_status.started()
             await self._stop_requested.wait()
             await self._say_goodbye()
             if self._saved is not None:
                 await self._saved.save()
+            if self._kept is not None:
+                await self._kept.save()
             nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
@@ -406,8 +412,8 @@ async def run_node(
 
 @asynccontextmanager
 async def client_node(config: Config, key: SigningKey, *, peers: Sequence[str] = ()) -> AsyncIterator[Node]:
-    """A short-lived node that only asks: it listens nowhere, offers nothing and knows these multiaddrs."""
-    config = replace(config, role=Role.CLIENT, peers=tuple(peers), p2p_enabled=True, advertise=False)
+    """A short-lived node that only asks: it listens nowhere, offers and reports nothing, and knows these multiaddrs."""
+    config = replace(config, role=Role.CLIENT, peers=tuple(peers), p2p_enabled=True, advertise=False, reports=False)
     node = Node(config, key, transport=_transport(config, key, listen=False), engine=None)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)

@@ -188,6 +188,10 @@ ALLOW_PRIVATE_HELP: Final = (
     "given, kept for all commands (default: if the coordinator is on a private network; without one, if all peers are; "
     "without any, if the listen hosts are)"
 )
+REPORTS_HELP: Final = (
+    "tell providers and other askers, in public, which providers this node chose, for which models, how many jobs "
+    "went well and how fast: never what was asked"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -220,6 +224,7 @@ SETTINGS: Final = (
     Setting("dht_peers", "--dht-peers", _list_of(read_peer), "multiaddrs of nodes of the DHT to begin with"),
     Setting("free_for", "--free-for", _one_of(*FREE_FOR), FREE_FOR_HELP),
     Setting("allow", "--allow", _list_of(read_node), "public keys whose free jobs run under `known`"),
+    Setting("reports", "--reports", _yes_or_no, REPORTS_HELP),
     Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),
     Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model to serve"),
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),

@@ -1,4 +1,4 @@
-"""What a node remembers across restarts: the peers it met, and small values of its own.
+"""What a node remembers across restarts: the peers it met, what its jobs taught it, and small values of its own.
 
 One SQLite file in the state directory. Every call is synchronous, short (a few milliseconds at worst) and safe from
 any thread; from trio, run those that write with `trio.to_thread.run_sync`. A file that is damaged is moved aside and
@@ -17,17 +17,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from infernet.config import make_private_directory
 from protocol.ids import NodeId
 from protocol.records import Heartbeat, Signed
+from protocol.reputation import OWN_MAX, SavedExperience
 
 # A peer met long ago is a poor hint; the newest are enough to find the rest again.
 PEERS_MAX: Final = 1024
 # Keys cost nothing, and whoever has many could push everybody else out of here. That we dialled somebody and were
 # answered costs an address at least: a peer that was reached stays before those heard of up to this much later.
 REACHED_COUNTS_MS: Final = 7 * 24 * 60 * 60 * 1000
+# As many providers' models as the protocol's memory holds.
+EXPERIENCE_MAX: Final = OWN_MAX
 BUSY_TIMEOUT_S: Final = 5.0
 
 # One entry for each version of the schema; `user_version` says how many have been applied. Never edit, only append.
@@ -47,6 +50,23 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE peers ADD COLUMN reached_at_ms INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE peers ADD COLUMN reached_address TEXT;
+    """,
+    """
+    CREATE TABLE experience (
+        provider BLOB NOT NULL CHECK (length(provider) = 32),
+        model TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        ok REAL NOT NULL,
+        bad REAL NOT NULL,
+        refused REAL NOT NULL,
+        silent REAL NOT NULL,
+        first_token_s REAL NOT NULL,
+        first_token_weight REAL NOT NULL,
+        tokens_per_s REAL NOT NULL,
+        tokens_per_s_weight REAL NOT NULL,
+        PRIMARY KEY (provider, model)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX experience_by_age ON experience (at_ms);
     """,
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)
@@ -140,6 +160,32 @@ class Store:
         """Forget one peer. Raises StoreError."""
         with self._transaction() as database:
             database.execute("DELETE FROM peers WHERE node = ?", (node,))
+
+    # ------------------------------------------------------------ what our jobs taught us
+
+    def save_experience(self, experience: Iterable[SavedExperience]) -> None:
+        """Remember experience with providers, in place of what was held of the same. Raises StoreError."""
+        rows = [structs.astuple(each) for each in experience]
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT OR REPLACE INTO experience (provider, model, at_ms, ok, bad, refused, silent, first_token_s, "
+                "first_token_weight, tokens_per_s, tokens_per_s_weight) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            database.execute(
+                "DELETE FROM experience WHERE (provider, model) IN "
+                "(SELECT provider, model FROM experience ORDER BY at_ms DESC LIMIT -1 OFFSET ?)",
+                (EXPERIENCE_MAX,),
+            )
+
+    def experience(self) -> list[SavedExperience]:
+        """All of it, oldest first. Raises StoreError."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT provider, model, at_ms, ok, bad, refused, silent, first_token_s, first_token_weight, "
+                "tokens_per_s, tokens_per_s_weight FROM experience ORDER BY at_ms"
+            ).fetchall()
+        return [SavedExperience(NodeId(provider), *rest) for provider, *rest in rows]
 
     # ------------------------------------------------------------ values of our own
 

@@ -87,6 +87,8 @@ class Core:
             gossip=GossipConfig(interval_s=None),
             directory_records_max=RECORDS_MAX,
             dials=False,
+            # Providers on links learn why the chat went elsewhere.
+            reports=True,
         )
         peer = Peer(config, self.key, HpkeSealer(), random.SystemRandom(), now)
         self._driver = PeerDriver(peer, self.links, self.chats.on_effect, self.wall_ms)

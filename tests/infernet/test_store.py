@@ -19,6 +19,7 @@ from infernet.store import PEERS_MAX, REACHED_COUNTS_MS, Store, StoreError
 from protocol.envelope import open_record, sign_record
 from protocol.ids import NodeId
 from protocol.records import Heartbeat, Signed
+from protocol.reputation import SavedExperience
 from tests.helpers_records import NOW_MS, PROVIDER, heartbeat
 
 ADDRESSES = ("/ip4/203.0.113.7/tcp/46337",)
@@ -63,6 +64,29 @@ def test_the_newest_record_of_a_peer_wins(path: Path) -> None:
     assert peer.addresses == ("/ip4/203.0.113.9/tcp/1",)
     store.forget_peer(peer.node)
     assert store.peers() == []
+    store.close()
+
+
+def experience(provider: bytes, at_ms: int = 5, ok: float = 2.5) -> SavedExperience:
+    return SavedExperience(NodeId(provider), "tiny-135m", at_ms, ok, 0.5, 1.0, 0.0, 0.25, 3.0, 40.5, 2.0)
+
+
+def test_experience_survives_a_restart_and_the_newest_counts(path: Path) -> None:
+    store = Store(path)
+    one, other = experience(b"\x01" * 32), experience(b"\x02" * 32, at_ms=3)
+    store.save_experience([one, other])
+    store.save_experience([experience(b"\x01" * 32, at_ms=9, ok=4.0)])
+    store.close()
+    store = Store(path)
+    assert store.experience() == [other, experience(b"\x01" * 32, at_ms=9, ok=4.0)]
+    store.close()
+
+
+def test_experience_is_bounded_and_the_last_made_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "EXPERIENCE_MAX", 2)
+    store = Store(path)
+    store.save_experience([experience(bytes([number]) * 32, at_ms=number) for number in (3, 1, 2)])
+    assert [each.at_ms for each in store.experience()] == [2, 3]
     store.close()
 
 
