@@ -19,6 +19,8 @@ from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_t
 from _environment import ROOT, Failure, run_main, step
 
 LOOK_INTERVAL_S = 0.5
+# A check waits no longer than this for everybody to know everybody.
+FULL_VIEW_S = 120.0
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MODEL_STORE = ROOT / ".cache" / "models"
 
@@ -151,16 +153,22 @@ class Network:
         self._teller.tell("killed", f"{name} was killed", node=name)
         self.watch.forget()
 
-    async def look_until_full(self) -> None:
-        """Wait until every node knows every provider."""
-        while True:
-            await self.watch.look()
-            if self.watch.is_full:
-                break
-            await trio.sleep(LOOK_INTERVAL_S)
+    async def look_until_full(self, timeout_s: float = float("inf")) -> None:
+        """Wait until every node knows every provider and an address of it, or this time is over."""
+        with trio.move_on_after(timeout_s):
+            while True:
+                await self.watch.look()
+                if self.watch.is_full:
+                    break
+                await trio.sleep(LOOK_INTERVAL_S)
         times = self.watch.full_after_s()
-        text = f"Every node knows every provider, the last one after {times[-1]:.1f} s."
-        self._teller.tell("full_view", text, after_s=[round(time, 2) for time in times])
+        if self.watch.is_full:
+            text = f"Every node knows every provider and how to reach it, the last one after {times[-1]:.1f} s."
+            self._teller.tell("full_view", text, after_s=[round(time, 2) for time in times])
+        else:
+            self._teller.show(view_table(self.watch))
+            text = f"Not every node knows how to reach every provider after {timeout_s:.0f} s."
+            self._teller.tell("no_full_view", text, after_s=[round(time, 2) for time in times])
 
     async def check(self) -> bool:
         """Let every node ask every model; whether all were answered."""
@@ -223,7 +231,7 @@ async def live(arguments: Arguments, teller: Teller) -> bool:
             await running.start(stack)
             if arguments.check:
                 await running.let_everything_happen()
-                await running.look_until_full()
+                await running.look_until_full(FULL_VIEW_S)
                 is_good = await running.check()
                 nursery.cancel_scope.cancel()
                 return is_good

@@ -183,7 +183,10 @@ def _public_hosts() -> Iterator[str]:
 
 
 def end_with_parent() -> None:
-    """For a new process: be killed when its parent ends, however that ends."""
+    """For a new process: be killed when its parent ends, however that ends.
+
+    To the kernel the parent is the thread that started it, so that must be one that lives on, not one of a pool.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -239,6 +239,44 @@ async def _connected(path: Path, timeout_s: float = CALL_TIMEOUT_S) -> AsyncIter
 # ---------------------------------------------------------------- the processes
 
 
+class _Forker:
+    """The process that forks paced nodes. They all end with it."""
+
+    def __init__(self) -> None:
+        environ = {name: value for name, value in clean_environ().items() if not name.startswith("INFERNET_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", PACED_NODE, "--fork"],
+            env=environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests = trio.lowlevel.FdStream(os.dup(self._process.stdin.fileno()))
+        self._replies = trio.lowlevel.FdStream(os.dup(self._process.stdout.fileno()))
+
+    async def exchange(self, request: object) -> dict[str, Any]:
+        """One line there and one back. Raises `Failure` when the process is gone."""
+        line = b""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._requests.send_all(json.dumps(request).encode() + b"\n")
+            while not line.endswith(b"\n") and (data := await self._replies.receive_some()):
+                line += data
+        if not line:
+            raise Failure("the process that forks nodes has ended: its words stand above")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+        for stream in (self._requests, self._replies):
+            stream.close()
+
+
 class Nodes:
     """All nodes of a network. Use `nodes()`."""
 
@@ -246,7 +284,7 @@ class Nodes:
         self.home = home
         self.all: dict[str, NodeProcess] = {}
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._forker: trio.Process | None = None
+        self._forker: _Forker | None = None
         self._forking = trio.Lock()
 
     def __getitem__(self, name: str) -> NodeProcess:
@@ -279,7 +317,7 @@ class Nodes:
             await self._fork(node, (*served, *settings))
         else:
             engine = ("--threads", "1", "--slots", "2") if node.plan.role == "provider" else ("--engine", "none")
-            await trio.to_thread.run_sync(self._start, node, (*engine, *settings))
+            self._start(node, (*engine, *settings))
         node.handle = os.pidfd_open(node.pid)
 
     async def until_up(self, node: NodeProcess) -> None:
@@ -346,27 +384,9 @@ class Nodes:
     async def _ask_forker(self, request: object) -> dict[str, Any]:
         async with self._forking:
             if self._forker is None:
-                environ = {name: value for name, value in clean_environ().items() if not name.startswith("INFERNET_")}
-                self._forker = await trio.lowlevel.open_process(
-                    [sys.executable, "-m", PACED_NODE, "--fork"],
-                    env=environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    start_new_session=True,
-                    preexec_fn=end_with_parent,
-                )
-            assert self._forker.stdin is not None
-            assert self._forker.stdout is not None
+                self._forker = _Forker()
             with trio.CancelScope(shield=True), trio.fail_after(STARTING_S):
-                await self._forker.stdin.send_all(json.dumps(request).encode() + b"\n")
-                line = b""
-                while not line.endswith(b"\n"):
-                    data = await self._forker.stdout.receive_some()
-                    if not data:
-                        raise Failure("the process that forks nodes has ended: its words stand above")
-                    line += data
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+                return await self._forker.exchange(request)
 
     async def _collect(self, node: NodeProcess) -> None:
         """Wait for the end of a process that was killed, and let its id go."""
@@ -390,8 +410,7 @@ class Nodes:
         with trio.CancelScope(shield=True):
             await self.stop_all()
             if self._forker is not None:
-                self._forker.kill()
-                await self._forker.wait()
+                self._forker.close()
                 self._forker = None
 
 

@@ -23,8 +23,9 @@ class Seen:
     peers: int = 0
     records: int = 0
     jobs: int = 0
-    providers: frozenset[str] = frozenset()
-    #: Seconds after the start of the network until it knew every provider; None as long as it does not.
+    #: The ids of those that it is connected to, or has an address of.
+    reachable: frozenset[str] = frozenset()
+    #: Seconds after the start of the network until those were all providers; None as long as they are not.
     full_after_s: float | None = None
     memory_bytes: int = 0
     cpu_s: float = 0.0
@@ -59,15 +60,15 @@ class Watch:
             return
         seen.is_up = True
         seen.peers, seen.records, seen.jobs = status["peers"], status["records"], status["jobs_running"]
-        seen.providers = frozenset(peer["node_id"] for peer in known)
+        seen.reachable = frozenset(peer["node_id"] for peer in known if peer["connected"] or peer["addresses"])
         seen.memory_bytes, seen.cpu_s = node.memory_bytes(), node.cpu_s()
         others = self.providers - {node.node.hex()}
-        if seen.full_after_s is None and others <= seen.providers:
+        if seen.full_after_s is None and others <= seen.reachable:
             seen.full_after_s = trio.current_time() - self.started_s
 
     @property
     def is_full(self) -> bool:
-        """Whether every node that runs knows every provider that runs."""
+        """Whether every node that runs can reach every provider that runs, as far as it knows."""
         running = [node for node in self.network.all.values() if node.is_running]
         return all(self.seen[node.name].full_after_s is not None for node in running if node.name in self.seen)
 
@@ -88,7 +89,7 @@ def view_table(watch: Watch) -> Table:
     table = Table(title=f"{len(watch.network.all)} nodes, {trio.current_time() - watch.started_s:.0f} s")
     for title in ("node", "role", "where", "serves"):
         table.add_column(title)
-    for title in ("state", "peers", "records", "providers known", "all after s", "jobs", "MB", "CPU s"):
+    for title in ("state", "peers", "records", "providers", "all after s", "jobs", "MB", "CPU s"):
         table.add_column(title, justify="right")
     wanted = watch.providers
     for node in watch.network.all.values():
@@ -101,7 +102,7 @@ def view_table(watch: Watch) -> Table:
             "up" if seen.is_up else "gone" if not node.is_running else "starting",
             str(seen.peers),
             str(seen.records),
-            f"{len(wanted & seen.providers)}/{len(wanted - {node.node.hex()})}",
+            f"{len((wanted - {node.node.hex()}) & seen.reachable)}/{len(wanted - {node.node.hex()})}",
             "" if seen.full_after_s is None else f"{seen.full_after_s:.1f}",
             str(seen.jobs),
             f"{seen.memory_bytes / 1e6:.0f}",
@@ -113,7 +114,7 @@ def view_table(watch: Watch) -> Table:
 def _where(node: NodeProcess) -> str:
     if node.address is not None:
         return "/".join(node.address.split("/")[2:5:2])
-    return "dials only" if node.place is None else f"{node.place.host}, behind a router"
+    return "dials only" if node.place is None else f"{node.place.host}, dials only"
 
 
 # ---------------------------------------------------------------- everybody asks for everything
