@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 import structlog
 import trio
 
 from infernet.driver import Driver, NetworkEffect
+from infernet.outbox import Outbox, Outboxes
 from infernet.transport.contract import ConnectionInfo, DialFailed, Stream, StreamBroken, Transport, TransportError
 from protocol import constants as c
 from protocol import events as e
 from protocol.ids import NodeId, StreamId, short
-from protocol.records import Reachability
 
 log = structlog.get_logger(__name__)
 
-# The largest sealed prompt and its frames fit; beyond that only a reader that stands still overflows.
-OUTBOX_BYTES_MAX: Final = c.SEALED_BYTES_MAX + 256 * 1024
 # What was queued before a reset, a Fault above all, gets this long to leave, and this long to be read: a reset that
 # overtakes it would take it along.
 LAST_WORDS_S: Final = 1.0
@@ -27,66 +24,16 @@ LAST_WORDS_READ_S: Final = 0.2
 DIAL_TIMEOUT_S: Final = 2 * c.REACH_DEADLINE_S
 
 
-class _Outbox:
-    """What waits to be written on one stream, and how the stream is to end."""
-
-    __slots__ = ("_finish", "_overflowed", "_queue", "_reset", "_wake", "size_bytes")
-
-    def __init__(self) -> None:
-        self._queue: deque[bytes] = deque()
-        self._wake = trio.Event()
-        self.size_bytes = 0
-        self._finish = False
-        self._reset = False
-        self._overflowed = False
-
-    def is_reset(self) -> bool:
-        return self._reset
-
-    def put(self, data: bytes) -> bool:
-        """Queue data; False when it does not fit. Whatever comes after that is dropped: it would follow a gap."""
-        if self._overflowed:
-            return True
-        if self.size_bytes + len(data) > OUTBOX_BYTES_MAX:
-            self._overflowed = True
-            return False
-        self._queue.append(data)
-        self.size_bytes += len(data)
-        self._wake.set()
-        return True
-
-    def end(self, *, reset: bool) -> None:
-        if self._overflowed and not reset:
-            return  # an end after a gap would look like a clean one; the reset is on its way
-        self._reset = self._reset or reset
-        self._finish = True
-        self._wake.set()
-
-    async def wait_for_reset(self) -> None:
-        while not self._reset:
-            self._wake = trio.Event()
-            await self._wake.wait()
-
-    async def take(self) -> bytes:
-        """Everything queued, as one piece; b"" when the stream is to end and all is written."""
-        while not self._queue and not self._finish:
-            self._wake = trio.Event()
-            await self._wake.wait()
-        data = b"".join(self._queue)
-        self._queue.clear()
-        self.size_bytes = 0
-        return data
-
-
 class TransportCarrier:
     """Connects a transport with the driver: it is the transport's handler and the driver's carrier."""
 
     def __init__(self, transport: Transport, driver: Driver) -> None:
         self._transport = transport
         self._driver = driver
-        self._outboxes: dict[StreamId, _Outbox] = {}
+        self._outboxes = Outboxes()
         self._nursery: trio.Nursery | None = None
         self._dialling: set[NodeId] = set()
+        self._relays: dict[NodeId, trio.CancelScope] = {}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the transport and all streams until cancelled. Raises what `Transport.run` raises."""
@@ -111,7 +58,7 @@ class TransportCarrier:
 
     async def stream_opened(self, stream: Stream) -> None:
         number = self._driver.inbound_stream(self)
-        outbox = self._outboxes[number] = _Outbox()
+        outbox = self._outboxes.open(number)
         await self._driver.post_with_backpressure(e.StreamOpened(number, stream.peer, stream.protocol))
         await self._carry(number, stream, outbox)
 
@@ -119,33 +66,38 @@ class TransportCarrier:
 
     def perform(self, effect: NetworkEffect) -> None:
         if isinstance(effect, e.Send):
-            outbox = self._outboxes.get(effect.stream)
-            if outbox is not None and not outbox.put(effect.data):
-                self._driver.post(e.OutboxFull(effect.stream))
+            for overflowed in self._outboxes.put(effect.stream, effect.data):
+                self._driver.post(e.OutboxFull(overflowed))
         elif isinstance(effect, (e.FinishStream, e.ResetStream)):
             outbox = self._outboxes.get(effect.stream)
             if outbox is not None:
                 outbox.end(reset=isinstance(effect, e.ResetStream))
         elif isinstance(effect, e.DialBack):
-            self._driver.post(e.DialedBack(effect.probe, Reachability.NOT_TRIED, "this node dials nobody back"))
+            self._started().start_soon(self._dial_back, effect)
         elif isinstance(effect, e.ReserveRelay):
-            self._driver.post(e.RelayLost(effect.relay, "this node uses no relays"))
+            self._started().start_soon(self._hold_relay, effect.relay)
+        elif isinstance(effect, e.ReleaseRelay):
+            if scope := self._relays.get(effect.relay):
+                scope.cancel()
         elif isinstance(effect, e.Misbehaved):
             self._transport.misbehaved(effect.peer, effect.reason, effect.weight)
         elif isinstance(effect, (e.Dial, e.HangUp, e.OpenStream)):
             self._spawn(effect)
 
-    def _spawn(self, effect: e.Dial | e.HangUp | e.OpenStream) -> None:
+    def _started(self) -> trio.Nursery:
         assert self._nursery is not None, "an effect before the transport ran"
+        return self._nursery
+
+    def _spawn(self, effect: e.Dial | e.HangUp | e.OpenStream) -> None:
+        nursery = self._started()
         if isinstance(effect, e.OpenStream):
-            self._outboxes[effect.stream] = _Outbox()
-            self._nursery.start_soon(self._open, effect)
+            nursery.start_soon(self._open, effect, self._outboxes.open(effect.stream))
         elif isinstance(effect, e.Dial):
             if effect.peer not in self._dialling:
                 self._dialling.add(effect.peer)
-                self._nursery.start_soon(self._dial, effect)
+                nursery.start_soon(self._dial, effect)
         else:
-            self._nursery.start_soon(self._transport.disconnect, effect.peer)
+            nursery.start_soon(self._transport.disconnect, effect.peer)
 
     async def _dial(self, effect: e.Dial) -> None:
         try:
@@ -158,8 +110,27 @@ class TransportCarrier:
         finally:
             self._dialling.discard(effect.peer)
 
-    async def _open(self, effect: e.OpenStream) -> None:
-        outbox = self._outboxes[effect.stream]
+    async def _dial_back(self, effect: e.DialBack) -> None:
+        reachability, text = await self._transport.dial_back(effect.peer, effect.address)
+        self._driver.post(e.DialedBack(effect.probe, reachability, text))
+
+    async def _hold_relay(self, relay: NodeId) -> None:
+        """Keep a place at a relay until it is released; the driver hears when it is lost instead."""
+
+        def reserved(addresses: tuple[str, ...]) -> None:
+            self._driver.post(e.RelayReserved(relay, addresses))
+
+        with trio.CancelScope() as scope:
+            self._relays[relay] = scope
+            try:
+                await self._transport.reserve_relay(relay, reserved)
+            except TransportError as error:
+                self._driver.post(e.RelayLost(relay, str(error)))
+            finally:
+                if self._relays.get(relay) is scope:
+                    del self._relays[relay]
+
+    async def _open(self, effect: e.OpenStream, outbox: Outbox) -> None:
         try:
             stream = await self._transport.open_stream(effect.peer, effect.protocol)
         except TransportError as error:
@@ -170,12 +141,13 @@ class TransportCarrier:
 
     # ------------------------------------------------------------ one stream
 
-    async def _carry(self, number: StreamId, stream: Stream, outbox: _Outbox) -> None:
+    async def _carry(self, number: StreamId, stream: Stream, outbox: Outbox) -> None:
         """Read and write until both sides are done or the stream breaks; the driver hears of the latter once."""
         try:
             async with trio.open_nursery() as nursery:
                 written = trio.Event()
-                nursery.start_soon(self._write, stream, outbox, written, nursery.cancel_scope)
+                nursery.start_soon(self._write, stream, outbox, written)
+                nursery.start_soon(_end_when_reset, stream, outbox, written, nursery.cancel_scope)
                 await self._read(number, stream)
                 await written.wait()
                 nursery.cancel_scope.cancel()
@@ -190,7 +162,7 @@ class TransportCarrier:
             self._close(number)
 
     def _close(self, number: StreamId) -> None:
-        self._outboxes.pop(number, None)
+        self._outboxes.close(number)
         self._driver.stream_closed(number)
 
     async def _read(self, number: StreamId, stream: Stream) -> None:
@@ -198,24 +170,22 @@ class TransportCarrier:
             await self._driver.post_with_backpressure(e.BytesReceived(number, data))
         await self._driver.post_with_backpressure(e.StreamFinished(number))
 
-    @staticmethod
-    async def _write(stream: Stream, outbox: _Outbox, written: trio.Event, scope: trio.CancelScope) -> None:
+    async def _write(self, stream: Stream, outbox: Outbox, written: trio.Event) -> None:
         while data := await outbox.take():
-            if outbox.is_reset():
-                await _say_last_words(stream, data)
-                break
             await stream.send(data)
+            self._outboxes.sent(outbox, len(data))
         if not outbox.is_reset():
             await stream.finish()
-            written.set()
-            # The other side may still send; a reset of ours must end the stream then, too.
-            await outbox.wait_for_reset()
-        stream.reset()
-        scope.cancel()
+        written.set()
 
 
-async def _say_last_words(stream: Stream, data: bytes) -> None:
-    with trio.move_on_after(LAST_WORDS_S):
-        await stream.send(data)
-        await stream.finish()
-        await trio.sleep(LAST_WORDS_READ_S)
+async def _end_when_reset(stream: Stream, outbox: Outbox, written: trio.Event, scope: trio.CancelScope) -> None:
+    """Drop the stream as soon as we reset it, whoever stands still, but for a moment for what was said before."""
+    await outbox.wait_for_reset()
+    if outbox.held_bytes:
+        with trio.move_on_after(LAST_WORDS_S):
+            await written.wait()
+            await stream.finish()
+            await trio.sleep(LAST_WORDS_READ_S)
+    stream.reset()
+    scope.cancel()

@@ -8,8 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from infernet.carrier import OUTBOX_BYTES_MAX, TransportCarrier
+from infernet.carrier import LAST_WORDS_S, TransportCarrier
 from infernet.driver import Driver
+from infernet.outbox import OUTBOX_BYTES_MAX
 from infernet.transport.contract import ConnectionInfo, Stream, StreamBroken
 from infernet.transport.memory import MemoryNetwork, MemoryTransport
 from protocol import events as e
@@ -162,7 +163,7 @@ async def test_last_words_leave_before_a_reset() -> None:
     await run(test)
 
 
-async def test_a_reset_ends_a_blocked_send_within_a_second() -> None:
+async def test_the_other_sides_reset_ends_a_blocked_send() -> None:
     async def test(s: Setting) -> None:
         s.open()
         await s.other.arrived.wait()
@@ -170,6 +171,35 @@ async def test_a_reset_ends_a_blocked_send_within_a_second() -> None:
         await trio.testing.wait_all_tasks_blocked()
         s.other.streams[0].reset()
         await until(lambda: s.driver.of(e.StreamBroken))
+
+    await run(test, pipe_bytes=1024)
+
+
+async def test_our_reset_ends_a_send_to_a_reader_that_stands_still() -> None:
+    async def test(s: Setting) -> None:
+        s.open()
+        await s.other.arrived.wait()
+        s.carrier.perform(e.Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
+        await trio.testing.wait_all_tasks_blocked()
+        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        await trio.sleep(LAST_WORDS_S * 0.9)
+        assert s.carrier.streams == 1, "what was said before gets a moment"
+        await trio.sleep(LAST_WORDS_S * 0.2)
+        assert s.carrier.streams == s.driver.open_streams == 0
+
+    await run(test, pipe_bytes=1024)
+
+
+async def test_after_an_overflow_nothing_is_waited_for() -> None:
+    async def test(s: Setting) -> None:
+        s.open()
+        await s.other.arrived.wait()
+        for _ in range(2):
+            s.carrier.perform(e.Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
+        await trio.testing.wait_all_tasks_blocked()
+        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert s.carrier.streams == 0
 
     await run(test, pipe_bytes=1024)
 
