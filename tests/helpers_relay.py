@@ -39,7 +39,9 @@ def relay_limits(**changes: object) -> RelayLimits:
     return replace(NO_PACE, **changes)
 
 
-def node(seed: int, *, listens: bool = True, limits: RelayLimits | None = None) -> Libp2pTransport:
+def node(
+    seed: int, *, listens: bool = True, limits: RelayLimits | None = None, allow_private: bool = True
+) -> Libp2pTransport:
     """A transport on 127.0.0.1, or one that only dials."""
     return Libp2pTransport(
         secret(seed),
@@ -49,7 +51,7 @@ def node(seed: int, *, listens: bool = True, limits: RelayLimits | None = None) 
         listen_hosts=("127.0.0.1",) if listens else (),
         port=0,
         limits=HostLimits(relay=limits or NO_PACE),
-        allow_private=True,
+        allow_private=allow_private,
     )
 
 

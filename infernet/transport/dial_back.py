@@ -9,7 +9,7 @@ import trio
 
 from infernet.transport.addresses import CircuitAddress, parse
 from infernet.transport.channel import ChannelBroken
-from infernet.transport.dial_guard import AddressRefused, DialGuard
+from infernet.transport.dial_guard import PORT_MIN, AddressRefused, DialGuard
 from infernet.transport.libp2p_library import HandshakeFailed, Identity, WrongPeer
 from infernet.transport.noise_channel import secure_outbound
 from protocol.ids import NodeId
@@ -25,10 +25,11 @@ async def dial_back(identity: Identity, dials: DialGuard, peer: NodeId, text: st
         address = parse(text)
     except ValueError as error:
         return Reachability.NOT_TRIED, str(error)
-    if isinstance(address, CircuitAddress):
-        return Reachability.NOT_TRIED, "through a relay nobody can tell"
+    if isinstance(address, CircuitAddress) or address.port < PORT_MIN:
+        return Reachability.NOT_TRIED, "that is no address of the kind that is dialled back"
     try:
         with trio.fail_after(DIAL_BACK_TIMEOUT_S):
+            # SPEC 03: A node MUST dial back only where it would dial of its own accord, and only ports from 1024 on.
             stream = await dials.connect(address)
     except AddressRefused as error:
         return Reachability.NOT_TRIED, str(error)

@@ -7,8 +7,8 @@ killed in the middle of anything; time is whatever clock trio runs on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NoReturn
 
 import trio
 
@@ -19,6 +19,7 @@ from infernet.transport.contract import (
     Handler,
     NotConnected,
     PortTaken,
+    RelayRefused,
     Stream,
     StreamBroken,
     TransportError,
@@ -26,11 +27,14 @@ from infernet.transport.contract import (
 )
 from infernet.transport.serving import serve_stream
 from protocol.ids import NodeId, peer_id
+from protocol.locality import is_circuit
+from protocol.records import Reachability
 
 logger = logging.getLogger(__name__)
 
 PIPE_BYTES: Final = 64 * 1024
 _PREFIX: Final = "/memory/1/p2p/"
+_CIRCUIT: Final = "/p2p-circuit/p2p/"
 
 
 class MemoryNetwork:
@@ -40,6 +44,7 @@ class MemoryNetwork:
         self.pipe_bytes = pipe_bytes
         self._running: dict[NodeId, MemoryTransport] = {}
         self._cut: set[frozenset[NodeId]] = set()
+        self._hidden: set[NodeId] = set()
 
     def transport(self, node_id: NodeId, *, protocols: Sequence[str]) -> MemoryTransport:
         """A node's transport; it is reachable while it runs."""
@@ -54,6 +59,10 @@ class MemoryNetwork:
     def heal(self, left: NodeId, right: NodeId) -> None:
         """Undo `cut`; the nodes still have to dial."""
         self._cut.discard(frozenset((left, right)))
+
+    def hide(self, node_id: NodeId) -> None:
+        """Let nobody dial a node directly, as if a router were before it."""
+        self._hidden.add(node_id)
 
     def kill(self, node_id: NodeId) -> None:
         """End a node at once, as when its process dies: its `run` is cancelled, its peers lose it."""
@@ -72,8 +81,11 @@ class MemoryNetwork:
 
     def reach(self, dialer: NodeId, address: str) -> MemoryTransport:
         """The node at an address. Raises ValueError with the reason why there is none."""
+        relay_address, circuit, target = address.partition(_CIRCUIT)
+        if circuit:
+            return self.reach(dialer, relay_address).circuit_to(target)
         for node in self._running.values():
-            if address == _PREFIX + peer_id(node.node_id):
+            if address == _PREFIX + peer_id(node.node_id) and node.node_id not in self._hidden:
                 if frozenset((dialer, node.node_id)) in self._cut:
                     raise ValueError("the link is cut")
                 return node
@@ -93,6 +105,8 @@ class MemoryTransport:
         self._streams_in = self._streams_out = 0
         self._handshakes_in = self._handshakes_out = 0
         self._dials_failed = 0
+        self.relays_connections = False
+        self._places: dict[NodeId, trio.Event] = {}
         self.bytes_in = self.bytes_out = 0
 
     async def run(self, handler: Handler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -114,25 +128,27 @@ class MemoryTransport:
         if peer in self._links:
             return
         reasons: dict[str, str] = {}
-        for address in addresses:
+        # The direct ones first.
+        for address in sorted(addresses, key=is_circuit):
             try:
                 node = self._network.reach(self.node_id, address)
             except ValueError as error:
                 reasons[address] = str(error)
                 continue
             if node.node_id == peer and node is not self:
-                self._connect(node)
+                self._connect(node, address)
                 return
             reasons[address] = "another identity answers there"
         self._dials_failed += 1
         raise DialFailed(peer, reasons)
 
-    def _connect(self, node: MemoryTransport) -> None:
+    def _connect(self, node: MemoryTransport, address: str) -> None:
+        remote = address.partition("/p2p/")[0] + "/p2p-circuit" if is_circuit(address) else None
         link = _Link(self, node, pipe_bytes=self._network.pipe_bytes)
         self._handshakes_out += 1
         node._handshakes_in += 1
-        node.adopt(link, ConnectionInfo(self.node_id, None, inbound=True))
-        self.adopt(link, ConnectionInfo(node.node_id, None, inbound=False))
+        node.adopt(link, ConnectionInfo(self.node_id, remote, inbound=True))
+        self.adopt(link, ConnectionInfo(node.node_id, remote, inbound=False))
 
     def adopt(self, link: _Link, info: ConnectionInfo) -> None:
         """A link to a peer stands."""
@@ -178,11 +194,52 @@ class MemoryTransport:
     def forget(self, peer: NodeId) -> None:
         """A link has gone."""
         del self._links[peer]
+        if (lost := self._places.pop(peer, None)) is not None:
+            lost.set()
         handler, _ = self._require_running()
         try:
             handler.disconnected(peer)
         except Exception:
             logger.exception("the handler failed on a lost peer")
+
+    async def reserve_relay(self, relay: NodeId, reserved: Callable[[tuple[str, ...]], None]) -> NoReturn:
+        """As `Transport.reserve_relay`. A circuit outlives its relay here: nothing is spliced."""
+        await trio.lowlevel.checkpoint()
+        other = self._links[relay].other(self) if relay in self._links else None
+        place = other.take_place(self.node_id) if other is not None else None
+        if other is None or place is None:
+            raise RelayRefused("there is no connection to it, or it does not relay")
+        try:
+            reserved((f"{_PREFIX}{peer_id(relay)}{_CIRCUIT}{peer_id(self.node_id)}",))
+            await place.wait()
+            raise RelayRefused("the connection to the relay is lost")
+        finally:
+            other.free_place(self.node_id)
+
+    def circuit_to(self, target: str) -> MemoryTransport:
+        """Whoever holds a place here under this PeerId. Raises ValueError."""
+        for node in self._places:
+            if peer_id(node) == target and node in self._links:
+                return self._links[node].other(self)
+        raise ValueError("the peer has no place there")
+
+    def take_place(self, node: NodeId) -> trio.Event | None:
+        """A connected node asks for a place; gives what is set when the place is lost."""
+        return self._places.setdefault(node, trio.Event()) if self.relays_connections else None
+
+    def free_place(self, node: NodeId) -> None:
+        """The place of a node is free."""
+        self._places.pop(node, None)
+
+    async def dial_back(self, peer: NodeId, address: str) -> tuple[Reachability, str]:
+        """As `Transport.dial_back`."""
+        await trio.lowlevel.checkpoint()
+        try:
+            node = self._network.reach(self.node_id, address)
+        except ValueError as error:
+            return Reachability.NOT_REACHED, str(error)
+        found = Reachability.REACHED if node.node_id == peer else Reachability.WRONG_NODE
+        return found, "somebody answers there"
 
     def trust(self, peers: Collection[NodeId]) -> None:
         """As `Transport.trust`; nobody is refused here."""
@@ -232,9 +289,12 @@ class _Link:
         self._pipe_bytes = pipe_bytes
         self.wires: dict[_Wire, None] = {}
 
-    def open(self, opener: MemoryTransport, protocol: str) -> MemoryStream:
+    def other(self, end: MemoryTransport) -> MemoryTransport:
         left, right = self._ends
-        other = right if opener is left else left
+        return right if end is left else left
+
+    def open(self, opener: MemoryTransport, protocol: str) -> MemoryStream:
+        other = self.other(opener)
         wire = _Wire(self, self._pipe_bytes)
         self.wires[wire] = None
         if protocol in other.protocols:
