@@ -122,7 +122,9 @@ def handlers(node: Node) -> Handlers:
                 raise LocalProtocolError(f"peer {error}") from None
         return {node_id.hex(): reason for node_id, reason in (await node.join(peers)).items()}
 
-    return Handlers(status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat, join=join)
+    return Handlers(
+        status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat, join=join, why=node.why
+    )
 
 
 def _provider(node: Node, request: ChatRequest) -> NodeId | None:

@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 
 from infernet.config import require_private_directory
 from infernet.ipc import LINE_BYTES_MAX
+from infernet.why import WhyRequest
 from protocol import constants as c
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
@@ -84,6 +85,7 @@ class Handlers:
     shutdown: Callable[[], None]
     chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[JobEvent]]]
     join: Callable[[JoinRequest], Awaitable[dict[str, str]]]
+    why: Callable[[WhyRequest], dict[str, Any]]
 
 
 async def serve(
@@ -153,6 +155,9 @@ class _Server:
             if command == "join":
                 await self._join(stream, payload)
                 continue
+            if command == "why":
+                await self._why(stream, payload)
+                continue
             await self._answer(stream, command)
         if lines.too_long:
             await _send(stream, _failure("line-too-long", f"a line has at most {LINE_BYTES_MAX} bytes"))
@@ -178,6 +183,14 @@ class _Server:
             await _send(stream, _failure("bad-payload", clean_line(str(error))))
         except LocalProtocolError as error:
             await _send(stream, _failure(str(error), "bad_request"))
+
+    async def _why(self, stream: trio.SocketStream, payload: object) -> None:
+        try:
+            request = msgspec.convert({} if payload is None else payload, WhyRequest)
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+            return
+        await _send(stream, _success(self._handlers.why(request)))
 
     async def _chat(self, stream: trio.SocketStream, payload: object) -> None:
         try:

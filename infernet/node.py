@@ -37,6 +37,7 @@ from infernet.store import Store
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.yamux_session import YamuxConfig
+from infernet.why import Situation, WhyRequest, asking, serving
 from protocol import constants as c
 from protocol import events as e
 from protocol.envelope import SigningKey
@@ -44,7 +45,7 @@ from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId, npub, peer_id
 from protocol.jobs import default_sampling
 from protocol.peer import Peer, PeerConfig
-from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
+from protocol.records import Availability, ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
 from protocol.sealing import HpkeSealer
 
 log = structlog.get_logger(__name__)
@@ -363,6 +364,35 @@ class Node:
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
         }
+
+    def why(self, request: WhyRequest) -> dict[str, Any]:
+        """What `infernet why --json` prints. Foreign text is not cleaned."""
+        peer, now = self.driver.peer, self.driver.now()
+        answer: dict[str, Any] = {"asking": asking(peer, request, now), "serving": None}
+        if self.config.role is Role.PROVIDER:
+            answer["serving"] = serving(peer, self._situation(), now)
+        return answer
+
+    def _situation(self) -> Situation:
+        engine = self._engine.statistics() if self._engine is not None else None
+        own = self.driver.peer.directory.get(self.node_id)
+        statistics = self.driver.peer.statistics()
+        return Situation(
+            role=self.config.role,
+            models=[offer.name for offer in self._models()],
+            engine=engine.state.value if engine is not None else None,
+            engine_error=engine.last_error if engine is not None else "",
+            availability=own.heartbeat.availability if own is not None else Availability.AVAILABLE,
+            free_for=self.config.free_for,
+            peers=statistics.connections,
+            coordinator=self.config.coordinator_url if self._link is not None else None,
+            is_linked=self._link is not None and self._link.connected,
+            link_error=self._link.last_error if self._link is not None else "",
+            is_published=bool(self.advertised_addresses()),
+            reach_advice="",
+            jobs_running=statistics.jobs_running,
+            slots=self.config.slots,
+        )
 
     def peers(self) -> list[dict[str, Any]]:
         """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""

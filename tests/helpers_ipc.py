@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest, serve
+from infernet.why import WhyRequest
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
@@ -37,6 +38,8 @@ class FakeNode:
         self.known: list[dict[str, Any]] = []
         self.joined: list[JoinRequest] = []
         self.join_results: dict[str, str] = {}
+        self.explained: list[WhyRequest] = []
+        self.explanation: dict[str, Any] = {}
 
     def handlers(self) -> Handlers:
         return Handlers(
@@ -45,7 +48,12 @@ class FakeNode:
             shutdown=self.stopped.set,
             chat=self._chat,
             join=self._join,
+            why=self._why,
         )
+
+    def _why(self, request: WhyRequest) -> dict[str, Any]:
+        self.explained.append(request)
+        return self.explanation
 
     async def _join(self, request: JoinRequest) -> dict[str, str]:
         self.joined.append(request)

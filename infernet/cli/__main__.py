@@ -15,6 +15,7 @@ VERBS: Final = {
     "status": "what the running node is doing",
     "chat": "ask a question",
     "peers": "whom the running node knows",
+    "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
     "model": "fetch the starter model",
