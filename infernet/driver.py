@@ -85,8 +85,8 @@ AppEffect = (
 
 Contact = PeerConnected | DialFailed
 
-# Stream readers pause above this many waiting events, so that a flood from the network cannot grow the queue.
-EVENTS_WAITING_HIGH: Final = 512
+# Events of those who can wait, stream readers above all: a flood from the network cannot grow the queue beyond them.
+EVENTS_WAITING_MAX: Final = 512
 # After this many events other tasks get their turn.
 EVENTS_PER_TURN: Final = 64
 
@@ -124,9 +124,10 @@ class Driver:
         self._engine = engine
         self._observe = observe
         self._clock_ms = clock_ms
-        self._events: deque[Event] = deque()
+        # Events in order, and whether each holds a place.
+        self._events: deque[tuple[Event, bool]] = deque()
+        self._places = trio.Semaphore(EVENTS_WAITING_MAX)
         self._wake = trio.Event()
-        self._room = trio.Event()
         self._waiters: list[tuple[Callable[[], bool], trio.Event]] = []
         self._inbound_numbers = itertools.count(2, 2)
         self._carrier_of_peer: dict[NodeId, Carrier] = {}
@@ -143,16 +144,17 @@ class Driver:
 
     def post(self, event: Event) -> None:
         """Queue an event; never waits."""
-        self._events.append(event)
+        self._events.append((event, False))
         self._wake.set()
 
     async def post_with_backpressure(self, event: Event) -> None:
-        """Queue an event, and wait while too many are queued: for those who can wait, stream readers above all."""
-        self.post(event)
-        if len(self._events) > EVENTS_WAITING_HIGH:
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
+        """Queue an event as soon as there is a place for it, in the order of asking: for those who can wait."""
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            await self._places.acquire()
+        self._events.append((event, True))
+        self._wake.set()
 
     def report(self, event: EngineEvent) -> None:
         """What an engine calls with its events; their number is bounded by the runs that we admitted."""
@@ -209,21 +211,21 @@ class Driver:
         events = self._events
         while True:
             if not events:
-                self._room.set()
                 deadline = self.peer.next_deadline()
                 self._wake = trio.Event()
                 with trio.move_on_at(math.inf if deadline is None else deadline):
                     await self._wake.wait()
             for _ in range(min(len(events), EVENTS_PER_TURN)):
-                self._feed(events.popleft())
+                event, holds_place = events.popleft()
+                if holds_place:
+                    self._places.release()
+                self._feed(event)
             deadline = self.peer.next_deadline()
             if deadline is not None and deadline <= trio.current_time():
                 self._feed(DEADLINE)
             if self._waiters:
                 self._wake_waiters()
             if events:
-                if len(events) <= EVENTS_WAITING_HIGH:
-                    self._room.set()
                 await trio.lowlevel.checkpoint()
 
     def command(self, event: Event) -> None:

@@ -42,6 +42,9 @@ class RecordingDriver(Driver):
     def post(self, event: e.Event) -> None:
         self.posted.append(event)
 
+    async def post_with_backpressure(self, event: e.Event) -> None:
+        self.posted.append(event)
+
     def of(self, kind: type[e.Event]) -> list[e.Event]:
         return [event for event in self.posted if isinstance(event, kind)]
 
