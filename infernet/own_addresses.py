@@ -30,6 +30,12 @@ def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[s
     return [multiaddr(host, port, node) for host in hosts]
 
 
+def uses_local_network(config: Config) -> bool:
+    """Whether this node looks for others in the networks of this machine: not if it wants none, or has only itself."""
+    is_alone = bool(config.listen_hosts) and all(ip_address(host).is_loopback for host in config.listen_hosts)
+    return config.mdns and config.p2p_enabled and not is_alone
+
+
 def peer_of(address: str) -> NodeId:
     """The node in the `/p2p/` part of a multiaddr. Raises LocalProtocolError, saying what a full one looks like."""
     # The last one: through a relay, the one before is the relay's.

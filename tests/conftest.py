@@ -25,8 +25,9 @@ settings.register_profile("nightly", max_examples=2000, deadline=None, print_blo
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Offer `--nightly`."""
+    """Offer `--nightly` and what belongs to it."""
     parser.addoption("--nightly", action="store_true", help="run the long tests too, and far more property examples")
+    parser.addoption("--chaos-minutes", type=float, default=30, help="with --nightly: how long the storm lasts")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,6 +86,8 @@ def nobodys_home() -> Iterator[None]:
         del os.environ[name]
     for kind in ("CONFIG", "STATE", "DATA"):
         os.environ[f"XDG_{kind}_HOME"] = str(home / kind.lower())
+    # Nodes of different tests, and whatever runs in this network, must not find each other.
+    os.environ["INFERNET_MDNS"] = "off"
     yield
     os.environ.clear()
     os.environ.update(before)

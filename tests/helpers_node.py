@@ -36,7 +36,7 @@ def key_of(number: int) -> SigningKey:
 def config_of_nobody(**changes: object) -> Config:
     """A configuration whose folders are never touched."""
     nowhere = Path("/nonexistent")
-    fields = {"name": "test", "advertise": False, "free_for": "all", **changes}
+    fields = {"name": "test", "advertise": False, "mdns": False, "free_for": "all", **changes}
     return Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere, **fields)  # type: ignore[arg-type]
 
 
