@@ -62,6 +62,7 @@ class Config:
     advertise: bool = True
     mdns: bool = True
     allow_private: bool = False
+    relay: str = "auto"
     peers: tuple[str, ...] = ()
     dht: bool = False
     dht_port: int | None = None

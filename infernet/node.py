@@ -19,6 +19,7 @@ import trio
 from msgspec import structs
 
 import infernet
+from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
 from infernet.config import Config
 from infernet.coordinator_client import RequestSigner
@@ -26,13 +27,14 @@ from infernet.discovery.contract import Source
 from infernet.discovery.coordinator_list import CoordinatorList
 from infernet.discovery.discovery import Discovery
 from infernet.discovery.joining import Joining
+from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
 from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
 from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
-from infernet.own_addresses import advertised, peer_of
+from infernet.own_addresses import peer_of, uses_local_network
 from infernet.store import Store
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
@@ -126,6 +128,7 @@ class Node:
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
         self._joining = Joining(self.driver)
+        self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
 
@@ -146,6 +149,7 @@ class Node:
                 await nursery.start(self._engine.run, self.driver.report)
             self._introduce()
             nursery.start_soon(self._discovery.run)
+            nursery.start_soon(self._reached.run)
             if self._kept is not None:
                 nursery.start_soon(self._kept.run)
             self._start_link(nursery)
@@ -187,7 +191,13 @@ class Node:
         sources: list[Source] = [self._saved] if self._saved is not None else []
         if self.config.coordinator_url is not None:
             sources.append(CoordinatorList(self.config.coordinator_url))
+        if self._saved is not None and self._transport is not None and uses_local_network(self.config):
+            sources.append(Mdns(self._addresses_on_links, self._transport.permit, self._rng))
         return sources
+
+    def _addresses_on_links(self) -> list[str]:
+        """What may be told in the networks of this machine."""
+        return self.addresses() if self.config.advertise else []
 
     def _on_contact(self, contact: Contact) -> None:
         self._joining.observe(contact)
@@ -215,9 +225,10 @@ class Node:
             role=config.role,
             name=config.name,
             agent=AGENT,
-            addresses=tuple(self.advertised_addresses()[: c.HEARTBEAT_ADDRESSES_MAX]),
+            addresses=tuple(self.advertised_addresses()),
             models=self._models(),
             free_policy=_FREE_POLICIES[config.free_for],
+            relays=self._reached.relays,
         )
         self.driver.command(e.SetOffer(offer))
 
@@ -243,7 +254,7 @@ class Node:
 
     def advertised_addresses(self) -> list[str]:
         """The multiaddrs that the heartbeat publishes."""
-        return advertised(self.config, self.addresses(), self.node_id)
+        return self._reached.advertised()
 
     def learn_peer(self, address: str) -> NodeId:
         """Learn the full multiaddr of a peer, dialled when it is asked; gives who it is. Raises LocalProtocolError."""
@@ -301,7 +312,9 @@ class Node:
         elif isinstance(effect, e.RecordLearnt):
             if self._saved is not None:
                 self._saved.learn(effect.heartbeat, effect.record)
-        elif not isinstance(effect, (e.SearchWanted, e.Drained, e.ReachabilityLearnt, e.OwnAddresses)):
+        elif isinstance(effect, (e.ReachabilityLearnt, e.OwnAddresses)):
+            self._reached.observe(effect)
+        elif not isinstance(effect, (e.SearchWanted, e.Drained)):
             self._answer(effect)
 
     def _answer(self, event: JobEvent) -> None:
@@ -336,6 +349,7 @@ class Node:
             "uptime_s": round(trio.current_time() - self._started_at_s, 1),
             "addresses": self.addresses(),
             "advertised_addresses": self.advertised_addresses(),
+            "reached": self._reached.status(),
             "models": [offer.name for offer in self._models()],
             "engine": {
                 "state": engine.state.value,
@@ -389,7 +403,7 @@ class Node:
             is_linked=self._link is not None and self._link.connected,
             link_error=self._link.last_error if self._link is not None else "",
             is_published=bool(self.advertised_addresses()),
-            reach_advice="",
+            reach_advice=self._reached.advice,
             jobs_running=statistics.jobs_running,
             slots=self.config.slots,
         )

@@ -22,6 +22,7 @@ from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
 ENGINES: Final = ("llama", "none")
+RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ROLES: Final = ("provider", "aggregator", "client")
 
@@ -192,6 +193,10 @@ REPORTS_HELP: Final = (
     "tell providers and other askers, in public, which providers this node chose, for which models, how many jobs "
     "went well and how fast: never what was asked"
 )
+RELAY_HELP: Final = (
+    "whether nodes that cannot be dialled are reached through this one, which reads nothing of it: yes, no, or auto, "
+    "once others have proven that this node can be dialled"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -216,6 +221,7 @@ SETTINGS: Final = (
         is_kept=True,
     ),
     Setting("allow_private", "--allow-private", _yes_or_no, ALLOW_PRIVATE_HELP, is_kept=True),
+    Setting("relay", "--relay", _one_of(*RELAYS), RELAY_HELP),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
     Setting("dht", "--dht", _yes_or_no, "look up, and publish, who serves which model in a distributed hash table"),
     Setting(
