@@ -115,10 +115,9 @@ def _summary(verdicts: Sequence[Verdict], candidates: int, what: str) -> tuple[s
         )
     # Those that serve the model come closer than those that do not.
     reason, count = max(against.items(), key=lambda item: (item[0] is not Exclusion.NO_MODEL, item[1]))
-    return (
-        f"nobody can do {what}: of {sum(against.values())} providers known, {count} most nearly, but {reason.words}",
-        ADVICE_FOR_ASKERS.get(reason),
-    )
+    known = _count(sum(against.values()), "node")
+    closest = f"nobody can do {what}: {known} known; what keeps out the {count} that come closest: {reason.words}"
+    return closest, ADVICE_FOR_ASKERS.get(reason)
 
 
 def _hex(verdict: Verdict) -> str:
@@ -246,10 +245,15 @@ def _said(hour: Heard, day: Heard) -> str:
             "when they have asked for a model that it serves"
         )
     heard, span = (hour, "hour") if hour.askers else (day, "day")
+    considered, chosen = _count(heard.considered, "time"), _count(heard.chosen, "time")
     return (
-        f"in the last {span} {heard.askers} askers considered this node {heard.considered} times and chose it "
-        f"{heard.chosen} times; {heard.jobs_done} jobs went well and {heard.jobs_failed} did not"
+        f"in the last {span} {_count(heard.askers, 'asker')} considered this node {considered} and chose it {chosen}; "
+        f"{_count(heard.jobs_done, 'job')} went well, {heard.jobs_failed} did not"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _heard(heard: Heard) -> dict[str, Any]:
