@@ -61,6 +61,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("peer id", status.get("peer_id")),
         ("listening on", status.get("addresses") or "nothing (it dials others)"),
         ("published", status.get("advertised_addresses") or "no address"),
+        ("reached", _reached(status.get("reached") or {})),
         ("engine", _engine(engine) if engine else "none"),
         ("models", status.get("models") or "none"),
         (
@@ -72,6 +73,12 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("log", config.log_file),
         ("process", status.get("pid")),
     ]
+
+
+def _reached(reached: dict[str, Any]) -> str:
+    state = str(reached.get("reachability", "unknown")).replace("_", " ")
+    text = f"{state}: {reached['advice']}" if reached.get("advice") else state
+    return f"{text}; others are reached through it" if reached.get("relays_for_others") else text
 
 
 def _engine(engine: dict[str, Any]) -> str:

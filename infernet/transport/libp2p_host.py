@@ -145,7 +145,7 @@ class Libp2pTransport:
             exempt_loopback=allow_private,
         )
         self._counts = _Counts()
-        self._addresses: list[str] = []
+        self._listeners: list[trio.SocketListener] = []
         self._running: _Running | None = None
 
     # ------------------------------------------------------------ the contract
@@ -154,7 +154,7 @@ class Libp2pTransport:
         """As `Transport.run`; TransportError too when the installed libp2p is not the one we are built on."""
         await check_library()
         listeners = await open_listeners(self._listen_hosts, self._port)
-        self._addresses = [with_peer(address, self.node_id) for address in listening_addresses(listeners)]
+        self._listeners = listeners
         connections = Connections(handler, self._limits.connections, exempt_loopback=self._guards.exempt_loopback)
         try:
             async with trio.open_nursery() as nursery:
@@ -166,7 +166,7 @@ class Libp2pTransport:
                 await self._close_idle_connections(self._running)
         finally:
             self._running = None
-            self._addresses = []
+            self._listeners = []
             for listener in listeners:
                 listener.socket.close()
 
@@ -258,8 +258,8 @@ class Libp2pTransport:
         return self._running.connections.peers() if self._running else []
 
     def addresses(self) -> list[str]:
-        """As `Transport.addresses`; a wildcard stands for the addresses of this machine's interfaces."""
-        return list(self._addresses)
+        """As `Transport.addresses`; a wildcard stands for the addresses that this machine's interfaces have now."""
+        return [with_peer(address, self.node_id) for address in listening_addresses(self._listeners)]
 
     def statistics(self) -> TransportStatistics:
         """As `Transport.statistics`."""
