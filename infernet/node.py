@@ -390,7 +390,7 @@ class Node:
     def _situation(self) -> Situation:
         engine = self._engine.statistics() if self._engine is not None else None
         own = self.driver.peer.directory.get(self.node_id)
-        statistics = self.driver.peer.statistics()
+        statistics, reached = self.driver.peer.statistics(), self._reached.status()
         return Situation(
             role=self.config.role,
             models=[offer.name for offer in self._models()],
@@ -403,7 +403,7 @@ class Node:
             is_linked=self._link is not None and self._link.connected,
             link_error=self._link.last_error if self._link is not None else "",
             is_published=bool(self.advertised_addresses()),
-            reach_advice=self._reached.advice,
+            reach_advice="" if reached["reachability"] in ("unknown", "reached") else reached["advice"],
             jobs_running=statistics.jobs_running,
             slots=self.config.slots,
         )
