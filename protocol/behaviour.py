@@ -20,12 +20,12 @@ from protocol.networks import IpNetwork
 
 # What one offence costs. A bad frame is an offence of weight one.
 POINTS_PER_WEIGHT: Final = 10.0
-# So five bad frames at once, or one every three minutes for ever, ban a key.
-KEY_POINTS_MAX: Final = 50.0
+# So five bad frames within minutes, or one every three minutes for ever, ban a key.
+KEY_POINTS_MAX: Final = 45.0
 # A home or an office may have several nodes that are broken in the same way.
-HOST_POINTS_MAX: Final = 100.0
+HOST_POINTS_MAX: Final = 90.0
 # A small provider's customers do not know each other.
-NETWORK_POINTS_MAX: Final = 400.0
+NETWORK_POINTS_MAX: Final = 360.0
 HALF_LIFE_S: Final = 600.0
 
 # Long enough that an attack costs more addresses than it is worth; each further ban is four times as long.

@@ -165,7 +165,7 @@ async def test_a_ban_is_one_line_that_the_documented_filter_reads(output: io.Str
         "peer": peer_id(PEER),
         "ip": "2001:db8::7",
         "reason": "bad frame",
-        "score": 50,
+        "score": 45,
         "until": "2026-01-01T00:10:00+00:00",
         "banned": "peer",
     }
