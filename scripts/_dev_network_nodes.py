@@ -386,7 +386,8 @@ class Nodes:
             if self._forker is None:
                 self._forker = _Forker()
             with trio.CancelScope(shield=True), trio.fail_after(STARTING_S):
-                return await self._forker.exchange(request)
+                reply = await self._forker.exchange(request)
+        return reply
 
     async def _collect(self, node: NodeProcess) -> None:
         """Wait for the end of a process that was killed, and let its id go."""

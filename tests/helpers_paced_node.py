@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -194,12 +195,27 @@ def _insides(nodes: list[Node]) -> dict[str, Any]:
     """What must not grow: counted here and now, after what is garbage is gone."""
     gc.collect()
     return {
-        "tasks": trio.lowlevel.current_statistics().tasks_living,
+        "tasks": dict(_tasks(trio.lowlevel.current_root_task())),
         "files": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
         "open_streams": sum(node.driver.open_streams for node in nodes),
         "peer_streams": sum(node.driver.peer.statistics().streams for node in nodes),
+        "peers": sum(len(node.driver.connected_peers()) for node in nodes),
+        "jobs": sum(
+            node.driver.peer.statistics().jobs_asked + node.driver.peer.statistics().jobs_running for node in nodes
+        ),
     }
+
+
+def _tasks(task: trio.lowlevel.Task | None) -> Counter[str]:
+    """How many tasks run which function, below one of them."""
+    if task is None:
+        return Counter()
+    names = Counter([task.name])
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            names += _tasks(child)
+    return names
 
 
 # ---------------------------------------------------------------- forking

@@ -1,0 +1,117 @@
+"""Ten real processes under load while they are killed, cut apart, slowed down and set to the wrong time.
+
+The short form runs always, the long one (`--nightly`, `--chaos-minutes`) for half an hour. Whatever happens, every job
+ends, soon after the last fault at the latest; no answer is wrong; and nothing is left over in a node that lived through
+it all. The faults of a seed are always the same, what they hit is not: the processes are real.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from rich.console import Console
+from rich.table import Table
+
+from tests.helpers_chaos import Chaos
+from tests.helpers_cluster import loopback_cluster, plans
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.namespaces]
+
+MODELS = ("model-a", "model-b", "model-c")
+ENDED_WITHIN_S = 30.0
+QUIET_WITHIN_S = 60.0
+# A provider, an aggregator and an asker live through everything: what they leak adds up.
+SPARED = frozenset({"n6", "n7", "n10"})
+# Per connection more or less than before there may be so many files and tasks more or less; and some in all, which are
+# born and die at any moment.
+FILES_PER_PEER, FILES_SLACK = 2, 6
+TASKS_PER_PEER, TASKS_SLACK = 16, 20
+SEED = 7
+# An answer ends where the asker wants no more, so that its length says whether it is whole.
+WITHOUT_END = ("--answer-tokens", "100000")
+
+
+async def live_through(seconds: float, between_s: float) -> None:
+    """The whole: quiet, chaos, healing, quiet."""
+    async with loopback_cluster(plans(10, 6, MODELS), WITHOUT_END, with_faults=True) as cluster:
+        await cluster.start_all()
+        await cluster.until_full("before", 30)
+        await cluster.until_everything_is_answered("before", 30)
+        chaos = Chaos(cluster, random.Random(SEED), SPARED)
+        before = await quiet_insides(chaos)
+
+        async with trio.open_nursery() as nursery:
+            load = trio.CancelScope()
+            nursery.start_soon(chaos.load, load)
+            await chaos.rage(seconds, between_s)
+            await chaos.heal()
+            load.cancel()
+            last_s = await chaos.until_all_ended(ENDED_WITHIN_S)
+
+        chaos.require_right_answers()
+        await cluster.until_full("after", QUIET_WITHIN_S)
+        await cluster.until_everything_is_answered("after", QUIET_WITHIN_S)
+        after = await quiet_insides(chaos)
+        report(chaos, last_s, before, after)
+        chaos.require_quiet_logs()
+        for name in SPARED:
+            require_no_leak(name, before[name], after[name])
+
+
+async def quiet_insides(chaos: Chaos) -> dict[str, dict[str, Any]]:
+    """What the nodes count of themselves when no job runs and none is open."""
+    insides: dict[str, dict[str, Any]] = {}
+    with trio.move_on_after(QUIET_WITHIN_S):
+        while True:
+            insides = {node.name: await node.insides() for node in chaos.cluster.running}
+            if not any(inside["jobs"] for inside in insides.values()):
+                return insides
+            await trio.sleep(0.2)
+    busy = {name: inside["jobs"] for name, inside in insides.items() if inside["jobs"]}
+    raise AssertionError(f"jobs go on though nobody asks: {busy}")
+
+
+def require_no_leak(name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Files, tasks and streams are what the connections of the moment need."""
+    more_peers = max(0, after["peers"] - before["peers"])
+    files = after["files"] - before["files"] - FILES_PER_PEER * more_peers
+    assert files <= FILES_SLACK, f"{name} has {files} files too many: {before['files']} -> {after['files']}"
+    tasks = sum(after["tasks"].values()) - sum(before["tasks"].values()) - TASKS_PER_PEER * more_peers
+    grown = (Counter(after["tasks"]) - Counter(before["tasks"])).most_common(5)
+    assert tasks <= TASKS_SLACK, f"{name} has {tasks} tasks too many: {grown}"
+    # One gossip stream each way, and a question now and then.
+    assert after["open_streams"] <= 4 * after["peers"] + 8, f"{name} has {after['open_streams']} streams"
+    assert after["peer_streams"] <= after["open_streams"] + 8, f"{name} minds {after['peer_streams']} streams"
+
+
+def report(chaos: Chaos, last_s: float, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Print what was done and what came of it."""
+    table = Table(title=f"{sum(chaos.faults.values())} faults, {len(chaos.asked)} questions")
+    for column in ("what", "how many"):
+        table.add_column(column)
+    for what, count in (*sorted(chaos.faults.items()), *chaos.outcomes().most_common()):
+        table.add_row(what, str(count))
+    table.add_row("last job ended after healing", f"{last_s:.1f} s")
+    for name in sorted(SPARED):
+        for thing in ("peers", "files", "threads", "open_streams"):
+            table.add_row(f"{name}: {thing}", f"{before[name][thing]} -> {after[name][thing]}")
+        table.add_row(
+            f"{name}: tasks", f"{sum(before[name]['tasks'].values())} -> {sum(after[name]['tasks'].values())}"
+        )
+    Console(width=120).print(table)
+
+
+async def test_a_short_storm() -> None:
+    await live_through(12, between_s=0.8)
+
+
+@pytest.mark.nightly
+async def test_a_long_storm(request: pytest.FixtureRequest) -> None:
+    # That it takes longer than any other test is no sign that it hangs.
+    faulthandler.cancel_dump_traceback_later()
+    await live_through(60 * request.config.getoption("--chaos-minutes"), between_s=2.5)
