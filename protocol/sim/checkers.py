@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, decode_message, decode_record
+from protocol.errors import BadFrame
 from protocol.events import (
     Ask,
     EngineFailed,
@@ -23,6 +24,8 @@ from protocol.events import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobQueued,
+    JobResumed,
     JobText,
     JobVector,
     RunEngine,
@@ -33,6 +36,7 @@ from protocol.ids import JobId, NodeId
 from protocol.messages import JobAccept, JobOpen, Message, Receipt
 from protocol.peer import PeerStatistics
 from protocol.records import JobAcceptRecord, JobOpenRecord, ReceiptRecord
+from protocol.sim.engine import word
 
 
 class Crashed(Struct, frozen=True):
@@ -81,13 +85,19 @@ MessageType = TypeVar("MessageType", bound=Message)
 
 
 def sent(data: bytes, cls: type[MessageType]) -> MessageType | None:
-    """The message of this type in what is sent, or None. Looks at the type's byte before it decodes anything."""
+    """The message of this type in what is sent, or None. Looks at the type's byte before it decodes anything.
+
+    What an aggregator passes on may begin and end anywhere.
+    """
     tag = cls.__struct_config__.tag
     assert isinstance(tag, int)
     if len(data) < c.FRAME_HEADER_BYTES + 2 or data[c.FRAME_HEADER_BYTES] & 0xF0 != 0x90 or data[5] != tag:
         return None
     length = int.from_bytes(data[: c.FRAME_HEADER_BYTES], "big")
-    message = decode_message(data[c.FRAME_HEADER_BYTES : c.FRAME_HEADER_BYTES + length], JOB_LIMITS)
+    try:
+        message = decode_message(data[c.FRAME_HEADER_BYTES : c.FRAME_HEADER_BYTES + length], JOB_LIMITS)
+    except BadFrame:
+        return None
     return message if isinstance(message, cls) else None
 
 
@@ -114,6 +124,8 @@ class AtMostOnce(Checker):
             self._ordered[order.provider, order.job].add(order.attempt)
         elif (accepting := sent(data, JobAccept)) is not None:
             record = decode_record(accepting.acceptance.body, JobAcceptRecord)
+            if record.provider != seen.node:
+                return  # it is passed on
             key = (record.provider, record.job, record.attempt)
             if key in self._accepted:
                 self.blame(seen.at_s, f"peer {seen.index} accepted attempt {record.attempt} of a job twice")
@@ -138,6 +150,8 @@ class OneEnding(Checker):
         return {
             Ask: self._on_ask,
             JobAccepted: self._on_piece,
+            JobQueued: self._on_piece,
+            JobResumed: self._on_piece,
             JobText: self._on_piece,
             JobVector: self._on_piece,
             JobDone: self._on_end,
@@ -203,13 +217,13 @@ class _Answer:
 
 
 class Receipts(Checker):
-    """A job is done only with a receipt that its provider sent, over exactly the text that its engine wrote."""
+    """A job is done only with a receipt that its last provider sent, over exactly the text that its engine wrote."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seed_of_job: dict[JobId, int] = {}
-        self._seed_of_run: dict[tuple[int, int, RunId], int] = {}
-        self._written: dict[tuple[NodeId, int], _Answer] = {}
+        self._written: dict[tuple[int, int, RunId], _Answer] = {}
+        self._latest: dict[tuple[NodeId, int], _Answer] = {}
         self._read: defaultdict[JobId, list[str]] = defaultdict(list)
         self._receipts: dict[tuple[NodeId, JobId, int], ReceiptRecord] = {}
 
@@ -220,6 +234,8 @@ class Receipts(Checker):
             EngineText: self._on_engine_text,
             EngineFinished: self._on_engine_finished,
             Send: self._on_send,
+            JobAccepted: self._on_attempt,
+            JobResumed: self._on_attempt,
             JobText: self._on_text,
             JobDone: self._on_done,
         }
@@ -228,12 +244,11 @@ class Receipts(Checker):
         self._seed_of_job[seen.item.job] = seen.item.sampling.seed
 
     def _on_run(self, seen: Seen) -> None:
-        seed = seen.item.sampling.seed
-        self._seed_of_run[seen.index, seen.life, seen.item.run] = seed
-        self._written[seen.node, seed] = _Answer()
+        answer = self._written[seen.index, seen.life, seen.item.run] = _Answer()
+        self._latest[seen.node, seen.item.sampling.seed] = answer
 
     def _answer(self, seen: Seen) -> _Answer:
-        return self._written[seen.node, self._seed_of_run[seen.index, seen.life, seen.item.run]]
+        return self._written[seen.index, seen.life, seen.item.run]
 
     def _on_engine_text(self, seen: Seen) -> None:
         self._answer(seen).text.append(seen.item.text)
@@ -246,6 +261,9 @@ class Receipts(Checker):
             record = decode_record(message.receipt.body, ReceiptRecord)
             self._receipts[record.provider, record.job, record.attempt] = record
 
+    def _on_attempt(self, seen: Seen) -> None:
+        self._read[seen.item.job] = []
+
     def _on_text(self, seen: Seen) -> None:
         self._read[seen.item.job].append(seen.item.text)
 
@@ -254,11 +272,65 @@ class Receipts(Checker):
         if self._receipts.get((receipt.provider, job, receipt.attempt)) != receipt:
             self.blame(seen.at_s, f"peer {seen.index} took a receipt that its provider did not send")
             return
-        written = self._written[receipt.provider, self._seed_of_job[job]]
+        written = self._latest[receipt.provider, self._seed_of_job[job]]
         if "".join(self._read.pop(job, [])) != "".join(written.text):
             self.blame(seen.at_s, f"peer {seen.index} read another text than the engine wrote")
         if receipt.output_tokens != written.output_tokens:
             self.blame(seen.at_s, f"a receipt over {receipt.output_tokens} tokens of {written.output_tokens}")
+
+
+class WholeAnswers(Checker):
+    """An answer is the same whoever gave it: nothing is missing where another provider went on, and no token is counted
+    twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tokens: defaultdict[JobId, int] = defaultdict(int)
+
+    def interests(self) -> dict[type, Callable[[Seen], None]]:
+        return {JobText: self._on_text, JobResumed: self._on_resumed, JobDone: self._on_done}
+
+    def _on_text(self, seen: Seen) -> None:
+        job = seen.item.job
+        before, self._tokens[job] = self._tokens[job], seen.item.output_tokens
+        expected = "".join(word(number) for number in range(before + 1, seen.item.output_tokens + 1))
+        if seen.item.text != expected:
+            self.blame(seen.at_s, f"peer {seen.index} read something else than the words after the first {before}")
+
+    def _on_resumed(self, seen: Seen) -> None:
+        if seen.item.output_tokens_before != self._tokens[seen.item.job]:
+            self.blame(seen.at_s, f"peer {seen.index} resumes after other tokens than it has read")
+
+    def _on_done(self, seen: Seen) -> None:
+        job, served = seen.item.job, seen.item.served
+        if sum(part.output_tokens for part in served) != self._tokens[job]:
+            self.blame(seen.at_s, f"peer {seen.index} counts other tokens for its providers than it has read")
+        attempts = [part.attempt for part in served]
+        if attempts != sorted(set(attempts)) or not served or served[-1].attempt != seen.item.receipt.attempt:
+            self.blame(seen.at_s, f"peer {seen.index} names the attempts {attempts} of a job")
+
+
+class Fencing(Checker):
+    """The orders of one job are numbered without gaps or repetition, and there are only so many of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attempts: defaultdict[tuple[int, JobId], int] = defaultdict(int)
+
+    def interests(self) -> dict[type, Callable[[Seen], None]]:
+        return {Send: self._on_send}
+
+    def _on_send(self, seen: Seen) -> None:
+        if (opening := sent(seen.item.data, JobOpen)) is None:
+            return
+        order = decode_record(opening.order.body, JobOpenRecord)
+        if order.asker != seen.node:
+            return  # it is passed on
+        key = (seen.index, order.job)
+        self._attempts[key] += 1
+        if order.attempt != self._attempts[key] or order.attempt > 2 * c.ORDERS_MAX:
+            self.blame(seen.at_s, f"peer {seen.index} sent order {self._attempts[key]} as attempt {order.attempt}")
 
 
 class CleanEnd(Checker):
@@ -288,4 +360,4 @@ class CleanEnd(Checker):
 
 def all_checkers() -> list[Checker]:
     """One of each."""
-    return [AtMostOnce(), OneEnding(), EngineRuns(), Receipts(), CleanEnd()]
+    return [AtMostOnce(), OneEnding(), EngineRuns(), Receipts(), WholeAnswers(), Fencing(), CleanEnd()]

@@ -1,7 +1,9 @@
 """A model of an engine: takes `RunEngine` and `CancelEngine`, answers with paced Engine* events, computes nothing.
 
 A state machine like those of the protocol: time and randomness come in, events come out. A run waits for a slot,
-reads its prompt at one rate, writes at another, and may fail or hang as its profile says.
+reads its prompt at one rate, writes at another, and may fail or hang as its profile says. What it writes, and how much,
+depends on the seed of the order alone: so an answer that another engine continues is the answer that one would have
+given.
 """
 
 from __future__ import annotations
@@ -32,14 +34,21 @@ EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | Engin
 
 CHARACTERS_PER_TOKEN: Final = 4
 VECTOR_FLOATS: Final = 8
+_WORD: Final = " word"
 # How often the prompt's progress is reported.
 PROGRESS_S: Final = 0.5
+
+
+def word(number: int) -> str:
+    """The piece of every answer with this number, from 1."""
+    return f"{_WORD}{number}"
 
 
 @dataclass(slots=True)
 class _Run:
     order: RunEngine
     prompt_tokens: int
+    before: int
     length: int
     ends_badly_at: int | None
     hangs: bool
@@ -71,11 +80,13 @@ class SimulatedEngine:
     def start(self, order: RunEngine, now_s: float) -> None:
         """Take a run; what becomes of it comes out of `on_deadline`."""
         profile = self._profile
-        length = 1 + round(self._rng.expovariate(1 / profile.output_tokens_mean))
+        seeded = random.Random(order.sampling.seed)  # noqa: S311 - a model of a sampler, seeded like one
+        before = order.request.continuation.count(_WORD)
+        length = max(0, 1 + round(seeded.expovariate(1 / profile.output_tokens_mean)) - before)
         breaks = self._rng.random()
-        ends_badly_at = self._rng.randrange(length) if breaks < profile.failure_rate + profile.hang_rate else None
+        ends_badly_at = self._rng.randrange(length or 1) if breaks < profile.failure_rate + profile.hang_rate else None
         hangs = breaks >= profile.failure_rate
-        run = _Run(order, _tokens(order.request), length, ends_badly_at, hangs)
+        run = _Run(order, _tokens(order.request), before, length, ends_badly_at, hangs)
         self._runs[order.run] = run
         self._waiting.append(order.run)
         self._fill_slots(now_s)
@@ -143,7 +154,7 @@ class SimulatedEngine:
         if run.produced < min(run.length, limit):
             run.produced += 1
             self._timers.set(run_id, now_s + 1 / self._profile.tokens_per_s)
-            return [EngineText(run_id, f" word{run.produced}", run.produced)]
+            return [EngineText(run_id, word(run.before + run.produced), run.produced)]
         outcome = Outcome.LENGTH if run.produced == limit else Outcome.STOP
         return self._end(run_id, EngineFinished(run_id, outcome, run.produced), now_s)
 

@@ -81,6 +81,7 @@ class Host:
         engine: EngineProfile | None,
         skew_ms: int,
         neighbours_min: int,
+        forwards: bool = False,
     ) -> None:
         self._schedule = schedule
         self._network = network
@@ -89,13 +90,12 @@ class Host:
         self._rng = rng
         self._profile = engine
         self._skew_ms = skew_ms
-        self._config = PeerConfig(agent="simulated/1", neighbours_min=neighbours_min)
+        self._config = PeerConfig(agent="simulated/1", neighbours_min=neighbours_min, forwards=forwards)
         self._monotonic_s_at_start = rng.uniform(0.0, MONOTONIC_S_MAX_AT_START)
         self._monotonic_s = 0.0
         self._wake_at_s: float | None = None
         self._next_inbound = 2
         self._key = SigningKey(rng.randbytes(32), rng.randbytes)
-        self._sealing_seed = rng.randbytes(32)
         self.name = name
         self.node = self._key.node
         self.address = address
@@ -111,11 +111,11 @@ class Host:
         return Now(self._monotonic_s, wall_ms)
 
     def start(self) -> None:
-        """Start the peer with nothing but its key."""
+        """Start the peer with nothing but its key: sealing keys live in memory."""
         assert self.peer is None
         self._next_inbound = 2
         self.engine = SimulatedEngine(self._profile, self._rng) if self._profile is not None else None
-        self.peer = Peer(self._config, self._key, SimulatedSealer(self._sealing_seed), self._rng, self.now())
+        self.peer = Peer(self._config, self._key, SimulatedSealer(self._rng.randbytes(32)), self._rng, self.now())
 
     def stop(self) -> None:
         """Lose everything but the key, as in a crash."""

@@ -1,14 +1,15 @@
 """Jobs between an asker and two providers under every order of events that Hypothesis can think of.
 
 Bytes arrive in pieces, streams break, outboxes overflow, garbage comes in between, orders are replayed, engines fail,
-users cancel, time passes, peers vanish and return. Whatever happens: a job ends exactly once, a run is started once per
-order and ends, text that is done is the text that the engine wrote, and in the end nothing is left.
+users cancel, time passes, peers vanish, return and retire. Whatever happens: a job ends exactly once, a run is started
+once per order and ends, text that is done is the text that one engine would have written however many wrote it, with
+every token counted once, and in the end nothing is left.
 """
 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -17,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.codec import encode_message
+from protocol.codec import decode_record, encode_message
 from protocol.events import (
     DEADLINE,
     Allow,
@@ -25,6 +26,7 @@ from protocol.events import (
     CancelEngine,
     Dial,
     DialFailed,
+    Drain,
     Effect,
     EngineFailed,
     EngineFinished,
@@ -37,6 +39,8 @@ from protocol.events import (
     JobAccepted,
     JobDone,
     JobFailed,
+    JobQueued,
+    JobResumed,
     JobText,
     OpenStream,
     OutboxFull,
@@ -56,7 +60,7 @@ from protocol.events import (
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.messages import Fault, JobOpen
 from protocol.peer import Peer
-from protocol.records import Outcome
+from protocol.records import JobOpenRecord, Outcome
 from protocol.sim.checkers import sent
 from tests.helpers_machines import ADDRESS, ALONE, chat, now, offer, sealer_of
 from tests.helpers_records import OFFER, signing_key
@@ -76,6 +80,7 @@ class Pipe:
 @dataclass
 class Run:
     order: RunEngine
+    before: int
     text: str = ""
     tokens: int = 0
     is_started: bool = False
@@ -125,7 +130,7 @@ class Machine:
         elif isinstance(effect, HangUp):
             world.hang_ups.append((self, effect.peer))
         elif isinstance(effect, RunEngine):
-            self.runs[effect.run] = Run(effect)
+            self.runs[effect.run] = Run(effect, effect.request.continuation.count(" "))
             self.started[effect.sampling.seed] = self.started.get(effect.sampling.seed, 0) + 1
         elif isinstance(effect, CancelEngine):
             self.runs[effect.run].is_cancelled = True
@@ -148,11 +153,12 @@ class Conversations(RuleBasedStateMachine):
         self.texts: dict[JobId, str] = {}
         self.jobs = 0
         self.replays = 0
+        self.has_drained = False
         self.asker = Machine("asker", self)
         self.providers = [Machine("p", self), Machine("q", self)]
         self.machines = {machine.node: machine for machine in (self.asker, *self.providers)}
-        for provider in self.providers:
-            provider.feed(SetOffer(offer(models=(replace(OFFER, concurrency=4),))))
+        for slots, provider in enumerate(self.providers, 1):
+            provider.feed(SetOffer(offer(models=(replace(OFFER, concurrency=slots),))))
             provider.feed(Allow(frozenset({self.asker.node})))
             self.connect(provider)
         self.drain()
@@ -185,7 +191,7 @@ class Conversations(RuleBasedStateMachine):
             at = max(1, round(len(item) * cut))
             if item[at:]:
                 pipe.items.appendleft(item[at:])
-            if pipe.number in reader.writes or pipe.number in self._readable(reader):
+            if pipe.number in reader.writes or self._is_readable(pipe):
                 reader.feed(BytesReceived(self._number(pipe), item[:at]))
         elif item == "finish":
             reader.feed(StreamFinished(self._number(pipe)))
@@ -203,8 +209,8 @@ class Conversations(RuleBasedStateMachine):
             self.pipes.remove(pipe)
 
     @staticmethod
-    def _readable(machine: Machine) -> set[StreamId]:
-        return set(machine.peer._streams)
+    def _is_readable(pipe: Pipe) -> bool:
+        return pipe.number is not None and pipe.number in pipe.reader.peer._streams
 
     @staticmethod
     def _number(pipe: Pipe) -> StreamId:
@@ -249,11 +255,14 @@ class Conversations(RuleBasedStateMachine):
             if isinstance(effect, JobDone):
                 provider = self.machines[effect.receipt.provider]
                 seed = int.from_bytes(effect.job, "big")
-                assert self.texts.get(effect.job, "") == provider.written[seed]
+                text = self.texts.get(effect.job, "")
+                assert text.endswith(provider.written[seed])
+                assert sum(part.output_tokens for part in effect.served) == text.count(" ")
         elif isinstance(effect, JobText):
             assert effect.job in self.open_jobs, "text of a job that has ended"
-            self.texts[effect.job] = self.texts.get(effect.job, "") + effect.text
-        elif isinstance(effect, JobAccepted):
+            text = self.texts[effect.job] = self.texts.get(effect.job, "") + effect.text
+            assert text == "".join(f" {number}" for number in range(1, effect.output_tokens + 1))
+        elif isinstance(effect, (JobAccepted, JobQueued, JobResumed)):
             assert effect.job in self.open_jobs
 
     # ------------------------------------------------------------ what can happen
@@ -325,8 +334,8 @@ class Conversations(RuleBasedStateMachine):
             provider.feed(EngineStarted(number, 3))
         elif what == "progress":
             provider.feed(EngineProgress(number, 1, 3))
-        elif what in ("text", "burst") and run.tokens < 90:
-            for _ in range(20 if what == "burst" and run.tokens < 70 else 1):
+        elif what in ("text", "burst") and self.room(run):
+            for _ in range(min(20 if what == "burst" else 1, self.room(run))):
                 self.write(provider, run)
         else:
             provider.written[seed] = run.text
@@ -343,15 +352,21 @@ class Conversations(RuleBasedStateMachine):
                 run.is_started = True
                 provider.feed(EngineStarted(run.order.run, 3))
             for _ in range(tokens):
-                if not run.is_cancelled and run.tokens < 90:
+                if not run.is_cancelled and self.room(run):
                     self.write(provider, run)
         self.drain()
 
     @staticmethod
+    def room(run: Run) -> int:
+        """How many tokens the order still allows."""
+        return run.order.output_tokens_max - run.tokens
+
+    @staticmethod
     def write(provider: Machine, run: Run) -> None:
         run.tokens += 1
-        run.text += f" {run.tokens}"
-        provider.feed(EngineText(run.order.run, f" {run.tokens}", run.tokens))
+        text = f" {run.before + run.tokens}"
+        run.text += text
+        provider.feed(EngineText(run.order.run, text, run.tokens))
 
     @staticmethod
     def end(provider: Machine, run: Run, event: EngineFinished | EngineFailed) -> None:
@@ -359,7 +374,7 @@ class Conversations(RuleBasedStateMachine):
         provider.feed(event)
 
     def _job_pipes(self) -> list[Pipe]:
-        return [pipe for pipe in self.pipes if pipe.number in self._readable(pipe.reader)]
+        return [pipe for pipe in self.pipes if self._is_readable(pipe)]
 
     @precondition(lambda self: self._job_pipes())
     @rule(which=st.integers(0, 10**6), what=st.sampled_from(["break", "overflow", "garbage", "fault", "again"]))
@@ -402,19 +417,31 @@ class Conversations(RuleBasedStateMachine):
         else:
             self.connect(provider)
 
+    @precondition(lambda self: self.jobs > 8 and not self.has_drained)
+    @rule()
+    def retire(self) -> None:
+        self.has_drained = True
+        self.providers[1].feed(Drain())
+
     # ------------------------------------------------------------ what must hold
 
     @invariant()
     def a_run_is_started_once_per_order(self) -> None:
         if not hasattr(self, "providers"):
             return
+        ordered = Counter(
+            (provider, int.from_bytes(decode_record(opening.order.body, JobOpenRecord).job, "big"))
+            for _, provider, data in self.orders
+            if (opening := sent(data, JobOpen)) is not None
+        )
         for provider in self.providers:
-            assert all(count == 1 for count in provider.started.values()), "an order ran twice"
+            for seed, count in provider.started.items():
+                assert count <= ordered[provider, seed], "an order ran twice"
 
     def teardown(self) -> None:
         if not hasattr(self, "providers"):
             return
-        for _ in range(4):
+        for _ in range(12):
             self.drain()
             for provider, run in self._runs():
                 outcome = Outcome.CANCELLED if run.is_cancelled else Outcome.STOP

@@ -6,9 +6,11 @@ import random
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from protocol import constants as c
-from protocol.events import JobAccepted, JobDone, JobFailed, JobText
+from protocol.errors import Refusal
+from protocol.events import Drain, JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText
 from protocol.sim import Clog, Crash, EngineProfile, Faults, Partition, Scenario, Simulation, Topology, Workload
 from protocol.sim.checkers import Checker, Seen, all_checkers
 from protocol.sim.simulation import SimulationFailed
@@ -22,7 +24,8 @@ class Watch(Checker):
         self.told: list[Seen] = []
 
     def interests(self) -> dict:
-        return dict.fromkeys((JobAccepted, JobText, JobDone, JobFailed), self.told.append)
+        told = (JobAccepted, JobQueued, JobResumed, JobText, JobDone, JobFailed)
+        return dict.fromkeys(told, self.told.append)
 
 
 def test_without_faults_every_job_is_done() -> None:
@@ -49,7 +52,7 @@ def test_cancelled_jobs_end_and_free_their_slots() -> None:
 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_provider_that_dies_before_the_first_token_is_replaced(silent: bool) -> None:
-    """Its process dies: the next one has the order within two seconds. Its machine dies: within the accept deadline."""
+    """Its process dies: the next one has the order within two seconds. Its machine dies: when it is silent too long."""
     slow_prompt = EngineProfile(prompt_tokens_per_s=20.0)
     workload = Workload(jobs=1, start_s=10.0, prompt_characters_mean=400.0, any_model_share=0.0)
     scenario = Scenario(seed=3, peers=6, providers=3, engine=slow_prompt, workload=workload)
@@ -66,24 +69,122 @@ def test_a_provider_that_dies_before_the_first_token_is_replaced(silent: bool) -
     assert isinstance(again.item, JobAccepted)
     assert again.item.attempt == 2
     assert again.item.provider != accepted.provider
-    limit_s = simulation.scenario.faults.silence_s + 1.0 if silent else 2.0
+    limit_s = c.SILENCE_DEADLINE_S + 1.0 if silent else 2.0
     assert again.at_s - died_s < limit_s
     assert simulation.settle(60.0)
     simulation.finish()
     assert simulation.summary.jobs_done == 1
 
 
-def test_a_full_market_answers_every_job_one_way_or_the_other() -> None:
-    """More jobs than slots: those turned away hear so within a few seconds, with a reason."""
+def first_accepted(simulation: Simulation, watch: Watch, limit_s: float) -> int:
+    """Run until a job is accepted; the index of its provider."""
+    assert simulation.run_until(lambda: any(isinstance(seen.item, JobAccepted) for seen in watch.told), limit_s)
+    accepted = next(seen.item for seen in watch.told if isinstance(seen.item, JobAccepted))
+    return next(host.index for host in simulation.hosts if host.node == accepted.provider)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_provider_that_dies_in_the_middle_of_its_answer_is_replaced(seed: int, silent: bool) -> None:
+    """The judges see to it that the answer is the one that a single provider would have given."""
+    engine = EngineProfile(output_tokens_mean=4000.0)
+    watch = Watch()
+    simulation = Simulation(Scenario(seed=seed, peers=6, providers=3, engine=engine), [*all_checkers(), watch])
+    simulation.at(10.0, 5, structs.replace(simulation._ask(0, random.Random(seed)), output_tokens_max=300))
+    victim = first_accepted(simulation, watch, 30.0)
+    simulation.run(simulation.now_s + 2.0)
+    texts = [seen for seen in watch.told if isinstance(seen.item, JobText)]
+    assert texts
+    died_s = simulation.now_s
+    simulation._crash(Crash(died_s, victim, None, is_silent=silent))
+    limit_s = 3.0 + (c.SILENCE_DEADLINE_S if silent else 0.0)
+    assert simulation.run_until(lambda: isinstance(watch.told[-1].item, JobText) and resumed(watch), died_s + limit_s)
+    assert simulation.settle(60.0)
+    simulation.finish()
+    done = watch.told[-1].item
+    assert isinstance(done, JobDone)
+    assert len(done.served) == 2
+
+
+def resumed(watch: Watch) -> bool:
+    return any(isinstance(seen.item, JobResumed) for seen in watch.told)
+
+
+def test_a_machine_that_never_answers_costs_a_job_less_than_two_seconds() -> None:
+    """It is black-holed when the order comes: connected, known, and silent."""
+    workload = Workload(jobs=1, start_s=10.0, any_model_share=0.0)
+    watch = Watch()
+    scenario = Scenario(seed=3, peers=6, providers=3, workload=workload)
+    found = Simulation(scenario, [*all_checkers(), watch])
+    victim = first_accepted(found, watch, 30.0)
+    (asked_s,) = [seen.at_s for seen in watch.told[:1]]
+    watch = Watch()
+    simulation = Simulation(scenario, [*all_checkers(), watch])
+    simulation.run(9.5)
+    simulation._crash(Crash(9.5, victim, None, is_silent=True))
+    assert first_accepted(simulation, watch, 30.0) != victim
+    assert watch.told[0].at_s - asked_s < 2.0
+    assert simulation.settle(60.0)
+    simulation.finish()
+
+
+def test_a_full_market_lets_jobs_wait_and_does_them_all() -> None:
+    """More jobs than slots, for a while: everybody who has the time is served, and hears where it stands meanwhile."""
+    engine = EngineProfile(slots=2, tokens_per_s=40.0)
+    workload = Workload(jobs=40, jobs_per_s=10.0)
+    watch = Watch()
+    scenario = Scenario(seed=1, peers=40, providers=3, engine=engine, workload=workload)
+    simulation = Simulation(scenario, [*all_checkers(), watch])
+    simulation.run(15.0)
+    assert simulation.settle(60.0)
+    simulation.finish()
+    assert (simulation.summary.jobs_done, dict(simulation.summary.jobs_failed)) == (40, {})
+    assert sum(isinstance(seen.item, JobQueued) for seen in watch.told) > 15
+
+
+def test_a_market_that_is_far_too_small_answers_every_job_one_way_or_the_other() -> None:
+    """Those turned away hear so with a reason, and when to come again."""
     engine = EngineProfile(slots=1, tokens_per_s=10.0)
-    workload = Workload(jobs=60, jobs_per_s=10.0)
-    simulation = Simulation(Scenario(seed=1, peers=20, providers=3, engine=engine, workload=workload))
+    workload = Workload(jobs=60, jobs_per_s=10.0, timeout_s=20.0)
+    watch = Watch()
+    scenario = Scenario(seed=1, peers=20, providers=3, engine=engine, workload=workload)
+    simulation = Simulation(scenario, [*all_checkers(), watch])
     simulation.run(15.0)
     assert simulation.settle(60.0)
     simulation.finish()
     summary = simulation.summary
-    assert summary.jobs_done >= 3
-    assert summary.jobs_done + summary.jobs_failed["busy"] + summary.jobs_failed["rate_limited"] == 60
+    assert summary.jobs_done >= 9
+    refused = summary.jobs_failed["busy"] + summary.jobs_failed["rate_limited"] + summary.jobs_failed["deadline"]
+    assert summary.jobs_done + refused == 60
+    busy = [seen.item for seen in watch.told if isinstance(seen.item, JobFailed) and seen.item.code is Refusal.BUSY]
+    assert busy
+    assert all(failed.retry_after_ms > 0 for failed in busy)
+
+
+def test_providers_that_drain_one_after_another_lose_no_job() -> None:
+    engine = EngineProfile(slots=2)
+    workload = Workload(jobs=60, jobs_per_s=3.0)
+    simulation = Simulation(Scenario(seed=2, peers=20, providers=5, engine=engine, workload=workload))
+    for number, at_s in enumerate((6.0, 10.0, 14.0)):
+        simulation.at(at_s, number, Drain())
+    simulation.run(30.0)
+    assert simulation.settle(60.0)
+    simulation.finish()
+    assert (simulation.summary.jobs_done, dict(simulation.summary.jobs_failed)) == (60, {})
+
+
+def test_an_order_from_before_a_restart_is_not_run_after_it_whatever_the_clocks_say() -> None:
+    """The clock of the asker is so far ahead that its order is younger than the new process; the seal is not."""
+    workload = Workload(jobs=30, jobs_per_s=10.0, start_s=10.0)
+    faults = Faults(replay=1.0, clock_skew_ms_max=25_000)
+    crashes = tuple(Crash(10.5 + n / 3, n % 3, 0.05) for n in range(9))
+    for seed in range(6):
+        scenario = Scenario(seed=seed, peers=9, providers=3, faults=faults, happenings=crashes, workload=workload)
+        simulation = Simulation(scenario)
+        simulation.run(40.0)
+        simulation.heal()
+        assert simulation.settle(200.0)
+        simulation.finish()
 
 
 # ---------------------------------------------------------------- faults, then health

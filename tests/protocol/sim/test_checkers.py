@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from msgspec.structs import replace
+
 from protocol.codec import encode_message
 from protocol.envelope import sign_record
 from protocol.events import (
@@ -13,11 +15,13 @@ from protocol.events import (
     HangUp,
     JobDone,
     JobFailed,
+    JobResumed,
     JobText,
     Refusal,
     RunEngine,
     RunId,
     Send,
+    Served,
 )
 from protocol.forwarding import ForwardStatistics
 from protocol.ids import StreamId
@@ -31,11 +35,14 @@ from protocol.sim.checkers import (
     Crashed,
     Ending,
     EngineRuns,
+    Fencing,
     OneEnding,
     Receipts,
     Seen,
+    WholeAnswers,
     sent,
 )
+from protocol.sim.engine import word
 from tests.helpers_machines import chat
 from tests.helpers_records import ASKER, PROVIDER, acceptance, order, receipt
 
@@ -104,6 +111,36 @@ def test_a_receipt_must_be_the_providers_over_the_text_of_its_engine() -> None:
     assert len(judge(Receipts(), ASK, RUN, text, finished, PAID, done)) == 1
     two = EngineFinished(RunId(1), Outcome.STOP, 2)
     assert len(judge(Receipts(), ASK, RUN, text, read, two, PAID, done)) == 1
+
+
+def test_only_what_the_last_provider_wrote_must_be_over_its_receipt() -> None:
+    text, finished = EngineText(RunId(1), "b", 1), EngineFinished(RunId(1), Outcome.STOP, 1)
+    resumed = JobResumed(JOB, PROVIDER.node, 2, 3, 1, ASKER.node)
+    answer = (JobText(JOB, "a", 1), resumed, JobText(JOB, "b", 2))
+    assert judge(Receipts(), ASK, RUN, text, *answer, finished, PAID, JobDone(JOB, RECEIPT)) == []
+
+
+def test_an_answer_must_be_whole_and_every_token_counted_once() -> None:
+    one, two = JobText(JOB, word(1), 1), JobText(JOB, word(2), 2)
+    resumed = JobResumed(JOB, PROVIDER.node, 2, 3, 1, ASKER.node)
+    last = replace(RECEIPT, attempt=2)
+    served = (Served(ASKER.node, 1, 3, 1), Served(PROVIDER.node, 2, 4, 1))
+    assert judge(WholeAnswers(), one, resumed, two, JobDone(JOB, last, served)) == []
+    assert len(judge(WholeAnswers(), one, resumed, JobText(JOB, word(3), 2))) == 1
+    assert len(judge(WholeAnswers(), one, resumed, JobText(JOB, word(1), 2))) == 1
+    assert len(judge(WholeAnswers(), one, replace(resumed, output_tokens_before=2))) == 1
+    assert len(judge(WholeAnswers(), one, resumed, two, JobDone(JOB, last, served[1:]))) == 1
+    assert len(judge(WholeAnswers(), one, resumed, two, JobDone(JOB, last, served[::-1]))) == 1
+
+
+def test_orders_must_be_numbered_without_gaps() -> None:
+    def opening(attempt: int) -> Send:
+        signed = sign_record(order(job=JOB, attempt=attempt), ASKER)
+        return Send(StreamId(1), encode_message(JobOpen(signed, b"x")))
+
+    assert judge(Fencing(), opening(1), opening(2)) == []
+    assert len(judge(Fencing(), opening(1), opening(1))) == 1
+    assert len(judge(Fencing(), opening(2))) == 1
 
 
 def test_what_is_left_over_is_found() -> None:
