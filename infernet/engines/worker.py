@@ -7,32 +7,21 @@ the node is gone. Prompts and answers are in its frames only, never in a log.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import resource
 import shutil
-import signal
 import sys
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, NoReturn
 
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
 from infernet.engines.llama_cpp import LlamaCpp
+from infernet.hardening import harden
 from protocol.errors import Refusal
 from protocol.events import CancelEngine, EngineFailed, RunEngine, RunId
 
 _READ_BYTES: Final = 64 * 1024
-# linux/prctl.h
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
-# The node's network must stay quick while the engine takes every cycle it can get.
-_NICENESS: Final = 5
-# When memory runs out the kernel is to end this process, and not the node.
-_OOM_SCORE: Final = "800"
 
 
 def main() -> NoReturn:
@@ -53,20 +42,6 @@ def main() -> NoReturn:
         worker.clean_up()
         # Threads may be deep inside native code, and there is nothing to save.
         os._exit(0)
-
-
-def harden() -> None:
-    """Give up what an engine does not need: core dumps, new privileges, being inspected, the terminal's Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(_NICENESS)
-    if sys.platform == "linux":
-        # Inside some containers the file is read-only; then nothing is different.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, "ascii")
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _name_only(kind: type[BaseException], _error: BaseException | None, _trace: TracebackType | None) -> None:

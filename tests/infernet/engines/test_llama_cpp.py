@@ -236,7 +236,7 @@ def test_the_engine_process_ends_when_the_node_is_killed(starter_model_path: Pat
         from pathlib import Path
         from infernet.engines.isolated import IsolatedEngine
         from protocol.events import EngineText, RunEngine, RunId
-        from protocol.messages import JobRequest, Kind
+        from protocol.records import JobRequest, Kind
         from tests.helpers_engine import GREEDY
         from tests.infernet.engines.conftest import starter_config
 
