@@ -156,9 +156,9 @@ class Router:
         self._listeners.decided(decision, now)
         return decision.chosen
 
-    def knows_one(self, request: RouteRequest, now: Now) -> bool:
-        """Whether such a job would find somebody now; nobody hears of this question."""
-        return choose(request, self._directory, self._around(now, None), (), now.wall_ms, self._rng).chosen is not None
+    def consider(self, request: RouteRequest, now: Now) -> Decision:
+        """What would be decided about such a job now; nobody hears of this question."""
+        return choose(request, self._directory, self._around(now, None), (), now.wall_ms, self._rng)
 
     def explain(self, request: RouteRequest, now: Now) -> list[Verdict]:
         """Every known node with its rank, or the reason against it; best first. For people: it looks at all of them."""

@@ -257,20 +257,21 @@ def choose(
     round trip and names others.
     """
     verdicts: list[Verdict] = []
+    need = _need(request)
     for size in (SAMPLE, SAMPLE_MAX):
-        nodes = _sample(request, directory, around, size, rng)
-        verdicts = [judge(entry, request, directory, around, tried, wall_ms) for entry in nodes]
+        entries = _sample(request, directory, around, size, rng)
+        verdicts = [_judge(entry, request, need, directory, around, tried, wall_ms) for entry in entries]
         ranked = [verdict for verdict in verdicts if verdict.rank is not None]
         if ranked:
             # Shuffled, so that equals share the jobs.
             rng.shuffle(ranked)
-            return _decision(verdicts, _best(ranked, request, rng), directory)
+            return _decision(verdicts, _best(ranked, need, rng), directory)
     return Decision(None, tuple(verdicts))
 
 
-def _best(ranked: Sequence[Verdict], request: RouteRequest, rng: random.Random) -> Verdict:
+def _best(ranked: Sequence[Verdict], need: Need, rng: random.Random) -> Verdict:
     """The best ranked, or at times the best newcomer."""
-    if _need(request).is_small and rng.random() < EXPLORATION:
+    if need.is_small and rng.random() < EXPLORATION:
         newcomers = [v for v in ranked if is_newcomer(_rank(v).standing) and _rank(v).tier < Tier.FULL]
         ranked = newcomers or ranked
     return min(ranked, key=lambda verdict: _rank(verdict).key)
@@ -306,9 +307,10 @@ _REASON_OF_TIER: Final = {
 }
 
 
-def judge(
+def _judge(
     entry: Entry,
     request: RouteRequest,
+    need: Need,
     directory: Directory,
     around: Surroundings,
     tried: Collection[NodeId],
@@ -316,7 +318,6 @@ def judge(
 ) -> Verdict:
     """What speaks against a node, or where it ranks."""
     node = entry.heartbeat.node
-    model = model_for(entry, request)
     against = exclusion(
         entry,
         request,
@@ -327,16 +328,15 @@ def judge(
         has_address=around.has_address,
     )
     if against is not None:
-        return Verdict(node, model or request.model, against, None)
+        return Verdict(node, request.model or model_for(entry, request), against, None)
+    model = model_for(entry, request)
     assert model is not None
     offer = entry.offer(model)
     assert offer is not None
     load, wait_ms = directory.load_of(node)
     standing = around.standing(node, model)
-    ranked = rank(
-        offer, entry.heartbeat.free_policy, load, wait_ms / 1000 if wait_ms else None, standing, _need(request)
-    )
-    return Verdict(node, model, None, ranked)
+    wait_s = wait_ms / 1000 if wait_ms else None
+    return Verdict(node, model, None, rank(offer, entry.heartbeat.free_policy, load, wait_s, standing, need))
 
 
 def _sample(
@@ -358,7 +358,8 @@ def explain(request: RouteRequest, directory: Directory, around: Surroundings, w
 
     As no choice is made here, none of the candidates has anything against it.
     """
-    judged = [judge(entry, request, directory, around, (), wall_ms) for entry in directory.entries()]
+    need = _need(request)
+    judged = [_judge(entry, request, need, directory, around, (), wall_ms) for entry in directory.entries()]
     candidates = sorted((v for v in judged if v.rank is not None), key=lambda v: _rank(v).key)
     others = sorted((v for v in judged if v.against is not None), key=_reason_number)
     return [*candidates, *others]

@@ -158,10 +158,11 @@ def _require_provider(core: Core, model: str | None, question: JobRequest, token
     """Raises ApiError 503, or 400 for a question that is too long, when no linked node could take it."""
     size = sum(len(message.content) for message in question.messages)
     wanted = RouteRequest(model, Kind.CHAT, context_tokens=tokens_max, prompt_bytes=size, connected_only=True)
-    peer, now = core.driver.peer, core.driver.now()
-    if peer.experience.router.knows_one(wanted, now):
+    # A decision looks at some hundreds of nodes at most, however many are linked and whatever is asked for.
+    decision = core.driver.peer.experience.router.consider(wanted, core.driver.now())
+    if decision.chosen is not None:
         return
-    reasons = Counter(verdict.against for verdict in peer.explain(wanted, now))
+    reasons = Counter(verdict.against for verdict in decision.verdicts)
     if not len(core.links):
         raise _unavailable("no provider is online", START_ONE)
     if reasons[Exclusion.TOO_LARGE] or reasons[Exclusion.CONTEXT]:

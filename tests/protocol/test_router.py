@@ -278,7 +278,7 @@ def test_decisions_are_told_with_what_spoke_against_the_others() -> None:
 
 def test_asking_whether_there_is_somebody_is_no_decision() -> None:
     market = Market("a")
-    assert market.router.knows_one(REQUEST, market.now())
-    assert not market.router.knows_one(replace(REQUEST, model="other"), market.now())
+    assert market.router.consider(REQUEST, market.now()).chosen is not None
+    assert market.router.consider(replace(REQUEST, model="other"), market.now()).chosen is None
     assert market.decisions == []
     assert market.router.active == 0
