@@ -35,13 +35,13 @@ async def live_through_a_death(cluster: Cluster, within_s: float) -> None:
 @pytest.mark.namespaces
 async def test_a_network_that_was_cut_apart_grows_together_again() -> None:
     planned = plans(6, 4, MODELS[:2])
-    groups = [["n1", "n3", "n5"], ["n2", "n4", "n6"]]
+    groups = (["n1", "n3", "n5"], ["n2", "n4", "n6"])
     async with loopback_cluster(planned, with_faults=True) as cluster:
         await live_through_a_partition(cluster, groups, within_s=30)
         cluster.show("6 nodes on loopback, cut apart and healed")
 
 
-async def live_through_a_partition(cluster: Cluster, groups: list[list[str]], within_s: float) -> None:
+async def live_through_a_partition(cluster: Cluster, groups: tuple[list[str], list[str]], within_s: float) -> None:
     """Cut the network in two; each half goes on by itself; heal it, and all is well again."""
     if not cluster.running:
         await cluster.start_all()
@@ -75,7 +75,7 @@ async def test_twenty_on_loopback() -> None:
     async with loopback_cluster(planned, with_faults=True) as cluster:
         await live_through_a_death(cluster, within_s=60)
         names = [plan.name for plan in planned if plan.name != "n1"]
-        await live_through_a_partition(cluster, [names[::2], names[1::2]], within_s=120)
+        await live_through_a_partition(cluster, (names[::2], names[1::2]), within_s=120)
         cluster.show("20 nodes on loopback")
 
 
@@ -88,6 +88,7 @@ async def test_ten_in_namespaces_some_behind_others() -> None:
         await cluster.until_full("four of ten behind routers", 120)
         await cluster.until_everything_is_answered("four of ten behind routers", 120)
         await cluster.kill("n1")
+        await cluster.until_full("bootstrap killed", 120)
         await cluster.until_everything_is_answered("bootstrap killed", 120)
 
         hosts = {node.name: node.place.host for node in cluster.running if node.place and node.address}
