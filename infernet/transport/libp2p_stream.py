@@ -7,6 +7,7 @@ checked when something is first received.
 from __future__ import annotations
 
 from collections.abc import Container
+from functools import partial
 
 from infernet.transport import multistream
 from infernet.transport.channel import ByteReader
@@ -82,6 +83,7 @@ async def agree(stream: YamuxStream, peer: NodeId, spoken: Container[str]) -> Li
 
     The caller owns the deadline, and the stream if this raises.
     """
-    reader = ByteReader(stream.receive)
+    # No more than a token at a time: what comes after it is counted as unread until somebody reads it.
+    reader = ByteReader(partial(stream.receive, multistream.TOKEN_BYTES_MAX))
     protocol = await multistream.respond(reader, stream.send, spoken)
     return Libp2pStream(stream, peer, protocol, unread=reader.rest())

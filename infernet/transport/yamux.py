@@ -96,8 +96,8 @@ class YamuxStream:
         finally:
             self._sending = False
 
-    async def receive(self) -> bytes:
-        """As `Stream.receive`. What came before a reset or a loss is still given out first."""
+    async def receive(self, limit_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
+        """As `Stream.receive`, at most so much. What came before a reset or a loss is still given out first."""
         state = self._state
         while not state.buffer:
             if state.broken:
@@ -107,7 +107,7 @@ class YamuxStream:
             if self._readable is None:
                 self._readable = trio.Event()
             await self._readable.wait()
-        data = self._connection.session.take(state, RECEIVE_BYTES_MAX)
+        data = self._connection.session.take(state, limit_bytes)
         self._connection.wake_writer()
         return data
 
