@@ -63,7 +63,7 @@ class Experience:
         """Say what is due, to the providers concerned and to those who are interested."""
         outgoing: list[Outgoing] = []
         for report in self.reporting.on_deadline(now):
-            # SPEC 09: A node MUST send a report itself to each provider that it names and is connected with.
+            # SPEC 10: A node MUST send a report itself to each provider that it names and is connected with,
             outgoing += [Outgoing(node, Reports((report.signed,))) for node in report.receivers]
             if report.to_all:
                 self.hearsay.keep(report.signed, report.record)

@@ -204,7 +204,7 @@ class Hearsay:
 
 
 def _is_fresh(report: ReportRecord, wall_ms: int) -> bool:
-    # SPEC 09: The receiver MUST skip a report that has expired, that was issued more than 60 seconds in its future, or
+    # SPEC 10: The receiver MUST skip a report that has expired, that was issued more than 60 seconds in its future, or
     #   that claims to live longer than a day.
     return (
         report.expires_at_ms > wall_ms
