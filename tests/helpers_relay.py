@@ -13,6 +13,7 @@ import trio
 from infernet.transport.contract import RelayRefused, Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.relay.hop import RelayLimits
+from protocol.ids import NodeId
 from tests.helpers_transport import (
     PATIENCE_S,
     PROTOCOLS,
@@ -64,9 +65,12 @@ class Place:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def keep(self, transport: Transport, relay: Transport) -> None:
+        await self.keep_at(transport, relay.node_id)
+
+    async def keep_at(self, transport: Transport, relay: NodeId) -> None:
         try:
             with self.scope:
-                await transport.reserve_relay(relay.node_id, self.heard.append)
+                await transport.reserve_relay(relay, self.heard.append)
         except RelayRefused as error:
             self.lost.append(str(error))
 

@@ -5,13 +5,8 @@ Its side of the protocol is written in JavaScript from the pages of the specific
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import re
-import shutil
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,44 +27,17 @@ from protocol.errors import Refusal
 from protocol.ids import node_id_from_peer_id, peer_id
 from protocol.records import Role
 from tests.helpers_engine import EMBEDDING_DIMENSIONS, WORDS, PacedEngine
+from tests.helpers_interop import ROOT, js_command
 
 pytestmark = [pytest.mark.anyio, pytest.mark.interop, pytest.mark.slow]
 
-HERE = Path(__file__).resolve().parent
-CACHE = HERE.parent.parent / ".cache"
-INSTALL_TIMEOUT_S = 120
 PEER_TIMEOUT_S = 30
-# What npm calls a machine without a network, or a registry that is not there.
-OFFLINE = re.compile(r"code (EAI_AGAIN|ECONNREFUSED|ECONNRESET|EHOSTUNREACH|ENETUNREACH|ENOTFOUND|ETIMEDOUT)")
 
 
 @pytest.fixture(scope="module")
 def js_peer() -> list[str]:
     """The command that runs the peer, installed from the lock when this checkout has not done so yet."""
-    sources = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    home = CACHE / f"interop-{digest}"
-    if not home.exists():
-        _install(sources, home)
-    for script in HERE.glob("*.mjs"):
-        shutil.copy(script, home)
-    return ["node", "--import", (home / "promise.mjs").as_uri(), str(home / "peer.mjs")]
-
-
-def _install(sources: list[Path], home: Path) -> None:
-    CACHE.mkdir(exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix="interop-draft-", dir=CACHE))
-    try:
-        for source in sources:
-            shutil.copy(source, draft)
-        npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        done = subprocess.run(npm, cwd=draft, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
-        if OFFLINE.search(done.stderr):
-            pytest.skip("npm reaches no registry, and js-libp2p has not been installed before")
-        assert done.returncode == 0, done.stderr
-        draft.rename(home)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    return js_command("peer.mjs")
 
 
 async def run_peer(command: list[str], *words: str) -> Any:
@@ -209,7 +177,7 @@ async def test_a_js_libp2p_peer_is_refused_with_a_reason(js_peer: list[str], tmp
 
 async def test_vectors_and_conversations_mean_the_same_in_another_language(js_peer: list[str]) -> None:
     *node, peer = js_peer
-    result = await run_peer([*node, str(Path(peer).with_name("vectors.mjs"))], str(HERE.parent.parent / "specs"))
+    result = await run_peer([*node, str(Path(peer).with_name("vectors.mjs"))], str(ROOT / "specs"))
 
     assert result["wrong"] == []
     assert result["checked"].keys() >= {"sealing", "chunks", "records", "job-conversation", "conversations/hello"}
