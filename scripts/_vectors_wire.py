@@ -35,19 +35,45 @@ from protocol.messages import (
     Digest,
     Fault,
     Find,
+    Forward,
     Found,
+    Graft,
+    Have,
     Hello,
+    Interest,
     JobAccept,
     JobOpen,
     JobReject,
+    Leave,
+    Load,
     Message,
+    Neighbour,
+    NeighbourAnswer,
     Part,
     Progress,
+    Prune,
+    Queued,
+    Reached,
+    ReachMe,
     Receipt,
     Records,
+    Reports,
+    Reserve,
+    Reserved,
+    Shuffle,
+    Shuffled,
     Want,
 )
-from protocol.records import JobAcceptRecord, Kind, Outcome, ReceiptRecord
+from protocol.records import (
+    JobAcceptRecord,
+    Kind,
+    Outcome,
+    Reachability,
+    ReceiptRecord,
+    ReportEntry,
+    ReportRecord,
+    ReservationRecord,
+)
 
 RECORD = sign_record(heartbeat(), PROVIDER)
 SMALL_RECORD = sign_record(heartbeat(models=(), gpus=(), addresses=()), PROVIDER)
@@ -62,6 +88,23 @@ RECEIPT = sign_record(
     PROVIDER,
 )
 
+RESERVATION = sign_record(
+    ReservationRecord(1, JOB, PROVIDER.node, ASKER.node, JOB, "smollm2:135m", NOW_MS, NOW_MS + 10_000, ()), PROVIDER
+)
+REPORT = sign_record(
+    ReportRecord(
+        1,
+        ASKER.node,
+        NOW_MS,
+        NOW_MS,
+        NOW_MS + 3_600_000,
+        600,
+        (ReportEntry(PROVIDER.node, "smollm2:135m", 12, 3, ((10, 7),), 2, 1, 180, 41_500, RECEIPT),),
+        (),
+    ),
+    ASKER,
+)
+
 MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a fault", Fault(68, "a frame of 70000 bytes where at most 65536 are allowed")),
     ("a hello", Hello(1, (1,), "infernet/0.1.0", NOW_MS, NOW_MS - 5_000, "/ip4/198.51.100.4/tcp/50123", 17, RECORD)),
@@ -71,12 +114,29 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("records", Records((SMALL_RECORD, RECORD))),
     ("no records", Records(())),
     ("a want", Want((PROVIDER.node, ASKER.node))),
+    ("a load", Load(8, 12_500)),
+    ("reports", Reports((REPORT,))),
+    ("news that the sender has", Have(((PROVIDER.node, NOW_MS),))),
+    ("a graft", Graft((PROVIDER.node,))),
+    ("a prune", Prune()),
+    ("an interest in everything", Interest(1, ())),
+    ("an interest in two models", Interest(0, ("smollm2:135m", "all-minilm"))),
+    ("a lonely node that asks to be a neighbour", Neighbour(1)),
+    ("a new neighbour", NeighbourAnswer(1, ())),
+    ("no new neighbour, but others who may be", NeighbourAnswer(0, (SMALL_RECORD,))),
+    ("a leave", Leave()),
+    ("a shuffle", Shuffle((SMALL_RECORD,))),
+    ("what comes for a shuffle", Shuffled(())),
     ("a find with limits", Find(2**63 - 1, "smollm2:135m", Kind.CHAT, 4_096, 100_000, 400_000, 16)),
     ("a find without limits", Find(0, None, Kind.EMBEDDING, 0, None, None, 1)),
     ("an answer to a find", Found(2**63 - 1, (RECORD,))),
+    ("a question how one is reached", ReachMe(46_337)),
+    ("a dial-back that came through", Reached(Reachability.REACHED, "/ip4/203.0.113.9/tcp/46337", "")),
+    ("a dial-back that was not made", Reached(Reachability.NOT_TRIED, None, "you asked a moment ago")),
     ("an order with the beginning of its prompt", JobOpen(sign_record(order(), ASKER), bytes(range(64)))),
     ("progress", Progress(JOB, 2, 128, 4_096)),
     ("a part of a prompt", Part(JOB, 2, 0, bytes(range(64, 128)))),
+    ("a place in the queue", Queued(JOB, 2, 3, 9_400)),
     ("an acceptance", JobAccept(ACCEPTANCE)),
     (
         "a refusal that names a better provider",
@@ -87,6 +147,10 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a chunk with the largest counts", Chunk(JOB, 2, 2**63 - 1, 2**32 - 1, 2**63 - 1, b"\xff" * 80)),
     ("a cancel", Cancel(JOB, 2, 65)),
     ("a receipt", Receipt(RECEIPT)),
+    ("a refused order, shown to another provider", Reserve(sign_record(order(), ASKER))),
+    ("a slot that is held", Reserved(JOB, RESERVATION, 0)),
+    ("no slot", Reserved(JOB, None, 1)),
+    ("the first message to an aggregator", Forward(PROVIDER.node)),
 )
 
 
