@@ -20,6 +20,7 @@ import trio
 from libp2p import new_host
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.crypto.serialization import deserialize_public_key
+from libp2p.custom_types import TProtocol
 from libp2p.host.exceptions import StreamFailure
 from libp2p.host.ping import ID as PING
 from libp2p.host.ping import perform_ping_roundtrip
@@ -29,11 +30,15 @@ from libp2p.network.config import ConnectionConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.tools.anyio_service.context import background_trio_service
 from libp2p.utils.varint import read_length_prefixed_protobuf
 from multiaddr import Multiaddr
 
 from tests.helpers_transport import FAIL, HOLD, ROOT, eventually, secret
 
+GOSSIPSUB: Final = "/meshsub/1.1.0"
 # Importing the library alone takes a second or two.
 ANSWER_TIMEOUT_S: Final = 60.0
 
@@ -94,14 +99,14 @@ class _Hosts:
         self._hosts: list[Any] = []
         self._stream: Any = None
 
-    async def start(self, seed: int, port: int = 0, **limits: int) -> object:
+    async def start(self, seed: int, port: int = 0, ip: str = "/ip4/127.0.0.1", **limits: int) -> object:
         """Start a host with every default, but for limits that make a fault cheaper to show."""
 
         config = ConnectionConfig(**limits) if limits else None
         host = new_host(key_pair=create_new_key_pair(secret(seed)), connection_config=config)
         host.set_stream_handler(FAIL, self._fail)
         host.set_stream_handler(HOLD, self._hold)
-        await self._stack.enter_async_context(host.run([Multiaddr(f"/ip4/127.0.0.1/tcp/{port}")]))
+        await self._stack.enter_async_context(host.run([Multiaddr(f"{ip}/tcp/{port}")]))
         self._hosts.append(host)
         return {
             "host": len(self._hosts) - 1,
@@ -141,6 +146,44 @@ class _Hosts:
             while True:
                 await self._stream.write(bytes(2**20))
         return scope.cancelled_caught
+
+    async def gossip(self, host: int) -> object:
+        """Speak gossipsub, too."""
+        router = GossipSub([TProtocol(GOSSIPSUB)], degree=3, degree_low=2, degree_high=4)
+        pubsub = Pubsub(self._hosts[host], router)
+        await self._stack.enter_async_context(background_trio_service(pubsub))
+        await self._stack.enter_async_context(background_trio_service(router))
+        await pubsub.wait_until_ready()
+        return True
+
+    async def write(self, size: int) -> object:
+        """Write so much into the last stream; how long that took, and what came of it."""
+        start_s = trio.current_time()
+        outcome = "written"
+        with trio.move_on_after(ANSWER_TIMEOUT_S / 2) as scope:
+            try:
+                await self._stream.write(bytes(size))
+            except Exception as error:  # noqa: BLE001 - it is what this asks for
+                outcome = type(error).__name__
+        return {"outcome": "waiting" if scope.cancelled_caught else outcome, "seconds": trio.current_time() - start_s}
+
+    async def remote_addresses(self, host: int) -> object:
+        """Where the connections come from, as the host itself sees it."""
+        network = self._hosts[host].get_network()
+        await eventually(self._hosts[host].get_connected_peers)
+        connections = [each for of_peer in network.connections.values() for each in of_peer]
+        return [connection.muxed_conn.get_remote_address() for connection in connections]
+
+    async def remember(self, host: int, peer: str, address: str) -> object:
+        """Learn an address of somebody, and do nothing about it."""
+        self._hosts[host].get_peerstore().add_addrs(ID.from_string(peer), [Multiaddr(address)], 3600)
+        return True
+
+    async def close(self, host: int) -> object:
+        """Close the host; the seconds that this takes."""
+        start_s = trio.current_time()
+        await self._hosts[host].close()
+        return trio.current_time() - start_s
 
     async def ping(self, host: int, peer: str) -> object:
         """The round trip in milliseconds."""

@@ -53,9 +53,11 @@ def identity(seed: int) -> NodeId:
     return node_id(coincurve.PrivateKey(secret(seed)).public_key.format()[1:])
 
 
-async def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
-    """Wait until something holds; fail after PATIENCE_S."""
-    deadline_s = trio.current_time() + PATIENCE_S
+async def eventually(
+    condition: Callable[[], object], what: str = "the condition", within_s: float = PATIENCE_S
+) -> None:
+    """Wait until something holds; fail when it takes too long."""
+    deadline_s = trio.current_time() + within_s
     while not condition():
         assert trio.current_time() < deadline_s, f"{what} did not come about"
         await trio.sleep(0.001)
