@@ -70,6 +70,8 @@ class DialGuard:
 
     async def endpoints(self, address: TcpAddress) -> list[IpAddress]:
         """The IP addresses to connect to, at least one. Raises AddressRefused or OSError."""
+        # SPEC 01: A node MUST NOT dial an address that it has from others unless that is an address of the Internet and
+        #   its port is 1024 or higher.
         is_free = self._allow_private or (address.host.lower(), address.port) in self._permitted
         if not is_free and address.port < PORT_MIN:
             raise AddressRefused(f"nodes do not listen on port {address.port}")

@@ -47,7 +47,8 @@ class Guards:
         self._knocks: Rates[IpNetwork | str] = Rates(KNOCKS_PER_S, KNOCKS_BURST)
 
     def may_knock(self, origin: Origin) -> bool:
-        """Whether somebody from there is heard at all. Costs nothing but a look."""
+        """Whether somebody from there is heard at all."""
+        # SPEC 01: A node MUST refuse whoever is banned before that costs more than the look at where it comes from.
         if self.bans.of_origin(origin) is not None:
             return False
         if origin.is_loopback and self.exempt_loopback:

@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reached
 
-# Two round trips to the far side of the world with packets lost; a stranger holds a place no longer than this.
+# SPEC 01: A node MUST close a connection that has not proven a key within 5 seconds, or within 69,632 bytes.
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 # How often connections are looked at that nobody uses.
 IDLE_LOOK_S: Final = 30.0

@@ -8,7 +8,7 @@ import trio
 
 from infernet.transport.channel import ChannelBroken
 
-# One Noise message of 65,535 bytes, and the multistream tokens around it.
+# One Noise message of 65,535 bytes, and the multistream tokens around it (specs/01, Guards).
 UNPROVEN_BYTES_MAX: Final = 68 * 1024
 
 

@@ -225,12 +225,13 @@ async def test_an_unused_connection_is_closed_after_a_while_and_a_used_one_is_no
         unused, used, known = [await world.start(seed, RecordingHandler()) for seed in (2, 3, 4)]
         node.trust({known.node_id})
         known.trust({node.node_id})
-        for other in (unused, used, known):
+        for other in (used, known):
             await other.dial(node.node_id, node.addresses())
         await used.open_stream(node.node_id, HOLD)
+        await eventually(lambda: handler.held)
+        await unused.dial(node.node_id, node.addresses())
         await eventually(lambda: handler.lost == [unused.node_id])
         await eventually(lambda: not unused.peers())
-        await trio.sleep(0.5)
         assert set(node.peers()) == {used.node_id, known.node_id}
         assert used.peers() == [node.node_id]
 
