@@ -35,7 +35,6 @@ from protocol import events as e
 from protocol import link as wire
 from protocol.envelope import AUTH_HEADER, SigningKey, sign_record, sign_request, sign_request_v1
 from protocol.errors import Refusal
-from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.records import FreePolicy, Heartbeat, Kind, ModelOffer, Outcome, Role, Signed
@@ -168,7 +167,7 @@ def model_offer(name: str = MODEL, **changes: Any) -> ModelOffer:
 def provider_peer(key: SigningKey, now_ms: int, **offer: Any) -> tuple[Peer, Signed]:
     """A peer that offers something, and the heartbeat that says so."""
     now = e.Now(asyncio.get_running_loop().time(), now_ms)
-    config = PeerConfig(agent="test", gossip=GossipConfig(interval_s=None))
+    config = PeerConfig(agent="test", neighbours_min=0)
     peer = Peer(config, key, HpkeSealer(), random.Random(7), now)
     fields = {
         "role": Role.PROVIDER,
