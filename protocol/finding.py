@@ -21,6 +21,8 @@ from protocol.routing import RouteRequest, exclusion
 
 # A peer holds few control streams for us; jobs that search at the same time share what the first ones learn.
 QUERIES_PER_PEER_MAX: Final = 4
+# Looked at for a question that names no model: of those some are no providers, or do not fit.
+ANY_MODEL_SAMPLE: Final = 128
 
 
 class Finding:
@@ -131,9 +133,8 @@ class Finding:
         """Who is looked at: the one asked for, or a sample of those with the model."""
         if find.provider is not None:
             return [find.provider]
-        names = [find.model] if find.model is not None else self._directory.models()
-        nodes: dict[NodeId, None] = {}
-        for name in names[: c.ARRAY_ITEMS_MAX]:
-            providers = self._directory.providers_of(name)
-            nodes.update(dict.fromkeys(self._rng.sample(providers, min(2 * find.limit, len(providers)))))
-        return list(nodes)
+        if find.model is None:
+            # Not by way of the models' names: listing many of them would be worth it, and walking through all is slow.
+            return self._directory.sample(ANY_MODEL_SAMPLE, self._rng)
+        providers = self._directory.providers_of(find.model)
+        return self._rng.sample(providers, min(2 * find.limit, len(providers)))

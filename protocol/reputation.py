@@ -156,7 +156,7 @@ class Reputation:
         self._own: Recent[Key, _Experience] = Recent(OWN_MAX)
         self._heard: Recent[Key, Recent[NodeId, _Word]] = Recent(HEARD_MAX)
         self._receipts: Recent[tuple[NodeId, NodeId, bytes, int], bool] = Recent(RECEIPTS_REMEMBERED_MAX)
-        self._favourites: Recent[str, Recent[NodeId, bool]] = Recent(MODELS_WITH_FAVOURITES_MAX)
+        self._favourites: Recent[str | None, Recent[NodeId, bool]] = Recent(MODELS_WITH_FAVOURITES_MAX)
         self._changed: Recent[Key, bool] = Recent(OWN_MAX)
 
     # ------------------------------------------------------------ our own jobs
@@ -289,15 +289,16 @@ class Reputation:
         )
         return Account(own.ok, own.bad, own.refused, own.silent, others_ok, others_bad, len(words), standing)
 
-    def favourites(self, model: str) -> list[NodeId]:
-        """A few providers that did jobs of this model for us, the last one last."""
+    def favourites(self, model: str | None) -> list[NodeId]:
+        """A few providers that did jobs of this model, or of any, for us, the last one last."""
         return list(self._favourites.get(model) or ())
 
     def _favour(self, provider: NodeId, model: str) -> None:
-        favourites = self._favourites.get(model)
-        if favourites is None:
-            favourites = Recent(FAVOURITES_PER_MODEL)
-        self._favourites.put(model, favourites).put(provider, True)
+        for name in (model, None):
+            favourites = self._favourites.get(name)
+            if favourites is None:
+                favourites = Recent(FAVOURITES_PER_MODEL)
+            self._favourites.put(name, favourites).put(provider, True)
 
     # ------------------------------------------------------------ over restarts
 

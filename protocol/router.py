@@ -174,7 +174,7 @@ class Router:
                 return known
             return replace(known, open_jobs=open_jobs, rest_s=rest_s, is_warm=node == warm)
 
-        def favourites(model: str) -> list[NodeId]:
+        def favourites(model: str | None) -> list[NodeId]:
             known = self._reputation.favourites(model)
             return [*known, warm] if warm is not None else known
 

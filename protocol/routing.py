@@ -135,14 +135,14 @@ class Surroundings:
     """What an asker knows beside the directory: who it is, whom it reaches, and what its jobs taught it.
 
     `has_address` counts what was learnt from others than the node, too: most nodes publish no address. `favourites`
-    are a few providers of a model that did jobs for us.
+    are a few providers of a model, None: of any, that did jobs for us.
     """
 
     ourselves: NodeId
     connected: NodeTest
     has_address: NodeTest
     standing: Callable[[NodeId, str], Standing] = lambda _node, _model: STRANGER
-    favourites: Callable[[str], Collection[NodeId]] = lambda _model: ()
+    favourites: Callable[[str | None], Collection[NodeId]] = lambda _model: ()
 
 
 def exclusion(
@@ -342,15 +342,16 @@ def _judge(
 def _sample(
     request: RouteRequest, directory: Directory, around: Surroundings, size: int, rng: random.Random
 ) -> list[Entry]:
-    """Up to `size` providers of the model, and those that served us before; of some models when none is named."""
-    names = [request.model] if request.model is not None else directory.models()
-    found: dict[NodeId, None] = {}
-    for name in rng.sample(names, min(SAMPLE, len(names))):
-        providers = directory.providers_of(name)
-        found.update(dict.fromkeys(rng.sample(providers, min(size, len(providers)))))
-        found.update(dict.fromkeys(around.favourites(name)))
+    """Up to `size` providers of the model, and those that served us before; of all nodes when no model is named."""
+    if request.model is not None:
+        providers = directory.providers_of(request.model)
+        drawn = rng.sample(providers, min(size, len(providers)))
+    else:
+        # Not by way of the models' names: whoever lists many of them would be drawn for each.
+        drawn = directory.sample(size, rng)
+    nodes = dict.fromkeys([*drawn, *around.favourites(request.model)])
     # A favourite may be gone.
-    return [entry for node in found if (entry := directory.get(node)) is not None]
+    return [entry for node in nodes if (entry := directory.get(node)) is not None]
 
 
 def explain(request: RouteRequest, directory: Directory, around: Surroundings, wall_ms: int) -> list[Verdict]:

@@ -137,6 +137,9 @@ def test_favourites_are_the_last_that_did_a_job() -> None:
     known.job_done(nodes[2], M, NOW_MS)
     assert known.favourites(M) == [*nodes[3:], nodes[2]]
     assert known.favourites("other") == []
+    known.job_done(P, "other", NOW_MS)
+    assert known.favourites("other") == [P]
+    assert known.favourites(None) == [*nodes[4:], nodes[2], P]
 
 
 def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,6 +347,20 @@ def test_without_a_named_model_any_fitting_one_serves() -> None:
     assert pick(Directory(), RouteRequest(None, Kind.CHAT)) is None
 
 
+def test_listing_many_models_is_no_way_to_more_jobs_of_any_model() -> None:
+    directory = Directory()
+    many = tuple(replace(OFFER, name=f"m{number}") for number in range(32))
+    for name in ("greedy", "a", "b", "c"):
+        directory.add(record_of(name, models=many if name == "greedy" else (OFFER,)), NOW_MS)
+    counts = Counter(
+        candidate.node
+        for seed in range(400)
+        if (candidate := pick(directory, RouteRequest(None, Kind.CHAT), seed)) is not None
+    )
+    assert len(counts) == 4
+    assert counts[node("greedy")] < 140
+
+
 def test_model_for_takes_the_first_that_fits() -> None:
     entry = entry_of("a", models=(replace(OFFER, name="small", context_tokens=10), OFFER))
     assert model_for(entry, RouteRequest(None, Kind.CHAT)) == "small"
