@@ -181,4 +181,5 @@ def _summary(result: dict[str, Any]) -> str:
         parts.append(f"then {result['tokens_per_s']:.1f} tokens/s")
     if result["outcome"] == "length":
         parts.append("cut at --max-tokens or the end of its context")
-    return f"[{', '.join(part for part in parts if part)}; {result['route']}]"
+    # All of it is what others said: a coordinator may put anything where a number belongs.
+    return clean_line(f"[{', '.join(part for part in parts if part)}; {result['route']}]", 400)

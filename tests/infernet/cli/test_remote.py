@@ -119,6 +119,23 @@ def test_the_answer_streams_and_the_account_names_the_provider(ask: Any) -> None
     ]
 
 
+def test_nothing_that_the_coordinator_says_about_the_answer_reaches_the_terminal_as_it_is(ask: Any) -> None:
+    evil = "\x1b]0;title\x07\x1b[2J\u202e\nforged"
+    said = {"id": "\x1b[2J\x1b[2J"}
+    meta = {"provider": said, "provider_name": None, "model": evil, "prompt_tokens": evil}
+    usage = {"prompt_tokens": evil, "completion_tokens": 1}
+    stream = [
+        frame(1, "meta", meta),
+        frame(2, "token", {"text": f"a{evil}b"}),
+        frame(3, "done", {"reason": "stop", "usage": usage}),
+    ]
+    fake = FakeCoordinator(streams=[stream])
+    outcome = ask(fake)
+    for forbidden in ("\x1b", "\x07", "\u202e"):
+        assert forbidden not in outcome.out + outcome.err
+    assert len(outcome.err.splitlines()) == 1
+
+
 def test_with_json_there_is_one_object(ask: Any) -> None:
     answer = ask(FakeCoordinator(), "--json").json
     assert (answer["text"], answer["outcome"], answer["route"], answer["job"]) == (
