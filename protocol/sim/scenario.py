@@ -104,7 +104,8 @@ class Workload:
     """Jobs, asked by random peers at random times from `start_s` on.
 
     `cancel_share` of them are cancelled by their user after `cancel_s_mean` on average; `embedding_share` ask for
-    embeddings of a few inputs; `any_model_share` name no model.
+    embeddings of a few inputs; `any_model_share` name no model; `via_share` go through an aggregator because their user
+    says so.
     """
 
     jobs: int = 0
@@ -117,11 +118,14 @@ class Workload:
     cancel_s_mean: float = 1.0
     embedding_share: float = 0.0
     any_model_share: float = 0.25
+    via_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A whole simulation. The first `providers` peers have an engine; all others are the ones who ask.
+    """A whole simulation. The first `providers` peers have an engine, and the next `aggregators` forward jobs; all
+    others are the ones who ask. The last `hidden_providers` of the providers publish no address and accept no
+    connection, but keep one to every aggregator.
 
     `models` names are dealt to the providers in turn. With fewer `publish_share` than 1, the other peers publish no
     address and accept no connection, as behind NAT. With 0 for `neighbours_min` the wiring stays as the topology says,
@@ -131,6 +135,8 @@ class Scenario:
     seed: int = 0
     peers: int = 20
     providers: int = 4
+    aggregators: int = 0
+    hidden_providers: int = 0
     models: int = 1
     publish_share: float = 1.0
     topology: Topology = Topology.RANDOM

@@ -155,7 +155,8 @@ class Simulation:
         rng = self._rng(f"peer {index}")
         address = f"/ip4/10.{index >> 16}.{index >> 8 & 255}.{index & 255}"
         is_provider = index < scenario.providers
-        publishes = is_provider or index == 0 or rng.random() < scenario.publish_share
+        is_hidden = scenario.providers - scenario.hidden_providers <= index < scenario.providers
+        publishes = is_provider or self._is_aggregator(index) or index == 0 or rng.random() < scenario.publish_share
         skew = scenario.faults.clock_skew_ms_max
         return Host(
             self._schedule,
@@ -164,12 +165,16 @@ class Simulation:
             self._observe,
             rng,
             name=f"peer-{index}",
-            address=f"{address}/tcp/46337" if publishes else None,
+            address=f"{address}/tcp/46337" if publishes and not is_hidden else None,
             observed_address=f"{address}/tcp/50000",
             engine=scenario.engine if is_provider else None,
             skew_ms=rng.randint(-skew, skew),
             neighbours_min=scenario.neighbours_min,
+            forwards=self._is_aggregator(index),
         )
+
+    def _is_aggregator(self, index: int) -> bool:
+        return self.scenario.providers <= index < self.scenario.providers + self.scenario.aggregators
 
     def _observe(self, host: Host, item: object) -> None:
         for callback in self._observers.get(type(item), ()):
@@ -181,7 +186,9 @@ class Simulation:
         self.network.start(host.index)
         host.start()
         host.receive(SetOffer(self._offer(host)))
-        for index in self._neighbours[host.index]:
+        is_hidden_provider = host.engine is not None and host.address is None
+        aggregators = filter(self._is_aggregator, range(self.scenario.peers)) if is_hidden_provider else ()
+        for index in dict.fromkeys((*self._neighbours[host.index], *aggregators)):
             address = self.hosts[index].address
             if address is not None:
                 host.receive(LearnAddresses(self.hosts[index].node, (address,), connect=True))
@@ -194,8 +201,9 @@ class Simulation:
             fingerprint = hashlib.sha256(model.encode()).digest()
             kinds = (Kind.CHAT, Kind.EMBEDDING)
             models = (ModelOffer(model, fingerprint, kinds, engine.context_tokens, engine.slots, 0, 0, 0),)
+        others = Role.AGGREGATOR if self._is_aggregator(host.index) else Role.CLIENT
         return Offer(
-            role=Role.PROVIDER if models else Role.CLIENT,
+            role=Role.PROVIDER if models else others,
             name=host.name,
             agent="simulated/1",
             addresses=(host.address,) if host.address is not None else (),
@@ -220,8 +228,8 @@ class Simulation:
                 self.at(at_s + rng.expovariate(1 / workload.cancel_s_mean), asker, StopAsking(ask.job))
 
     def _asker(self, rng: random.Random) -> int:
-        scenario = self.scenario
-        return rng.randrange(scenario.providers if scenario.providers < scenario.peers else 0, scenario.peers)
+        first = self.scenario.providers + self.scenario.aggregators
+        return rng.randrange(first if first < self.scenario.peers else 0, self.scenario.peers)
 
     def _ask(self, number: int, rng: random.Random) -> Ask:
         workload = self.scenario.workload
@@ -232,6 +240,9 @@ class Simulation:
         else:
             request = JobRequest(messages=(ChatMessage("user", "x" * characters),))
         any_model = rng.random() < workload.any_model_share
+        via = None
+        if workload.via_share and rng.random() < workload.via_share:
+            via = self.hosts[self.scenario.providers + rng.randrange(self.scenario.aggregators)].node
         return Ask(
             JobId(rng.randbytes(16)),
             Kind.EMBEDDING if is_embedding else Kind.CHAT,
@@ -240,6 +251,7 @@ class Simulation:
             0 if is_embedding else rng.randint(1, workload.output_tokens_max),
             model=None if any_model else self._model(rng.randrange(self.scenario.models)),
             timeout_s=workload.timeout_s,
+            via=via,
         )
 
     # ------------------------------------------------------------ faults
