@@ -9,24 +9,32 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from protocol.envelope import SigningKey
 from protocol.events import (
     DEADLINE,
     CancelEngine,
     Dial,
+    DialBack,
     Effect,
     Event,
     FinishStream,
     HangUp,
     Now,
+    Offer,
     OpenStream,
+    OwnAddresses,
+    ReleaseRelay,
+    ReserveRelay,
     ResetStream,
     RunEngine,
     Send,
+    SetOffer,
 )
 from protocol.ids import StreamId
 from protocol.peer import Peer, PeerConfig
@@ -44,7 +52,17 @@ MONOTONIC_S_MAX_AT_START: Final = 1_000_000.0
 #: Called with (host, event) before each event and with (host, effect) for each effect.
 Observe = Callable[["Host", object], None]
 
-_NETWORK: Final = (Send, OpenStream, FinishStream, ResetStream, Dial, HangUp)
+_NETWORK: Final = (
+    Send,
+    OpenStream,
+    FinishStream,
+    ResetStream,
+    Dial,
+    HangUp,
+    DialBack,
+    ReserveRelay,
+    ReleaseRelay,
+)
 
 
 class Trace:
@@ -82,6 +100,7 @@ class Host:
         skew_ms: int,
         neighbours_min: int,
         forwards: bool = False,
+        relays: bool = False,
     ) -> None:
         self._schedule = schedule
         self._network = network
@@ -100,6 +119,9 @@ class Host:
         self.node = self._key.node
         self.address = address
         self.observed_address = observed_address
+        self.relays = relays
+        #: What it says of itself, but for the circuits that lead to it.
+        self.offer: Offer | None = None
         self.index = network.attach(self)
         self.engine: SimulatedEngine | None = None
         self.peer: Peer | None = None
@@ -145,6 +167,9 @@ class Host:
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, _NETWORK):
             self._network.perform(self.index, effect)
+        elif isinstance(effect, OwnAddresses) and self.offer is not None:
+            offer = replace(self.offer, addresses=(*self.offer.addresses, *effect.addresses))
+            self._schedule.soon(partial(self.receive, SetOffer(offer)))
         elif isinstance(effect, RunEngine):
             assert self.engine is not None, "a peer without an engine took a job"
             self.engine.start(effect, self.now().monotonic_s)

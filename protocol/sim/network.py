@@ -8,17 +8,15 @@ process dies (its kernel says so), or when nothing was heard for `silence_s` (a 
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from protocol import constants as c
 from protocol.events import (
     BytesReceived,
     Dial,
+    DialBack,
     DialFailed,
     Event,
     FinishStream,
@@ -27,6 +25,8 @@ from protocol.events import (
     OutboxFull,
     PeerConnected,
     PeerDisconnected,
+    ReleaseRelay,
+    ReserveRelay,
     ResetStream,
     Send,
     StreamBroken,
@@ -34,94 +34,16 @@ from protocol.events import (
     StreamOpened,
 )
 from protocol.ids import NodeId, StreamId
+from protocol.sim.circuits import Circuits, circuit_address
 from protocol.sim.scenario import Faults
 from protocol.sim.schedule import Schedule
+from protocol.sim.wiring import Connection, Kind, Machine, Port, Segment, Stream
 
-NetworkEffect = Dial | HangUp | OpenStream | Send | FinishStream | ResetStream
+NetworkEffect = Dial | HangUp | OpenStream | Send | FinishStream | ResetStream | DialBack | ReserveRelay | ReleaseRelay
 
 # A replayed job stream comes this long after the original, and is left this long later.
 REPLAY_S_MAX: Final = 5.0
 REPLAY_STAYS_S: Final = 1.0
-
-
-class Machine(Protocol):
-    """What the network knows of a simulated machine."""
-
-    node: NodeId
-    #: Where others may dial it; None behind NAT.
-    address: str | None
-    observed_address: str
-
-    def receive(self, event: Event) -> None: ...
-
-    def next_inbound_stream(self) -> StreamId: ...
-
-
-class _Kind(Enum):
-    CONNECTED = 1
-    OPEN = 2
-    DATA = 3
-    FINISH = 4
-    RESET = 5
-    CLOSE = 6
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Stream:
-    """One stream: its two ends by side (0 opened it), and how far each is."""
-
-    protocol: str
-    opener_side: int
-    numbers: list[StreamId | None] = field(default_factory=lambda: [None, None])
-    finished: list[bool] = field(default_factory=lambda: [False, False])
-    heard_finish: list[bool] = field(default_factory=lambda: [False, False])
-    queued_bytes: list[int] = field(default_factory=lambda: [0, 0])
-    has_overflown: list[bool] = field(default_factory=lambda: [False, False])
-    recording: bytearray | None = None
-
-
-@dataclass(slots=True)
-class _Segment:
-    arrives_s: float
-    kind: _Kind
-    stream: _Stream | None
-    data: bytes = b""
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Connection:
-    """Two machines by side (0 dialled), and the line towards each."""
-
-    machines: tuple[_Port, _Port]
-    latency_s: float
-    is_up: list[bool] = field(default_factory=lambda: [False, False])
-    lines: tuple[deque[_Segment], deque[_Segment]] = field(default_factory=lambda: (deque(), deque()))
-    last_arrival_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    line_free_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    is_planned: list[bool] = field(default_factory=lambda: [False, False])
-    stalls: int = 0
-    is_stalled: bool = False
-    #: The side that has yet to learn that the handshake is done.
-    waiting_side: int | None = None
-
-    def other(self, port: _Port) -> int:
-        """The side across from this machine."""
-        return 1 if self.machines[0] is port else 0
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Port:
-    """A machine as the network sees it. `life` counts its starts."""
-
-    index: int
-    machine: Machine
-    is_up: bool = False
-    is_silent: bool = False
-    is_clogged: bool = False
-    connections: dict[NodeId, list[_Connection]] = field(default_factory=dict)
-    streams: dict[StreamId, tuple[_Connection, _Stream]] = field(default_factory=dict)
-    dialling: set[NodeId] = field(default_factory=set)
-    life: int = 0
 
 
 class Network:
@@ -131,16 +53,19 @@ class Network:
         self.faults = faults
         self._schedule = schedule
         self._rng = rng
-        self._ports: list[_Port] = []
-        self._by_node: dict[NodeId, _Port] = {}
+        self._ports: list[Port] = []
+        self._by_node: dict[NodeId, Port] = {}
         self._latency_s: dict[tuple[int, int], float] = {}
-        self._connections: list[_Connection] = []
+        self._connections: list[Connection] = []
         self._partitions: list[frozenset[int]] = []
+        self._circuits = Circuits(
+            schedule, latency_s=self._latency, is_separated=self._is_separated, end=self._break, tell=self._tell
+        )
         self.bytes_sent = 0
 
     def attach(self, machine: Machine) -> int:
         """Plug a machine in that is down; returns its index."""
-        port = _Port(len(self._ports), machine)
+        port = Port(len(self._ports), machine)
         self._ports.append(port)
         self._by_node[machine.node] = port
         return port.index
@@ -164,26 +89,32 @@ class Network:
             self._reset(port, effect.stream)
         elif isinstance(effect, Dial):
             self._dial(port, effect)
-        else:
+        elif isinstance(effect, HangUp):
             self._hang_up(port, effect.peer)
+        elif isinstance(effect, DialBack):
+            self._circuits.dial_back(port, effect, self._by_node.get(effect.peer))
+        elif isinstance(effect, ReserveRelay):
+            self._circuits.reserve(port, self._by_node[effect.relay])
+        else:
+            self._circuits.release(port, self._by_node[effect.relay])
 
-    def _open(self, port: _Port, effect: OpenStream) -> None:
+    def _open(self, port: Port, effect: OpenStream) -> None:
         connections = port.connections.get(effect.peer)
         if not connections:
             self._tell(port, StreamBroken(effect.stream, "not connected"))
             return
         connection = connections[-1]
         side = 1 - connection.other(port)
-        stream = _Stream(effect.protocol, side)
+        stream = Stream(effect.protocol, side)
         stream.numbers[side] = effect.stream
         if effect.protocol == c.JOB_PROTOCOL and self._rng.random() < self.faults.replay:
             stream.recording = bytearray()
             delay_s = self._rng.uniform(0.0, REPLAY_S_MAX)
             self._schedule.at(self._schedule.now_s + delay_s, partial(self._replay, connection, stream))
         port.streams[effect.stream] = (connection, stream)
-        self._put(connection, 1 - side, _Kind.OPEN, stream)
+        self._put(connection, 1 - side, Kind.OPEN, stream)
 
-    def _send(self, port: _Port, effect: Send) -> None:
+    def _send(self, port: Port, effect: Send) -> None:
         held = port.streams.get(effect.stream)
         if held is None:
             return  # it broke; the event that says so is on its way
@@ -202,7 +133,7 @@ class Network:
         self.bytes_sent += len(effect.data)
         stream.queued_bytes[side] += len(effect.data)
         for piece in self._cut(effect.data):
-            self._put(connection, 1 - side, _Kind.DATA, stream, piece)
+            self._put(connection, 1 - side, Kind.DATA, stream, piece)
 
     def _cut(self, data: bytes) -> Iterable[bytes]:
         while len(data) > 1 and self._rng.random() < self.faults.split:
@@ -211,7 +142,7 @@ class Network:
             data = data[at:]
         yield data
 
-    def _finish(self, port: _Port, number: StreamId) -> None:
+    def _finish(self, port: Port, number: StreamId) -> None:
         held = port.streams.get(number)
         if held is None:
             return
@@ -221,59 +152,66 @@ class Network:
             return
         assert not stream.finished[side], "a peer finishes a stream twice"
         stream.finished[side] = True
-        self._put(connection, 1 - side, _Kind.FINISH, stream)
+        self._put(connection, 1 - side, Kind.FINISH, stream)
         if stream.heard_finish[side]:
             del port.streams[number]
 
-    def _reset(self, port: _Port, number: StreamId) -> None:
+    def _reset(self, port: Port, number: StreamId) -> None:
         held = port.streams.pop(number, None)
         if held is not None:
             connection, stream = held
-            self._put(connection, connection.other(port), _Kind.RESET, stream)
+            self._put(connection, connection.other(port), Kind.RESET, stream)
 
     # ------------------------------------------------------------ connections
 
-    def _dial(self, port: _Port, effect: Dial) -> None:
+    def _dial(self, port: Port, effect: Dial) -> None:
         if effect.peer in port.dialling or effect.peer in port.connections:
             return
         port.dialling.add(effect.peer)
         target = self._by_node.get(effect.peer)
         now_s = self._schedule.now_s
-        if target is None or target is port or target.machine.address not in effect.addresses:
+        is_direct = target is not None and target.machine.address in effect.addresses
+        relay = None
+        if target is not None and not is_direct:
+            relay = self._circuits.relay_to(port, target, effect.addresses)
+        if target is None or target is port or not (is_direct or relay):
             reason, at_s = "no address of it answers as this peer", now_s + self.faults.dial_timeout_s
-        elif self._is_separated(port, target) or target.is_silent:
+        elif self._is_separated(port, target, relay) or target.is_silent:
             reason, at_s = "no address answered in time", now_s + self.faults.dial_timeout_s
         elif not target.is_up:
             reason, at_s = "connection refused", now_s + 2 * self._latency(port, target)
         else:
-            # TCP's and Noise's handshakes.
-            at_s = now_s + 4 * self._latency(port, target) + self._delay_by_loss_s()
-            self._schedule.at(at_s, partial(self._connect, port, target, port.life, target.life))
+            # TCP's and Noise's handshakes, and the question to the relay.
+            round_trips = 2 if relay is None else 3
+            at_s = now_s + 2 * round_trips * self._latency(port, target, relay) + self._delay_by_loss_s()
+            lives = [each.life if each is not None else 0 for each in (port, target, relay)]
+            self._schedule.at(at_s, partial(self._connect, port, target, relay, lives))
             return
         self._schedule.at(at_s, partial(self._dial_failed, port, effect.peer, reason, port.life))
 
-    def _dial_failed(self, port: _Port, peer: NodeId, reason: str, life: int) -> None:
+    def _dial_failed(self, port: Port, peer: NodeId, reason: str, life: int) -> None:
         if port.life == life:
             port.dialling.discard(peer)
             port.machine.receive(DialFailed(peer, reason))
 
-    def _connect(self, port: _Port, target: _Port, life: int, target_life: int) -> None:
-        if port.life != life or not port.is_up:
+    def _connect(self, port: Port, target: Port, relay: Port | None, lives: list[int]) -> None:
+        if port.life != lives[0] or not port.is_up:
             return
-        if not target.is_up or target.life != target_life or self._is_separated(port, target):
-            self._dial_failed(port, target.machine.node, "the handshake was cut short", life)
+        is_gone = not target.is_up or target.life != lives[1] or (relay is not None and relay.life != lives[2])
+        if is_gone or self._is_separated(port, target, relay):
+            self._dial_failed(port, target.machine.node, "the handshake was cut short", lives[0])
             return
         port.dialling.discard(target.machine.node)
-        connection = _Connection((port, target), self._latency(port, target))
+        connection = Connection((port, target), self._latency(port, target, relay), relay)
         # Which end is done first depends on the handshake's last message, and both orders happen.
         first = self._rng.randrange(2)
         self._connections.append(connection)
         connection.waiting_side = 1 - first
         # Before anything that the first end now sends.
-        self._put(connection, 1 - first, _Kind.CONNECTED, None)
+        self._put(connection, 1 - first, Kind.CONNECTED, None)
         self._side_is_up(connection, first)
 
-    def _side_is_up(self, connection: _Connection, side: int) -> None:
+    def _side_is_up(self, connection: Connection, side: int) -> None:
         port, other = connection.machines[side], connection.machines[1 - side]
         connection.is_up[side] = True
         held = port.connections.setdefault(other.machine.node, [])
@@ -281,21 +219,23 @@ class Network:
         if len(held) == 1:
             inbound = side == 1
             address = other.machine.observed_address if inbound else other.machine.address
+            if (relay := connection.relay) is not None and relay.machine.address is not None:
+                address = circuit_address(relay.machine.address, relay.machine.node, other.machine.node)
             port.machine.receive(PeerConnected(other.machine.node, address, inbound))
 
-    def _cut_handshake(self, connection: _Connection) -> None:
+    def _cut_handshake(self, connection: Connection) -> None:
         """The last message of a handshake will not arrive: a dialler that waits for it must hear so."""
         if connection.waiting_side == 0:
             other = connection.machines[1].machine.node
             connection.machines[0].machine.receive(DialFailed(other, "the handshake was cut short"))
         connection.waiting_side = None
 
-    def _hang_up(self, port: _Port, peer: NodeId) -> None:
+    def _hang_up(self, port: Port, peer: NodeId) -> None:
         for connection in list(port.connections.get(peer, ())):
-            self._put(connection, connection.other(port), _Kind.CLOSE, None)
+            self._put(connection, connection.other(port), Kind.CLOSE, None)
             self._schedule.soon(partial(self._side_is_down, connection, 1 - connection.other(port), "hung up"))
 
-    def _side_is_down(self, connection: _Connection, side: int, reason: str) -> None:
+    def _side_is_down(self, connection: Connection, side: int, reason: str) -> None:
         """One end learns that its connection is gone: streams first, then the peer, as the contract of events says."""
         if not connection.is_up[side]:
             return
@@ -313,10 +253,13 @@ class Network:
             port.machine.receive(StreamBroken(number, reason))
         if was_last:
             port.machine.receive(PeerDisconnected(node))
+        if connection.relay is None:
+            self._circuits.on_disconnected(port, other, self._connections)
+            self._circuits.on_disconnected(other, port, self._connections)
 
     # ------------------------------------------------------------ lines
 
-    def _put(self, connection: _Connection, side: int, kind: _Kind, stream: _Stream | None, data: bytes = b"") -> None:
+    def _put(self, connection: Connection, side: int, kind: Kind, stream: Stream | None, data: bytes = b"") -> None:
         """Put a segment on the line towards this side."""
         faults = self.faults
         departs_s = self._schedule.now_s
@@ -327,10 +270,10 @@ class Network:
         arrives_s = max(departs_s + delay_s, connection.last_arrival_s[side])
         connection.last_arrival_s[side] = arrives_s
         line = connection.lines[side]
-        line.append(_Segment(arrives_s, kind, stream, data))
+        line.append(Segment(arrives_s, kind, stream, data))
         self._plan(connection, side)
 
-    def _plan(self, connection: _Connection, side: int) -> None:
+    def _plan(self, connection: Connection, side: int) -> None:
         """See to it that the first segment on this line is delivered when it arrives, and no later."""
         line = connection.lines[side]
         if line and not connection.is_planned[side]:
@@ -344,7 +287,7 @@ class Network:
             timeout_s *= 2
         return delay_s
 
-    def _deliver(self, connection: _Connection, side: int) -> None:
+    def _deliver(self, connection: Connection, side: int) -> None:
         """Hand over what has arrived at this side, data of one stream merged, and come again for the rest."""
         port = connection.machines[side]
         line = connection.lines[side]
@@ -354,31 +297,31 @@ class Network:
         now_s = self._schedule.now_s
         while line and line[0].arrives_s <= now_s:
             segment = line.popleft()
-            if segment.kind is _Kind.DATA:
+            if segment.kind is Kind.DATA:
                 data = [segment.data]
                 while line and line[0].arrives_s <= now_s and line[0].stream is segment.stream:
-                    if line[0].kind is not _Kind.DATA:
+                    if line[0].kind is not Kind.DATA:
                         break
                     data.append(line.popleft().data)
                 segment.data = b"".join(data)
             self._arrive(connection, side, segment)
         self._plan(connection, side)
 
-    def _arrive(self, connection: _Connection, side: int, segment: _Segment) -> None:
+    def _arrive(self, connection: Connection, side: int, segment: Segment) -> None:
         port = connection.machines[side]
-        if segment.kind is _Kind.CONNECTED:
+        if segment.kind is Kind.CONNECTED:
             if connection.waiting_side == side:
                 connection.waiting_side = None
                 self._side_is_up(connection, side)
             return
         if not connection.is_up[side]:
             return  # it was on its way when this end went down
-        if segment.kind is _Kind.CLOSE:
+        if segment.kind is Kind.CLOSE:
             self._side_is_down(connection, side, "the other side closed the connection")
             return
         stream = segment.stream
         assert stream is not None
-        if segment.kind is _Kind.OPEN:
+        if segment.kind is Kind.OPEN:
             number = port.machine.next_inbound_stream()
             stream.numbers[side] = number
             port.streams[number] = (connection, stream)
@@ -388,9 +331,9 @@ class Network:
         found = stream.numbers[side]
         if found is None or found not in port.streams:
             return
-        if segment.kind is _Kind.DATA:
+        if segment.kind is Kind.DATA:
             port.machine.receive(BytesReceived(found, segment.data))
-        elif segment.kind is _Kind.FINISH:
+        elif segment.kind is Kind.FINISH:
             stream.heard_finish[side] = True
             if stream.finished[side]:
                 del port.streams[found]
@@ -411,6 +354,7 @@ class Network:
         port.dialling.clear()
         port.streams.clear()
         port.connections.clear()
+        self._circuits.on_crash(port, self._connections, self.faults.silence_s if silent else 0.0)
         for connection in held:
             side = connection.other(port)
             connection.is_up[1 - side] = False
@@ -420,7 +364,7 @@ class Network:
                 give_up = partial(self._side_is_down, connection, side, "nothing was heard for too long")
                 self._schedule.at(self._schedule.now_s + self.faults.silence_s, give_up)
             else:
-                self._put(connection, side, _Kind.CLOSE, None)
+                self._put(connection, side, Kind.CLOSE, None)
 
     def start(self, index: int) -> None:
         """The machine is up, for the first time or again; who still believes in an old connection is told."""
@@ -431,7 +375,7 @@ class Network:
             for connection in list(other.connections.get(port.machine.node, ())):
                 side = connection.other(port)
                 if not connection.is_up[1 - side] and connection.waiting_side != 1 - side:
-                    self._put(connection, side, _Kind.CLOSE, None)
+                    self._put(connection, side, Kind.CLOSE, None)
 
     def clog(self, index: int) -> None:
         self._ports[index].is_clogged = True
@@ -448,7 +392,7 @@ class Network:
         inside = frozenset(peers)
         self._partitions.append(inside)
         for connection in self._all_connections():
-            if not connection.is_stalled and self._is_separated(*connection.machines):
+            if not connection.is_stalled and self._is_separated(*connection.machines, connection.relay):
                 connection.is_stalled = True
                 connection.stalls += 1
                 give_up = partial(self._give_up, connection, connection.stalls)
@@ -459,7 +403,7 @@ class Network:
         """End a partition; what was on its way is sent again after a retransmission timeout."""
         self._partitions.remove(inside)
         for connection in self._all_connections():
-            if connection.is_stalled and not self._is_separated(*connection.machines):
+            if connection.is_stalled and not self._is_separated(*connection.machines, connection.relay):
                 connection.is_stalled = False
                 for side in (0, 1):
                     at_s = self._schedule.now_s + self._rng.uniform(0.0, self.faults.retransmission_s)
@@ -468,13 +412,16 @@ class Network:
                     connection.last_arrival_s[side] = max(connection.last_arrival_s[side], at_s)
                     self._plan(connection, side)
 
-    def _give_up(self, connection: _Connection, stall: int) -> None:
+    def _give_up(self, connection: Connection, stall: int) -> None:
         if connection.is_stalled and connection.stalls == stall:
-            self._cut_handshake(connection)
-            for side in (0, 1):
-                self._side_is_down(connection, side, "nothing was heard for too long")
+            self._break(connection, "nothing was heard for too long")
 
-    def _replay(self, connection: _Connection, stream: _Stream) -> None:
+    def _break(self, connection: Connection, reason: str) -> None:
+        self._cut_handshake(connection)
+        for side in (0, 1):
+            self._side_is_down(connection, side, reason)
+
+    def _replay(self, connection: Connection, stream: Stream) -> None:
         """Somebody sends a job stream to the provider once more, and listens to nothing."""
         side = 1 - stream.opener_side
         port = connection.machines[side]
@@ -482,7 +429,7 @@ class Network:
         if not connection.is_up[side] or not stream.recording:
             return
         number = port.machine.next_inbound_stream()
-        ghost = _Stream(stream.protocol, stream.opener_side)
+        ghost = Stream(stream.protocol, stream.opener_side)
         ghost.numbers[side] = number
         port.streams[number] = (connection, ghost)
         asker = connection.machines[stream.opener_side].machine.node
@@ -492,13 +439,13 @@ class Network:
         self._schedule.at(self._schedule.now_s + REPLAY_STAYS_S, partial(self._leave_ghost, port, number))
 
     @staticmethod
-    def _leave_ghost(port: _Port, number: StreamId) -> None:
+    def _leave_ghost(port: Port, number: StreamId) -> None:
         if port.streams.pop(number, None) is not None:
             port.machine.receive(StreamBroken(number, "the replayed stream was left"))
 
     # ------------------------------------------------------------ helpers
 
-    def _tell(self, port: _Port, event: Event) -> None:
+    def _tell(self, port: Port, event: Event) -> None:
         """Report to a machine about its own effect: after it has performed the others of that moment."""
         life = port.life
 
@@ -508,7 +455,9 @@ class Network:
 
         self._schedule.soon(tell)
 
-    def _latency(self, a: _Port, b: _Port) -> float:
+    def _latency(self, a: Port, b: Port, relay: Port | None = None) -> float:
+        if relay is not None:
+            return self._latency(a, relay) + self._latency(relay, b)
         pair = (min(a.index, b.index), max(a.index, b.index))
         if pair not in self._latency_s:
             low, mean = self.faults.latency_s_min, self.faults.latency_s_mean
@@ -516,10 +465,12 @@ class Network:
             self._latency_s[pair] = low + more
         return self._latency_s[pair]
 
-    def _is_separated(self, a: _Port, b: _Port) -> bool:
+    def _is_separated(self, a: Port, b: Port, relay: Port | None = None) -> bool:
+        if relay is not None:
+            return self._is_separated(a, relay) or self._is_separated(relay, b)
         return any((a.index in inside) != (b.index in inside) for inside in self._partitions)
 
-    def _all_connections(self) -> list[_Connection]:
+    def _all_connections(self) -> list[Connection]:
         """Those that somebody holds, or on whose lines something is still on its way."""
         self._connections = [each for each in self._connections if any(each.is_up) or any(each.lines)]
         return self._connections
