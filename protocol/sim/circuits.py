@@ -87,8 +87,9 @@ class Circuits:
 
     def on_crash(self, port: Port, connections: list[Connection], delay_s: float) -> None:
         """A machine is gone; others notice what went through it after a while."""
+        # Those who hold a place there hear of it when they notice that they are no longer connected.
         for holder, relay in list(self._places):
-            if port.index in (holder, relay):
+            if port.index == holder:
                 del self._places[holder, relay]
         self._break([each for each in connections if each.relay is port], delay_s)
 
