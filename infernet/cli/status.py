@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from infernet import ipc
 from infernet.cli.command import Failure
-from infernet.cli.output import duration, print_fields, print_json
+from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.config import Config, places
 from infernet.lock import running_pid
 
@@ -68,7 +68,9 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
             "jobs",
             f"{status.get('jobs_running', 0)} running for others, {status.get('jobs_asked', 0)} asked by this node",
         ),
+        ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
         ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
+        ("refused", _refused(status.get("transport") or {})),
         ("coordinator", _coordinator(coordinator) if coordinator else "none"),
         ("log", config.log_file),
         ("process", status.get("pid")),
@@ -79,6 +81,27 @@ def _reached(reached: dict[str, Any]) -> str:
     state = str(reached.get("reachability", "unknown")).replace("_", " ")
     text = f"{state}: {reached['advice']}" if reached.get("advice") else state
     return f"{text}; others are reached through it" if reached.get("relays_for_others") else text
+
+
+def _refused(transport: dict[str, Any]) -> str:
+    """Empty while nobody was."""
+    counts = {
+        "connections_refused": "connections",
+        "streams_refused": "streams",
+        "connections_cut": "cut",
+        "bans": "banned",
+    }
+    return ", ".join(f"{transport[name]} {words}" for name, words in counts.items() if transport.get(name))
+
+
+def _forwarded(forwarded: dict[str, Any]) -> str:
+    """Empty for a node that forwards nothing."""
+    if not forwarded:
+        return ""
+    return (
+        f"{forwarded.get('active', 0)} jobs now, {forwarded.get('carried', 0)} carried to their end, "
+        f"{forwarded.get('failed', 0)} failed, {size(forwarded.get('bytes', 0))}"
+    )
 
 
 def _engine(engine: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ class ConnectionInfo:
 
 @dataclass(frozen=True, slots=True)
 class TransportStatistics:
-    """Counts since the transport was made, but for `connections` and `streams`, which are of this moment.
+    """Counts since the transport was made, but for `connections`, `streams` and where it says so: those are of now.
 
     Bytes are those on the wire, with the cost of encryption, after the handshake.
     """
@@ -95,6 +95,14 @@ class TransportStatistics:
     dials_failed: int
     bytes_in: int
     bytes_out: int
+    #: Those that have not proven a key, at this moment; and those that had to make room for others.
+    handshakes_open: int = 0
+    handshakes_evicted: int = 0
+    #: What all connections make us hold at this moment; and the connections that were cut for it.
+    held_bytes: int = 0
+    connections_cut: int = 0
+    #: Bans that hold at this moment.
+    bans: int = 0
 
 
 class Stream(Protocol):

@@ -278,6 +278,11 @@ class Libp2pTransport:
             dials_failed=counts.dials_failed,
             bytes_in=counts.bytes_in + sum(each.channel.bytes_in for each in live),
             bytes_out=counts.bytes_out + sum(each.channel.bytes_out for each in live),
+            handshakes_open=len(self._guards.handshakes),
+            handshakes_evicted=self._guards.handshakes.evicted,
+            held_bytes=self._guards.budget.total_bytes,
+            connections_cut=self._guards.budget.cuts,
+            bans=self._guards.bans.count(),
         )
 
     def _require_running(self) -> _Running:
