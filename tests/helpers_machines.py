@@ -166,6 +166,8 @@ class Bench:
     # ------------------------------------------------------------ effects out
 
     def _take(self, effects: list[Effect]) -> None:
+        router = self.peer.experience.router
+        assert router.active <= self.peer.statistics().jobs_asked, "what is remembered of a job ends with it"
         for effect in effects:
             self.effects.append(effect)
             if isinstance(effect, OpenStream):
