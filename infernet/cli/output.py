@@ -59,6 +59,16 @@ def _cell(value: object) -> str:
     return clean_line(str(value)) or "-"
 
 
+def size(count: int) -> str:
+    """A number of bytes for people, to three digits."""
+    amount, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:.3g} {unit}"
+
+
 def duration(seconds: float) -> str:
     """A duration for people: the two largest units."""
     seconds = max(0, round(seconds))
