@@ -94,6 +94,7 @@ class Host:
         rng: random.Random,
         *,
         name: str,
+        listens_at: str,
         address: str | None,
         observed_address: str,
         engine: EngineProfile | None,
@@ -117,6 +118,8 @@ class Host:
         self._key = SigningKey(rng.randbytes(32), rng.randbytes)
         self.name = name
         self.node = self._key.node
+        #: Where it listens, and where others reach it: nowhere behind NAT.
+        self.listens_at = listens_at
         self.address = address
         self.observed_address = observed_address
         self.relays = relays

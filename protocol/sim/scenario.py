@@ -127,6 +127,9 @@ class Scenario:
     others are the ones who ask. The last `hidden_providers` of the providers publish no address and accept no
     connection, but keep one to every aggregator.
 
+    With `relays`, as many of those who ask relay connections, everybody finds out how it is reached, and hidden
+    providers are reached through them.
+
     `models` names are dealt to the providers in turn. With fewer `publish_share` than 1, the other peers publish no
     address and accept no connection, as behind NAT. With 0 for `neighbours_min` the wiring stays as the topology says,
     but for jobs; otherwise peers with fewer connections look for more.
@@ -137,6 +140,7 @@ class Scenario:
     providers: int = 4
     aggregators: int = 0
     hidden_providers: int = 0
+    relays: int = 0
     models: int = 1
     publish_share: float = 1.0
     topology: Topology = Topology.RANDOM

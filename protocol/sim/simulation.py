@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from protocol.events import Ask, Event, LearnAddresses, Offer, SetOffer, StopAsking
+from protocol.events import Ask, Event, LearnAddresses, Listening, Offer, SetOffer, StopAsking
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
 from protocol.peer import Peer
@@ -156,7 +156,8 @@ class Simulation:
         address = f"/ip4/10.{index >> 16}.{index >> 8 & 255}.{index & 255}"
         is_provider = index < scenario.providers
         is_hidden = scenario.providers - scenario.hidden_providers <= index < scenario.providers
-        publishes = is_provider or self._is_aggregator(index) or index == 0 or rng.random() < scenario.publish_share
+        is_open = is_provider or self._is_aggregator(index) or self._is_relay(index) or index == 0
+        publishes = is_open or rng.random() < scenario.publish_share
         skew = scenario.faults.clock_skew_ms_max
         return Host(
             self._schedule,
@@ -165,16 +166,22 @@ class Simulation:
             self._observe,
             rng,
             name=f"peer-{index}",
+            listens_at=f"{address}/tcp/46337",
             address=f"{address}/tcp/46337" if publishes and not is_hidden else None,
             observed_address=f"{address}/tcp/50000",
             engine=scenario.engine if is_provider else None,
             skew_ms=rng.randint(-skew, skew),
             neighbours_min=scenario.neighbours_min,
             forwards=self._is_aggregator(index),
+            relays=self._is_relay(index),
         )
 
     def _is_aggregator(self, index: int) -> bool:
         return self.scenario.providers <= index < self.scenario.providers + self.scenario.aggregators
+
+    def _is_relay(self, index: int) -> bool:
+        first = self.scenario.providers + self.scenario.aggregators
+        return first <= index < first + self.scenario.relays
 
     def _observe(self, host: Host, item: object) -> None:
         for callback in self._observers.get(type(item), ()):
@@ -185,7 +192,10 @@ class Simulation:
             return
         self.network.start(host.index)
         host.start()
-        host.receive(SetOffer(self._offer(host)))
+        host.offer = self._offer(host)
+        host.receive(SetOffer(host.offer))
+        if self.scenario.relays:
+            host.receive(Listening((host.listens_at,), is_advertised=True))
         is_hidden_provider = host.engine is not None and host.address is None
         aggregators = filter(self._is_aggregator, range(self.scenario.peers)) if is_hidden_provider else ()
         for index in dict.fromkeys((*self._neighbours[host.index], *aggregators)):
@@ -209,6 +219,7 @@ class Simulation:
             addresses=(host.address,) if host.address is not None else (),
             models=models,
             free_policy=FreePolicy.ALL,
+            relays=self._is_relay(host.index),
         )
 
     def _model(self, index: int) -> str:
