@@ -63,6 +63,7 @@ class Config:
     mdns: bool = True
     allow_private: bool = False
     relay: str = "auto"
+    forward: bool = False
     peers: tuple[str, ...] = ()
     dht: bool = False
     dht_port: int | None = None
@@ -225,6 +226,7 @@ def _follow_from_role(sources: _Sources) -> dict[str, Any]:
     role = values.get("role", Role.PROVIDER)
     values.setdefault("engine", "llama" if role is Role.PROVIDER else "none")
     values.setdefault("advertise", role is not Role.CLIENT)
+    values.setdefault("forward", role is Role.AGGREGATOR)
     values.setdefault("allow_private", _is_market_of_ones_own(values))
     if not values["advertise"]:
         values.setdefault("listen_hosts", ())

@@ -109,6 +109,7 @@ def handlers(node: Node) -> Handlers:
             stop=request.stop,
             seed=request.seed,
             timeout_s=request.timeout_s,
+            via=_via(node, request),
         )
         async with node.ask(options) as events:
             yield events
@@ -125,6 +126,18 @@ def handlers(node: Node) -> Handlers:
     return Handlers(
         status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat, join=join, why=node.why
     )
+
+
+def _via(node: Node, request: ChatRequest) -> NodeId | None:
+    """Who is to pass the order on, if the request says so. Raises LocalProtocolError."""
+    if request.via is None:
+        return None
+    try:
+        if request.via.startswith("/"):
+            return node.learn_peer(read_peer(request.via))
+        return read_node(request.via)
+    except ValueError as error:
+        raise LocalProtocolError(f"via {error}") from None
 
 
 def _provider(node: Node, request: ChatRequest) -> NodeId | None:

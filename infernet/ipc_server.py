@@ -59,6 +59,7 @@ class ChatRequest(Struct, frozen=True, forbid_unknown_fields=True):
     model: str | None = None
     provider: str | None = None
     peer: str | None = None
+    via: str | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=c.OUTPUT_TOKENS_MAX)] = 512
     temperature: Annotated[float, Meta(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -229,6 +230,7 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                     "attempt": event.attempt,
                     "model": event.model,
                     "prompt_tokens": event.prompt_tokens,
+                    "via": event.via.hex() if event.via is not None else None,
                 },
                 "accepted",
             )

@@ -78,6 +78,8 @@ class AskOptions:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     timeout_s: float = 600.0
+    #: The aggregator that is to pass the order on.
+    via: NodeId | None = None
 
     @property
     def kind(self) -> Kind:
@@ -124,7 +126,8 @@ class Node:
         self._link: LinkCarrier | None = None
         self._stop_requested = trio.Event()
         now = e.Now(trio.current_time(), clock_ms())
-        peer = Peer(PeerConfig(AGENT, reports=config.reports), key, HpkeSealer(), self._rng, now)
+        settings = PeerConfig(AGENT, reports=config.reports, forwards=config.forward)
+        peer = Peer(settings, key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
         self._joining = Joining(self.driver)
@@ -292,6 +295,7 @@ class Node:
             options.model,
             options.provider,
             options.timeout_s,
+            options.via,
         )
         send, receive = trio.open_memory_channel[JobEvent](ANSWER_EVENTS_MAX)
         self._answers[job] = send
@@ -374,6 +378,7 @@ class Node:
             "streams": statistics.streams,
             "open_streams": self.driver.open_streams,
             "jobs_asked": statistics.jobs_asked,
+            "jobs_forwarded": structs.asdict(statistics.forwards) if self.config.forward else None,
             "jobs_running": statistics.jobs_running,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
@@ -458,6 +463,7 @@ async def run_node(
 async def client_node(config: Config, key: SigningKey, *, peers: Sequence[str] = ()) -> AsyncIterator[Node]:
     """A short-lived node that only asks: it listens nowhere, offers and reports nothing, and knows these multiaddrs."""
     config = replace(config, role=Role.CLIENT, peers=tuple(peers), p2p_enabled=True, advertise=False, reports=False)
+    config = replace(config, forward=False)
     node = Node(config, key, transport=_transport(config, key, listen=False), engine=None)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)

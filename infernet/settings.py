@@ -197,6 +197,9 @@ RELAY_HELP: Final = (
     "whether nodes that cannot be dialled are reached through this one, which reads nothing of it: yes, no, or auto, "
     "once others have proven that this node can be dialled"
 )
+FORWARD_HELP: Final = (
+    "pass on jobs between others that cannot reach each other, sealed as they are (default: what an aggregator does)"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -222,6 +225,7 @@ SETTINGS: Final = (
     ),
     Setting("allow_private", "--allow-private", _yes_or_no, ALLOW_PRIVATE_HELP, is_kept=True),
     Setting("relay", "--relay", _one_of(*RELAYS), RELAY_HELP),
+    Setting("forward", "--forward", _yes_or_no, FORWARD_HELP),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
     Setting("dht", "--dht", _yes_or_no, "look up, and publish, who serves which model in a distributed hash table"),
     Setting(

@@ -15,7 +15,7 @@ from infernet.cli.command import Failure, Misuse
 from infernet.cli.conversation import Conversation, NoAnswer, Question
 from infernet.config import Config, load, places
 from infernet.lock import running_pid
-from infernet.settings import read_peer, read_url
+from infernet.settings import read_node, read_peer, read_url
 from protocol.envelope import SigningKey
 
 MAX_TOKENS_DEFAULT: Final = 512
@@ -23,7 +23,7 @@ TEMPERATURE_DEFAULT: Final = 0.7
 TIMEOUT_S_DEFAULT: Final = 600.0
 QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
 
-USAGE: Final = "[QUESTION] [--peer MULTIADDR | --remote] [OPTIONS]"
+USAGE: Final = "[QUESTION] [--peer MULTIADDR | --remote] [--via MULTIADDR] [OPTIONS]"
 DESCRIPTION: Final = """\
 Ask a question. The answer streams to standard output as it is made; who served it, and how fast, goes to standard
 error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
@@ -31,6 +31,7 @@ error. Without QUESTION it is read from standard input. Ctrl-C cancels the job w
 Who is asked:
   by default   any provider that the node running here knows, peer to peer; if none, its own engine
   --peer       this one node, peer to peer, also when no node runs here
+  --via        the same, but through this aggregator, which passes on what it cannot read
   --remote     the coordinator's public chat, which sees question and answer"""
 EXAMPLES: Final = """\
 examples:
@@ -41,7 +42,8 @@ examples:
 
 --json prints one object at the end: text, outcome (stop or length), provider, provider_name, model, job,
 prompt_tokens, output_tokens, first_token_s, duration_s, tokens_per_s, route (node, self, peer or
-coordinator); or error and code. Exits with 1 when nobody answered to the end."""
+coordinator), via (the key of the aggregator, or null); or error and code. Exits with 1 when nobody answered to
+the end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whom = parser.add_mutually_exclusive_group()
     whom.add_argument("--peer", metavar="MULTIADDR", help="ask this node: /ip4/.../tcp/.../p2p/16Uiu2HA...")
     whom.add_argument("--remote", action="store_true", help="ask through the coordinator, which sees the question")
+    parser.add_argument("--via", metavar="MULTIADDR", help="ask through this aggregator (a public key, if it is known)")
     parser.add_argument("--url", help="with --remote: this coordinator instead of the configured one")
     parser.add_argument("--model", help="only this model (default: any)")
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the question")
@@ -105,6 +108,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask, in the way that was chosen."""
     if arguments.url is not None and not arguments.remote:
         raise Misuse("--url goes with --remote")
+    if arguments.via is not None and arguments.remote:
+        raise Misuse("--via goes with peers: the coordinator is asked directly")
     question = Question.of(arguments, _read_question(arguments))
     ask, route = _choose_route(arguments)
     conversation = Conversation(route, as_json=arguments.json)
@@ -152,21 +157,40 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
         return _through_coordinator(arguments.url), "coordinator"
     here = places()
     is_running = running_pid(here.pid_file) is not None
-    if arguments.peer is not None:
-        try:
-            peer = read_peer(arguments.peer)
-        except ValueError as error:
-            raise Misuse(f"--peer {error}") from None
+    peer = _read_peer("--peer", arguments.peer)
+    via = _read_via(arguments.via, is_running=is_running)
+    if peer is not None or via is not None:
+        route = "peer" if peer is not None or not is_running else "node"
         # A second node under the same key would pass for the first, so the first one asks.
-        return (_through_node(here, peer), "peer") if is_running else (_directly(peer, _own_key(here)), "peer")
+        return (_through_node(here, peer, via) if is_running else _directly(peer, via, _own_key(here))), route
     if not is_running:
         raise Failure(_nobody_to_ask(), code="daemon-unreachable")
     own = _own_engine(here, arguments.model)
     if own is not None:
         print("infernet: no other provider is known; asking this node's own engine", file=sys.stderr)
         # A node never sends a job to itself, so somebody without a name asks it, over loopback.
-        return _directly(own, identity.generate()), "self"
-    return _through_node(here, None), "node"
+        return _directly(own, None, identity.generate()), "self"
+    return _through_node(here, None, None), "node"
+
+
+def _read_peer(flag: str, word: str | None) -> str | None:
+    try:
+        return read_peer(word) if word is not None else None
+    except ValueError as error:
+        raise Misuse(f"{flag} {error}") from None
+
+
+def _read_via(word: str | None, *, is_running: bool) -> str | None:
+    """An aggregator: its address, or, for a node that runs here and may know that, its key."""
+    if word is None or word.startswith("/"):
+        return _read_peer("--via", word)
+    try:
+        read_node(word)
+    except ValueError as error:
+        raise Misuse(f"--via {error}, or a multiaddr") from None
+    if not is_running:
+        raise Failure("no node is running here that could know an address of that aggregator: give --via its multiaddr")
+    return word
 
 
 def _own_engine(here: Config, model: str | None) -> str | None:
@@ -198,9 +222,9 @@ def _nobody_to_ask() -> str:
     return f"no node is running here: run {', or '.join(ways)}"
 
 
-def _through_node(here: Config, peer: str | None) -> Ask:
+def _through_node(here: Config, peer: str | None, via: str | None) -> Ask:
     def ask(question: Question, conversation: Conversation) -> None:
-        payload = question.payload() | {"peer": peer}
+        payload = question.payload() | {"peer": peer, "via": via}
         events = ipc.stream(here.socket_path, "chat", payload, silence_s=question.timeout_s + 30)
         try:
             with closing(events):
@@ -214,7 +238,7 @@ def _through_node(here: Config, peer: str | None) -> Ask:
     return ask
 
 
-def _directly(peer: str, key: SigningKey) -> Ask:
+def _directly(peer: str | None, via: str | None, key: SigningKey) -> Ask:
     import trio
 
     from infernet import log
@@ -224,7 +248,7 @@ def _directly(peer: str, key: SigningKey) -> Ask:
     log.configure("debug" if os.environ.get("INFERNET_DEBUG") else "error")
 
     def ask(question: Question, conversation: Conversation) -> None:
-        trio.run(direct.ask, load().config, key, peer, question, conversation)
+        trio.run(direct.ask, load().config, key, direct.Whom(peer, via), question, conversation)
 
     return ask
 

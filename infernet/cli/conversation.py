@@ -161,6 +161,7 @@ class Conversation:
             "duration_s": round(self._last_at_s - self._asked_at_s, 3),
             "tokens_per_s": self._tokens_per_s(),
             "route": self._route,
+            "via": self._accepted.get("via"),
         }
 
     def _tokens_per_s(self) -> float | None:
@@ -181,5 +182,6 @@ def _summary(result: dict[str, Any]) -> str:
         parts.append(f"then {result['tokens_per_s']:.1f} tokens/s")
     if result["outcome"] == "length":
         parts.append("cut at --max-tokens or the end of its context")
+    way = f"{result['route']}, passed on by {str(result['via'])[:8]}" if result["via"] else result["route"]
     # All of it is what others said: a coordinator may put anything where a number belongs.
-    return clean_line(f"[{', '.join(part for part in parts if part)}; {result['route']}]", 400)
+    return clean_line(f"[{', '.join(part for part in parts if part)}; {way}]", 400)

@@ -1,4 +1,4 @@
-"""Asking over libp2p with a short-lived node of our own: `infernet chat --peer`, when no node is running here."""
+"""Asking over libp2p with a short-lived node of our own: `infernet chat --peer` or `--via`, when no node runs here."""
 
 from __future__ import annotations
 
@@ -16,21 +16,37 @@ from protocol.envelope import SigningKey
 from protocol.records import ChatMessage, Role
 
 
-async def ask(config: Config, key: SigningKey, peer: str, question: Question, conversation: Conversation) -> None:
-    """Ask the node at this multiaddr. Raises NoAnswer, KeyboardInterrupt, TransportError or LocalProtocolError."""
+@dataclasses.dataclass(frozen=True)
+class Whom:
+    """Whom to ask, as multiaddrs: this provider, or any that the aggregator knows, or this provider through it."""
+
+    peer: str | None
+    via: str | None = None
+
+    @property
+    def first(self) -> str:
+        """Whom to connect to: with an aggregator, nobody else."""
+        address = self.via or self.peer
+        assert address is not None
+        return address
+
+
+async def ask(config: Config, key: SigningKey, whom: Whom, question: Question, conversation: Conversation) -> None:
+    """Ask somebody over libp2p. Raises NoAnswer, KeyboardInterrupt, TransportError or LocalProtocolError."""
     options = AskOptions(
         messages=tuple(ChatMessage(message["role"], message["content"]) for message in question.messages),
         model=question.model,
-        provider=peer_of(peer),
+        provider=peer_of(whom.peer) if whom.peer is not None else None,
         max_tokens=question.max_tokens,
         temperature=question.temperature,
         seed=question.seed,
         timeout_s=question.timeout_s,
+        via=peer_of(whom.via) if whom.via is not None else None,
     )
     # What others see of it says what it is, and not what the node of this home is configured to be.
     config = dataclasses.replace(config, name=default_name(Role.CLIENT, key.node))
     interrupted = False
-    async with client_node(config, key, peers=[peer]) as node:
+    async with client_node(config, key, peers=[whom.first]) as node:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(_cancel_on_interrupt, scope)

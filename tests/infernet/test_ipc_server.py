@@ -155,6 +155,7 @@ async def test_a_chat_streams_its_events_to_the_last_and_then_closes(path: Path)
                 "attempt": 1,
                 "model": "tiny-135m",
                 "prompt_tokens": 17,
+                "via": None,
             },
         }
         assert text == {"ok": True, "event": "text", "data": {"text": "Paris", "output_tokens": 1}}

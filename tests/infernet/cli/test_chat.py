@@ -78,6 +78,7 @@ async def test_with_json_there_is_one_object_at_the_end(home: Home, capsys: Capt
         "output_tokens": 5,
         "tokens_per_s": None,
         "route": "node",
+        "via": None,
     }
 
 
