@@ -37,6 +37,8 @@ COUNTED_MAX: Final = 1024
 SAMPLES_MAX: Final = 32
 # How many connected providers are told in one round, beside the report for all; the others hear in the next one.
 DIRECT_RECORDS_MAX: Final = 16
+# A receipt has some 350 bytes. Its provider may blow it up with extensions, to crowd out what is said of others.
+EVIDENCE_BYTES_MAX: Final = 1024
 _OWN_AFFAIRS: Final = (Exclusion.OURSELVES, Exclusion.TRIED)
 
 Key = tuple[NodeId, str]
@@ -120,7 +122,8 @@ class Reporting:
             counts.first_token_s.append(end.first_token_s)
         if end.tokens_per_s is not None and len(counts.tokens_per_s) < SAMPLES_MAX:
             counts.tokens_per_s.append(end.tokens_per_s)
-        counts.receipt = end.receipt or counts.receipt
+        if end.receipt is not None and len(end.receipt.body) <= EVIDENCE_BYTES_MAX:
+            counts.receipt = end.receipt
 
     def _counts(self, provider: NodeId, model: str, now: Now) -> _Counts:
         if self._due_s is None:

@@ -83,6 +83,9 @@ async def test_what_cannot_be_written_is_written_later(store: Store, monkeypatch
 
 
 async def test_nothing_learnt_is_nothing_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptExperience(store, Reputation(ASKER.node))
+    reputation = Reputation(ASKER.node)
+    kept = KeptExperience(store, reputation)
+    jobs_done(reputation)
+    await kept.save()
     monkeypatch.setattr(store, "save_experience", None)
     await kept.save()

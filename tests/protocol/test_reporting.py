@@ -194,20 +194,28 @@ def test_jobs_come_before_decisions_and_much_before_little() -> None:
 
 def test_a_report_fits_into_a_record_whatever_models_are_called() -> None:
     machine = reporting()
-    long = "\N{CJK UNIFIED IDEOGRAPH-6A21}" * c.MODEL_NAME_CHARACTERS_MAX
+    long = "\N{GRINNING FACE}" * c.MODEL_NAME_CHARACTERS_MAX
     reasons = list(Exclusion)[2 : 2 + c.REPORT_REASONS_MAX]
     for number in range(c.REPORT_PROVIDERS_MAX):
         key = signing_key(str(number))
         for reason in reasons:
             machine.decided(decision(None, verdict(key.node, reason, long)), now(0))
-        machine.ended(
-            AttemptEnd(key.node, long, Result.DONE, True, 1.0, 9.0, evidence(key, ASKER.node)),
-            now(0),
-        )
+        proof = evidence(key, ASKER.node, extensions=((1, bytes(500)),))
+        machine.ended(AttemptEnd(key.node, long, Result.DONE, True, 1.0, 9.0, proof), now(0))
     (report,) = machine.on_deadline(LATER)
     assert len(report.signed.body) <= c.RECORD_BYTES_MAX
-    assert 10 < len(report.record.entries) <= c.REPORT_PROVIDERS_MAX
+    assert 8 < len(report.record.entries) < c.REPORT_PROVIDERS_MAX
     assert open_record(report.signed, ReportRecord) == report.record
+
+
+def test_a_receipt_that_is_blown_up_crowds_nobody_out() -> None:
+    machine = reporting()
+    large = evidence(signing_key("a"), ASKER.node, extensions=tuple((number, bytes(1024)) for number in range(1, 9)))
+    machine.ended(AttemptEnd(A, M, Result.DONE, True, receipt=large), now(0))
+    machine.ended(AttemptEnd(B, M, Result.DONE, True), now(0))
+    reported = entries(machine.on_deadline(LATER))
+    assert reported[A, M].evidence is None
+    assert reported[A, M].jobs_done == reported[B, M].jobs_done == 1
 
 
 def test_a_full_report_of_short_names_has_no_more_values_than_a_record_may() -> None:

@@ -248,19 +248,18 @@ def test_the_next_turn_goes_where_the_last_one_was_read() -> None:
     names = [f"p{number}" for number in range(40)]
     market = Market(*names)
     for number, name in enumerate(names):
-        for _ in range(4):
-            market.serve(signing_key(name).node, number)
-    first = long_chat(100)
-    provider = market.choose(first)
+        for _ in range(4 if name == "p7" else 8):
+            market.serve(signing_key(name).node, number, tokens=9)
+    provider = signing_key("p7").node
+    first = long_chat(200)
     market.router.ordered(first, provider, M, market.now())
-    market.router.heard(first.job, 1, market.now())
-    market.at_s += 0.1
     market.router.done(first.job, RECEIPT, market.now())
     market.router.forget(first.job)
-    assert {market.choose(long_chat(200 + n, "answer", f"question {n}")) for n in range(20)} == {provider}
+    assert provider not in {market.choose(chat(100 + number)) for number in range(20)}
+    assert {market.choose(long_chat(300 + n, "answer", f"question {n}")) for n in range(20)} == {provider}
     # Not where it is much worse.
     market.fail(Refusal.DEADLINE, provider)
-    assert provider not in {market.choose(long_chat(300 + n, "answer", f"question {n}")) for n in range(20)}
+    assert provider not in {market.choose(long_chat(400 + n, "answer", f"question {n}")) for n in range(20)}
 
 
 def test_decisions_are_told_with_what_spoke_against_the_others() -> None:

@@ -283,6 +283,16 @@ def test_newcomers_get_a_share_of_the_small_jobs() -> None:
     assert all(chosen[node(name)] > 5 for name in names)
 
 
+def test_no_newcomer_is_tried_that_is_full() -> None:
+    directory = market("proven")
+    directory.add(record_of("new", load=8, free_policy=FreePolicy.ALL), NOW_MS)
+    known = {"proven": Standing(jobs=20, has_served=True, reliability=0.9)}
+    for seed in range(100):
+        made = decision(directory, CHAT, seed, known=known)
+        assert made.chosen is not None
+        assert made.chosen.node == node("proven")
+
+
 def test_who_served_us_is_found_among_many() -> None:
     directory = market(*(str(number) for number in range(30 * SAMPLE)), "friend")
     known = {"friend": Standing(jobs=20, has_served=True, reliability=0.9)}
