@@ -117,8 +117,9 @@ def test_jobs_survive_relays_that_die_and_partitions(seed: int) -> None:
     )
     simulation, _ = run(scenario, START_S + 80.0)
     summary = simulation.summary
-    # Not 60: relays ask, too, and nobody asks while it is down.
-    assert summary.jobs_done + sum(summary.jobs_failed.values()) == summary.jobs_asked >= 50
+    # Relays ask, too: nobody asks while it is down, and what it had asked is lost in the crash.
+    ended = summary.jobs_done + sum(summary.jobs_failed.values())
+    assert 50 <= summary.jobs_asked <= ended + len(crashes)
     assert summary.jobs_done >= 0.9 * summary.jobs_asked
     simulation.run(simulation.now_s + 120.0)
     for provider in range(1, 4):
@@ -127,9 +128,9 @@ def test_jobs_survive_relays_that_die_and_partitions(seed: int) -> None:
 
 def test_an_idle_network_asks_seldom_whether_it_is_reached() -> None:
     scenario = Scenario(seed=1, peers=18, providers=4, hidden_providers=3, relays=3)
-    _, watch = run(scenario, 3600.0)
-    # Each asks at most three when it starts; those who are reached twice an hour, the others up to eight times.
-    assert watch.dial_backs < 18 * 3 * 10
+    _, watch = run(scenario, 1800.0)
+    # Each asks at most three when it starts; the others ever less often.
+    assert watch.dial_backs < 18 * 3 * 6
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:
