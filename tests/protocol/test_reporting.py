@@ -210,7 +210,8 @@ def test_a_report_fits_into_a_record_whatever_models_are_called() -> None:
 
 def test_a_receipt_that_is_blown_up_crowds_nobody_out() -> None:
     machine = reporting()
-    large = evidence(signing_key("a"), ASKER.node, extensions=tuple((number, bytes(1024)) for number in range(1, 17, 2)))
+    extensions = tuple((number, bytes(1024)) for number in range(1, 17, 2))
+    large = evidence(signing_key("a"), ASKER.node, extensions=extensions)
     machine.ended(AttemptEnd(A, M, Result.DONE, True, receipt=large), now(0))
     machine.ended(AttemptEnd(B, M, Result.DONE, True), now(0))
     reported = entries(machine.on_deadline(LATER))
