@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from protocol.ids import NodeId
 from protocol.networks import IpAddress, IpNetwork, host_of, read_ip, subnet_of
 
 
@@ -36,9 +37,12 @@ def origin_of_ip(ip: IpAddress) -> Origin:
     return Origin(ip, host_of(ip), subnet_of(ip))
 
 
-def origin_of_circuit(remote: str) -> Origin:
-    """The origin of somebody who comes through a relay, which `remote` names."""
-    return Origin(None, remote, remote)
+def origin_of_circuit(remote: str, peer: NodeId) -> Origin:
+    """The origin of somebody who comes through a relay, which `remote` names and which counts as a network.
+
+    Behind it everybody is a host of their own: a relay bounds how many circuits lead to one node.
+    """
+    return Origin(None, f"{remote}/p2p/{peer.hex()}", remote)
 
 
 def origin_of(stream: trio.SocketStream) -> Origin | None:

@@ -428,7 +428,8 @@ class Libp2pTransport:
 
     async def serve_circuit(self, channel: NoiseChannel, remote: str) -> None:
         """As `RelayHost.serve_circuit`."""
-        await self._serve_inbound(self._require_running(), channel, remote, origin_of_circuit(remote))
+        origin = origin_of_circuit(remote, channel.peer)
+        await self._serve_inbound(self._require_running(), channel, remote, origin)
 
     # ------------------------------------------------------------ streams
 

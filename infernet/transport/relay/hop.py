@@ -41,7 +41,8 @@ class RelayLimits:
 
     places_max, places_per_network_max: reservations, in all and for one network (an IPv4 /16 or an IPv6 /32).
     place_s: how long a reservation lasts unless it is made anew.
-    circuits_max, circuits_per_peer_max: circuits in all, and those that one peer opened or that lead to one peer.
+    circuits_max, circuits_from_peer_max, circuits_to_peer_max: circuits in all, those that one peer opened, and those
+        that lead to one peer.
     circuits_per_network_per_s, circuits_per_network_burst: how often those of one network may ask for a circuit.
     circuit: what one circuit may last and carry.
     idle_s: a circuit in which nothing moves ends; its two ends ask each other for signs of life more often.
@@ -52,7 +53,8 @@ class RelayLimits:
     places_per_network_max: int = 32
     place_s: float = 3600.0
     circuits_max: int = 128
-    circuits_per_peer_max: int = 16
+    circuits_from_peer_max: int = 16
+    circuits_to_peer_max: int = 32
     circuits_per_network_per_s: float = 2.0
     circuits_per_network_burst: int = 60
     circuit: Limit = CIRCUIT_LIMIT
@@ -186,8 +188,8 @@ class HopService:
             return Status.NO_RESERVATION
         is_full = (
             self._from.total() >= limits.circuits_max
-            or self._from[source] >= limits.circuits_per_peer_max
-            or self._to[target] >= limits.circuits_per_peer_max
+            or self._from[source] >= limits.circuits_from_peer_max
+            or self._to[target] >= limits.circuits_to_peer_max
         )
         return Status.RESOURCE_LIMIT_EXCEEDED if is_full else None
 

@@ -126,7 +126,7 @@ async def test_programs_of_this_machine_share_an_address_that_answers_for_none_o
 
 async def test_a_relay_does_not_answer_for_whoever_comes_through_it() -> None:
     state = bans()
-    origin = origin_of_circuit("/ip4/192.0.2.1/tcp/4001/p2p/R/p2p-circuit")
+    origin = origin_of_circuit("/ip4/192.0.2.1/tcp/4001/p2p/R/p2p-circuit", PEER)
     assert state.blame(PEER, origin, 1000, "bad frame")
     assert state.of_origin(origin) is None
     assert state.count() == 1

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from infernet.transport.crowd import Crowd, Origin, origin_of, origin_of_circuit, origin_of_ip
+from tests.helpers_transport import identity
 
 pytestmark = pytest.mark.anyio
 
@@ -66,12 +67,14 @@ async def test_a_socket_that_is_gone_has_no_origin() -> None:
 
 
 def test_whoever_comes_through_a_relay_is_counted_under_the_relay() -> None:
-    origin = origin_of_circuit("/ip4/192.0.2.1/tcp/4000/p2p/R/p2p-circuit")
+    remote = "/ip4/192.0.2.1/tcp/4000/p2p/R/p2p-circuit"
+    origin, other = origin_of_circuit(remote, identity(1)), origin_of_circuit(remote, identity(2))
     assert origin.ip is None
     assert not origin.is_loopback
     crowd = crowd_of("192.0.2.1")
     crowd.add(1, origin)
-    assert (crowd.of_host(origin), crowd.of_network(origin)) == (1, 1)
+    crowd.add(2, other)
+    assert (crowd.of_host(origin), crowd.of_network(origin)) == (1, 2)
     assert crowd.of_network(from_("192.0.2.1")) == 1
 
 

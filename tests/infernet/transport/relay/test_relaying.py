@@ -252,7 +252,7 @@ async def test_places_are_bounded_for_one_network() -> None:
 
 async def test_circuits_of_one_peer_are_bounded() -> None:
     async with relay_world() as world:
-        relay = await world.start_relay(limits=relay_limits(circuits_per_peer_max=2))
+        relay = await world.start_relay(limits=relay_limits(circuits_from_peer_max=2))
         asker = node(13, listens=False)
         await world.run(asker)
         for seed in range(30, 33):
@@ -266,6 +266,26 @@ async def test_circuits_of_one_peer_are_bounded() -> None:
                     await asker.dial(hidden.node_id, place.heard[0])
         assert relay.relay_statistics().circuits == 2
         assert relay.relay_statistics().circuits_refused == 1
+
+
+async def test_circuits_to_one_peer_are_bounded() -> None:
+    async with circuit(relay_limits(circuits_to_peer_max=1)) as c:
+        await c.connect()
+        another = node(14, listens=False)
+        await c.world.run(another)
+        with pytest.raises(DialFailed, match="no room left"):
+            await another.dial(c.hidden.node_id, c.addresses)
+
+
+async def test_circuits_in_all_are_bounded() -> None:
+    async with circuit(relay_limits(circuits_max=1)) as c:
+        await c.connect()
+        await c.world.reserve(c.asker, c.relay)
+        address = f"{c.relay.addresses()[0]}/p2p-circuit/p2p/{peer_id(c.asker.node_id)}"
+        another = node(14, listens=False)
+        await c.world.run(another)
+        with pytest.raises(DialFailed, match="no room left"):
+            await another.dial(c.asker.node_id, [address])
 
 
 async def test_who_asks_for_circuits_too_often_is_refused() -> None:
