@@ -53,7 +53,7 @@ ADVICE_FOR_OWNERS: Final = {
     Exclusion.NOT_FREE: "run free jobs for more askers (--free-for known or all)",
     Exclusion.NO_SEALING_KEY: "upgrade infernet",
     Exclusion.TOO_LARGE: "nothing: such prompts are rare",
-    Exclusion.UNREACHABLE: "let others reach it: listen (--advertise true), or link a coordinator",
+    Exclusion.UNREACHABLE: "let others reach it: listen (--advertise), or link a coordinator",
     Exclusion.NOT_CONNECTED: "link it to that coordinator: `infernet status` says how the link is",
     Exclusion.OTHER_WEIGHTS: "nothing: these jobs had begun with other weights",
     Exclusion.LACKS_FEATURE: "upgrade infernet",
@@ -144,6 +144,7 @@ def _node(peer: Peer, verdict: Verdict, place: int, now: Now) -> dict[str, Any]:
         "place": place,
         "tier": rank.tier.name.lower(),
         "score_s": round(rank.score_s, 3),
+        "expected_s": round(rank.expected_s, 3),
         "wait_s": round(rank.wait_s, 3),
         "first_token_s": round(standing.first_token_s, 3),
         "tokens_per_s": round(standing.tokens_per_s, 1),
@@ -206,7 +207,10 @@ def facts(now: Situation) -> list[dict[str, str]]:
         found.append(("others cannot dial it directly", now.reach_advice))
     elif not now.is_published and not now.is_linked:
         found.append(
-            ("it publishes no address, so only who is connected can ask it", "--advertise true, or link a coordinator")
+            (
+                "it publishes no address, so only who is connected can ask it",
+                "listen on an address of the Internet (--advertise, --address), or link a coordinator",
+            )
         )
     if now.free_for == "nobody":
         found.append(

@@ -80,6 +80,7 @@ class Rank(Struct, frozen=True):
 
     tier: Tier
     score_s: float
+    expected_s: float
     price_uusd: int
     wait_s: float
     load: int
@@ -102,11 +103,12 @@ def rank(
         # Without a word about it, a whole job of the same size is before ours.
         wait_s = service_s if is_full else 0.0
     wait_s = max(wait_s, standing.rest_s)
-    score_s = (wait_s + service_s) * _price_factor(offer, need) / standing.reliability
+    expected_s = wait_s + service_s
+    score_s = expected_s * _price_factor(offer, need) / standing.reliability
     if standing.is_warm:
         score_s /= WARM_FACTOR
     price_uusd = 0 if need.is_free else offer.price_in_uusd + offer.price_out_uusd + offer.price_job_uusd
-    return Rank(_tier(free_policy, is_full, standing, need), score_s, price_uusd, wait_s, load, standing)
+    return Rank(_tier(free_policy, is_full, standing, need), score_s, expected_s, price_uusd, wait_s, load, standing)
 
 
 def is_newcomer(standing: Standing) -> bool:

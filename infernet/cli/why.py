@@ -26,8 +26,9 @@ examples:
   infernet why --model tiny-135m
   infernet why --json | jq '.serving.reasons[] | select(.hour > 0)'
 
-Candidates are ranked by when they are expected to be done, divided by how sure that is: both as measured with jobs of
-this node, and a little by what other askers report with a receipt. The figures of a stranger are assumptions (~)."""
+Candidates are ranked by how soon they are expected to be done with an answer of 512 tokens, divided by how sure that
+is: both as measured with jobs of this node, and a little by what other askers report with a receipt. The figures of a
+stranger are assumptions (~)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +100,7 @@ def _row(node: dict[str, Any]) -> list[object]:
     return [
         node.get("place"),
         *who,
-        f"{about}{node.get('score_s', 0):.1f} s",
+        f"{about}{node.get('expected_s', 0):.1f} s",
         f"{about}{node.get('first_token_s', 0):.2f} s",
         f"{about}{node.get('tokens_per_s', 0):.0f}",
         f"{100 * node.get('reliability', 0):.0f} %",

@@ -37,6 +37,7 @@ def ranked(
 
 def test_the_score_is_the_expected_time_over_the_reliability() -> None:
     assert ranked().score_s == pytest.approx((0.5 + 100 / 50) / 0.8)
+    assert ranked().expected_s == pytest.approx(0.5 + 100 / 50)
     assert ranked(load=4).score_s == pytest.approx((0.5 + 100 / 50) * 1.5 / 0.8)
     assert ranked(replace(KNOWN, is_warm=True)).score_s == pytest.approx(ranked().score_s / WARM_FACTOR)
 
