@@ -32,12 +32,12 @@ from protocol.timers import Timers
 # What one aggregator carries at once. Every stream has a bounded outbox (1.3 MB) in the driver, so that even if all
 # askers and all providers stand still this is about 330 MB.
 FORWARDS_MAX: Final = 128
-FORWARDS_PER_ASKER_MAX: Final = 8
+FORWARDS_PER_ASKER_MAX: Final = 16
 # No provider lets one peer hold more job streams than this.
 FORWARDS_PER_PROVIDER_MAX: Final = c.JOB_STREAMS_PER_PEER_MAX
 # Orders of one asker: a busy page, but no flood of signatures to check and dials to make.
-FORWARDS_PER_S: Final = 5.0
-FORWARDS_BURST: Final = 20
+FORWARDS_PER_S: Final = 10.0
+FORWARDS_BURST: Final = 40
 # Providers that are dialled at once, whoever asked for it.
 DIALS_MAX: Final = 32
 # A provider sends chunks or `Progress` every 20 s, an asker whose order waits in a queue hears every few seconds.
