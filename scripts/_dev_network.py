@@ -17,6 +17,7 @@ from _dev_network_namespaces import Internet
 from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
 from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_table
 from _environment import ROOT, Failure, run_main, step
+from infernet.engines.models import STARTER, ModelError, fetch_starter
 
 LOOK_INTERVAL_S = 0.5
 # A check waits no longer than this for everybody to know everybody.
@@ -92,8 +93,10 @@ class Network:
         return "aggregator" if index < self._arguments.providers + self._arguments.aggregators else "client"
 
     def _models(self, index: int) -> tuple[str, ...]:
-        if not self._arguments.paced or index >= self._arguments.providers:
+        if index >= self._arguments.providers:
             return ()
+        if not self._arguments.paced:
+            return (STARTER.name,)
         return (self._arguments.models[index % len(self._arguments.models)],)
 
     async def _start(self, node: NodeProcess) -> None:
@@ -254,8 +257,6 @@ async def show(watch: Watch) -> None:
 
 def fetch_model() -> None:
     """Have the starter model in this checkout's cache, where the nodes find it."""
-    from infernet.engines.models import STARTER, ModelError, fetch_starter
-
     with step(f"Model {STARTER.name}"):
         try:
             fetch_starter(MODEL_STORE, lambda *_: None)

@@ -47,7 +47,7 @@ POLL_INTERVAL_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """A node as it is to be. `models` are those of the paced engine; a provider without any serves the real one."""
+    """A node as it is to be. `models` are those that it serves; the real engine has the starter model only."""
 
     name: str
     role: str = "client"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -85,24 +86,20 @@ class Watch:
 
 
 def view_table(watch: Watch) -> Table:
-    """The network as a table."""
-    table = Table(title=f"{len(watch.network.all)} nodes, {trio.current_time() - watch.started_s:.0f} s")
-    for title in ("node", "role", "where", "serves"):
-        table.add_column(title)
-    for title in ("state", "peers", "records", "providers", "all after s", "jobs", "MB", "CPU s"):
-        table.add_column(title, justify="right")
+    """The network as a table; `reach` counts the providers that a node knows how to reach, `all s` says since when."""
+    title = f"{len(watch.network.all)} nodes, {trio.current_time() - watch.started_s:.0f} s"
+    table = _table(title, ("node", "role", "where", "serves"), ("peers", "reach", "all s", "jobs", "MB", "CPU s"))
     wanted = watch.providers
     for node in watch.network.all.values():
         seen = watch.seen.get(node.name, Seen())
+        others = wanted - {node.node.hex()}
         table.add_row(
             node.name,
             node.plan.role,
-            _where(node),
-            " ".join(node.plan.models) or ("starter" if node.plan.role == "provider" else ""),
-            "up" if seen.is_up else "gone" if not node.is_running else "starting",
+            _where(node) if seen.is_up else "starts" if node.is_running else "gone",
+            " ".join(node.plan.models),
             str(seen.peers),
-            str(seen.records),
-            f"{len((wanted - {node.node.hex()}) & seen.reachable)}/{len(wanted - {node.node.hex()})}",
+            f"{len(others & seen.reachable)}/{len(others)}",
             "" if seen.full_after_s is None else f"{seen.full_after_s:.1f}",
             str(seen.jobs),
             f"{seen.memory_bytes / 1e6:.0f}",
@@ -111,10 +108,20 @@ def view_table(watch: Watch) -> Table:
     return table
 
 
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table that fits a narrow terminal."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for word in words:
+        table.add_column(word, overflow="ellipsis", no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
+
+
 def _where(node: NodeProcess) -> str:
     if node.address is not None:
-        return "/".join(node.address.split("/")[2:5:2])
-    return "dials only" if node.place is None else f"{node.place.host}, dials only"
+        return node.address.split("/")[2]
+    return "dials only" if node.place is None else f"({node.place.host})"
 
 
 # ---------------------------------------------------------------- everybody asks for everything
@@ -151,10 +158,7 @@ async def ask_everything(nodes: Iterable[NodeProcess], models: Sequence[str], at
 def asked_table(asked: Sequence[Asked]) -> Table:
     """Who got what: seconds to the first word, or why there was none."""
     models = sorted({each.model for each in asked})
-    table = Table(title="every node asks every model: seconds to the first text, or what went wrong")
-    table.add_column("node")
-    for model in models:
-        table.add_column(model, justify="right")
+    table = _table("Every node asks every model. Seconds to the first word, or what went wrong:", ["node"], models)
     cells = {(each.node, each.model): each.answer for each in asked}
     for name in dict.fromkeys(each.node for each in asked):
         row = [_cell(cells.get((name, model))) for model in models]
