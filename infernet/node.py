@@ -25,6 +25,7 @@ from infernet.config import Config
 from infernet.coordinator_client import RequestSigner
 from infernet.discovery.contract import Source
 from infernet.discovery.coordinator_list import CoordinatorList
+from infernet.discovery.dht import Dht, DhtSettings
 from infernet.discovery.discovery import Discovery
 from infernet.discovery.joining import Joining
 from infernet.discovery.mdns import Mdns
@@ -133,6 +134,7 @@ class Node:
         self._joining = Joining(self.driver)
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
+        self._dht = self._make_dht(store)
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
 
     # ------------------------------------------------------------ life
@@ -196,7 +198,19 @@ class Node:
             sources.append(CoordinatorList(self.config.coordinator_url))
         if self._saved is not None and self._transport is not None and uses_local_network(self.config):
             sources.append(Mdns(self._addresses_on_links, self._transport.permit, self._rng))
+        if self._dht is not None:
+            sources.append(self._dht)
         return sources
+
+    def _make_dht(self, store: Store | None) -> Dht | None:
+        config = self.config
+        # A node that only asks a question does not stay long enough.
+        if not config.dht or store is None or not config.p2p_enabled:
+            return None
+        port = config.dht_port if config.dht_port is not None else config.p2p_port and config.p2p_port + 1
+        hosts = config.listen_hosts if config.advertise else ()
+        settings = DhtSettings(hosts, port, config.dht_peers, config.allow_private)
+        return Dht(settings, self.advertised_addresses, store, self._rng, changed=self._offer)
 
     def _addresses_on_links(self) -> list[str]:
         """What may be told in the networks of this machine."""
@@ -232,6 +246,7 @@ class Node:
             models=self._models(),
             free_policy=_FREE_POLICIES[config.free_for],
             relays=self._reached.relays,
+            dht_address=next(iter(self._dht.addresses), None) if self._dht is not None else None,
         )
         self.driver.command(e.SetOffer(offer))
 
@@ -313,12 +328,19 @@ class Node:
             self._heartbeat = effect.record
             if self._link is not None:
                 self._link.announce(effect.record)
+            if self._dht is not None:
+                self._dht.offer(effect.record)
         elif isinstance(effect, e.RecordLearnt):
             if self._saved is not None:
                 self._saved.learn(effect.heartbeat, effect.record)
+            if self._dht is not None:
+                self._dht.meet(effect.heartbeat)
+        elif isinstance(effect, e.SearchWanted):
+            if self._dht is not None:
+                self._dht.search(effect.model)
         elif isinstance(effect, (e.ReachabilityLearnt, e.OwnAddresses)):
             self._reached.observe(effect)
-        elif not isinstance(effect, (e.SearchWanted, e.Drained)):
+        elif not isinstance(effect, e.Drained):
             self._answer(effect)
 
     def _answer(self, event: JobEvent) -> None:
@@ -375,6 +397,7 @@ class Node:
             "peers": statistics.connections,
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
+            "dht": self._dht.status() if self._dht is not None else None,
             "streams": statistics.streams,
             "open_streams": self.driver.open_streams,
             "jobs_asked": statistics.jobs_asked,

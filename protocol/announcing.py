@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from protocol import constants as c
 from protocol.directory import Entry
 from protocol.envelope import Signer, sign_record
@@ -9,6 +11,9 @@ from protocol.events import Now, Offer
 from protocol.records import Heartbeat, Role
 from protocol.relays import FEATURE_RELAYS
 from protocol.sealing import Sealer
+
+#: The extension of a heartbeat that says where in the DHT the node is (specs/03).
+EXTENSION_DHT: Final = 1
 
 
 class Announcing:
@@ -53,7 +58,7 @@ class Announcing:
             sealed_bytes_max=offer.sealed_bytes_max,
             features=self._features_with(offer),
             coordinators=(),
-            extensions=(),
+            extensions=() if offer.dht_address is None else ((EXTENSION_DHT, offer.dht_address.encode()),),
         )
         record = sign_record(heartbeat, self._signer)
         self._sequence = heartbeat.sequence

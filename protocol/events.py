@@ -215,6 +215,8 @@ class Offer(Struct, frozen=True):
     sealed_bytes_max: int = 256 * 1024 + c.SEAL_OVERHEAD_BYTES
     #: Whether others are reached through this node (specs/08): it is said, the transport does it.
     relays: bool = False
+    #: A full multiaddr of this node's place in the DHT (specs/03), from which others may begin.
+    dht_address: str | None = None
 
 
 class SetOffer(Struct, frozen=True):

@@ -23,7 +23,7 @@ VERBS: Final = {
     "version": "the version of this program",
 }
 # Started by the program itself, never by people.
-HIDDEN: Final = ("engine-worker",)
+HIDDEN: Final = ("engine-worker", "dht-worker")
 
 HELP: Final = f"""\
 usage: infernet VERB [OPTIONS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol import constants as c
-from protocol.announcing import Announcing
+from protocol.announcing import EXTENSION_DHT, Announcing
 from protocol.directory import Directory
 from protocol.envelope import open_record
 from protocol.errors import LocalProtocolError
@@ -37,6 +37,13 @@ def test_only_a_provider_publishes_a_key_to_seal_for() -> None:
     machine = announcing()
     assert machine.sign(offer(), 0, now()).heartbeat.sealing_key == sealer_of("me").public_key(NOW_MS)
     assert machine.sign(offer(role=Role.CLIENT), 0, now()).heartbeat.sealing_key is None
+
+
+def test_a_place_in_the_dht_is_an_extension_that_others_may_ignore() -> None:
+    heartbeat = announcing().sign(offer(dht_address="/ip4/203.0.113.7/tcp/46338/p2p/x"), 0, now()).heartbeat
+    assert heartbeat.extensions == ((EXTENSION_DHT, b"/ip4/203.0.113.7/tcp/46338/p2p/x"),)
+    assert EXTENSION_DHT % 2 == 1
+    assert announcing().sign(offer(), 0, now()).heartbeat.extensions == ()
 
 
 def test_the_sequence_grows_however_the_clock_goes() -> None:
