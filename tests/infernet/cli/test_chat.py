@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from infernet.cli.conversation import ADVICE
 from infernet.ipc_server import ChatTurn
 from protocol import events as e
 from protocol.errors import Refusal
-from protocol.ids import peer_id
+from protocol.ids import npub, peer_id
 from protocol.records import Outcome
 from tests.helpers_cli import DEADLINE_S, Home, invoke, invoke_beside, running
 from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode
@@ -80,6 +81,43 @@ async def test_with_json_there_is_one_object_at_the_end(home: Home, capsys: Capt
         "route": "node",
         "via": None,
     }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("via", [ADDRESS, PROVIDER.node.hex(), npub(PROVIDER.node)])
+@pytest.mark.parametrize("peer", [None, ADDRESS])
+async def test_the_aggregator_that_is_named_reaches_the_node_and_the_account(
+    home: Home, capsys: Capture, via: str, peer: str | None
+) -> None:
+    accepted = replace(ACCEPTED, via=PROVIDER.node)
+    words = ["--peer", peer] if peer is not None else []
+    async with running(node(accepted, PARIS, DONE), home.config) as fake:
+        outcome = await invoke_beside(capsys, "chat", "--via", via, *words, "Where?")
+    assert outcome.code == 0
+    route = "node" if peer is None else "peer"
+    assert outcome.err.endswith(f"; {route}, passed on by {PROVIDER.node.hex()[:8]}]\n")
+    (request,) = fake.requests
+    assert (request.via, request.peer) == (via, peer)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--via", "nonsense"], "--via must be a public key"),
+        (["--via", "/ip4/192.0.2.1/tcp/1"], "--via must be like"),
+        (["--via", ADDRESS, "--remote"], "--via goes with peers"),
+    ],
+)
+def test_an_aggregator_that_is_none_is_a_misuse(home: Home, capsys: Capture, words: list[str], part: str) -> None:
+    outcome = invoke(capsys, "chat", *words, "Hi")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert part in outcome.complaint
+
+
+def test_an_aggregators_key_alone_is_no_way_where_no_node_runs(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "chat", "--via", PROVIDER.node.hex(), "Hi")
+    assert outcome.code == 1
+    assert "give --via its multiaddr" in outcome.complaint
 
 
 @pytest.mark.anyio
