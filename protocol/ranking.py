@@ -23,6 +23,8 @@ from protocol.records import FreePolicy, ModelOffer
 
 # Below this weight of jobs a provider is new: it gets small jobs, so that a stranger's first failure costs little.
 NEWCOMER_JOBS: Final = 3.0
+# From this weight on what can be counted on is close to what was seen.
+PROVEN_JOBS: Final = 20.0
 # What counts as small: a short conversation and a page of answer.
 SMALL_PROMPT_BYTES: Final = 16 * 1024 + c.SEAL_OVERHEAD_BYTES
 SMALL_OUTPUT_TOKENS: Final = 1024
@@ -44,13 +46,14 @@ class Standing(Struct, frozen=True):
     """What an asker knows of one model of one provider, beside its record. The defaults are those of a stranger.
 
     `jobs` is the weight of all jobs known of, `has_served` whether it did one for us, `reliability` the rate of
-    success to count on, `open_jobs` what it does for us now, `rest_s` how long it is left alone after a failure or a
-    refusal, `is_warm` whether it holds the beginning of the prompt.
+    success to count on and `promise` the rate that it may have at best, `open_jobs` what it does for us now, `rest_s`
+    how long it is left alone after a failure or a refusal, `is_warm` whether it holds the beginning of the prompt.
     """
 
     jobs: float = 0.0
     has_served: bool = False
     reliability: float = 0.05
+    promise: float = 0.95
     first_token_s: float = 1.0
     tokens_per_s: float = 10.0
     open_jobs: int = 0
@@ -76,10 +79,14 @@ class Need(Struct, frozen=True):
 
 
 class Rank(Struct, frozen=True):
-    """Where a candidate stands, and the figures that put it there. Less is better in `tier`, then in `score_s`."""
+    """Where a candidate stands, and the figures that put it there. Less is better in `tier`, then in `score_s`.
+
+    `hope_s` is the score if it turned out to be as good as may be.
+    """
 
     tier: Tier
     score_s: float
+    hope_s: float
     expected_s: float
     price_uusd: int
     wait_s: float
@@ -89,6 +96,11 @@ class Rank(Struct, frozen=True):
     @property
     def key(self) -> tuple[int, float, int]:
         return self.tier, self.score_s, self.price_uusd
+
+    def may_beat(self, best: Rank) -> bool:
+        """Whether it may turn out to be better than the best, and has done too little for that to show."""
+        is_open = NEWCOMER_JOBS <= self.standing.jobs < PROVEN_JOBS
+        return is_open and self.tier <= best.tier and self.hope_s < best.score_s
 
 
 def rank(
@@ -104,11 +116,18 @@ def rank(
         wait_s = service_s if is_full else 0.0
     wait_s = max(wait_s, standing.rest_s)
     expected_s = wait_s + service_s
-    score_s = expected_s * _price_factor(offer, need) / standing.reliability
-    if standing.is_warm:
-        score_s /= WARM_FACTOR
+    cost_s = expected_s * _price_factor(offer, need) / (WARM_FACTOR if standing.is_warm else 1.0)
     price_uusd = 0 if need.is_free else offer.price_in_uusd + offer.price_out_uusd + offer.price_job_uusd
-    return Rank(_tier(free_policy, is_full, standing, need), score_s, expected_s, price_uusd, wait_s, load, standing)
+    return Rank(
+        tier=_tier(free_policy, is_full, standing, need),
+        score_s=cost_s / standing.reliability,
+        hope_s=cost_s / standing.promise,
+        expected_s=expected_s,
+        price_uusd=price_uusd,
+        wait_s=wait_s,
+        load=load,
+        standing=standing,
+    )
 
 
 def is_newcomer(standing: Standing) -> bool:

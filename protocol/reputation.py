@@ -48,6 +48,8 @@ MEASURED_WEIGHT_MAX: Final = 8.0
 # What lies beyond is no measurement of a job.
 MEASURED_MIN: Final = 1e-3
 MEASURED_MAX: Final = 1e5
+# What is assumed of a stranger, and what others measured, weighs as much as this part of one measurement of our own.
+ASSUMED_WEIGHT: Final = 0.25
 # What others measured may move the estimate for a stranger by this factor at most.
 OTHERS_SPEED_FACTOR_MAX: Final = 4.0
 
@@ -284,6 +286,7 @@ class Reputation:
             jobs=ok + bad,
             has_served=own.ok >= HAS_SERVED_JOBS,
             reliability=reliability(ok, bad),
+            promise=promise(ok, bad),
             first_token_s=_estimate(own.first_token_s, [word.first_token_s for word in words], STRANGER.first_token_s),
             tokens_per_s=_estimate(own.tokens_per_s, [word.tokens_per_s for word in words], STRANGER.tokens_per_s),
         )
@@ -329,7 +332,12 @@ def reliability(ok: float, bad: float) -> float:
     return _quantile(round(ok * 8), round(bad * 8))
 
 
-@lru_cache(maxsize=16_384)
+def promise(ok: float, bad: float) -> float:
+    """The rate of success that is possible at best after these weights of jobs: the upper 5 % quantile of the same."""
+    return 1 - _quantile(round(bad * 8), round(ok * 8))
+
+
+@lru_cache(maxsize=32_768)
 def _quantile(ok_eighths: int, bad_eighths: int) -> float:
     # An eighth of a job moves the quantile by a hundredth at most, and makes the same few values come again.
     return beta_quantile(QUANTILE, ok_eighths / 8 + 1, bad_eighths / 8 + 1)
@@ -350,12 +358,12 @@ def _bounded(words: list[_Word], own_jobs: float, wall_ms: int) -> tuple[float, 
 
 
 def _estimate(own: _Mean, others: list[float], prior: float) -> float:
-    """A mean of what we measured, what others did (as much as one measurement) and what is assumed of a stranger."""
-    total, weight = math.log(own.value) * own.weight + math.log(prior), own.weight + 1
+    """A mean of what we measured, what others did, and what is assumed of a stranger."""
+    total, weight = math.log(own.value) * own.weight + math.log(prior) * ASSUMED_WEIGHT, own.weight + ASSUMED_WEIGHT
     told = [value for value in others if value > 0]
     if told:
         factor = min(max(median(told) / prior, 1 / OTHERS_SPEED_FACTOR_MAX), OTHERS_SPEED_FACTOR_MAX)
-        total, weight = total + math.log(prior * factor), weight + 1
+        total, weight = total + math.log(prior * factor) * ASSUMED_WEIGHT, weight + ASSUMED_WEIGHT
     return math.exp(total / weight)
 
 

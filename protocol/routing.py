@@ -28,9 +28,12 @@ from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
 SAMPLE: Final = 16
 # Looked at when nobody among the few fits: most of a market may be offline or too small for one request.
 SAMPLE_MAX: Final = 512
-# The share of small jobs for which newcomers are asked first. One in eight is felt by no asker, and gives each of a
-# hundred newcomers its three first jobs within two thousand.
-EXPLORATION: Final = 1 / 8
+# The share of small jobs for which newcomers are asked first: felt by no asker, and each of a hundred newcomers has its
+# first three jobs within some thousands.
+NEWCOMERS_SHARE: Final = 1 / 12
+# The share of jobs for which one is asked that may be better than the best, and has done too little to show it. Without
+# it, whoever was good first would be preferred for ever.
+PROMISING_SHARE: Final = 1 / 12
 
 
 class Exclusion(Enum):
@@ -270,11 +273,17 @@ def choose(
 
 
 def _best(ranked: Sequence[Verdict], need: Need, rng: random.Random) -> Verdict:
-    """The best ranked, or at times the best newcomer."""
-    if need.is_small and rng.random() < EXPLORATION:
-        newcomers = [v for v in ranked if is_newcomer(_rank(v).standing) and _rank(v).tier < Tier.FULL]
-        ranked = newcomers or ranked
-    return min(ranked, key=lambda verdict: _rank(verdict).key)
+    """The best ranked; or at times the best newcomer, or one that may turn out to be better than the best."""
+    roll = rng.random()
+    best = min(ranked, key=lambda verdict: _rank(verdict).key)
+    has_room = [verdict for verdict in ranked if _rank(verdict).tier < Tier.FULL]
+    if roll < NEWCOMERS_SHARE and need.is_small:
+        newcomers = [verdict for verdict in has_room if is_newcomer(_rank(verdict).standing)]
+        return min(newcomers, key=lambda verdict: _rank(verdict).key, default=best)
+    if 0 <= roll - NEWCOMERS_SHARE < PROMISING_SHARE:
+        promising = [verdict for verdict in has_room if _rank(verdict).may_beat(_rank(best))]
+        return min(promising, key=lambda verdict: _rank(verdict).hope_s, default=best)
+    return best
 
 
 def _decision(verdicts: Sequence[Verdict], best: Verdict, directory: Directory) -> Decision:

@@ -279,8 +279,25 @@ def test_newcomers_get_a_share_of_the_small_jobs() -> None:
         made = decision(directory, replace(CHAT, output_tokens=100), seed, known=known)
         assert made.chosen is not None
         chosen[made.chosen.node] += 1
-    assert 0.84 < chosen[node("proven")] / 2000 < 0.91
+    assert 0.88 < chosen[node("proven")] / 2000 < 0.95
     assert all(chosen[node(name)] > 5 for name in names)
+
+
+def test_one_that_may_be_better_than_the_best_gets_a_share_to_show_it() -> None:
+    directory = market("best", "hope", "hopeless")
+    known = {
+        "best": Standing(jobs=200, has_served=True, reliability=0.95, tokens_per_s=60),
+        "hope": Standing(jobs=4, has_served=True, reliability=0.5, promise=0.98, tokens_per_s=80),
+        "hopeless": Standing(jobs=4, has_served=True, reliability=0.5, promise=0.98, tokens_per_s=30),
+    }
+    large = replace(CHAT, output_tokens=20_000)
+    chosen: Counter[NodeId] = Counter()
+    for seed in range(1200):
+        made = decision(directory, large, seed, known=known)
+        assert made.chosen is not None
+        chosen[made.chosen.node] += 1
+    assert 0.04 < chosen[node("hope")] / 1200 < 0.13
+    assert chosen[node("hopeless")] == 0
 
 
 def test_no_newcomer_is_tried_that_is_full() -> None:
