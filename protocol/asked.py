@@ -18,7 +18,7 @@ from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
 from protocol.events import Ask, Served
 from protocol.ids import NodeId
 from protocol.jobs import check_request
-from protocol.records import JobRequest, Kind, ReservationRecord, SealedPrompt
+from protocol.records import ChunkBody, JobRequest, Kind, ReservationRecord, SealedPrompt
 from protocol.sealing import sealed_size
 
 #: The provider went away or broke, and did not refuse: another one may be sought, and this one tried once more.
@@ -84,6 +84,7 @@ class Job:
     fingerprint: bytes | None = None
     text: list[str] = field(default_factory=list)
     text_characters: int = 0
+    token_ids: bytearray = field(default_factory=bytearray)
     output_tokens: int = 0
     served: list[Served] = field(default_factory=list)
 
@@ -108,22 +109,25 @@ class Job:
         request = self.ask.request
         if not self.text:
             return request
-        return replace(request, continuation=request.continuation + "".join(self.text))
+        continuation = request.continuation + "".join(self.text)
+        return replace(request, continuation=continuation, continuation_ids=bytes(self.token_ids))
 
     def measure(self) -> None:
         """Find out how large the next order's prompt is, sealed."""
         self.sealed_bytes = sealed_size(SealedPrompt(bytes(32), self.request()))
 
-    def take_text(self, text: str, attempt: Attempt) -> None:
+    def take_text(self, body: ChunkBody, attempt: Attempt) -> None:
         """A piece of the answer has arrived."""
         self.fingerprint = attempt.order.fingerprint
         self.model = attempt.order.model
         self.failures = 0
-        self.text_characters += len(text)
+        self.text_characters += len(body.text)
         if self.text_characters <= c.SEALED_BYTES_MAX:
-            self.text.append(text)
+            self.text.append(body.text)
         else:
             self.text.clear()  # no seal could hold it
+        if len(self.token_ids) + len(body.token_ids) <= c.TOKEN_ID_BYTES * c.OUTPUT_TOKENS_MAX:
+            self.token_ids += body.token_ids
 
     def settle(self, attempt: Attempt) -> None:
         """An attempt is over: keep account of what it brought."""

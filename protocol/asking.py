@@ -287,7 +287,7 @@ class Asking:
         self._router.heard(job.ask.job, chunk.output_tokens, now)
         job.stage = Stage.RUNNING
         self._await(job, c.PROGRESS_DEADLINE_S, now)
-        job.take_text(body.text, attempt)
+        job.take_text(body, attempt)
         if job.ask.kind is Kind.EMBEDDING:
             return [JobVector(job.ask.job, body.index, body.vector)]
         return [JobText(job.ask.job, body.text, job.output_tokens + chunk.output_tokens)]

@@ -98,6 +98,8 @@ class Attempt:
         if chunk.owed_uusd != cost_uusd(order, self.prompt_tokens, chunk.output_tokens):
             raise RemoteProtocolError("a chunk that asks for another price")
         body = self.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
+        if len(body.token_ids) % c.TOKEN_ID_BYTES:
+            raise RemoteProtocolError("a chunk with a part of a token")
         if order.kind is Kind.EMBEDDING:
             self._take_vector(body)
         self.fold(chunk)

@@ -63,6 +63,7 @@ SEALED_ARRAY_ITEMS_MAX: Final = 1024
 SEALED_VALUES_MAX: Final = 4 * 1024
 CHUNK_PADDING_BYTES: Final = 64
 OUTPUT_TOKENS_MAX: Final = 32 * 1024
+TOKEN_ID_BYTES: Final = 4
 EMBEDDING_INPUTS_MAX: Final = 64
 STOP_STRINGS_MAX: Final = 8
 STOP_CHARACTERS_MAX: Final = 64
@@ -100,8 +101,8 @@ FIND_PEERS: Final = 4
 ORDERS_MAX: Final = 16
 # After so many refusals for want of a slot a job stops looking for a free one and queues.
 BUSY_REFUSALS_MAX: Final = 3
-# A provider that says so in its features acknowledges an order at once. One that is overloaded does so in some tenths of
-# a second, one that is gone never: so a silent candidate costs less than the two seconds that a person forgives.
+# A provider that says so in its features acknowledges an order at once. One that is overloaded does so in some tenths
+# of a second, one that is gone never: so a silent one costs less than the two seconds that a person forgives.
 ACK_DEADLINE_S: Final = 1.5
 # From then on it says something at least this often ...
 SIGN_INTERVAL_S: Final = 1.0

@@ -31,6 +31,7 @@ from protocol.records import (
     Sampling,
     Signed,
     TokenCount,
+    TokenIds,
     UnsignedInteger,
 )
 
@@ -161,11 +162,16 @@ class EngineProgress(Struct, frozen=True):
 
 
 class EngineText(Struct, frozen=True, gc=False):
-    """More text, and the cumulative number of tokens sampled so far (end-of-sequence excluded)."""
+    """More text, and the cumulative number of tokens sampled so far (end-of-sequence excluded).
+
+    `token_ids` are the tokens that end within the text given so far and were not told before, those first with which
+    the engine has read what the order left unspelt of its continuation. An engine may leave them out.
+    """
 
     run: RunId
     text: str
     output_tokens: TokenCount
+    token_ids: TokenIds = b""
 
     def __repr__(self) -> str:  # an answer must never reach a log by way of a repr
         return f"EngineText(run={self.run}, output_tokens={self.output_tokens})"

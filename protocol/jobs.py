@@ -125,10 +125,12 @@ def check_request(kind: Kind, request: JobRequest) -> str | None:
     elif kind is Kind.EMBEDDING:
         if not request.inputs:
             return "an embedding needs at least one input"
-        if request.messages or request.prompt or request.continuation or request.stop:
+        if request.messages or request.prompt or request.continuation or request.stop or request.continuation_ids:
             return "an embedding has inputs and nothing else"
     else:
         return "this kind of job is not known here"
+    if len(request.continuation_ids) % c.TOKEN_ID_BYTES:
+        return "the tokens of a continuation are whole tokens"
     return None
 
 

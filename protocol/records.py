@@ -34,6 +34,8 @@ TokenCount = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 # A dollar per token is enough; with the bounds on counts no cost exceeds 63 bits.
 Price = Annotated[int, Meta(ge=0, le=10**12)]
 Features = Annotated[tuple[UnsignedInteger, ...], Meta(max_length=32)]
+#: Tokens of a model's vocabulary, u32 big-endian each.
+TokenIds = Annotated[bytes, Meta(max_length=c.TOKEN_ID_BYTES * c.OUTPUT_TOKENS_MAX)]
 #: (type, value), types strictly ascending. Odd types are ignored when unknown; with an unknown even type the record
 #: must not be acted on.
 Extensions = Annotated[tuple[tuple[UnsignedInteger, Annotated[bytes, Meta(max_length=1024)]], ...], Meta(max_length=8)]
@@ -387,7 +389,8 @@ class JobRequest(Struct, frozen=True, array_like=True):
     """What is asked; it exists in the clear only inside the asker and the engine's node.
 
     Chat uses `messages`, completion `prompt`, embedding `inputs`. `continuation` is the answer so far, which
-    the engine continues (a resumed chat or completion). Unknown trailing fields are ignored.
+    the engine continues (a resumed chat or completion), and `continuation_ids` the tokens that spell it, or its
+    beginning, as the providers before said: u32 big-endian each. Unknown trailing fields are ignored.
     """
 
     messages: tuple[ChatMessage, ...] = ()
@@ -398,6 +401,7 @@ class JobRequest(Struct, frozen=True, array_like=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=c.STOP_CHARACTERS_MAX)], ...],
         Meta(max_length=c.STOP_STRINGS_MAX),
     ] = ()
+    continuation_ids: TokenIds = b""
 
     def __repr__(self) -> str:  # a prompt must never reach a log by way of a repr
         return f"JobRequest(messages={len(self.messages)}, inputs={len(self.inputs)})"
@@ -414,11 +418,16 @@ class SealedPrompt(Struct, frozen=True, array_like=True):
 
 
 class ChunkBody(Struct, frozen=True, array_like=True):
-    """The plaintext of a chunk: text (chat, completion), or one embedding as little-endian float32 and its index."""
+    """The plaintext of a chunk: text (chat, completion), or one embedding as little-endian float32 and its index.
+
+    `token_ids` are the tokens that spell the text, as far as they end within what was sent: those of all chunks, after
+    the `continuation_ids` of the order, spell a beginning of the answer so far. A provider may leave them out.
+    """
 
     text: str = ""
     index: UnsignedInteger = 0
     vector: bytes = b""
+    token_ids: TokenIds = b""
 
     def __repr__(self) -> str:
         return "ChunkBody(...)"

@@ -51,6 +51,8 @@ EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | Engin
 
 # A chunk's text stays below the limit of one byte string, whatever its characters take in UTF-8.
 CHUNK_CHARACTERS_MAX = 12 * 1024
+# As many tokens as go with it; an engine that writes more at once is no model that anybody continues word by word.
+CHUNK_TOKEN_IDS_BYTES_MAX = c.TOKEN_ID_BYTES * 1024
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Run:
     reading_tokens: int = 0
     output_tokens: int = 0
     sent_tokens: int = 0
+    spells: bool = True
     pending: list[ChunkBody] = field(default_factory=list)
     chunks: int = 0
     running_hash: bytes = b""
@@ -210,7 +213,7 @@ class Running:
         if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
             return []
         run.output_tokens = event.output_tokens
-        run.pending.append(ChunkBody(event.text))
+        run.pending.append(ChunkBody(event.text, token_ids=event.token_ids))
         # SPEC 05: The provider MUST send the first token at once, and later ones after at most 16 tokens or 20 ms.
         due_s = run.said_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
         if now.monotonic_s >= due_s or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
@@ -230,7 +233,7 @@ class Running:
             run.state = advance(run.state, JobState.RUNNING)
         bodies = run.pending
         if run.order.kind is not Kind.EMBEDDING:
-            bodies = [ChunkBody(text) for text in _pieces("".join(body.text for body in bodies))]
+            bodies = self._text_bodies(run, bodies)
         run.pending = []
         elapsed_ms = round((now.monotonic_s - run.accepted_at_s) * 1000)
         if run.chunks == 0:
@@ -238,6 +241,15 @@ class Running:
         run.last_token_ms = elapsed_ms
         run.sent_tokens = run.output_tokens
         return self._say(run, now, b"".join(self._chunk(run, body) for body in bodies))
+
+    @staticmethod
+    def _text_bodies(run: Run, pending: list[ChunkBody]) -> list[ChunkBody]:
+        """What is pending as few chunks as hold it, and with the last of them the tokens that spell it."""
+        texts = _pieces("".join(body.text for body in pending))
+        token_ids = b"".join(body.token_ids for body in pending)
+        # Tokens after a gap would spell something else.
+        run.spells = run.spells and len(token_ids) <= CHUNK_TOKEN_IDS_BYTES_MAX
+        return [*map(ChunkBody, texts[:-1]), ChunkBody(texts[-1], token_ids=token_ids if run.spells else b"")]
 
     def _chunk(self, run: Run, body: ChunkBody) -> bytes:
         assert run.cipher is not None

@@ -125,6 +125,8 @@ def _good_seals() -> Iterator[Vector]:
     yield _seal("a chat that is paid for", _CHAT, lease=LeaseId(secret_of("lease")), attempt=2**32 - 1)
     yield _seal("a completion with stop strings", JobRequest(prompt="Once upon", stop=("\n\n", "The End")))
     yield _seal("a continuation", replace(_CHAT, continuation="Around 88 "))
+    spelt = replace(_CHAT, continuation="Around 88 ", continuation_ids=bytes.fromhex("00002a7d0000011c"))
+    yield _seal("a continuation and the tokens that spell its beginning", spelt)
     yield _seal("embeddings", JobRequest(inputs=("one", "", "three")))
     padding = 1024 - 4 - len(codec.encode_value(SealedPrompt(RESPONSE_KEY, JobRequest(prompt="x" * 500))))
     yield _seal("a plaintext of exactly 1,024 bytes", JobRequest(prompt="x" * (500 + padding)))
@@ -202,9 +204,10 @@ def chunks() -> Vector:
     bodies: tuple[tuple[str, int, int, int, ChunkBody], ...] = (
         ("the first token", 1, 1, 0, ChunkBody("Par")),
         ("a text that is not ASCII", 2, 5, 0, ChunkBody("Grüße, 世界 🙂")),
+        ("a text and the tokens that spell it", 6, 22, 0, ChunkBody(" Paris", token_ids=bytes.fromhex("00001bd1"))),
         ("tokens without text", 3, 6, 0, ChunkBody()),
-        ("54 characters fill 64 bytes", 4, 20, 123_456, ChunkBody("x" * 54)),
-        ("55 characters need 128", 5, 21, 123_457, ChunkBody("x" * 55)),
+        ("52 characters fill 64 bytes", 4, 20, 123_456, ChunkBody("x" * 52)),
+        ("53 characters need 128", 5, 21, 123_457, ChunkBody("x" * 53)),
         ("an embedding", 1, 0, 7, ChunkBody("", 2, bytes.fromhex("0000803f000000bf"))),
         ("the largest numbers", 2**63 - 1, 2**32 - 1, 2**63 - 1, ChunkBody("end")),
     )
@@ -394,8 +397,9 @@ class Conversation:
         self.steps.append({"from": "engine", "at_ms": at_ms, "event": event, **fields})
 
     def open(self) -> None:
-        """The order, with its prompt in three pieces."""
+        """The order, with its prompt in three pieces; the provider says at once that it has it."""
         self.say("asker", 0, JobOpen(self.signed, self.sealed[:500]))
+        self.say("provider", 0, Progress(JOB, 1, 0, 0))
         self.say("asker", 0, Part(JOB, 1, 0, self.sealed[500:1_000]))
         self.say("asker", 0, Part(JOB, 1, 1, self.sealed[1_000:]))
 
@@ -466,7 +470,8 @@ def _answer(talk: Conversation) -> None:
     talk.open()
     talk.accept(40, 37)
     talk.engine(900, "progress", done_tokens=20, total_tokens=37)
-    talk.say("provider", 900, Progress(JOB, 1, 20, 37))
+    # A second after the provider was heard last, with the figures as they stand.
+    talk.say("provider", 1_040, Progress(JOB, 1, 20, 37))
     talk.engine(1_500, "text", text="The", output_tokens=1)
     talk.chunk(1_500, "The", 1)
     talk.engine(1_510, "text", text=" capital", output_tokens=2)

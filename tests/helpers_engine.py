@@ -11,6 +11,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import trio
 
@@ -43,9 +44,9 @@ WORDS = ("every ", "word ", "of ", "this ", "änswer ", "is ", "one ", "token ",
 EMBEDDING_DIMENSIONS = 8
 
 
-def chat(text: str, continuation: str = "", stop: tuple[str, ...] = ()) -> JobRequest:
-    """A chat of one question."""
-    return JobRequest(messages=(ChatMessage("user", text),), continuation=continuation, stop=stop)
+def chat(text: str, **others: Any) -> JobRequest:
+    """A chat of one question, and what else is asked."""
+    return JobRequest(messages=(ChatMessage("user", text),), **others)
 
 
 class Recorder:

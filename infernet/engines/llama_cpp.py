@@ -16,6 +16,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,8 @@ import msgspec
 from msgspec import Struct
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
-from infernet.engines.prompts import PrivateServer, Prompter, Refused
+from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
+from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
 from infernet.engines.turns import Turn, Turns
 from protocol.errors import Refusal
@@ -35,13 +37,15 @@ from protocol.events import (
     EngineText,
     EngineVector,
     RunEngine,
+    RunId,
 )
 from protocol.records import Kind, Outcome, Sampling
 
 # A cancel takes effect after the batch under way and the next. On a CPU 32 tokens take a third of a second with the
-# starter model, and twice as many would be a tenth quicker over all; a GPU is far quicker and wants large ones.
+# starter model, and twice as many would be a tenth quicker over all; a GPU is far quicker and wants large ones, but a
+# cancelled prompt must not hold it for long either.
 _BATCH_TOKENS_CPU: Final = 32
-_BATCH_TOKENS_GPU: Final = 512
+_BATCH_TOKENS_GPU: Final = 128
 # An embedding is one batch, which nothing interrupts.
 _EMBEDDING_TOKENS_MAX: Final = 512
 # Nobody but us connects to the private server, one connection a request.
@@ -174,21 +178,22 @@ class LlamaCpp:
         )
 
     def _generate(self, run: RunEngine, report: Report, cancelled: threading.Event) -> EngineFinished | EngineFailed:
-        prompt = self._prompter.tokens(run.kind, run.request)
-        _check_ordered(len(prompt), run.prompt_tokens_max)
+        prompt = self._prompter.prompt(run.kind, run.request)
+        _check_ordered(len(prompt.tokens), run.prompt_tokens_max)
         if cancelled.is_set():
             raise Refused(Refusal.CANCELLED, "cancelled before it started")
-        report(EngineStarted(run.run, len(prompt)))
+        report(EngineStarted(run.run, len(prompt.tokens)))
         if run.output_tokens_max == 0:  # llama.cpp would sample one token
             return EngineFinished(run.run, Outcome.LENGTH, 0)
-        turn = self._prompt_turns.take(cancelled)
+        reading = _Reading(run.run, len(prompt.tokens), report)
+        turn = self._prompt_turns.take(cancelled, len(prompt.tokens), reading.ahead)
         if turn is None:
             return EngineFinished(run.run, Outcome.CANCELLED, 0)
-        generation = _Generation(run, report, cancelled, turn)
+        generation = _Generation(run, prompt, reading, report, cancelled, turn, self._prompter.text_tokens)
         with self._lock:
             self._generating += 1
         try:
-            self._server.handle_completions(_completion_body(prompt, run), generation.on_chunk)
+            self._server.handle_completions(_completion_body(prompt.tokens, run), generation.on_chunk)
         except (RuntimeError, ValueError) as error:
             # The message may quote the request.
             raise Refused(Refusal.ENGINE_FAILED, "the engine did not take the prompt") from error
@@ -258,7 +263,9 @@ def _check_ordered(prompt_tokens: int, ordered_tokens: int) -> None:
 
 
 def _completion_body(prompt: list[int], run: RunEngine) -> bytes:
-    """The request to llama.cpp. `timings_per_token` carries the exact count, `return_progress` a chance to cancel."""
+    """The request to llama.cpp. `timings_per_token` carries the exact count, `return_progress` a chance to cancel, and
+    `verbose` the sampled tokens.
+    """
     fixed = {
         "prompt": prompt,
         "max_tokens": run.output_tokens_max,
@@ -266,6 +273,7 @@ def _completion_body(prompt: list[int], run: RunEngine) -> bytes:
         "cache_prompt": False,
         "timings_per_token": True,
         "return_progress": True,
+        "verbose": True,
     }
     return msgspec.json.encode(fixed | _sampling_fields(run.sampling))
 
@@ -299,9 +307,14 @@ class _PromptProgress(Struct, frozen=True):
     processed: int
 
 
+class _Verbose(Struct, frozen=True):
+    tokens: list[int] = []
+
+
 class _Chunk(Struct, frozen=True):
     """What of llama.cpp's chunks matters."""
 
+    verbose: _Verbose = msgspec.field(default=_Verbose(), name="__verbose")
     choices: list[_Choice] = []
     timings: _Timings = _Timings()
     prompt_progress: _PromptProgress | None = None
@@ -319,16 +332,59 @@ class _Embeddings(Struct, frozen=True):
 _DECODE_CHUNK: Final = msgspec.json.Decoder(_Chunk).decode
 
 
+class _Reading:
+    """How far a prompt is, those that were before it in the queue included: to whoever waits that is one figure."""
+
+    def __init__(self, run: RunId, prompt_tokens: int, report: Report) -> None:
+        self._run = run
+        self._prompt_tokens = prompt_tokens
+        self._report = report
+        self._ahead_first = 0
+        self._ahead = 0
+        self._read = 0
+        self._told = 0
+
+    def ahead(self, tokens: int) -> None:
+        """So many tokens of others are to be read before ours."""
+        self._ahead_first = max(self._ahead_first, tokens)
+        self._ahead = tokens
+        self._tell()
+
+    def read(self, tokens: int) -> None:
+        """So many of ours are read."""
+        self._ahead = 0
+        self._read = tokens
+        self._tell()
+
+    def _tell(self) -> None:
+        done = self._ahead_first - self._ahead + self._read
+        # The number stays the same while llama.cpp is busy with other slots.
+        if done > self._told:
+            self._told = done
+            self._report(EngineProgress(self._run, done, self._ahead_first + self._prompt_tokens))
+
+
 class _Generation:
     """One answer as it comes out of llama.cpp, chunk by chunk, on the run's thread."""
 
-    def __init__(self, run: RunEngine, report: Report, cancelled: threading.Event, turn: Turn) -> None:
+    def __init__(
+        self,
+        run: RunEngine,
+        prompt: Prompt,
+        reading: _Reading,
+        report: Report,
+        cancelled: threading.Event,
+        turn: Turn,
+        text_tokens: Callable[[str], list[int]],
+    ) -> None:
         self._run = run.run
+        self._reading = reading
         self._report = report
         self._cancelled = cancelled
         self._turn = turn
-        self._stops = StopMatcher(run.request.stop)
-        self._prompt_done = 0
+        self._text_tokens = text_tokens
+        self._stops = StopMatcher(run.request.stop, run.request.continuation)
+        self._spelling = Spelling(prompt.unspelt) if prompt.unspelt is not None else None
         self._output_tokens = 0
         self._outcome: Outcome | None = None
         self._broken: Exception | None = None
@@ -357,27 +413,33 @@ class _Generation:
             return True
         if chunk.prompt_progress is not None:
             self._progress(chunk.prompt_progress)
-        return any(self._choice(choice, chunk.timings.predicted_n) for choice in chunk.choices)
+        return any(self._choice(choice, chunk) for choice in chunk.choices)
 
     def _progress(self, progress: _PromptProgress) -> None:
-        # The number stays the same while llama.cpp is busy with other slots.
-        if progress.processed > self._prompt_done:
-            self._prompt_done = progress.processed
-            self._report(EngineProgress(self._run, progress.processed, progress.total))
+        self._reading.read(progress.processed)
+        self._turn.work_left(progress.total - progress.processed)
         if progress.processed >= progress.total:
             self._turn.give_back()
 
-    def _choice(self, choice: _Choice, sampled_tokens: int) -> bool:
+    def _choice(self, choice: _Choice, chunk: _Chunk) -> bool:
         ended_by_model = choice.finish_reason == "stop"
         if choice.text or choice.finish_reason is not None:
             # Stop strings are not llama.cpp's business here, so "stop" means the end-of-sequence token was sampled.
-            self._output_tokens = sampled_tokens - ended_by_model
+            sampled = chunk.timings.predicted_n - ended_by_model - self._output_tokens
+            self._output_tokens += sampled
+            self._spell(choice.text, chunk.verbose.tokens, sampled)
         text = self._stops.feed(choice.text)
         if choice.finish_reason is not None and not self._stops.stopped:
             text += self._stops.finish()
             self._outcome = Outcome.STOP if ended_by_model else Outcome.LENGTH
         if text:
-            self._report(EngineText(self._run, text, self._output_tokens))
+            token_ids = self._spelling.given(text) if self._spelling is not None else b""
+            self._report(EngineText(self._run, text, self._output_tokens, token_ids))
         if self._stops.stopped:
             self._outcome = Outcome.STOP
         return self._stops.stopped
+
+    def _spell(self, text: str, tokens: list[int], sampled: int) -> None:
+        """Note which tokens are this text. Of a character that took several, llama.cpp tells only the last."""
+        if self._spelling is not None and text:
+            self._spelling.sampled(text, tokens if len(tokens) == sampled else self._text_tokens(text))

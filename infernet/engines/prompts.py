@@ -6,8 +6,9 @@ can enter, behind a random key, and serves nobody else.
 What a user writes must not become a control token: `<|im_end|>` in a message would end the turn, and the rest could
 pose as the system. So a message that holds the text of a control token is tokenised by itself, with control tokens
 off. Every other message is tokenised together with the template around it, as the model was trained. The answer
-so far of a job that is resumed is tokenised by itself too, because it was sampled apart from the template. A raw
-completion prompt is the asker's own from the first to the last byte: its control tokens stay.
+so far of a job that is resumed is tokenised by itself too, because it was sampled apart from the template; where the
+asker says which tokens spelt it, these are taken, if they do. A raw completion prompt is the asker's own from the first
+to the last byte: its control tokens stay.
 
 A template whose markers are ordinary text, such as `[INST]` of the oldest models, can be imitated whatever we do.
 """
@@ -25,6 +26,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from infernet.engines.spelling import unpack
 from protocol.errors import Refusal
 from protocol.records import ChatMessage, JobRequest, Kind
 
@@ -44,6 +46,10 @@ class Refused(Exception):
 
 class _Tokens(Struct, frozen=True):
     tokens: list[int]
+
+
+class _Spelt(Struct, frozen=True):
+    content: str
 
 
 class _Rendered(Struct, frozen=True):
@@ -97,6 +103,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and those at their end that spell what the asker knew no tokens of; None where it knew wrong ones."""
+
+    tokens: list[int]
+    unspelt: list[int] | None
+
+
 class Prompter:
     """Turns requests into token ids; refuses those that no slot can hold."""
 
@@ -107,15 +121,34 @@ class Prompter:
         properties = msgspec.json.decode(server.get("/props"), type=_Properties)
         self.context_tokens = properties.default_generation_settings.n_ctx
 
-    def tokens(self, kind: Kind, request: JobRequest) -> list[int]:
+    def prompt(self, kind: Kind, request: JobRequest) -> Prompt:
         """The prompt of a chat or a completion. Raises Refused."""
         prompt = self._chat(request.messages) if kind is Kind.CHAT else self._completion(request.prompt)
-        if request.continuation:
-            prompt = prompt + self.text_tokens(request.continuation)
-            self._check_length(prompt)
-        if not prompt:
+        continuation = self._continuation(request) if request.continuation else Prompt([], [])
+        prompt = prompt + continuation.tokens
+        if not self._check_length(prompt):
             raise Refused(Refusal.BAD_REQUEST, "the prompt is empty")
-        return prompt
+        return Prompt(prompt, continuation.unspelt)
+
+    def _continuation(self, request: JobRequest) -> Prompt:
+        text = request.continuation
+        given = unpack(request.continuation_ids)
+        if not given:
+            tokens = self.text_tokens(text)
+            return Prompt(tokens, tokens)
+        spelt = self._spelt(given)
+        # Who spelt it is a stranger. It must be this very text, in which nothing is a control token.
+        if spelt is None or not text.startswith(spelt) or self._has_control_tokens(text):
+            return Prompt(self.text_tokens(text), None)
+        unspelt = self.text_tokens(text[len(spelt) :]) if len(spelt) < len(text) else []
+        return Prompt(given + unspelt, unspelt)
+
+    def _spelt(self, tokens: list[int]) -> str | None:
+        """The text that these tokens spell, control tokens as their names; None when they are no tokens, or no text."""
+        try:
+            return msgspec.json.decode(self._server.post("/detokenize", {"tokens": tokens}), type=_Spelt).content
+        except (RuntimeError, msgspec.DecodeError):
+            return None
 
     def text_tokens(self, text: str) -> list[int]:
         """Somebody's text, in which nothing is a control token."""

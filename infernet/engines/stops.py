@@ -12,10 +12,12 @@ from collections.abc import Sequence
 class StopMatcher:
     """Passes text through up to the first stop string."""
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        """`stops` are strings of at least one character."""
+    def __init__(self, stops: Sequence[str], said: str = "") -> None:
+        """`stops` are strings of at least one character; `said` is text before, in whose end one may have begun."""
         self._stops = tuple(stops)
-        self._held = ""
+        self._held = said[len(said) - self._undecided(said) :]
+        # How much of what is held was said by somebody else.
+        self._said = len(self._held)
         self.stopped = False
 
     def feed(self, text: str) -> str:
@@ -28,15 +30,21 @@ class StopMatcher:
         if ends:
             self.stopped = True
             self._held = ""
-            return held[: min(ends)]
+            return self._new(held[: min(ends)])
         keep = self._undecided(held)
         self._held = held[len(held) - keep :]
-        return held[: len(held) - keep]
+        return self._new(held[: len(held) - keep])
 
     def finish(self) -> str:
         """No more text comes: give what was held back."""
         held, self._held = self._held, ""
-        return held
+        return self._new(held)
+
+    def _new(self, text: str) -> str:
+        """What of a text that is let go was not said before."""
+        said = min(self._said, len(text))
+        self._said -= said
+        return text[said:]
 
     def _undecided(self, text: str) -> int:
         """How many characters at the end of `text` may begin a stop string."""

@@ -167,6 +167,25 @@ def test_a_flood_of_text_in_one_report_is_cut_to_chunks_that_fit(bench: Bench) -
     assert receipt_on(bench, stream).running_hash == wanted.hash_of(chunks)
 
 
+def test_the_tokens_that_spell_a_text_travel_with_it(bench: Bench) -> None:
+    stream, wanted = accepted(bench)
+    bench.feed(EngineText(RUN, "a", 1, b"\0\0\0\1"), EngineText(RUN, "b", 2), EngineText(RUN, "c", 3, b"\0\0\0\2" * 2))
+    bench.wait(c.CHUNK_DELAY_S)
+    assert [(b.text, b.token_ids) for b in wanted.open(chunks_on(bench, stream))] == [
+        ("a", b"\0\0\0\1"),
+        ("bc", b"\0\0\0\2" * 2),
+    ]
+
+
+def test_more_tokens_at_once_than_a_chunk_holds_are_not_told_and_neither_are_those_after_them(bench: Bench) -> None:
+    stream, wanted = accepted(bench)
+    flood = b"\0\0\0\1" * 2000
+    bench.feed(EngineText(RUN, "a", 1, b"\0\0\0\1"))
+    bench.feed(EngineText(RUN, "b" * 2000, 2, flood), EngineFinished(RUN, Outcome.STOP, 2))
+    assert [b.token_ids for b in wanted.open(chunks_on(bench, stream))] == [b"\0\0\0\1", b""]
+    assert receipt_on(bench, stream).running_hash == wanted.hash_of(chunks_on(bench, stream))
+
+
 def test_vectors_leave_one_by_one(bench: Bench) -> None:
     bench.provide(models=(replace(OFFER, kinds=(Kind.EMBEDDING,)),))
     request = JobRequest(inputs=("a", "b"))

@@ -80,6 +80,31 @@ def test_a_continuation_of_the_asker_stays_before_that_of_the_answer() -> None:
     assert second.request == replace(HELLO, continuation="Once a", stop=("\n",))
 
 
+def test_the_tokens_that_spelt_the_answer_go_with_it_and_each_provider_adds_its_own() -> None:
+    bench, (first, second, third) = bench_with("p", "q", "r")
+    bench.feed(chat())
+    first.take(bench)
+    bench.hear(first.stream, first.accept())
+    bench.hear(first.stream, first.chunk(ChunkBody("ab", token_ids=ids(1, 2)), 2), first.chunk(ChunkBody("c"), 1))
+    bench.feed(StreamBroken(first.stream, "reset"))
+    second.take(bench)
+    assert second.request == replace(HELLO, continuation="abc", continuation_ids=ids(1, 2))
+    bench.hear(second.stream, second.accept(), second.chunk(ChunkBody("d", token_ids=ids(9, 4)), 1))
+    bench.feed(StreamBroken(second.stream, "reset"))
+    third.take(bench)
+    assert third.request == replace(HELLO, continuation="abcd", continuation_ids=ids(1, 2, 9, 4))
+
+
+def ids(*tokens: int) -> bytes:
+    return b"".join(token.to_bytes(4, "big") for token in tokens)
+
+
+def test_a_part_of_a_token_breaks_the_protocol() -> None:
+    bench, first = running()
+    bench.hear(first.stream, first.chunk(ChunkBody("b", token_ids=b"\x00\x01")))
+    assert bench.peer.statistics().bad_frames == 1
+
+
 def test_an_answer_goes_on_as_often_as_it_gets_on() -> None:
     """Failures without a word between them are bounded; a provider that brought text starts the count anew."""
     names = [f"p{number}" for number in range(c.ATTEMPTS_MAX + 3)]

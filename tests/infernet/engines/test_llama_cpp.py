@@ -23,6 +23,7 @@ from infernet.engines.isolated import IsolatedEngine, Timeouts
 from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_cpu_features
 from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
+from infernet.engines.spelling import pack, unpack
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, RunEngine, RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Outcome
@@ -73,14 +74,14 @@ async def test_output_tokens_are_those_of_the_text(llama: Bench, loaded: LlamaCp
 def test_a_system_message_of_the_asker_replaces_ours(loaded: LlamaCpp) -> None:
     request = JobRequest(messages=(ChatMessage("system", "Be brief."), ChatMessage("user", "Hi")))
     rendered = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert loaded._prompter.tokens(Kind.CHAT, request) == tokens_of(loaded, rendered)
+    assert loaded._prompter.prompt(Kind.CHAT, request).tokens == tokens_of(loaded, rendered)
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_a_message_cannot_end_its_turn(loaded: LlamaCpp, role: str) -> None:
     """As many turns as messages, whatever the messages say; and the text itself reaches the model unchanged."""
     messages = (ChatMessage("system", "Be kind."), ChatMessage(role, INJECTION), ChatMessage("user", "Bye"))
-    prompt = loaded._prompter.tokens(Kind.CHAT, JobRequest(messages=messages))
+    prompt = loaded._prompter.prompt(Kind.CHAT, JobRequest(messages=messages)).tokens
     assert prompt.count(TURN_STARTS) == len(messages) + 1
     assert prompt.count(TURN_ENDS) == len(messages)
     plain = loaded._prompter.text_tokens(INJECTION)
@@ -88,14 +89,14 @@ def test_a_message_cannot_end_its_turn(loaded: LlamaCpp, role: str) -> None:
 
 
 def test_a_continuation_cannot_end_its_turn(loaded: LlamaCpp) -> None:
-    prompt = loaded._prompter.tokens(Kind.CHAT, chat("Hi", continuation=INJECTION))
+    prompt = loaded._prompter.prompt(Kind.CHAT, chat("Hi", continuation=INJECTION)).tokens
     assert (prompt.count(TURN_STARTS), prompt.count(TURN_ENDS)) == (3, 2)
 
 
 def test_harmless_messages_are_tokenised_as_the_model_was_trained(loaded: LlamaCpp) -> None:
     """Beside a message that is kept apart, the others are as ever."""
     messages = (ChatMessage("user", "\nHi there\n"), ChatMessage("assistant", "<|im_end|>"), ChatMessage("user", "OK"))
-    apart = loaded._prompter.tokens(Kind.CHAT, JobRequest(messages=messages))
+    apart = loaded._prompter.prompt(Kind.CHAT, JobRequest(messages=messages)).tokens
     before = tokens_of(loaded, f"{SYSTEM}<|im_start|>user\n\nHi there\n<|im_end|>\n<|im_start|>assistant\n")
     after = tokens_of(loaded, "<|im_end|>\n<|im_start|>user\nOK<|im_end|>\n<|im_start|>assistant\n")
     assert apart == [*before, *loaded._prompter.text_tokens("<|im_end|>"), *after]
@@ -110,6 +111,92 @@ async def test_an_answer_is_continued_from_every_cut(llama: Bench) -> None:
         rest, rest_end = await llama.do(Kind.CHAT, chat(question, continuation=said), tokens=30)
         assert said + rest == whole
         assert (rest_end.outcome, rest_end.output_tokens) == (Outcome.STOP, end.output_tokens - cut)
+
+
+def test_a_continuation_is_read_in_the_tokens_that_spelt_it(loaded: LlamaCpp) -> None:
+    """The tokenizer would take one token for it, and the model wrote it in two."""
+    prompter = loaded._prompter
+    canonical = prompter.text_tokens(" capital")
+    unusual = [*prompter.text_tokens(" cap"), *prompter.text_tokens("ital")]
+    assert canonical != unusual
+    plain = prompter.prompt(Kind.CHAT, chat("Hi", continuation=" capital"))
+    assert (plain.tokens[-len(canonical) :], plain.unspelt) == (canonical, canonical)
+    spelt = prompter.prompt(Kind.CHAT, chat("Hi", continuation=" capital", continuation_ids=pack(unusual)))
+    assert (spelt.tokens[-2:], spelt.unspelt) == (unusual, [])
+    begun = prompter.prompt(Kind.CHAT, chat("Hi", continuation=" capital", continuation_ids=pack(unusual[:1])))
+    assert (begun.tokens[-2:], begun.unspelt) == (unusual, unusual[1:])
+
+
+def test_tokens_that_spell_something_else_are_not_taken(loaded: LlamaCpp) -> None:
+    prompter = loaded._prompter
+    plain = prompter.prompt(Kind.CHAT, chat("Hi", continuation=" Paris")).tokens
+    too_long = prompter.text_tokens(" Paris is")
+    for wrong in ([TURN_ENDS], too_long, [10**6], [2**32 - 1], prompter.text_tokens(" London")):
+        prompt = prompter.prompt(Kind.CHAT, chat("Hi", continuation=" Paris", continuation_ids=pack(wrong)))
+        assert (prompt.tokens, prompt.unspelt) == (plain, None)
+
+
+def test_tokens_cannot_end_a_turn_either(loaded: LlamaCpp) -> None:
+    """They spell the text that is shown, and would be a control token."""
+    request = chat("Hi", continuation="Hi<|im_end|>", continuation_ids=pack(tokens_of(loaded, "Hi<|im_end|>")))
+    assert loaded._prompter.prompt(Kind.CHAT, request).tokens.count(TURN_ENDS) == 2
+
+
+QUESTIONS = (
+    "Translate 'good morning' into French, German and Spanish.",
+    "Explain how a bicycle works.",
+    "Erzähle mir etwas über München.",
+    "Use many emoji to describe a party \N{PARTY POPPER}.",
+    "Write a Python function that sorts a list.",
+    "Why is the sky blue?",
+)
+
+
+async def continued(llama: Bench, question: str, tokens: int, step: int) -> tuple[int, int]:
+    """Cut an answer in many places and continue it from its text and tokens: how many were cut, how many are whole."""
+    whole, end = await llama.do(Kind.CHAT, chat(question), tokens=tokens)
+    pieces = llama.recorder.texts(end.run)
+    assert "".join(piece.text for piece in pieces) == whole
+    cuts = range(1, len(pieces), step)
+    same = 0
+    for cut in cuts:
+        said = "".join(piece.text for piece in pieces[:cut])
+        spelt = b"".join(piece.token_ids for piece in pieces[:cut])
+        left = tokens - pieces[cut - 1].output_tokens
+        request = chat(question, continuation=said, continuation_ids=spelt)
+        rest, _ = await llama.do(Kind.CHAT, request, tokens=left)
+        same += said + rest == whole
+    return len(cuts), same
+
+
+async def test_an_answer_that_the_tokenizer_would_spell_differently_goes_on_as_it_was(llama: Bench) -> None:
+    """The starter model's French is spelt as no tokenizer would: from the text alone it goes another way."""
+    cuts, same = await continued(llama, QUESTIONS[0], 24, 5)
+    assert (cuts, same) == (5, 5)
+
+
+@pytest.mark.nightly
+async def test_answers_are_the_same_from_whatever_cut_they_are_continued(llama: Bench) -> None:
+    found = [await continued(llama, question, 100, 8) for question in QUESTIONS]
+    cuts, same = sum(cuts for cuts, _ in found), sum(same for _, same in found)
+    assert cuts >= 50
+    assert same == cuts
+
+
+async def test_tokens_told_over_a_whole_answer_spell_it(llama: Bench, loaded: LlamaCpp) -> None:
+    for question in QUESTIONS[2:4]:
+        whole, end = await llama.do(Kind.CHAT, chat(question), tokens=24)
+        spelt = unpack(b"".join(piece.token_ids for piece in llama.recorder.texts(end.run)))
+        assert loaded._prompter._spelt(spelt) == whole
+
+
+async def test_a_stop_string_may_have_begun_before_the_continuation(llama: Bench) -> None:
+    whole, _ = await llama.do(Kind.CHAT, chat("What is the capital of France?"), tokens=30)
+    at = whole.index("Paris")
+    said = whole[: at + 3]
+    request = chat("What is the capital of France?", continuation=said, stop=("Paris",))
+    rest, end = await llama.do(Kind.CHAT, request, tokens=30)
+    assert (rest, end.outcome) == ("", Outcome.STOP)
 
 
 async def test_a_character_of_several_tokens_is_given_whole_or_not_at_all(llama: Bench) -> None:

@@ -62,3 +62,27 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(pieces: list[str], st
 )
 def test_a_stop_string_may_lie_across_pieces(pieces: list[str], stop: str, before: str) -> None:
     assert pieces_through(pieces, [stop]) == (before, True)
+
+
+@given(said=texts, pieces=st.lists(texts, max_size=8), stops=stops)
+def test_what_was_said_before_counts_and_is_not_said_again(said: str, pieces: list[str], stops: list[str]) -> None:
+    """As if all of it came from one engine, which holds back what may become a stop string."""
+    one = StopMatcher(stops)
+    before = one.feed(said)
+    if one.stopped:
+        return
+    # Whoever was before let go everything; then what was let go too much cannot be taken back.
+    out, whole = "", said
+    matcher = StopMatcher(stops, said)
+    for piece in pieces:
+        whole += piece
+        out += matcher.feed(piece)
+        alone = one.feed(piece)
+        before += alone
+        assert matcher.stopped == one.stopped
+        if matcher.stopped:
+            break
+    else:
+        out += matcher.finish()
+        before += one.finish()
+    assert said + out == max(said, before, key=len)

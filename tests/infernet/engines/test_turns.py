@@ -76,3 +76,27 @@ def test_a_turn_that_nobody_wants_is_had_at_once_unless_cancelled() -> None:
     cancelled.set()
     assert turns.take(cancelled) is None
     assert not turns._queue
+
+
+def test_whoever_waits_sees_how_those_before_it_get_on() -> None:
+    turns = Turns()
+    first = turns.take(threading.Event(), 100)
+    assert first is not None
+    seen: list[int] = []
+    moved = threading.Event()
+
+    def ahead(work: int) -> None:
+        if not seen or seen[-1] != work:
+            seen.append(work)
+            moved.set()
+
+    thread = threading.Thread(target=turns.take, args=(threading.Event(), 30, ahead), daemon=True)
+    thread.start()
+    for left in (60, 20):
+        assert moved.wait(TIMEOUT_S)
+        moved.clear()
+        first.work_left(left)
+    assert moved.wait(TIMEOUT_S)
+    first.give_back()
+    thread.join(TIMEOUT_S)
+    assert seen == [100, 60, 20]
