@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from infernet.transport.addresses import CircuitAddress
 from infernet.transport.contract import ConnectionInfo, Handler
 from infernet.transport.crowd import Crowd, Origin
 from infernet.transport.noise_channel import NoiseChannel
@@ -36,8 +37,19 @@ class ConnectionLimits:
     per_peer_max: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """How a connection through a relay was dialled, and when to have another one in its place."""
+
+    address: CircuitAddress
+    renew_after_s: float
+
+
 class Connection:
-    """A secure channel to a peer and the streams in it. `origin` is None for one that we dialled."""
+    """A secure channel to a peer and the streams in it. `origin` is None for one that we dialled.
+
+    `circuit` is set for one that we dialled through a relay.
+    """
 
     def __init__(
         self, info: ConnectionInfo, channel: NoiseChannel, muxer: YamuxConnection, origin: Origin | None = None
@@ -46,6 +58,7 @@ class Connection:
         self.channel = channel
         self.muxer = muxer
         self.origin = origin
+        self.circuit: Circuit | None = None
 
     async def aclose(self) -> None:
         """Close one that has not been added."""

@@ -7,6 +7,7 @@ cost us is the business of `guards.py`, and of `connections.py` and `yamux.py` o
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from infernet.transport.addresses import CircuitAddress, TcpAddress, circuit_mul
 from infernet.transport.bans import Bans
 from infernet.transport.budget import HELD_BYTES_MAX, Budget
 from infernet.transport.channel import ChannelBroken
-from infernet.transport.connections import Connection, ConnectionLimits, Connections
+from infernet.transport.connections import Circuit, Connection, ConnectionLimits, Connections
 from infernet.transport.contract import (
     ConnectionInfo,
     DialFailed,
@@ -50,6 +51,7 @@ from infernet.transport.listener import listening_addresses, open_listeners
 from infernet.transport.multistream import MultistreamError
 from infernet.transport.noise_channel import NoiseChannel, secure_inbound, secure_outbound
 from infernet.transport.relay.hop import RelayLimits, RelayStatistics
+from infernet.transport.relay.renewing import renew
 from infernet.transport.relay.service import Relaying
 from infernet.transport.serving import serve_stream
 from infernet.transport.yamux import YamuxConnection, YamuxStream
@@ -182,16 +184,21 @@ class Libp2pTransport:
             async with lock:
                 if any(connection.muxer.is_open() for connection in running.connections.of(peer)):
                     return
-                connection = await self._dialer.dial(peer, addresses)
-                self._counts.handshakes_out += 1
-                running.connections.add(connection)
-                running.nursery.start_soon(self._serve, running, connection)
+                self._add_dialled(running, await self._dialer.dial(peer, addresses))
         except DialFailed:
             self._counts.dials_failed += 1
             raise
         finally:
             if not (lock.locked() or lock.statistics().tasks_waiting):
                 self._dialling.pop(peer, None)
+
+    def _add_dialled(self, running: _Running, connection: Connection) -> None:
+        self._counts.handshakes_out += 1
+        running.connections.add(connection)
+        running.nursery.start_soon(self._serve, running, connection)
+        if connection.circuit is not None:
+            add = partial(self._add_dialled, running)
+            running.nursery.start_soon(renew, connection, connection.circuit, self._attempt, add)
 
     async def open_stream(self, peer: NodeId, protocol: str) -> Stream:
         """As `Transport.open_stream`; over the newest of several connections."""
@@ -295,9 +302,12 @@ class Libp2pTransport:
     async def _attempt(self, peer: NodeId, address: TcpAddress | CircuitAddress) -> Connection:
         """Connect to one address, for the dialer."""
         if isinstance(address, CircuitAddress):
-            channel = await self._relaying.dial(peer, address)
+            channel, limit = await self._relaying.dial(peer, address)
             remote = circuit_multiaddr(address.relay_address.partition("/p2p/")[0], address.relay)
-            return self._connection(channel, remote)
+            connection = self._connection(channel, remote)
+            # Half of its time is left for the streams that it then has.
+            connection.circuit = Circuit(address, limit.duration_s / 2 if limit.duration_s else math.inf)
+            return connection
         try:
             stream = await self._guards.dials.connect(address)
         except AddressRefused as error:

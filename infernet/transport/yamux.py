@@ -216,7 +216,16 @@ class YamuxConnection:
         if not self.lost:
             await self._farewell(GO_AWAY_NORMAL)
         self.abort("we closed the connection")
+        await self.wait_ended()
+
+    async def wait_ended(self) -> None:
+        """Wait until `run` has ended."""
         await self._ended.wait()
+
+    def retire(self) -> None:
+        """Let neither side open streams any more; the connection ends with the last of those that are open."""
+        self.session.go_away(GO_AWAY_NORMAL)
+        self.wake_writer()
 
     def abort(self, reason: str) -> None:
         """End the connection at once; `run` returns soon after."""
@@ -337,7 +346,9 @@ class YamuxConnection:
                 pass
 
     def _end_if_drained(self) -> None:
-        if self.session.peer_going_away and not self.session.streams:
+        # What the last stream still had to say must leave first.
+        is_silent = not (self.session.outgoing_bytes or self._sending_bytes)
+        if self.session.peer_going_away and not self.session.streams and is_silent:
             self.abort("the peer said farewell")
 
     async def _write_loop(self) -> None:
@@ -359,6 +370,7 @@ class YamuxConnection:
                 raise ChannelBroken(f"the peer took nothing for {WRITE_TIMEOUT_S:.0f} s")
             self._sending_bytes = 0
             self._account()
+            self._end_if_drained()
 
     async def _keepalive_loop(self) -> None:
         while True:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import trio
 
 from infernet.transport.contract import RECEIVE_BYTES_MAX, Stream, StreamBroken
 from infernet.transport.relay.wire import Limit
+
+MARGIN_S: Final = 5.0
+MARGIN_SHARE: Final = 0.2
 
 
 class CircuitStream(trio.abc.Stream):
@@ -22,7 +26,9 @@ class CircuitStream(trio.abc.Stream):
         self._stream = stream
         self._unread = received
         self._limit = limit
-        self._ends_at_s = trio.current_time() + limit.duration_s if limit.duration_s else math.inf
+        # A little before the relay does, so that the end has a reason here.
+        lasts_s = limit.duration_s - min(MARGIN_S, MARGIN_SHARE * limit.duration_s)
+        self._ends_at_s = trio.current_time() + lasts_s if limit.duration_s else math.inf
         self._sent_bytes = 0
         self._received_bytes = 0
 

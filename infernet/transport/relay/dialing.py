@@ -15,7 +15,7 @@ from infernet.transport.libp2p_library import HandshakeFailed, Identity
 from infernet.transport.noise_channel import NoiseChannel, secure_outbound
 from infernet.transport.relay import wire
 from infernet.transport.relay.circuit import CircuitStream
-from infernet.transport.relay.wire import Answer, MalformedMessage, Status
+from infernet.transport.relay.wire import Answer, Limit, MalformedMessage, Status
 from protocol.ids import NodeId, peer_id
 
 # A relay answers a reservation at once, and a circuit after it has asked the reached node.
@@ -51,10 +51,12 @@ async def ask_for_place(host: DialHost, relay: NodeId) -> Answer:
     return answer
 
 
-async def dial_circuit(host: DialHost, identity: Identity, peer: NodeId, address: CircuitAddress) -> NoiseChannel:
+async def dial_circuit(
+    host: DialHost, identity: Identity, peer: NodeId, address: CircuitAddress
+) -> tuple[NoiseChannel, Limit]:
     """Connect to a peer through a relay, which is dialled first where it must be. Raises AttemptFailed.
 
-    The caller owns the deadline.
+    Gives what the relay carries, too. The caller owns the deadline.
     """
     if address.relay in (peer, host.node_id):
         raise AttemptFailed("neither end of a circuit is its relay")
@@ -66,7 +68,7 @@ async def dial_circuit(host: DialHost, identity: Identity, peer: NodeId, address
     except RelayRefused as error:
         raise AttemptFailed(str(error)) from error
     try:
-        return await secure_outbound(CircuitStream(stream, received, answer.limit), identity, peer)
+        return await secure_outbound(CircuitStream(stream, received, answer.limit), identity, peer), answer.limit
     except (HandshakeFailed, ChannelBroken) as error:
         stream.reset()
         raise AttemptFailed(f"through its relay: {error}") from error

@@ -15,7 +15,7 @@ from infernet.transport.noise_channel import NoiseChannel
 from infernet.transport.relay.dialing import ask_for_place, dial_circuit
 from infernet.transport.relay.hop import HopService, RelayLimits, RelayStatistics
 from infernet.transport.relay.stop import StopService
-from infernet.transport.relay.wire import HOP_PROTOCOL, STOP_PROTOCOL
+from infernet.transport.relay.wire import HOP_PROTOCOL, STOP_PROTOCOL, Limit
 from protocol.ids import NodeId
 from protocol.locality import ip_of
 
@@ -95,7 +95,7 @@ class Relaying:
         serve = self._hop.serve if stream.protocol == HOP_PROTOCOL else self._stop.serve
         await serve(stream, remote)
 
-    async def dial(self, peer: NodeId, address: CircuitAddress) -> NoiseChannel:
+    async def dial(self, peer: NodeId, address: CircuitAddress) -> tuple[NoiseChannel, Limit]:
         """Connect through a relay. Raises AttemptFailed; the caller owns the deadline."""
         return await dial_circuit(self._host, self._identity, peer, address)
 

@@ -280,6 +280,25 @@ async def test_after_a_farewell_open_streams_end_before_the_connection() -> None
             assert end.connection.lost == "the peer said farewell"
 
 
+async def test_a_connection_that_is_retired_opens_nothing_and_loses_nothing() -> None:
+    async with joined() as (left, right):
+        stream = left.connection.open_stream()
+        await stream.send(b"question")
+        await trio.testing.wait_all_tasks_blocked()
+        left.connection.retire()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (left.connection.is_open(), right.connection.is_open()) == (False, False)
+        assert (left.connection.lost, right.connection.lost) == (None, None)
+        assert await right.opened[0].receive() == b"question"
+        await stream.finish()
+        await trio.testing.wait_all_tasks_blocked()
+        await right.opened[0].send(b"answer")
+        await right.opened[0].finish()
+        await left.ended.wait()
+        assert await stream.receive() == b"answer", "the last words left before the connection ended"
+        assert await stream.receive() == b""
+
+
 async def test_a_farewell_with_a_code_ends_at_once() -> None:
     async with attacked() as (end, theirs):
         await theirs.send_all(header(frames.GO_AWAY, 0, 0, frames.GO_AWAY_INTERNAL_ERROR))

@@ -345,3 +345,33 @@ async def test_a_relay_keeps_to_its_speed() -> None:
         await eventually(lambda: c.hidden_handler.received_bytes == 800_000)
         # A second's worth may pass at once.
         assert trio.current_time() - started_s > 0.9
+
+
+# ---------------------------------------------------------------- longer than a circuit lasts
+
+
+async def test_a_circuit_in_use_is_followed_by_another_before_it_ends() -> None:
+    async with circuit(relay_limits(circuit=Limit(duration_s=3, data_bytes=0))) as c:
+        await c.connect()
+        held = await c.asker.open_stream(c.hidden.node_id, HOLD)
+        await held.send(b"as long as it may")
+        for _ in range(8):
+            # A stream that is opened late in one circuit is carried to its end by the next.
+            late = await c.asker.open_stream(c.hidden.node_id, ECHO)
+            await trio.sleep(0.4)
+            await late.send(b"late")
+            await late.finish()
+            assert await read_to_end(late) == b"late"
+        assert c.asker_handler.lost == [], "to everybody above it is one connection"
+        assert c.hidden_handler.lost == []
+        with pytest.raises(StreamBroken):
+            await held.receive()
+        await eventually(lambda: c.relay.relay_statistics().circuits <= 2)
+
+
+async def test_a_circuit_that_nobody_uses_is_not_renewed() -> None:
+    async with circuit(relay_limits(circuit=Limit(duration_s=1, data_bytes=0))) as c:
+        await c.connect()
+        assert await say(c, b"x") == b"x"
+        await eventually(lambda: c.hidden.node_id in c.asker_handler.lost)
+        assert c.asker.statistics().handshakes_out == 2, "the relay and one circuit"
