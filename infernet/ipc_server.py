@@ -53,7 +53,9 @@ class ChatTurn(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The payload of `chat`. `provider` is a public key in any form, `peer` a multiaddr of the one to ask."""
+    """The payload of `chat`. `provider` is a public key in any form, `peer` a multiaddr of the one to ask, and `via`
+    either, of the aggregator that is to pass it on.
+    """
 
     messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=c.ARRAY_ITEMS_MAX)]
     model: str | None = None

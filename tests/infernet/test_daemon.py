@@ -17,7 +17,7 @@ from infernet.ipc_server import ChatRequest, ChatTurn, JobEvent
 from infernet.node import Node
 from protocol import events as e
 from protocol.errors import LocalProtocolError
-from protocol.ids import npub
+from protocol.ids import npub, peer_id
 from tests.helpers_engine import PacedEngine
 from tests.helpers_log import logging_restored
 from tests.helpers_node import key_of, world
@@ -58,12 +58,25 @@ async def test_a_chat_is_asked_as_the_request_says() -> None:
                 assert events[-1].receipt.output_tokens == 20
 
 
+async def test_a_chat_goes_the_way_that_the_request_says() -> None:
+    async with world() as w:
+        aggregator = await w.start(None, forward=True)
+        provider = await w.start(PacedEngine(answer_tokens=5), aggregator)
+        client = await w.start(None, aggregator, provider)
+        for via in (npub(aggregator.node_id), f"/ip4/192.0.2.1/tcp/1/p2p/{peer_id(aggregator.node_id)}"):
+            events = await chat(client, request(via=via))
+            assert isinstance(events[0], e.JobAccepted)
+            assert (events[0].provider, events[0].via) == (provider.node_id, aggregator.node_id)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"provider": "somebody"}, "provider must be a public key"),
         ({"peer": "127.0.0.1:46337"}, "peer must be like /ip4/"),
         ({"peer": "/ip4/127.0.0.1/tcp/46337"}, "/p2p/ part"),
+        ({"via": "somebody"}, "via must be a public key"),
+        ({"via": "/ip4/127.0.0.1/tcp/46337"}, "/p2p/ part"),
     ],
 )
 async def test_who_is_to_answer_must_be_named_properly(changes: dict[str, object], complaint: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infernet.cli.output import duration
+from infernet.cli.output import duration, size
 from infernet.engines import models
 from infernet.lock import hold_lock
 from infernet.settings import BY_NAME
@@ -170,3 +170,23 @@ def test_model_pull_gives_the_path_of_the_model(home: Home, capsys: Capture, mon
 )
 def test_durations_are_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (123_456, "123 kB"), (4_560_000, "4.56 MB"), (10**16, "1e+04 TB")],
+)
+def test_sizes_are_for_people(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.anyio
+async def test_only_who_forwards_jobs_says_how_many(home: Home, capsys: Capture) -> None:
+    fake = FakeNode()
+    fake.state = STATUS
+    async with running(fake, home.config):
+        assert "forwarded" not in (await invoke_beside(capsys, "status")).out
+        counts = {"active": 2, "carried": 17, "failed": 1, "bytes": 4_560_000, "frames": 900}
+        fake.state = STATUS | {"jobs_forwarded": counts}
+        outcome = await invoke_beside(capsys, "status")
+    assert "  forwarded     2 jobs now, 17 carried to their end, 1 failed, 4.56 MB" in outcome.out.splitlines()
