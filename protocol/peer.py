@@ -355,8 +355,12 @@ class Peer:
 
     def _aggregators(self) -> list[NodeId]:
         """Connected peers that forward jobs."""
-        entries = [self.directory.get(peer) for peer in self._connections]
-        return [entry.heartbeat.node for entry in entries if entry and FEATURE_FORWARDS in entry.heartbeat.features]
+        beats = [entry.heartbeat for peer in self._connections if (entry := self.directory.get(peer)) is not None]
+        return [
+            beat.node
+            for beat in beats
+            if FEATURE_FORWARDS in beat.features and beat.availability is Availability.AVAILABLE
+        ]
 
     # ------------------------------------------------------------ records
 
@@ -431,6 +435,7 @@ class Peer:
 
     def _drain(self, now: Now) -> list[Effect]:
         self._is_draining = True
+        self._forwarding.drain()
         effects = self._providing.drain(now)
         if self._announcing.offer is not None:
             effects += self._set_offer(self._announcing.offer, now)

@@ -29,7 +29,7 @@ from protocol.ids import JobId, NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off
 from protocol.messages import Fault, Find, Forward, Found, JobOpen, Part
 from protocol.peer import FEATURE_FORWARDS
-from protocol.records import ChatMessage, JobRequest, ReservationRecord, Role, Signed
+from protocol.records import Availability, ChatMessage, JobRequest, ReservationRecord, Role, Signed
 from tests.helpers_asking import bench_with, is_at_rest
 from tests.helpers_machines import ADDRESS, Bench, chat, provider_record, record_of
 from tests.helpers_puppets import Provider
@@ -233,6 +233,15 @@ def test_a_lost_aggregator_is_no_way() -> None:
     bench, _ = market("p")
     bench.feed(PeerDisconnected(AGGREGATOR))
     bench.feed(chat())
+    bench.feed(DialFailed(signing_key("p").node, "refused"))
+    assert ordered(bench) == []
+
+
+def test_an_aggregator_that_drains_is_no_way() -> None:
+    bench, _ = market("p")
+    fields = {"role": Role.AGGREGATOR, "models": (), "features": (FEATURE_FORWARDS,), "sequence": 9}
+    drains = record_of("aggregator", availability=Availability.DRAINING, **fields)
+    bench.feed(LearnRecord(drains), chat())
     bench.feed(DialFailed(signing_key("p").node, "refused"))
     assert ordered(bench) == []
 

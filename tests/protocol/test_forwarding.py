@@ -17,6 +17,8 @@ from protocol.events import (
     BytesReceived,
     Dial,
     DialFailed,
+    Drain,
+    Drained,
     Effect,
     FinishStream,
     HangUp,
@@ -321,6 +323,19 @@ def test_a_shutdown_ends_what_is_carried_and_says_so(bench: Bench) -> None:
     bench.feed(Shutdown())
     assert fault_on(bench, asker) is Refusal.SHUTDOWN
     assert resets(bench) == {asker, provider}
+
+
+def test_who_drains_takes_no_new_jobs_and_is_done_when_the_last_one_has_ended(bench: Bench) -> None:
+    bench.provide(role=Role.AGGREGATOR, models=())
+    asker, provider = forwarded(bench)
+    bench.feed(Drain())
+    assert bench.none_of(Drained, ResetStream)
+    assert _refused(bench, ASKER) is Refusal.NOT_ALLOWED
+    bench.hear(provider, REJECT)
+    bench.hear_end(provider)
+    assert bench.none_of(Drained)
+    bench.hear_end(asker)
+    assert bench.one(Drained)
 
 
 # ---------------------------------------------------------------- who is not reached
