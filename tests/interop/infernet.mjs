@@ -173,9 +173,13 @@ function unpadded(plaintext) {
   return decode(plaintext.subarray(4, 4 + length))
 }
 
-export function promptPlaintext(responseKey, { messages = [], prompt = '', inputs = [], continuation = '', stop = [] }) {
-  const request = [messages.map(({ role, content }) => [role, content]), prompt, inputs, continuation, stop]
-  const encoded = encode([responseKey, request])
+const NOTHING = new Uint8Array()
+
+export function promptPlaintext(responseKey, request) {
+  const { messages = [], prompt = '', inputs = [], continuation = '', stop = [] } = request
+  const { continuation_ids: continuationIds = NOTHING } = request
+  const turns = messages.map(({ role, content }) => [role, content])
+  const encoded = encode([responseKey, [turns, prompt, inputs, continuation, stop, continuationIds]])
   let length = SEALED_PADDING_BYTES_MIN
   while (length < 4 + encoded.length) length *= 2
   return padded(encoded, length)
@@ -219,20 +223,18 @@ export async function openSeal(sealed, sealingSecret, info) {
 export function readPrompt(plaintext) {
   const [responseKey, request] = unpadded(plaintext)
   require(responseKey instanceof Uint8Array && responseKey.length === 32, 'no response key')
-  const [messages = [], prompt = '', inputs = [], continuation = '', stop = []] = request
+  const [messages = [], prompt = '', inputs = [], continuation = '', stop = [], ids = NOTHING] = request
   require(stop.every((text) => text.length > 0), 'an empty stop string')
-  return {
-    responseKey,
-    request: { messages: messages.map(([role, content]) => ({ role, content })), prompt, inputs, continuation, stop }
-  }
+  const turns = messages.map(([role, content]) => ({ role, content }))
+  return { responseKey, request: { messages: turns, prompt, inputs, continuation, stop, continuation_ids: ids } }
 }
 
 // ---------------------------------------------------------------- chunks (05, The answer)
 
 export const answerKey = (responseKey, orderHash) => taggedHash('infernet/answer-key/1', responseKey, orderHash)
 
-export function sealChunk(key, { number, outputTokens, owed }, [text, index, vector]) {
-  const encoded = encode([text, index, vector])
+export function sealChunk(key, { number, outputTokens, owed }, [text, index, vector, tokenIds = NOTHING]) {
+  const encoded = encode([text, index, vector, tokenIds])
   const length = Math.ceil((4 + encoded.length) / CHUNK_PADDING_BYTES) * CHUNK_PADDING_BYTES
   const associated = Buffer.concat([uint(outputTokens, 8), uint(owed, 8)])
   return chacha20poly1305(key, uint(number, 12), associated).encrypt(padded(encoded, length))
@@ -243,9 +245,10 @@ export function openChunk(key, { number, outputTokens, owed, sealed }) {
   const plaintext = chacha20poly1305(key, uint(number, 12), associated).decrypt(sealed)
   const body = unpadded(plaintext)
   require(plaintext.length % CHUNK_PADDING_BYTES === 0, 'a chunk that is not padded')
-  const [text = '', index = 0, vector = new Uint8Array()] = body
+  const [text = '', index = 0, vector = NOTHING, tokenIds = NOTHING] = body
   require(typeof text === 'string' && Number.isSafeInteger(index) && vector instanceof Uint8Array, 'no chunk body')
-  return { text, index, vector }
+  require(tokenIds instanceof Uint8Array && tokenIds.length % 4 === 0, 'no tokens')
+  return { text, index, vector, tokenIds }
 }
 
 export function foldChunk(hash, { number, outputTokens, owed, sealed }) {
