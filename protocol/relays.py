@@ -207,8 +207,13 @@ class Relays:
         # Seldom, and only while a relay is missing.
         for entry in self._directory.entries():
             node, addresses = entry.heartbeat.node, _direct(entry.heartbeat)
-            if FEATURE_RELAYS in entry.heartbeat.features and addresses and node not in self._links:
+            if FEATURE_RELAYS not in entry.heartbeat.features:
+                continue
+            link = self._links.get(node)
+            if link is None and addresses:
                 known[node] = (network_of(addresses[0]), addresses)
+            elif link is not None and link.is_direct:
+                known[node] = (network_of(link.address), ())  # it has begun to relay since it said hello
         return [
             (node, network, addresses)
             for node, (network, addresses) in known.items()

@@ -119,6 +119,16 @@ def test_a_relay_that_was_heard_of_is_dialled_first() -> None:
     assert bench.asked() == [node(1)]
 
 
+def test_a_peer_that_begins_to_relay_is_taken_when_its_heartbeat_says_so() -> None:
+    bench = Bench()
+    bench.connect(1, relays=False)
+    bench.want()
+    assert bench.asked() == []
+    bench.know(1)
+    bench.wait(LOOK_S)
+    assert bench.asked() == [node(1)]
+
+
 def test_networks_differ_where_they_can() -> None:
     for seed in range(10):
         bench = Bench()

@@ -164,6 +164,8 @@ async def test_an_asker_that_leaves_while_the_node_is_asked_costs_nothing() -> N
             await stream.send(wire.encode_hop_connect(identity(HIDDEN)))
             stream.reset()
         await eventually(lambda: c.relay.relay_statistics().circuits == 0)
+        with trio.fail_after(stop.HANDSHAKE_TIMEOUT_S / 2):
+            await eventually(lambda: c.relay.statistics().streams == 0, "the end of the other leg")
         await still_works(c)
 
 
@@ -309,3 +311,25 @@ async def test_a_circuit_ends_in_halves() -> None:
         assert await stream.receive() == b""
         await eventually(lambda: relay.relay_statistics().circuits == 0)
         assert taken
+
+
+async def test_neither_places_nor_circuits_are_given_to_who_asks_through_a_circuit() -> None:
+    async with circuit() as c:
+        await c.connect()
+        c.hidden.relays_connections = True
+        for request in (wire.encode_reserve(), wire.encode_hop_connect(identity(RELAY))):
+            stream = await c.asker.open_stream(c.hidden.node_id, HOP_PROTOCOL)
+            await stream.send(request)
+            assert (await answer_of(stream)).status == Status.PERMISSION_DENIED
+        assert c.hidden.relay_statistics().places == 0
+
+
+async def test_a_relay_that_is_itself_reached_through_a_relay_brings_nobody() -> None:
+    async with circuit() as c:
+        await c.connect()
+        await eventually(lambda: c.asker.node_id in c.hidden.peers())
+        # As if the asker held a place at the hidden node.
+        c.asker._relaying._lost[c.hidden.node_id] = trio.Event()
+        stream = await c.hidden.open_stream(c.asker.node_id, STOP_PROTOCOL)
+        await stream.send(wire.encode_stop_connect(identity(77), Limit()))
+        assert await stop_answer(stream) == Status.PERMISSION_DENIED
