@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"peers": peers})
     elif not peers:
-        print("No peers yet. Nodes are found through the coordinator (`infernet init --url`) and through each other;")
-        print("`infernet start --peers MULTIADDR` connects to one that you know.")
+        print("No peers yet. Nodes are found on the local network, through the coordinator (`infernet init --url`) and")
+        print("through each other; `infernet join INVITE` connects to somebody who has run `infernet invite`.")
     else:
         columns = ("name", "node", "role", "connected", "models", "load", "seen", "address")
         print_table(columns, [_row(peer) for peer in peers])

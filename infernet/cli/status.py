@@ -70,6 +70,8 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ),
         ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
         ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
+        ("heard of from", _discovered(status.get("discovered") or {})),
+        ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),
         ("coordinator", _coordinator(coordinator) if coordinator else "none"),
         ("log", config.log_file),
@@ -81,6 +83,16 @@ def _reached(reached: dict[str, Any]) -> str:
     state = str(reached.get("reachability", "unknown")).replace("_", " ")
     text = f"{state}: {reached['advice']}" if reached.get("advice") else state
     return f"{text}; others are reached through it" if reached.get("relays_for_others") else text
+
+
+def _discovered(discovered: dict[str, Any]) -> str:
+    """Empty while only gossip and the owner have told of anybody."""
+    return ", ".join(f"{source} {count}" for source, count in discovered.items() if count)
+
+
+def _dht(dht: dict[str, Any]) -> str:
+    text = ", ".join(dht.get("addresses") or []) or ("asks only" if dht.get("pid") else "starting")
+    return f"{text}, {dht['restarts']} restarts" if dht.get("restarts") else text
 
 
 def _refused(transport: dict[str, Any]) -> str:
