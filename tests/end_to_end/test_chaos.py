@@ -36,21 +36,20 @@ SEED = 7
 WITHOUT_END = ("--answer-tokens", "100000")
 
 
-async def live_through(seconds: float, between_s: float) -> None:
+async def live_through(seconds: float, between_s: float, lull_s_max: float) -> None:
     """The whole: quiet, chaos, healing, quiet."""
     async with loopback_cluster(plans(10, 6, MODELS), WITHOUT_END, with_faults=True) as cluster:
         await cluster.start_all()
         await cluster.until_full("before", 30)
         await cluster.until_everything_is_answered("before", 30)
-        chaos = Chaos(cluster, random.Random(SEED), SPARED)
+        chaos = Chaos(cluster, random.Random(SEED), SPARED, lull_s_max=lull_s_max)
         before = await quiet_insides(chaos)
 
         async with trio.open_nursery() as nursery:
-            load = trio.CancelScope()
-            nursery.start_soon(chaos.load, load)
+            nursery.start_soon(chaos.load)
             await chaos.rage(seconds, between_s)
             await chaos.heal()
-            load.cancel()
+            chaos.stop_asking()
             last_s = await chaos.until_all_ended(ENDED_WITHIN_S)
 
         chaos.require_right_answers()
@@ -107,11 +106,13 @@ def report(chaos: Chaos, last_s: float, before: dict[str, Any], after: dict[str,
 
 
 async def test_a_short_storm() -> None:
-    await live_through(12, between_s=0.8)
+    await live_through(12, between_s=0.8, lull_s_max=5)
 
 
 @pytest.mark.nightly
 async def test_a_long_storm(request: pytest.FixtureRequest) -> None:
     # That it takes longer than any other test is no sign that it hangs.
     faulthandler.cancel_dump_traceback_later()
-    await live_through(60 * request.config.getoption("--chaos-minutes"), between_s=2.5)
+    seconds = 60 * request.config.getoption("--chaos-minutes")
+    # Longer than the silence after which a connection is given up.
+    await live_through(seconds, between_s=2.5, lull_s_max=40)
