@@ -75,6 +75,8 @@ class Reaching:
         self._due_at_s: float | None = None
         self._asked_at_s = float("-inf")
         self._fruitless = 0
+        # The networks that decided last.
+        self._voted: frozenset[str] = frozenset()
         self._seen_at: dict[int, IpAddress] = {}
         self.reachability = Reachability.UNKNOWN
         self.address: str | None = None
@@ -96,6 +98,7 @@ class Reaching:
         """This node listens on another port from now on, or on none."""
         self._port = port if port is not None and port >= PORT_MIN else None
         self.reachability, self.address = Reachability.UNKNOWN, None
+        self._voted = frozenset()
         self._fruitless = 0
         self._round = None
         self._due_at_s = now.monotonic_s + SETTLE_S if self._port is not None else None
@@ -112,7 +115,9 @@ class Reaching:
             if known is not None and known != ip:
                 self._fruitless = 0
                 self._bring_forward(max(now.monotonic_s + SETTLE_S, self._asked_at_s + CHANGE_S_MIN))
-        is_awaited = self.reachability is Reachability.UNKNOWN or self._due_at_s is None
+        # One network alone has decided, or none: another one is to be heard soon.
+        is_thin = len(self._voted) < AGREEING_MIN and network_of(link.address) not in self._voted
+        is_awaited = is_thin or self._due_at_s is None
         if is_awaited and FEATURE_DIALS_BACK in link.features:
             self._bring_forward(max(now.monotonic_s + SETTLE_S, self._asked_at_s + CHANGE_S_MIN))
 
@@ -216,8 +221,10 @@ class Reaching:
         return f"/ip{agreed[0].version}/{agreed[0]}/tcp/{self._port}" if agreed else None
 
     def _end_round(self, verdict: Reachability, address: str | None, now: Now) -> None:
-        self._round = None
+        assert self._round is not None
+        voted, self._round = frozenset(self._round.votes), None
         if verdict is not Reachability.UNKNOWN:
+            self._voted = voted
             self.reachability, self.address = verdict, address
         if verdict is _YES:
             self._fruitless = 0

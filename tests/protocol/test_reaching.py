@@ -123,6 +123,23 @@ def test_the_only_peer_there_is_decides_alone() -> None:
     assert bench.verdict == (YES, HOME)
 
 
+def test_what_one_network_decided_alone_is_asked_again_once_there_is_another() -> None:
+    bench = ready(1)
+    bench.answer(peer(1), YES)
+    bench.asked_now()
+    bench.connect(2, network=1)
+    bench.wait(120)
+    assert bench.asked_now() == [], "the same network again is no second voice"
+    bench.connect(3)
+    bench.wait(SETTLE_S)
+    assert peer(3) in bench.asked_now()
+    bench.answer(peer(3), NO)
+    for node in (peer(1), peer(2)):
+        if node in bench.asked.values():
+            bench.answer(node, NO)
+    assert bench.verdict == (NO, None)
+
+
 def test_a_liar_among_three_decides_nothing() -> None:
     bench = ready(1, 2, 3)
     bench.answer(peer(1), YES, "/ip4/192.0.2.66/tcp/46337")

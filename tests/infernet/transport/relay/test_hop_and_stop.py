@@ -18,7 +18,7 @@ from infernet.transport.noise_channel import secure_outbound
 from infernet.transport.relay import hop, splice, stop, wire
 from infernet.transport.relay.circuit import CircuitStream
 from infernet.transport.relay.wire import HOP_PROTOCOL, STOP_PROTOCOL, Answer, Limit, Status
-from tests.helpers_relay import ASKER, HIDDEN, RELAY, Circuit, circuit, node, relay_world
+from tests.helpers_relay import ASKER, HIDDEN, RELAY, Circuit, circuit, node, relay_limits, relay_world
 from tests.helpers_transport import ECHO, eventually, identity, read_to_end
 
 pytestmark = pytest.mark.anyio
@@ -280,6 +280,36 @@ async def test_a_full_node_takes_no_circuit() -> None:
         c.hidden._relaying._stop._is_full = lambda: True
         with pytest.raises(DialFailed, match="cannot connect"):
             await c.connect()
+
+
+async def test_ends_that_ignore_the_limits_are_cut_by_the_relay() -> None:
+    async with relay_world() as world:
+        relay = await world.start_relay(limits=relay_limits(circuit=Limit(duration_s=600, data_bytes=100_000)))
+        near, far = node(ASKER, listens=False), node(HIDDEN, listens=False)
+        await world.run(near)
+        await world.run(far)
+        await world.reserve(far, relay)
+        await near.dial(relay.node_id, relay.addresses())
+        received = 0
+
+        async def take(stream: Stream, remote: str | None) -> None:
+            nonlocal received
+            await wire.read_message(ByteReader(stream.receive))
+            await stream.send(wire.encode_stop_answer(Status.OK))
+            while data := await stream.receive():
+                received += len(data)
+
+        far._relaying._stop.serve = take
+        stream = near.open_direct_stream(relay.node_id, HOP_PROTOCOL)
+        await stream.send(wire.encode_hop_connect(far.node_id))
+        assert (await answer_of(stream)).status == Status.OK
+        with suppress(StreamBroken):
+            await stream.send(bytes(1_000_000))
+        with pytest.raises(StreamBroken):
+            await stream.receive()
+        await eventually(lambda: relay.relay_statistics().circuits == 0)
+        assert received <= 100_000
+        assert relay.relay_statistics().bytes_carried <= 100_000
 
 
 async def test_a_circuit_ends_in_halves() -> None:
