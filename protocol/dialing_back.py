@@ -30,7 +30,8 @@ AT_ONCE_MAX: Final = 16
 class DialingBack:
     """The state: the dial-backs under way, and who had how many."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_enabled: bool) -> None:
+        self._is_enabled = is_enabled
         self._probes: dict[int, tuple[StreamId, str]] = {}
         self._numbers = itertools.count(1)
         self._of_peer: Rates[NodeId] = Rates(PEER_PER_S, PEER_BURST)
@@ -55,10 +56,8 @@ class DialingBack:
         # SPEC 03: A node MUST dial back only to the IP address from which the asking connection comes, and MUST NOT
         #   dial back for a circuit.
         ip = ip_of(seen_at)
-        if ip is None or is_circuit(seen_at):
-            return _answer(
-                stream, Reachability.NOT_TRIED, None, "you do not come from an address that could be dialled"
-            )
+        if ip is None or is_circuit(seen_at) or not self._is_enabled:
+            return _answer(stream, Reachability.NOT_TRIED, None, "you are at no address that is dialled from here")
         # SPEC 03: A node MUST bound how often it dials back, for each peer, for each network and in all.
         if len(self._probes) >= AT_ONCE_MAX or not self._may(peer, network_of(seen_at), now.monotonic_s):
             return _answer(stream, Reachability.NOT_TRIED, None, "too many dial-backs of late, ask somebody else")

@@ -120,7 +120,7 @@ class Peer:
         )
         neighbours_min = config.neighbours_min if config.dials else 0
         self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
-        self._reachable = Reachable(self.node, self.directory, rng, self._streams.next_number)
+        self._reachable = Reachable(self.node, self.directory, rng, self._streams.next_number, dials=config.dials)
         self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
             self.node,

@@ -22,10 +22,17 @@ class Reachable:
     """The three machines, the connections they look at, and the one sentence for the owner."""
 
     def __init__(
-        self, node: NodeId, directory: Directory, rng: random.Random, next_stream: Callable[[], StreamId]
+        self,
+        node: NodeId,
+        directory: Directory,
+        rng: random.Random,
+        next_stream: Callable[[], StreamId],
+        *,
+        dials: bool,
     ) -> None:
+        """`dials` is False for who never dials, and so does not dial back either."""
         self._links: dict[NodeId, Link] = {}
-        self._dialing_back = DialingBack()
+        self._dialing_back = DialingBack(is_enabled=dials)
         self._reaching = Reaching(self._links, rng, next_stream)
         self._relays = Relays(node, directory, self._links, rng)
         self._port: int | None = None

@@ -35,7 +35,7 @@ def ask(machine: DialingBack, number: int = 1, seen_at: str | None = SEEN_AT, at
 
 
 def test_the_port_asked_for_is_dialled_at_the_address_that_the_asker_comes_from() -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     assert ask(machine) == [DialBack(1, peer(1), "/ip4/203.0.113.7/tcp/46337")]
     assert machine.owns(StreamId(2))
 
@@ -45,7 +45,7 @@ def test_the_port_asked_for_is_dialled_at_the_address_that_the_asker_comes_from(
 
 
 def test_an_ipv4_address_that_is_mapped_into_ipv6_is_dialled_as_such() -> None:
-    [effect] = ask(DialingBack(), seen_at="/ip6/::ffff:203.0.113.7/tcp/50123")
+    [effect] = ask(DialingBack(is_enabled=True), seen_at="/ip6/::ffff:203.0.113.7/tcp/50123")
     assert isinstance(effect, DialBack)
     assert effect.address == "/ip4/203.0.113.7/tcp/46337"
 
@@ -55,13 +55,19 @@ def test_an_ipv4_address_that_is_mapped_into_ipv6_is_dialled_as_such() -> None:
     [None, "", "/dns/victim.example/tcp/1", "/ip4/203.0.113.7/tcp/46337/p2p/16Uiu2/p2p-circuit", "/memory/1"],
 )
 def test_who_comes_from_nowhere_or_through_a_relay_is_not_dialled(seen_at: str | None) -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     assert answer(ask(machine, seen_at=seen_at)).reachability is Reachability.NOT_TRIED
     assert machine.active == 0
 
 
+def test_who_never_dials_does_not_dial_back() -> None:
+    machine = DialingBack(is_enabled=False)
+    assert answer(ask(machine)).reachability is Reachability.NOT_TRIED
+    assert machine.active == 0
+
+
 def test_one_peer_has_its_share_and_no_more_until_time_has_passed() -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     for number in range(PEER_BURST):
         [effect] = ask(machine)
         assert isinstance(effect, DialBack)
@@ -73,7 +79,7 @@ def test_one_peer_has_its_share_and_no_more_until_time_has_passed() -> None:
 
 
 def test_one_network_with_many_keys_has_its_share_and_no_more() -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     dialled = 0
     for number in range(1, 101):
         effects = ask(machine, number, f"/ip4/203.0.{number}.7/tcp/5000")
@@ -84,14 +90,14 @@ def test_one_network_with_many_keys_has_its_share_and_no_more() -> None:
 
 
 def test_so_many_at_once_and_no_more() -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     effects = [ask(machine, number, f"/ip4/{number}.0.113.7/tcp/5000")[0] for number in range(1, AT_ONCE_MAX + 6)]
     assert sum(isinstance(effect, DialBack) for effect in effects) == AT_ONCE_MAX
     assert machine.active == AT_ONCE_MAX
 
 
 def test_nobody_is_told_what_came_of_it_when_the_asker_has_gone() -> None:
-    machine = DialingBack()
+    machine = DialingBack(is_enabled=True)
     ask(machine)
     machine.on_stream_lost(StreamId(2))
     assert machine.on_dialed_back(DialedBack(1, Reachability.REACHED, "")) == []
@@ -100,4 +106,6 @@ def test_nobody_is_told_what_came_of_it_when_the_asker_has_gone() -> None:
 
 def test_an_answer_is_no_question() -> None:
     with pytest.raises(RemoteProtocolError):
-        DialingBack().on_message(StreamId(2), peer(1), SEEN_AT, Reached(Reachability.REACHED, None, ""), now())
+        DialingBack(is_enabled=True).on_message(
+            StreamId(2), peer(1), SEEN_AT, Reached(Reachability.REACHED, None, ""), now()
+        )
