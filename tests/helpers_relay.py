@@ -101,7 +101,7 @@ class RelayWorld(World):
 
 
 @dataclass
-class Circuit:
+class RelayedPair:
     """A relay, a node that holds a place there, and one that has not dialled yet."""
 
     world: RelayWorld
@@ -132,7 +132,7 @@ async def relay_world() -> AsyncIterator[RelayWorld]:
 
 
 @asynccontextmanager
-async def circuit(limits: RelayLimits | None = None) -> AsyncIterator[Circuit]:
+async def circuit(limits: RelayLimits | None = None) -> AsyncIterator[RelayedPair]:
     """The three nodes, with the place taken."""
     async with relay_world() as world:
         relay = await world.start_relay(limits=limits)
@@ -142,4 +142,4 @@ async def circuit(limits: RelayLimits | None = None) -> AsyncIterator[Circuit]:
         place = await world.reserve(hidden, relay)
         assert not place.lost, place.lost
         assert hidden.node_id == identity(HIDDEN)
-        yield Circuit(world, relay, hidden, asker, hidden_handler, asker_handler, place)
+        yield RelayedPair(world, relay, hidden, asker, hidden_handler, asker_handler, place)

@@ -18,7 +18,7 @@ from infernet.transport.noise_channel import secure_outbound
 from infernet.transport.relay import hop, splice, stop, wire
 from infernet.transport.relay.circuit import CircuitStream
 from infernet.transport.relay.wire import HOP_PROTOCOL, STOP_PROTOCOL, Answer, Limit, Status
-from tests.helpers_relay import ASKER, HIDDEN, RELAY, Circuit, circuit, node, relay_limits, relay_world
+from tests.helpers_relay import ASKER, HIDDEN, RELAY, RelayedPair, circuit, node, relay_limits, relay_world
 from tests.helpers_transport import ECHO, eventually, identity, read_to_end
 
 pytestmark = pytest.mark.anyio
@@ -28,11 +28,11 @@ async def answer_of(stream: Stream) -> Answer:
     return wire.decode_hop_answer(await wire.read_message(ByteReader(stream.receive)))
 
 
-async def connected_to_relay(c: Circuit) -> None:
+async def connected_to_relay(c: RelayedPair) -> None:
     await c.asker.dial(c.relay.node_id, c.relay.addresses())
 
 
-async def still_works(c: Circuit) -> None:
+async def still_works(c: RelayedPair) -> None:
     """Whatever came before, an honest circuit stands and works."""
     await c.connect()
     stream = await c.asker.open_stream(c.hidden.node_id, ECHO)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 import trio
 import trio.lowlevel
 import trio.testing
 
+from infernet.transport.connections import Circuit
 from infernet.transport.contract import DialFailed, StreamBroken
+from infernet.transport.relay.renewing import renew
 from infernet.transport.relay.wire import Limit
 from protocol.ids import peer_id
 from protocol.locality import is_circuit, is_loopback
-from tests.helpers_relay import HIDDEN, Circuit, circuit, node, relay_limits, relay_world
+from tests.helpers_relay import HIDDEN, RelayedPair, circuit, node, relay_limits, relay_world
 from tests.helpers_transport import ECHO, HOLD, SINK, eventually, identity, read_to_end
 
 pytestmark = pytest.mark.anyio
 
 
-async def say(c: Circuit, data: bytes) -> bytes:
+async def say(c: RelayedPair, data: bytes) -> bytes:
     """What the hidden node echoes."""
     stream = await c.asker.open_stream(c.hidden.node_id, ECHO)
     await stream.send(data)
@@ -163,7 +166,7 @@ async def test_a_circuit_is_tried_when_the_direct_address_is_dead() -> None:
 # ---------------------------------------------------------------- who is refused
 
 
-async def refusal(c: Circuit, *addresses: str) -> str:
+async def refusal(c: RelayedPair, *addresses: str) -> str:
     with pytest.raises(DialFailed) as failure:
         await c.asker.dial(c.hidden.node_id, addresses)
     return str(failure.value)
@@ -375,3 +378,23 @@ async def test_a_circuit_that_nobody_uses_is_not_renewed() -> None:
         assert await say(c, b"x") == b"x"
         await eventually(lambda: c.hidden.node_id in c.asker_handler.lost)
         assert c.asker.statistics().handshakes_out == 2, "the relay and one circuit"
+
+
+async def test_the_circuit_that_was_followed_ends_with_its_last_stream() -> None:
+    async with circuit(relay_limits(circuit=Limit(duration_s=60, data_bytes=0))) as c:
+        await c.connect()
+        [connection] = c.asker._running.connections.of(c.hidden.node_id)
+        stream = await c.asker.open_stream(c.hidden.node_id, ECHO)
+        await renew(
+            connection,
+            Circuit(connection.circuit.address, renew_after_s=0.0),
+            c.asker._attempt,
+            partial(c.asker._add_dialled, c.asker._running),
+        )
+        await eventually(lambda: c.relay.relay_statistics().circuits == 2)
+        await stream.send(b"to its end")
+        await stream.finish()
+        assert await read_to_end(stream) == b"to its end"
+        await eventually(lambda: c.relay.relay_statistics().circuits == 1)
+        assert await say(c, b"and on") == b"and on"
+        assert c.asker_handler.lost == []
