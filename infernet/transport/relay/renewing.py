@@ -25,6 +25,8 @@ async def renew(
 
     Nothing when nobody uses it then, or when there is no other.
     """
+    # SPEC 08: A node that uses a circuit SHOULD have another one to the same peer while half of its time is left, open
+    #   new streams there, and let the first one end with the streams that it has.
     with trio.move_on_after(circuit.renew_after_s) as waiting:
         await connection.muxer.wait_ended()
     if not waiting.cancelled_caught or connection.muxer.idle_s > 0:

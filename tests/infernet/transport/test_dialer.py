@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from infernet.transport import dialer
-from infernet.transport.addresses import TcpAddress
+from infernet.transport.addresses import CircuitAddress, TcpAddress
 from infernet.transport.contract import DialFailed
 from infernet.transport.dialer import (
     ADDRESS_TIMEOUT_S,
@@ -19,6 +19,8 @@ from infernet.transport.dialer import (
     BACKOFF_FIRST_S,
     BACKOFF_JITTER,
     BACKOFF_MAX_S,
+    CIRCUIT_ATTEMPTS_MAX,
+    CIRCUIT_DELAY_S,
     STAGGER_S,
     AttemptFailed,
     Dialer,
@@ -40,6 +42,18 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 def at(port: int) -> str:
     """The address whose behaviour a test sets by its port."""
     return f"/ip4/198.51.100.1/tcp/{port}"
+
+
+def through(port: int) -> str:
+    """The address of a circuit whose relay is at that port, with the behaviour of the port above it."""
+    return f"{at(port - 1)}/p2p/{peer_id(identity(9))}/p2p-circuit/p2p/{peer_id(PEER)}"
+
+
+def port_of(address: TcpAddress | CircuitAddress) -> int:
+    """What a test set the behaviour of an address by."""
+    if isinstance(address, TcpAddress):
+        return address.port
+    return int(address.relay_address.split("/")[4]) + 1
 
 
 class Connected:
@@ -67,21 +81,22 @@ class Network:
         self.start_s = trio.current_time()
         self.dialer = Dialer[Connected](self.attempt, random.Random(1))
 
-    async def attempt(self, peer: NodeId, address: TcpAddress) -> Connected:
-        self.begun.append((trio.current_time() - self.start_s, address.port))
+    async def attempt(self, peer: NodeId, address: TcpAddress | CircuitAddress) -> Connected:
+        port = port_of(address)
+        self.begun.append((trio.current_time() - self.start_s, port))
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
-            if address.port in self.failures:
-                await trio.sleep(self.failures[address.port])
-                raise AttemptFailed(f"port {address.port} refuses")
-            if address.port in self.gated:
+            if port in self.failures:
+                await trio.sleep(self.failures[port])
+                raise AttemptFailed(f"port {port} refuses")
+            if port in self.gated:
                 await self.gate.wait()
             else:
-                await trio.sleep(self.answers.get(address.port, 1e6))
+                await trio.sleep(self.answers.get(port, 1e6))
         finally:
             self.under_way -= 1
-        self.made.append(Connected(address.port))
+        self.made.append(Connected(port))
         self.on_made()
         return self.made[-1]
 
@@ -249,3 +264,52 @@ async def test_a_deadline_in_the_moment_of_winning_leaves_no_connection_to_nobod
     open_ = [connected.port for connected in network.made if not connected.closed]
     assert open_ == given
     assert network.under_way == 0
+
+
+# ---------------------------------------------------------------- through relays
+
+
+async def test_a_circuit_waits_until_a_direct_address_has_had_its_chance() -> None:
+    network = Network()
+    network.answers = {1: CIRCUIT_DELAY_S - 0.1, 41: 0.01}
+    connected = await network.dialer.dial(PEER, [through(41), at(1)])
+    assert connected.port == 1
+    assert [port for _, port in network.begun] == [1]
+
+
+async def test_a_circuit_is_tried_beside_a_direct_address_that_takes_too_long() -> None:
+    network = Network()
+    network.answers = {41: 0.5}
+    connected = await network.dialer.dial(PEER, [through(41), at(1)])
+    assert connected.port == 41
+    [(first_s, first), (second_s, second)] = network.begun
+    assert (first, second) == (1, 41)
+    assert second_s - first_s == pytest.approx(CIRCUIT_DELAY_S + STAGGER_S, abs=0.01)
+
+
+async def test_a_circuit_is_tried_at_once_when_there_is_no_other_way_or_none_is_left() -> None:
+    network = Network()
+    network.answers = {41: 0.0}
+    await network.dialer.dial(PEER, [through(41)])
+    assert network.begun == [(0.0, 41)]
+    network.failures = {1: 0.1}
+    await network.dialer.dial(PEER, [through(41), at(1)])
+    assert network.begun[-1] == (pytest.approx(0.1), 41)
+
+
+async def test_circuits_and_the_dials_of_their_relays_do_not_wait_for_each_other() -> None:
+    """As many circuits as may be dialled at a time, each of which first dials its relay, directly."""
+    network = Network()
+    inner = network.attempt
+    network.answers = dict.fromkeys(range(1, 200), 0.1)
+
+    async def attempt(peer: NodeId, address: TcpAddress | CircuitAddress) -> Connected:
+        if isinstance(address, CircuitAddress):
+            await network.dialer.dial(identity(9), [address.relay_address])
+        return await inner(peer, address)
+
+    network.dialer = Dialer[Connected](attempt, random.Random(1))
+    async with trio.open_nursery() as nursery:
+        for number in range(ATTEMPTS_MAX + CIRCUIT_ATTEMPTS_MAX):
+            nursery.start_soon(network.dialer.dial, PEER, [through(2 * number + 2)])
+    assert trio.current_time() - network.start_s < ADDRESS_TIMEOUT_S / 2
