@@ -294,6 +294,9 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
 def read_file(path: Path) -> dict[str, Any] | None:
     """The file as TOML holds it; None when there is none. Raises ConfigError."""
     try:
+        # Reading from a pipe would wait for a writer, perhaps for ever.
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a file: move it away")
         data = path.read_bytes()
     except FileNotFoundError:
         return None

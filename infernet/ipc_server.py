@@ -21,7 +21,7 @@ import structlog
 import trio
 from msgspec import Meta, Struct
 
-from infernet.config import require_private_directory
+from infernet.config import ConfigError, require_private_directory
 from infernet.ipc import LINE_BYTES_MAX
 from infernet.why import WhyRequest
 from protocol import constants as c
@@ -109,7 +109,12 @@ async def serve(
 def _bound(path: Path) -> Iterator[socket.socket]:
     """A socket that listens at this path, in the file system as long as the block lasts."""
     require_private_directory(path.parent, create=True)
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} is in the way of the node's socket ({(error.strerror or 'an error').lower()}): move it away"
+        ) from None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
         bound.bind(str(path))
         try:

@@ -50,13 +50,22 @@ def main(words: list[str] | None = None) -> int:
     if verb in ("-h", "--help", "help"):
         if rest and rest[0] in VERBS:
             return _run(rest[0], ["--help"])
-        print(HELP, end="")
-        return 0
+        return _help()
     if verb == "--version":
         verb = "version"
     if verb not in VERBS and verb not in HIDDEN:
         return _complain(verb)
     return _run(verb, rest)
+
+
+def _help() -> int:
+    try:
+        print(HELP, end="", flush=True)
+    except OSError as error:
+        from infernet.cli.command import report
+
+        return report(error, as_json=False)
+    return 0
 
 
 def _run(verb: str, words: list[str]) -> int:

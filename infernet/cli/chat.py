@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import Any, Final
 
 from infernet import identity, ipc
-from infernet.cli.command import Failure, Misuse
+from infernet.cli.command import Failure, Misuse, innermost
 from infernet.cli.conversation import Conversation, NoAnswer, Question
 from infernet.config import Config, load, places
 from infernet.lock import running_pid
@@ -115,8 +115,11 @@ def run(arguments: argparse.Namespace) -> int:
     conversation = Conversation(route, as_json=arguments.json)
     try:
         ask(question, conversation)
-    except BaseException:
+    except BaseException as error:
         conversation.end_line()
+        failed = innermost(error)
+        if arguments.peer is not None and isinstance(failed, NoAnswer):
+            raise failed.of_one() from None
         raise
     return conversation.finish()
 

@@ -34,6 +34,7 @@ _FOR_PEOPLE: Final = (
 )
 # The user's disk or rights are at fault, not our code.
 _ENVIRONMENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Failure(Exception):
@@ -111,7 +112,9 @@ def report(error: BaseException, *, as_json: bool) -> int:
     text = explain(leaf) or _unexpected(leaf)
     if as_json:
         details = leaf.details if isinstance(leaf, Failure) else {}
-        print(json.dumps({"error": text, **details}, indent=2))
+        # Where nothing can be printed, the line on standard error says so.
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": text, **details}, indent=2), flush=True)
     complain(text)
     if isinstance(leaf, Failure):
         return leaf.exit_code
@@ -151,6 +154,8 @@ def explain(error: BaseException) -> str | None:
     known = (Failure, *(getattr(sys.modules[module], name) for module, name in _FOR_PEOPLE if module in sys.modules))
     if isinstance(error, known):
         return str(error)
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        return f"cannot write the output ({(error.strerror or 'an error').lower()}): make room where it goes"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
         where = f" {error.filename}" if error.filename else " a file"
         reason = (error.strerror or "an error").lower()

@@ -38,16 +38,29 @@ ADVICE: Final = {
     "slow_reader": "ask again, and let the answer run",
     "shutdown": "ask again: another provider may answer",
 }
+# ... and when one provider was named, so that there is no other one.
+ADVICE_FOR_ONE: Final = {
+    "peer_lost": "check that a node runs there, and that address, port and firewall let you in",
+    "busy": "try again in a moment",
+    "shutdown": "it is shutting down: try again later",
+    "draining": "it is shutting down: try again later",
+}
 SUCCESS: Final = ("stop", "length")
 
 
 class NoAnswer(Failure):
     """The question was not answered, or not to the end."""
 
-    def __init__(self, text: str, code: str | None, retry_after_ms: int = 0) -> None:
-        advice = ADVICE.get(code or "", "")
+    def __init__(self, text: str, code: str | None, retry_after_ms: int = 0, *, advice: str | None = None) -> None:
+        self._said = (text, code, retry_after_ms)
+        advice = advice if advice is not None else ADVICE.get(code or "", "")
         wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
         super().__init__(f"no answer: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
+
+    def of_one(self) -> NoAnswer:
+        """The same, for somebody who asked one provider and no other."""
+        text, code, retry_after_ms = self._said
+        return NoAnswer(text, code, retry_after_ms, advice=ADVICE_FOR_ONE.get(code or ""))
 
 
 @dataclass

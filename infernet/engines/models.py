@@ -116,6 +116,9 @@ def fingerprint(path: Path) -> bytes:
     """The SHA-256 of a model file, from its marker if the file has not changed since. Raises ModelMissing."""
     try:
         stat = path.stat()
+        if not path.is_file():
+            # Reading from a pipe would wait for a writer, perhaps for ever.
+            raise ModelMissing(f"the model {path} is not a file: {_HOW_TO_GET}")
         marked = _read_marker(path, stat)
         if marked is not None:
             return marked

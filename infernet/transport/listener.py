@@ -55,12 +55,15 @@ async def _open_all(hosts: Sequence[str], port: int) -> list[trio.SocketListener
                     raise PortTaken(port) from error
                 if error.errno not in _UNAVAILABLE:
                     raise ListenFailed(f"cannot listen on {host} port {port}: {error}") from error
-                missing.append(f"{host}: {error}")
+                missing.append(f"{host} ({(error.strerror or str(error)).lower()})")
                 continue
             listeners += opened
             port = port or opened[0].socket.getsockname()[1]
         if hosts and not listeners:
-            raise ListenFailed(f"cannot listen on port {port} of any address: {'; '.join(missing)}")
+            raise ListenFailed(
+                f"cannot listen on {', '.join(missing)}: give addresses that this machine has (--listen-hosts), "
+                "or 0.0.0.0 and :: for all of them"
+            )
     except BaseException:
         for listener in listeners:
             listener.socket.close()
