@@ -15,7 +15,7 @@ import infernet
 from infernet import ipc_server
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
-from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest
+from infernet.ipc_server import DRAIN_LIMIT_S, ChatRequest, Handlers, JobEvent, JoinRequest
 from infernet.node import AskOptions, Node, run_node
 from infernet.own_addresses import peer_of
 from infernet.settings import read_node, read_peer
@@ -62,7 +62,7 @@ async def run_daemon(
 
 
 class _Stop:
-    """What a signal does: the first one ends the node gracefully, the next one at once."""
+    """What a signal does: the first lets running jobs finish, the second does not, the third asks nobody."""
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.node: Node | None = None
@@ -71,14 +71,16 @@ class _Stop:
     async def on_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.open_signal_receiver(*_SIGNALS) as received:
             task_status.started()
-            is_first = True
+            count = 0
             async for number in received:
                 log.info("node.stopping", reason=signal.Signals(number).name)
-                if self.node is None or not is_first:
+                if self.node is None or count > 1:
                     self._scope.cancel()
-                else:
+                elif count == 1:
                     self.node.stop()
-                is_first = False
+                else:
+                    self.node.drain(DRAIN_LIMIT_S)
+                count += 1
 
 
 async def _run_to_its_end(
@@ -124,7 +126,14 @@ def handlers(node: Node) -> Handlers:
         return {node_id.hex(): reason for node_id, reason in (await node.join(peers)).items()}
 
     return Handlers(
-        status=lambda: status_of(node), peers=node.peers, shutdown=node.stop, chat=chat, join=join, why=node.why
+        status=lambda: status_of(node),
+        peers=node.peers,
+        shutdown=node.stop,
+        drain=node.drain,
+        jobs_left=node.jobs_left,
+        chat=chat,
+        join=join,
+        why=node.why,
     )
 
 

@@ -47,6 +47,7 @@ from protocol.events import (
     OwnAddresses,
     PeerConnected,
     PeerDisconnected,
+    Pressure,
     ReachabilityLearnt,
     RecordLearnt,
     RelayLost,
@@ -89,6 +90,8 @@ Contact = PeerConnected | DialFailed
 EVENTS_WAITING_MAX: Final = 512
 # After this many events other tasks get their turn.
 EVENTS_PER_TURN: Final = 64
+# A queue that was never empty for so long is not caught up with: new orders would only make it longer.
+BEHIND_S: Final = 0.5
 
 
 _NO_P2P: Final = "this node opens no peer-to-peer connections (p2p is off)"
@@ -129,6 +132,9 @@ class Driver:
         self._places = trio.Semaphore(EVENTS_WAITING_MAX)
         self._wake = trio.Event()
         self._waiters: list[tuple[Callable[[], bool], trio.Event]] = []
+        # Since when the queue of events was never empty, and whether the peer has been told that this is too long.
+        self._behind_since_s: float | None = None
+        self._is_overloaded = False
         self._inbound_numbers = itertools.count(2, 2)
         self._carrier_of_peer: dict[NodeId, Carrier] = {}
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
@@ -225,8 +231,22 @@ class Driver:
                 self._feed(DEADLINE)
             if self._waiters:
                 self._wake_waiters()
+            self._weigh(is_behind=bool(events))
             if events:
                 await trio.lowlevel.checkpoint()
+
+    def _weigh(self, *, is_behind: bool) -> None:
+        """Tell the peer when the queue is not caught up with, and when it is again."""
+        if not is_behind:
+            self._behind_since_s = None
+        elif self._behind_since_s is None:
+            self._behind_since_s = trio.current_time()
+        since_s = self._behind_since_s
+        is_overloaded = since_s is not None and trio.current_time() - since_s > BEHIND_S
+        if is_overloaded != self._is_overloaded:
+            self._is_overloaded = is_overloaded
+            log.warning("node.overloaded" if is_overloaded else "node.caught_up", events=len(self._events))
+            self._feed(Pressure(is_overloaded))
 
     def command(self, event: Event) -> None:
         """Handle a command of the application now, not in its turn. Raises LocalProtocolError for a bad one."""

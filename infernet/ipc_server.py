@@ -12,16 +12,17 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 import trio
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from infernet.config import ConfigError, require_private_directory
+from infernet.draining import JobsLeft
 from infernet.ipc import LINE_BYTES_MAX
 from infernet.why import WhyRequest
 from protocol import constants as c
@@ -36,6 +37,9 @@ CONNECTIONS_MAX: Final = 32
 REQUEST_TIMEOUT_S: Final = 30.0
 # A terminal that was paused gets this long before its chat is cancelled.
 WRITE_TIMEOUT_S: Final = 60.0
+# Longer than nearly all answers take, and shorter than the patience of whoever shuts a machine down.
+DRAIN_LIMIT_S: Final = 30.0
+_DRAIN_REPORT_S: Final = 1.0
 _READ_BYTES: Final = 64 * 1024
 _BACKLOG: Final = 16
 
@@ -81,11 +85,14 @@ class Handlers:
     """What the node does when it is asked. `chat` may raise LocalProtocolError; leaving its context cancels.
 
     `join` gives, for each node, why it is not connected, or "" when it is; it may raise LocalProtocolError, too.
+    `drain` takes after how many seconds the node stops although jobs run, and returns at once.
     """
 
     status: Callable[[], dict[str, Any]]
     peers: Callable[[], list[dict[str, Any]]]
     shutdown: Callable[[], None]
+    drain: Callable[[float], None]
+    jobs_left: Callable[[], JobsLeft]
     chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[JobEvent]]]
     join: Callable[[JoinRequest], Awaitable[dict[str, str]]]
     why: Callable[[WhyRequest], dict[str, Any]]
@@ -124,6 +131,12 @@ def _bound(path: Path) -> Iterator[socket.socket]:
             yield bound
         finally:
             path.unlink(missing_ok=True)
+
+
+class DrainRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `drain`: after how long to stop although jobs run."""
+
+    limit_s: Annotated[float, Meta(ge=0, le=86_400)] = DRAIN_LIMIT_S
 
 
 class _Server:
@@ -166,6 +179,9 @@ class _Server:
             if command == "why":
                 await self._why(stream, payload)
                 continue
+            if command == "drain":
+                await self._drain(stream, payload)
+                return
             await self._answer(stream, command)
         if lines.too_long:
             await _send(stream, _failure("line-too-long", f"a line has at most {LINE_BYTES_MAX} bytes"))
@@ -199,6 +215,18 @@ class _Server:
             await _send(stream, _failure("bad-payload", clean_line(str(error))))
             return
         await _send(stream, _success(self._handlers.why(request)))
+
+    async def _drain(self, stream: trio.SocketStream, payload: object) -> None:
+        """Begin to stop, and say every second what is still to be done, to the end of the node."""
+        try:
+            request = msgspec.convert({} if payload is None else payload, DrainRequest)
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+            return
+        self._handlers.drain(request.limit_s)
+        while True:
+            await _send(stream, _success(asdict(self._handlers.jobs_left()), "draining"))
+            await trio.sleep(_DRAIN_REPORT_S)
 
     async def _chat(self, stream: trio.SocketStream, payload: object) -> None:
         try:
@@ -241,6 +269,20 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                 },
                 "accepted",
             )
+        case e.JobQueued():
+            data = {"provider": event.provider.hex(), "position": event.position, "wait_ms": event.wait_ms}
+            return _success(data, "queued")
+        case e.JobResumed():
+            return _success(
+                {
+                    "provider": event.provider.hex(),
+                    "lost": event.lost.hex(),
+                    "attempt": event.attempt,
+                    "prompt_tokens": event.prompt_tokens,
+                    "output_tokens_before": event.output_tokens_before,
+                },
+                "resumed",
+            )
         case e.JobText():
             return _success({"text": event.text, "output_tokens": event.output_tokens}, "text")
         case e.JobDone():
@@ -249,17 +291,19 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                 {
                     "outcome": receipt.outcome.name.lower(),
                     "provider": receipt.provider.hex(),
-                    "prompt_tokens": receipt.prompt_tokens,
-                    "output_tokens": receipt.output_tokens,
+                    # The question, as the first of them has read it.
+                    "prompt_tokens": event.served[0].prompt_tokens,
+                    "output_tokens": sum(part.output_tokens for part in event.served),
                     "first_token_ms": receipt.first_token_ms,
                     "last_token_ms": receipt.last_token_ms,
+                    "served": [structs.asdict(part) | {"provider": part.provider.hex()} for part in event.served],
                 },
                 "done",
             )
         case e.JobFailed():
             refusal = Refusal(event.code).name.lower()
             return _failure(event.text, refusal) | {"data": {"retry_after_ms": event.retry_after_ms}}
-        case e.JobQueued() | e.JobResumed() | e.JobVector():
+        case e.JobVector():
             return None
 
 

@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import structlog
@@ -30,6 +30,7 @@ from infernet.discovery.discovery import Discovery
 from infernet.discovery.joining import Joining
 from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
+from infernet.draining import Draining, JobsLeft
 from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
@@ -132,6 +133,7 @@ class Node:
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
         self._joining = Joining(self.driver)
+        self._draining = Draining(self.driver, self.stop)
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
         self._dht = self._make_dht(store)
@@ -155,6 +157,7 @@ class Node:
             self._introduce()
             nursery.start_soon(self._discovery.run)
             nursery.start_soon(self._reached.run)
+            nursery.start_soon(self._draining.run)
             if self._kept is not None:
                 nursery.start_soon(self._kept.run)
             self._start_link(nursery)
@@ -170,6 +173,14 @@ class Node:
     def stop(self) -> None:
         """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
         self._stop_requested.set()
+
+    def drain(self, limit_s: float) -> None:
+        """Take no more jobs, and `stop` when the last one has ended or after this long."""
+        self._draining.begin(limit_s)
+
+    def jobs_left(self) -> JobsLeft:
+        """What a node that drains has still to do."""
+        return self._draining.left()
 
     async def _say_goodbye(self) -> None:
         self.driver.command(e.Shutdown())
@@ -300,6 +311,8 @@ class Node:
 
         Leaving early cancels the job. Raises LocalProtocolError for a request that no provider could run.
         """
+        if self._draining.has_begun:
+            raise LocalProtocolError("this node is stopping and takes no new questions")
         job = JobId(secrets.token_bytes(16))
         ask = e.Ask(
             job,
@@ -340,7 +353,9 @@ class Node:
                 self._dht.search(effect.model)
         elif isinstance(effect, (e.ReachabilityLearnt, e.OwnAddresses)):
             self._reached.observe(effect)
-        elif not isinstance(effect, e.Drained):
+        elif isinstance(effect, e.Drained):
+            self._draining.drained()
+        else:
             self._answer(effect)
 
     def _answer(self, event: JobEvent) -> None:
@@ -405,6 +420,7 @@ class Node:
             "jobs_running": statistics.jobs_running,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
+            "transport": asdict(self._transport.statistics()) if self._transport is not None else None,
         }
 
     def why(self, request: WhyRequest) -> dict[str, Any]:

@@ -496,7 +496,7 @@ class JobDone(Struct, frozen=True):
 
     job: JobId
     receipt: ReceiptRecord
-    served: tuple[Served, ...] = ()
+    served: tuple[Served, ...]
 
 
 class JobFailed(Struct, frozen=True):

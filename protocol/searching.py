@@ -108,6 +108,8 @@ class Searching:
             elif job.stage is Stage.SEARCHING:
                 # It may be a provider whose record we hold, and that only lacked a connection.
                 effects += self._next_candidate(job, now)
+                if job.stage is Stage.SEARCHING and peer in _gone(job):
+                    effects += self._return_to(job, peer, now)
                 if job.stage is Stage.SEARCHING:
                     # Or it may know whom the others did not.
                     effects += self._search(self._route_request(job), peer)
@@ -208,11 +210,12 @@ class Searching:
 
     def _last_chance(self, job: Job, now: Now) -> list[Effect]:
         """Nobody else is there: those who went away in the middle may be back. Once each."""
-        gone = [node for node in job.lost if node not in job.retried]
-        if not gone:
-            return self._nobody(job)
-        job.provider, job.queue_wait_ms = gone[-1], 0
-        job.retried.add(gone[-1])
+        gone = _gone(job)
+        return self._return_to(job, gone[-1], now) if gone else self._nobody(job)
+
+    def _return_to(self, job: Job, node: NodeId, now: Now) -> list[Effect]:
+        job.provider, job.queue_wait_ms = node, 0
+        job.retried.add(node)
         return self._reach(job, now)
 
     def _route_request(self, job: Job) -> RouteRequest:
@@ -240,8 +243,6 @@ class Searching:
         addresses = self._addresses(job.hop)
         if addresses:
             return [Dial(job.hop, addresses)]
-        if job.provider in job.retried and job.via is None and not self._detours(job, job.provider):
-            return []  # whom we cannot dial may dial us again
         what = "provider" if job.via is None else "aggregator"
         return self._on_no_hop(job, Refusal.PEER_LOST, f"no address of {what} {short(job.hop)} is known", now)
 
@@ -311,3 +312,8 @@ class Searching:
                 text = "the provider could not be reached, or did not say what it offers, in time"
                 effects += self._on_no_hop(job, Refusal.DEADLINE, text, now)
         return effects
+
+
+def _gone(job: Job) -> list[NodeId]:
+    """Providers that went away in the middle and were not tried again."""
+    return [node for node in job.lost if node not in job.retried]

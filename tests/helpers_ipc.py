@@ -9,17 +9,27 @@ from typing import Any
 
 import trio
 
+from infernet.draining import JobsLeft
 from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest, serve
 from infernet.why import WhyRequest
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
+from protocol.records import ReceiptRecord
 from tests.helpers_records import PROVIDER, receipt
 
 JOB = JobId(bytes(range(16)))
 ACCEPTED = e.JobAccepted(JOB, PROVIDER.node, 1, "tiny-135m", 17)
 PARIS = e.JobText(JOB, "Paris", 1)
-DONE = e.JobDone(JOB, receipt())
+
+
+def done(record: ReceiptRecord) -> e.JobDone:
+    """The end of a job that one provider has done alone."""
+    served = e.Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
+    return e.JobDone(JOB, record, (served,))
+
+
+DONE = done(receipt())
 NOBODY = e.JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
 
 
@@ -34,6 +44,7 @@ class FakeNode:
         self.asked = trio.Event()
         self.left = trio.Event()
         self.stopped = trio.Event()
+        self.drained: list[float] = []
         self.state: dict[str, Any] = {"name": "fake", "addresses": []}
         self.known: list[dict[str, Any]] = []
         self.joined: list[JoinRequest] = []
@@ -46,6 +57,8 @@ class FakeNode:
             status=lambda: self.state,
             peers=lambda: self.known,
             shutdown=self.stopped.set,
+            drain=self.drained.append,
+            jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, seconds_left=9.5),
             chat=self._chat,
             join=self._join,
             why=self._why,

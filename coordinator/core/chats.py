@@ -51,6 +51,8 @@ class Chat:
         self.accepted_or_ended = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.events = 0
+        # Where it waits, as its readers know.
+        self.place: tuple[NodeId, int] | None = None
         # Beside the row, because it changes with every token and the row is replaced as a whole.
         self.output_tokens = 0
 
@@ -163,6 +165,10 @@ class Chats:
                 self._on_text(chat, effect)
             case e.JobAccepted():
                 self._on_accepted(chat, effect)
+            case e.JobQueued():
+                self._on_queued(chat, effect)
+            case e.JobResumed():
+                self._on_resumed(chat, effect)
             case e.JobDone():
                 self._on_done(chat, effect)
             case e.JobFailed():
@@ -196,6 +202,34 @@ class Chats:
         chat.accepted_or_ended.set()
         self._record(chat, "meta")
 
+    def _on_queued(self, chat: Chat, effect: e.JobQueued) -> None:
+        place = (effect.provider, effect.position)
+        if chat.place == place:
+            return  # a reader wants to see it move, and the feed keeps everything
+        chat.place = place
+        chat.feed.add(
+            "queued",
+            {
+                "provider": self._node_view(effect.provider, chat.row.model),
+                "position": effect.position,
+                "wait_ms": effect.wait_ms,
+            },
+        )
+
+    def _on_resumed(self, chat: Chat, effect: e.JobResumed) -> None:
+        chat.row = dataclasses.replace(chat.row, provider=effect.provider)
+        chat.feed.add(
+            "resumed",
+            {
+                "provider": self._node_view(effect.provider, chat.row.model),
+                "lost": self._node_view(effect.lost, chat.row.model),
+                "attempt": effect.attempt,
+                "prompt_tokens": effect.prompt_tokens,
+                "output_tokens_before": effect.output_tokens_before,
+            },
+        )
+        self._record(chat, "resumed")
+
     def _on_text(self, chat: Chat, effect: e.JobText) -> None:
         is_first = not chat.output_tokens
         chat.output_tokens = effect.output_tokens
@@ -215,7 +249,9 @@ class Chats:
         receipt = effect.receipt
         reason = Outcome(receipt.outcome).name.lower()
         now_ms = self._wall_ms()
-        chat.output_tokens = receipt.output_tokens
+        # The question was read by the first of them; what the others read again is theirs to say.
+        prompt_tokens = effect.served[0].prompt_tokens
+        chat.output_tokens = sum(part.output_tokens for part in effect.served)
         chat.row = dataclasses.replace(chat.row, status="completed", ended_ms=now_ms, outcome=reason)
         chat.feed.end(
             "done",
@@ -224,10 +260,19 @@ class Chats:
                 "reason": reason,
                 "finished_at": iso_time(now_ms),
                 "usage": {
-                    "prompt_tokens": receipt.prompt_tokens,
-                    "completion_tokens": receipt.output_tokens,
-                    "total_tokens": receipt.prompt_tokens + receipt.output_tokens,
+                    "prompt_tokens": prompt_tokens,
+                    "completion_tokens": chat.output_tokens,
+                    "total_tokens": prompt_tokens + chat.output_tokens,
                 },
+                "served": [
+                    {
+                        "provider": self._node_view(part.provider, chat.row.model),
+                        "attempt": part.attempt,
+                        "prompt_tokens": part.prompt_tokens,
+                        "completion_tokens": part.output_tokens,
+                    }
+                    for part in effect.served
+                ],
             },
         )
         self._end(chat, "done", receipt.running_hash)
@@ -284,9 +329,10 @@ class Chats:
 
     def provider_view(self, chat: Chat) -> dict[str, Any] | None:
         """Who serves a chat, as far as it is known."""
-        node: NodeId | None = chat.row.provider
-        if node is None or self._driver is None:
-            return None
+        return self._node_view(chat.row.provider, chat.row.model) if chat.row.provider is not None else None
+
+    def _node_view(self, node: NodeId, model: str | None) -> dict[str, Any]:
+        assert self._driver is not None
         entry = self._driver.peer.directory.get(node)
         gpus = entry.heartbeat.gpus if entry is not None else ()
         return {
@@ -294,5 +340,5 @@ class Chats:
             "name": clean_name(entry.heartbeat.name) if entry is not None else "",
             "nodeId": self._links.label(node),
             "gpuModel": clean_text(gpus[0].model, ERROR_CHARACTERS_MAX) if gpus else None,
-            "model": chat.row.model,
+            "model": model,
         }

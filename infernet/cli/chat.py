@@ -42,8 +42,9 @@ examples:
 
 --json prints one object at the end: text, outcome (stop or length), provider, provider_name, model, job,
 prompt_tokens, output_tokens, first_token_s, duration_s, tokens_per_s, route (node, self, peer or
-coordinator), via (the key of the aggregator, or null); or error and code. Exits with 1 when nobody answered to
-the end."""
+coordinator), via (the key of the aggregator, or null), served (provider, attempt, prompt_tokens and
+output_tokens of everybody who gave a part of it); or error and code. Exits with 1 when nobody answered to the
+end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ The three ways to ask (the running node, a node of our own, the coordinator) all
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ class Conversation:
         self._last_at_s = self._asked_at_s
         self._output_tokens = 0
         self._accepted: dict[str, Any] = {}
+        self._place: tuple[object, object] | None = None
         self._done: dict[str, Any] | None = None
 
     @property
@@ -118,9 +120,13 @@ class Conversation:
         return self._output_tokens
 
     def take(self, event: str, data: dict[str, Any]) -> None:
-        """One thing that happened: accepted, text or done. Others are ignored."""
+        """One thing that happened: accepted, queued, resumed, text or done. Others are ignored."""
         if event == "accepted":
             self._accepted = data
+        elif event == "queued":
+            self._on_queued(data)
+        elif event == "resumed":
+            self._on_resumed(data)
         elif event == "text":
             self._on_text(str(data.get("text", "")), int(data.get("output_tokens", 0)))
         elif event == "done":
@@ -137,6 +143,29 @@ class Conversation:
         if shown and not self._as_json:
             self._last_shown = shown
             print(shown, end="", flush=True)
+
+    def _on_queued(self, data: dict[str, Any]) -> None:
+        place = (data.get("provider"), data.get("position"))
+        if place == self._place:
+            return
+        self._place = place
+        ahead = "next" if place[1] == 0 else f"{place[1]} before it"
+        self._note(f"every slot is taken: it waits at {_name(data)}, {ahead}, about {_seconds(data)}")
+
+    def _on_resumed(self, data: dict[str, Any]) -> None:
+        lost = _name(data, "lost")
+        self._note(f"provider {lost} went away; {_name(data)} goes on (reads {data.get('prompt_tokens')} tokens again)")
+        self._accepted = self._accepted | {key: data.get(key) for key in ("provider", "provider_name")}
+
+    def _note(self, text: str) -> None:
+        """Say beside the answer what happens to it."""
+        if self._as_json:
+            return
+        if sys.stdout.isatty():
+            self.end_line()
+        line = clean_line(text, 200)
+        is_dim = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        print(f"\x1b[2m[{line}]\x1b[0m" if is_dim else f"[{line}]", file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
         """Leave the cursor at the beginning of a line."""
@@ -175,6 +204,7 @@ class Conversation:
             "tokens_per_s": self._tokens_per_s(),
             "route": self._route,
             "via": self._accepted.get("via"),
+            "served": done.get("served"),
         }
 
     def _tokens_per_s(self) -> float | None:
@@ -184,9 +214,20 @@ class Conversation:
         return round((self._output_tokens - self._first_tokens) / (self._last_at_s - self._first_at_s), 1)
 
 
+def _name(data: dict[str, Any], key: str = "provider") -> str:
+    """What a provider is called here: its name where it is known, or the beginning of its key."""
+    return clean_line(str(data.get(f"{key}_name") or ""), 48) or str(data.get(key) or "somebody")[:8]
+
+
+def _seconds(data: dict[str, Any]) -> str:
+    wait_ms = data.get("wait_ms")
+    return f"{max(1, round(wait_ms / 1000))} s" if isinstance(wait_ms, (int, float)) else "a moment"
+
+
 def _summary(result: dict[str, Any]) -> str:
-    provider = clean_line(str(result["provider_name"] or ""), 48) or str(result["provider"] or "somebody")[:8]
-    parts = [f"served by {provider}", clean_line(str(result["model"] or ""), 64)]
+    others = len(result["served"] or ()) - 1
+    before = f" after {others} other{'s' if others > 1 else ''}" if others > 0 else ""
+    parts = [f"served by {_name(result)}{before}", clean_line(str(result["model"] or ""), 64)]
     if result["prompt_tokens"] is not None:
         parts.append(f"{result['prompt_tokens']} + {result['output_tokens']} tokens")
     if result["first_token_s"] is not None:

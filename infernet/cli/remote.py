@@ -116,17 +116,41 @@ def _take(event: str, data: dict[str, Any], job_id: str, conversation: Conversat
     elif event == "token":
         tokens = data.get("output_tokens")
         conversation.take("text", {"text": data.get("text", ""), "output_tokens": tokens or conversation.tokens + 1})
+    elif event == "queued":
+        place = {"position": data.get("position"), "wait_ms": data.get("wait_ms")}
+        conversation.take("queued", place | _provider(data, "provider"))
+    elif event == "resumed":
+        read = {"prompt_tokens": data.get("prompt_tokens")}
+        conversation.take("resumed", read | _provider(data, "provider") | _provider(data, "lost"))
     elif event == "done":
         usage = data.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         done = {"outcome": data.get("reason", "stop"), "prompt_tokens": usage.get("prompt_tokens")}
         if usage.get("completion_tokens") is not None:
             done["output_tokens"] = usage["completion_tokens"]
+        if isinstance(data.get("served"), list):
+            done["served"] = [_served(part) for part in data["served"] if isinstance(part, dict)]
         conversation.take("done", done)
         return True
     elif event == "error":
         raise NoAnswer(clean_line(str(data.get("message") or "it failed")), str(data.get("code") or ""))
     return False
+
+
+def _provider(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """A provider as the coordinator shows it, under the names that a conversation knows."""
+    view = data.get(key)
+    view = view if isinstance(view, dict) else {}
+    return {key: view.get("id"), f"{key}_name": view.get("name")}
+
+
+def _served(part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "provider": _provider(part, "provider")["provider"],
+        "attempt": part.get("attempt"),
+        "prompt_tokens": part.get("prompt_tokens"),
+        "output_tokens": part.get("completion_tokens"),
+    }
 
 
 def read_events(pieces: Iterator[bytes]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -83,6 +83,27 @@ async def test_commands_have_the_replies_that_tools_know(path: Path) -> None:
             await node.stopped.wait()
 
 
+async def test_a_node_that_drains_says_what_is_left_until_it_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ipc_server, "_DRAIN_REPORT_S", 0.01)
+    node = FakeNode()
+    left = {"running": 2, "asked": 0, "forwarded": 0, "seconds_left": 9.5}
+    async with served(node, path), talking(path) as talker:
+        await talker.send({"cmd": "drain", "payload": {"limit_s": 60}})
+        for _ in range(3):
+            assert await talker.reply() == {"ok": True, "event": "draining", "data": left}
+    assert node.drained == [60.0]
+
+
+@pytest.mark.parametrize("payload", [{"limit_s": -1}, {"limit_s": "soon"}, {"limit": 3}, []])
+async def test_a_limit_that_is_none_does_not_stop_the_node(path: Path, payload: object) -> None:
+    node = FakeNode()
+    async with served(node, path), talking(path) as talker:
+        assert (await talker.ask({"cmd": "drain", "payload": payload}) or {})["error"] == "bad-payload"
+    assert node.drained == []
+
+
 @pytest.mark.parametrize(
     "line", [b"\n", b"{\n", b"[]\n", b"1\n", b'{"cmd": 1}\n', b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"]
 )

@@ -77,7 +77,7 @@ async function ask(text) {
   const item = addTurn("assistant", "");
   item.classList.add("waiting");
   running = { item, body: item.querySelector(".text"), askedAt: performance.now(), jobId: null, source: null,
-    firstAt: 0, lastAt: 0, provider: null, isCancelled: false };
+    firstAt: 0, lastAt: 0, provider: null, resumed: null, isCancelled: false };
   const mine = running;
   setBusy(true);
   say("Connecting…");
@@ -128,6 +128,17 @@ function read(mine, url) {
   source.addEventListener("meta", (event) => {
     mine.provider = JSON.parse(event.data).provider;
   });
+  source.addEventListener("queued", (event) => {
+    const { position, wait_ms } = JSON.parse(event.data);
+    const before = position === 0 ? "next in line" : `${position} before you`;
+    say(`Every slot is taken: ${before}, about ${Math.max(1, Math.round(wait_ms / 1000))} s to wait…`);
+  });
+  source.addEventListener("resumed", (event) => {
+    const { provider, lost, prompt_tokens } = JSON.parse(event.data);
+    mine.provider = provider;
+    mine.resumed = `${nameOf(lost)} went away; ${nameOf(provider)} goes on (it reads ${prompt_tokens} tokens again)`;
+    say(`${mine.resumed}.`);
+  });
   source.addEventListener("token", (event) => {
     const now = performance.now();
     if (!mine.firstAt) {
@@ -163,15 +174,22 @@ function finish(mine, done) {
   // The whole text again: whatever was missed on the way is right now.
   mine.body.textContent = done.text;
   turns.push({ role: "assistant", content: done.text });
+  if (mine.resumed) addLine(mine.item, "badge", `${mine.resumed}.`);
   addLine(mine.item, "badge", badge(mine, done));
   end(mine, done.reason === "length" ? "Done; the answer reached its length limit." : "Done.");
+}
+
+function nameOf(provider) {
+  return provider.name || provider.nodeId || "a provider";
 }
 
 function badge(mine, done) {
   const parts = [];
   if (mine.provider) {
     const gpu = mine.provider.gpuModel ? ` on ${mine.provider.gpuModel}` : "";
-    parts.push(`Served by ${mine.provider.name || mine.provider.nodeId || "a provider"}${gpu}`, mine.provider.model);
+    const names = done.served.map((part) => nameOf(part.provider));
+    const servers = names.length > 1 ? names.join(", then ") : `${nameOf(mine.provider)}${gpu}`;
+    parts.push(`Served by ${servers}`, mine.provider.model);
   }
   const tokens = done.usage.completion_tokens;
   parts.push(`${tokens} tokens`);

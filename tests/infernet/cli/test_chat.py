@@ -19,8 +19,8 @@ from protocol.errors import Refusal
 from protocol.ids import npub, peer_id
 from protocol.records import Outcome
 from tests.helpers_cli import DEADLINE_S, Home, invoke, invoke_beside, running
-from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode
-from tests.helpers_records import PROVIDER, receipt
+from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode, done
+from tests.helpers_records import PROVIDER, receipt, signing_key
 
 ADDRESS = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id(PROVIDER.node)}"
 Capture = pytest.CaptureFixture[str]
@@ -80,6 +80,7 @@ async def test_with_json_there_is_one_object_at_the_end(home: Home, capsys: Capt
         "tokens_per_s": None,
         "route": "node",
         "via": None,
+        "served": [{"provider": PROVIDER.node.hex(), "attempt": 1, "prompt_tokens": 17, "output_tokens": 5}],
     }
 
 
@@ -181,6 +182,44 @@ async def test_what_a_stranger_writes_cannot_command_the_terminal(home: Home, ca
 
 
 @pytest.mark.anyio
+async def test_the_place_in_a_queue_is_told_when_it_changes(home: Home, capsys: Capture) -> None:
+    waits = [e.JobQueued(JOB, PROVIDER.node, place, 4_000 * place + 300) for place in (2, 2, 1, 0)]
+    async with running(node(*waits, ACCEPTED, PARIS, DONE), home.config):
+        outcome = await invoke_beside(capsys, "chat", "hello")
+    name = PROVIDER.node.hex()[:8]
+    assert outcome.err.splitlines()[:3] == [
+        f"[every slot is taken: it waits at {name}, 2 before it, about 8 s]",
+        f"[every slot is taken: it waits at {name}, 1 before it, about 4 s]",
+        f"[every slot is taken: it waits at {name}, next, about 1 s]",
+    ]
+    assert outcome.out == "Paris\n"
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_another_provider_continues_says_so_in_one_line(home: Home, capsys: Capture) -> None:
+    other = signing_key("another provider").node
+    resumed = e.JobResumed(JOB, other, 2, 23, 1, PROVIDER.node)
+    record = receipt(provider=other, attempt=2, prompt_tokens=23, output_tokens=2)
+    both = (e.Served(PROVIDER.node, 1, 17, 1), e.Served(other, 2, 23, 2))
+    events = (ACCEPTED, PARIS, resumed, e.JobText(JOB, ", France", 3), e.JobDone(JOB, record, both))
+    async with running(node(*events), home.config):
+        outcome = await invoke_beside(capsys, "chat", "hello")
+    assert outcome.out == "Paris, France\n"
+    first, summary = outcome.err.splitlines()
+    assert first == (
+        f"[provider {PROVIDER.node.hex()[:8]} went away; {other.hex()[:8]} goes on (reads 23 tokens again)]"
+    )
+    assert summary.startswith(f"[served by {other.hex()[:8]} after 1 other, tiny-135m, 17 + 3 tokens")
+    async with running(node(*events), home.config):
+        answer = (await invoke_beside(capsys, "chat", "--json", "hello")).json
+    assert (answer["provider"], answer["prompt_tokens"], answer["output_tokens"]) == (other.hex(), 17, 3)
+    assert [(part["provider"], part["output_tokens"]) for part in answer["served"]] == [
+        (PROVIDER.node.hex(), 1),
+        (other.hex(), 2),
+    ]
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("code", [Refusal.NO_PROVIDER, Refusal.NOT_FREE, Refusal.BUSY, Refusal.CONTEXT_EXCEEDED])
 async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
     home: Home, capsys: Capture, code: Refusal
@@ -205,7 +244,7 @@ async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Captu
 
 @pytest.mark.anyio
 async def test_an_answer_that_was_cut_is_a_success_that_says_so(home: Home, capsys: Capture) -> None:
-    cut = e.JobDone(JOB, receipt(outcome=Outcome.LENGTH))
+    cut = done(receipt(outcome=Outcome.LENGTH))
     async with running(node(ACCEPTED, PARIS, cut), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert outcome.code == 0
@@ -214,7 +253,7 @@ async def test_an_answer_that_was_cut_is_a_success_that_says_so(home: Home, caps
 
 @pytest.mark.anyio
 async def test_an_answer_that_ended_otherwise_is_none(home: Home, capsys: Capture) -> None:
-    async with running(node(ACCEPTED, PARIS, e.JobDone(JOB, receipt(outcome=Outcome.FAILED))), home.config):
+    async with running(node(ACCEPTED, PARIS, done(receipt(outcome=Outcome.FAILED))), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert (outcome.code, "it ended with failed" in outcome.complaint) == (1, True)
 

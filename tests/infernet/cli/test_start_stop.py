@@ -104,7 +104,8 @@ def test_it_stays_in_the_foreground_and_ends_on_ctrl_c(ready_home: Home) -> None
         _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     # In the foreground the log is on standard error, one JSON object per line because that is no terminal.
-    assert [json.loads(line)["event"] for line in err.splitlines()][-2:] == ["node.stopping", "node.stopped"]
+    events = [json.loads(line)["event"] for line in err.splitlines()]
+    assert events[-4:] == ["node.stopping", "node.draining", "node.drained", "node.stopped"]
 
 
 def read_object(process: subprocess.Popen[str]) -> str:

@@ -93,7 +93,7 @@ def test_a_job_must_end_and_only_once_and_say_nothing_afterwards() -> None:
     assert len(judge(OneEnding(), ASK)) == 1
     assert len(judge(OneEnding(), ASK, failed, failed)) == 1
     assert len(judge(OneEnding(), ASK, failed, text)) == 1
-    assert len(judge(OneEnding(), ASK, JobDone(JOB, RECEIPT), failed)) == 1
+    assert len(judge(OneEnding(), ASK, JobDone(JOB, RECEIPT, ()), failed)) == 1
 
 
 def test_a_run_must_end_and_only_once() -> None:
@@ -105,7 +105,7 @@ def test_a_run_must_end_and_only_once() -> None:
 
 def test_a_receipt_must_be_the_providers_over_the_text_of_its_engine() -> None:
     text, finished = EngineText(RunId(1), "a", 1), EngineFinished(RunId(1), Outcome.STOP, 1)
-    read, done = JobText(JOB, "a", 1), JobDone(JOB, RECEIPT)
+    read, done = JobText(JOB, "a", 1), JobDone(JOB, RECEIPT, ())
     assert judge(Receipts(), ASK, RUN, text, read, finished, PAID, done) == []
     assert len(judge(Receipts(), ASK, RUN, text, read, finished, done)) == 1
     assert len(judge(Receipts(), ASK, RUN, text, finished, PAID, done)) == 1
@@ -117,7 +117,7 @@ def test_only_what_the_last_provider_wrote_must_be_over_its_receipt() -> None:
     text, finished = EngineText(RunId(1), "b", 1), EngineFinished(RunId(1), Outcome.STOP, 1)
     resumed = JobResumed(JOB, PROVIDER.node, 2, 3, 1, ASKER.node)
     answer = (JobText(JOB, "a", 1), resumed, JobText(JOB, "b", 2))
-    assert judge(Receipts(), ASK, RUN, text, *answer, finished, PAID, JobDone(JOB, RECEIPT)) == []
+    assert judge(Receipts(), ASK, RUN, text, *answer, finished, PAID, JobDone(JOB, RECEIPT, ())) == []
 
 
 def test_an_answer_must_be_whole_and_every_token_counted_once() -> None:
