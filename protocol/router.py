@@ -99,11 +99,12 @@ class _Trial:
 
 @dataclass(slots=True)
 class _Asked:
-    """A job of ours: what its prompt is known by, and the order that runs."""
+    """A job of ours: what its prompt is known by, the order that runs, and whether nobody was found for it last time."""
 
     model: str | None
     prefixes: tuple[bytes, ...]
     trial: _Trial | None = None
+    is_searched_for: bool = False
 
 
 @dataclass(slots=True)
@@ -153,7 +154,10 @@ class Router:
         asked = self._asked(ask)
         around = self._around(now, self._affinity.provider_of(asked.prefixes, ask.model, now.monotonic_s))
         decision = choose(request, self._directory, around, tried, now.wall_ms, self._rng)
-        self._listeners.decided(decision, now)
+        # A job that searches is decided again with every record that comes: that is one decision.
+        if decision.chosen is not None or not asked.is_searched_for:
+            self._listeners.decided(decision, now)
+        asked.is_searched_for = decision.chosen is None
         return decision.chosen
 
     def consider(self, request: RouteRequest, now: Now) -> Decision:

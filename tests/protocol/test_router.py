@@ -275,6 +275,17 @@ def test_decisions_are_told_with_what_spoke_against_the_others() -> None:
     assert len(against) == 3
 
 
+def test_a_job_that_searches_is_one_decision_until_somebody_is_found() -> None:
+    market = Market("a")
+    nowhere = replace(REQUEST, context_tokens=10**6)
+    for _ in range(5):
+        assert market.router.choose(chat(), nowhere, (), market.now()) is None
+    assert len(market.decisions) == 1
+    assert market.router.choose(chat(), REQUEST, (), market.now()) is not None
+    assert market.router.choose(chat(), nowhere, (), market.now()) is None
+    assert len(market.decisions) == 3
+
+
 def test_asking_whether_there_is_somebody_is_no_decision() -> None:
     market = Market("a")
     assert market.router.consider(REQUEST, market.now()).chosen is not None
