@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Chaos:
     spared: frozenset[str]
     asked: list[Asked] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    frozen: list[NodeProcess] = field(default_factory=list)
     healed_at_s: float = 0.0
     lull_s_max: float = 8.0
     _is_asking: bool = True
@@ -95,6 +97,7 @@ class Chaos:
                     deeds = [
                         self._kill,
                         self._kill,
+                        self._freeze,
                         self._partition,
                         self._half_open,
                         *[self._bad_line] * 2,
@@ -109,6 +112,8 @@ class Chaos:
         """Everything as it should be: fair weather, right clocks, all nodes up."""
         cluster = self.cluster
         cluster.heal()
+        for node in self.frozen:
+            node.send_signal(signal.SIGCONT)
         for node in cluster.running:
             await node.insides(do="clock", offset_ms=0)
         async with trio.open_nursery() as nursery:
@@ -135,6 +140,15 @@ class Chaos:
         with trio.CancelScope(shield=True):
             if not node.is_running:
                 await self.cluster.network.start(node)
+
+    async def _freeze(self) -> None:
+        node = self.rng.choice(self.cluster.running)
+        self.faults["freeze"] += 1
+        self.frozen.append(node)
+        node.send_signal(signal.SIGSTOP)
+        await trio.sleep(self._lull_s())
+        node.send_signal(signal.SIGCONT)
+        self.frozen.remove(node)
 
     async def _partition(self) -> None:
         names = list(self.cluster.network.all)
