@@ -398,3 +398,12 @@ async def test_the_circuit_that_was_followed_ends_with_its_last_stream() -> None
         await eventually(lambda: c.relay.relay_statistics().circuits == 1)
         assert await say(c, b"and on") == b"and on"
         assert c.asker_handler.lost == []
+
+
+async def test_a_relay_inside_our_own_network_is_dialled_only_where_that_is_allowed() -> None:
+    async with circuit() as c:
+        careful = node(14, listens=False, allow_private=False)
+        await c.world.run(careful)
+        with pytest.raises(DialFailed, match="no address of the Internet"):
+            await careful.dial(c.hidden.node_id, c.addresses)
+        assert careful.peers() == []
