@@ -140,7 +140,9 @@ class Job:
     def fail(self, provider: NodeId, code: Refusal, text: str, retry_after_ms: int, *, had_order: bool) -> None:
         """This provider did not do it, or not to the end."""
         self.tried.add(provider)
-        self.last_failure = (code, text, retry_after_ms)
+        # That somebody who went away is not back yet is no news.
+        if had_order or provider not in self.retried:
+            self.last_failure = (code, text, retry_after_ms)
         if code is Refusal.BUSY and not self.queue_wait_ms:
             self.busy[provider] = retry_after_ms
             return

@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from infernet.node import Node
 from infernet.own_addresses import multiaddr, peer_of
+from protocol import constants as c
 from protocol import events as e
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import peer_id
@@ -88,7 +89,7 @@ async def test_leaving_early_frees_the_slot_within_a_second() -> None:
         await assert_idle(provider, client)
 
 
-async def test_a_killed_provider_is_noticed_at_once() -> None:
+async def test_a_killed_provider_without_a_substitute_is_told_of_after_a_search() -> None:
     async with world() as w:
         provider, _, client = await pair(w, tokens_per_s=10)
         async with client.ask(question()) as events:
@@ -100,8 +101,74 @@ async def test_a_killed_provider_is_noticed_at_once() -> None:
                     killed_s = trio.current_time()
         assert isinstance(collected[-1], e.JobFailed)
         assert collected[-1].code is Refusal.PEER_LOST
-        assert trio.current_time() - killed_s < 1
+        assert trio.current_time() - killed_s < c.SEARCH_DEADLINE_S + 1
         await assert_idle(client)
+
+
+async def test_a_provider_that_is_killed_in_the_middle_is_replaced_and_the_answer_is_whole() -> None:
+    async with world() as w:
+        providers = [await w.start(PacedEngine(tokens_per_s=20)) for _ in range(2)]
+        client = await w.start(None, *providers)
+        await settle(client, lambda: client.status()["records"] == 3)
+        collected: list[object] = []
+        killed_s = 0.0
+        async with client.ask(question(max_tokens=60)) as events:
+            async for event in events:
+                collected.append(event)
+                if isinstance(event, e.JobText) and not killed_s and event.output_tokens >= 20:
+                    killed_s = trio.current_time()
+                    w.kill(next(node for node in providers if node.node_id == collected[0].provider))
+                if isinstance(event, e.JobResumed):
+                    assert trio.current_time() - killed_s < 1
+        done = collected[-1]
+        assert isinstance(done, e.JobDone)
+        assert text_of(collected) == text_of(await ask(client, question(max_tokens=60)))
+        assert sum(part.output_tokens for part in done.served) == 60
+        assert [part.provider for part in done.served] == [collected[0].provider, done.receipt.provider]
+        await assert_idle(client)
+
+
+async def test_a_node_that_drains_finishes_what_runs_and_then_ends() -> None:
+    async with world() as w:
+        provider, paced, client = await pair(w, tokens_per_s=10)
+        events = []
+        async with client.ask(question(max_tokens=50)) as answer:
+            async for event in answer:
+                events.append(event)
+                if isinstance(event, e.JobText) and event.output_tokens == 5:
+                    provider.drain(30.0)
+                    refused = (await ask(client, question(provider=provider.node_id)))[-1]
+                    assert isinstance(refused, e.JobFailed)
+                    assert refused.code is Refusal.DRAINING
+                    assert provider.jobs_left().running == 1
+                    assert 29 < provider.jobs_left().seconds_left <= 30
+        assert isinstance(events[-1], e.JobDone)
+        await settle(client, lambda: not client.driver.connected_peers())
+        assert paced.statistics().runs_active == 0
+
+
+async def test_a_node_that_drains_takes_no_question_of_its_own() -> None:
+    async with world() as w:
+        node = await w.start(PacedEngine())
+        node.drain(30.0)
+        with pytest.raises(LocalProtocolError, match="stopping"):
+            await ask(node, question())
+
+
+async def test_jobs_that_do_not_end_are_cut_at_the_limit_of_draining() -> None:
+    async with world() as w:
+        provider, _, client = await pair(w, tokens_per_s=10)
+        began_s = 0.0
+        async with client.ask(question(timeout_s=60.0)) as events:
+            async for event in events:
+                if isinstance(event, e.JobText) and not began_s:
+                    began_s = trio.current_time()
+                    provider.drain(100.0)
+                    provider.drain(8.0)
+                    provider.drain(50.0)
+        assert isinstance(event, e.JobFailed)
+        assert event.code is Refusal.SHUTDOWN
+        assert 8 <= trio.current_time() - began_s < 8 + c.SEARCH_DEADLINE_S + 1
 
 
 async def test_a_killed_asker_frees_the_slot() -> None:
@@ -189,10 +256,29 @@ async def test_a_full_provider_says_so() -> None:
             async for event in events:
                 if isinstance(event, e.JobText):
                     break
-            failed = (await ask(client, question(provider=provider.node_id)))[-1]
+            failed = (await ask(client, question(provider=provider.node_id, timeout_s=5.0)))[-1]
         assert isinstance(failed, e.JobFailed)
         assert failed.code is Refusal.BUSY
-        assert failed.retry_after_ms > 0
+        assert failed.retry_after_ms > 5_000
+
+
+async def test_a_question_to_a_full_provider_waits_and_hears_where_it_stands() -> None:
+    async with world() as w:
+        provider, _, client = await pair(w, slots=1, tokens_per_s=10)
+        answers: dict[int, list[object]] = {}
+
+        async def one(number: int) -> None:
+            answers[number] = await ask(client, question(max_tokens=40))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(one, number)
+        assert all(isinstance(events[-1], e.JobDone) for events in answers.values())
+        queued = [event for events in answers.values() for event in events if isinstance(event, e.JobQueued)]
+        assert queued
+        assert {event.position for event in queued} == {0}
+        assert queued[-1].wait_ms < queued[0].wait_ms
+        await assert_idle(provider, client)
 
 
 async def test_a_reader_that_stands_still_loses_its_own_job_only(monkeypatch: pytest.MonkeyPatch) -> None:

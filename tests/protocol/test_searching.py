@@ -11,6 +11,7 @@ from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.events import (
     Dial,
+    DialFailed,
     JobAccepted,
     JobDone,
     JobFailed,
@@ -24,7 +25,7 @@ from protocol.events import (
 )
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
 from protocol.messages import Found, Progress, Queued
-from protocol.records import ChatMessage, JobRequest
+from protocol.records import ChatMessage, JobRequest, Outcome
 from tests.helpers_asking import bench_with
 from tests.helpers_machines import Bench, chat, provider_record, record_of, sealer_of
 from tests.helpers_puppets import Provider
@@ -280,6 +281,18 @@ def test_a_second_chance_is_the_last() -> None:
         bench.feed(StreamBroken(only.stream, "gone"))
         bench.wait(c.SEARCH_DEADLINE_S)
     assert bench.peer.statistics().jobs_asked == 0
+
+
+def test_that_the_lost_is_not_back_does_not_hide_why_it_was_lost() -> None:
+    bench, (only,) = modern("p")
+    bench.feed(chat())
+    only.take(bench)
+    bench.hear(only.stream, only.accept(), only.receipt(Outcome.FAILED, Refusal.SHUTDOWN))
+    bench.feed(PeerDisconnected(only.node))
+    bench.wait(c.SEARCH_DEADLINE_S)
+    assert bench.one(Dial).peer == only.node
+    bench.feed(DialFailed(only.node, "refused"))
+    assert bench.one(JobFailed).code is Refusal.SHUTDOWN
 
 
 def test_who_lost_the_connection_in_the_middle_may_come_back_by_itself() -> None:
