@@ -20,6 +20,7 @@ from protocol import constants as c
 from protocol import events as e
 from protocol.ids import NodeId
 from protocol.locality import ip_of
+from protocol.networks import is_globally_routable
 from protocol.records import Reachability, Role
 
 log = structlog.get_logger(__name__)
@@ -120,7 +121,7 @@ class BeingReached:
     def _reached_address(self) -> str | None:
         """Where others have reached this node, if that means anything to everybody."""
         address, ip = self._learnt.address, ip_of(self._learnt.address)
-        if address is None or ip is None or not (ip.is_global or self._config.allow_private):
+        if address is None or ip is None or not (is_globally_routable(ip) or self._config.allow_private):
             return None
         return with_peer(address, self._node)
 

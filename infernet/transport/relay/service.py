@@ -18,6 +18,7 @@ from infernet.transport.relay.stop import StopService
 from infernet.transport.relay.wire import HOP_PROTOCOL, STOP_PROTOCOL, Limit
 from protocol.ids import NodeId
 from protocol.locality import ip_of
+from protocol.networks import is_globally_routable
 
 # A relay has two addresses that matter to others: one of each family.
 CIRCUIT_ADDRESSES_MAX: Final = 2
@@ -154,6 +155,6 @@ def _claimed_address(text: str, relay: NodeId) -> str | None:
     except ValueError:
         return None
     ip = ip_of(text)
-    if address.peer not in (None, relay) or ip is None or not ip.is_global:
+    if address.peer not in (None, relay) or ip is None or not is_globally_routable(ip):
         return None
     return text.partition("/p2p/")[0]

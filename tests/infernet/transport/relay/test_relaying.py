@@ -13,6 +13,7 @@ import trio.testing
 from infernet.transport.connections import Circuit
 from infernet.transport.contract import DialFailed, StreamBroken
 from infernet.transport.relay.renewing import renew
+from infernet.transport.relay.service import _claimed_address
 from infernet.transport.relay.wire import Limit
 from protocol.ids import peer_id
 from protocol.locality import is_circuit, is_loopback
@@ -407,3 +408,22 @@ async def test_a_relay_inside_our_own_network_is_dialled_only_where_that_is_allo
         with pytest.raises(DialFailed, match="no address of the Internet"):
             await careful.dial(c.hidden.node_id, c.addresses)
         assert careful.peers() == []
+
+
+@pytest.mark.parametrize(
+    ("claimed", "expected"),
+    [
+        ("/ip4/8.8.4.4/tcp/46337/p2p/RELAY", "/ip4/8.8.4.4/tcp/46337"),
+        ("/ip6/2606:4700::1111/tcp/46337", "/ip6/2606:4700::1111/tcp/46337"),
+        ("/ip4/192.168.1.1/tcp/46337/p2p/RELAY", None),
+        ("/ip4/8.8.4.4/tcp/46337/p2p/SOMEBODY", None),
+        ("/ip4/8.8.4.4/tcp/46337/p2p/RELAY/p2p-circuit", None),
+        ("/ip4/8.8.4.4/udp/46337/quic-v1", None),
+        ("/dns/victim.example/tcp/46337", None),
+    ],
+)
+def test_of_what_a_relay_claims_only_its_own_addresses_on_the_internet_are_published(
+    claimed: str, expected: str | None
+) -> None:
+    text = claimed.replace("RELAY", peer_id(identity(11))).replace("SOMEBODY", peer_id(identity(12)))
+    assert _claimed_address(text, identity(11)) == expected
