@@ -32,11 +32,13 @@ LOOK_SAMPLE: Final = 16
 
 @dataclass(slots=True)
 class _Wanted:
+    #: What the owner gave: hints of others never take its place.
+    addresses: tuple[str, ...] = ()
     failures: int = 0
 
 
 class Contacts:
-    """The state. Addresses that the user or a saved list gave come before those that a heartbeat claims."""
+    """The state. Addresses that the owner gave come first, then those that sources told, then what a heartbeat claims."""
 
     def __init__(
         self, node: NodeId, directory: Directory, rng: random.Random, now: Now, neighbours_min: int = NEIGHBOURS_MIN
@@ -59,9 +61,11 @@ class Contacts:
 
     def addresses(self, node: NodeId) -> tuple[str, ...]:
         """Every address known of a node, given ones first, each once."""
-        entry = self._directory.get(node)
+        entry, wanted = self._directory.get(node), self._wanted.get(node)
         claimed = entry.heartbeat.addresses if entry else ()
-        return tuple(dict.fromkeys((*self._given.get(node, ()), *claimed)))[: 2 * c.HEARTBEAT_ADDRESSES_MAX]
+        named = wanted.addresses if wanted is not None else ()
+        told = self._given.get(node, ())
+        return tuple(dict.fromkeys((*named, *told, *claimed)))[: 2 * c.HEARTBEAT_ADDRESSES_MAX]
 
     def learn(self, node: NodeId, addresses: tuple[str, ...], *, connect: bool, connected: bool) -> list[Effect]:
         """Take addresses; with `connect`, keep a connection to this node from now on."""
@@ -71,7 +75,8 @@ class Contacts:
         self._given[node] = tuple(dict.fromkeys((*addresses, *self._given.get(node, ()))))[: c.HEARTBEAT_ADDRESSES_MAX]
         if not connect:
             return []
-        self._wanted.setdefault(node, _Wanted())
+        wanted = self._wanted.setdefault(node, _Wanted())
+        wanted.addresses = tuple(dict.fromkeys((*addresses, *wanted.addresses)))[: c.HEARTBEAT_ADDRESSES_MAX]
         self._retry.cancel(node)
         return [] if connected else [Dial(node, self.addresses(node))]
 

@@ -38,6 +38,17 @@ def test_new_addresses_come_first_and_their_number_is_bounded() -> None:
     assert len(addresses) == c.HEARTBEAT_ADDRESSES_MAX
 
 
+def test_hints_never_take_the_place_of_what_the_owner_gave() -> None:
+    contacts = contacts_of()
+    contacts.learn(A, ("/ip4/1.1.1.1/tcp/1",), connect=True, connected=False)
+    for number in range(50):
+        contacts.learn(A, (f"/ip4/10.0.0.{number}/tcp/1",), connect=False, connected=False)
+    addresses = contacts.addresses(A)
+    assert addresses[:2] == ("/ip4/1.1.1.1/tcp/1", "/ip4/10.0.0.49/tcp/1")
+    contacts.learn(A, ("/ip4/2.2.2.2/tcp/1",), connect=True, connected=True)
+    assert contacts.addresses(A)[:2] == ("/ip4/2.2.2.2/tcp/1", "/ip4/1.1.1.1/tcp/1")
+
+
 def test_a_wanted_peer_is_dialled_at_once_and_again_with_growing_patience() -> None:
     contacts = contacts_of()
     assert contacts.learn(A, ("/a",), connect=True, connected=False) == [Dial(A, ("/a",))]
