@@ -501,8 +501,8 @@ async def run_node(
 @asynccontextmanager
 async def client_node(config: Config, key: SigningKey, *, peers: Sequence[str] = ()) -> AsyncIterator[Node]:
     """A short-lived node that only asks: it listens nowhere, offers and reports nothing, and knows these multiaddrs."""
-    config = replace(config, role=Role.CLIENT, peers=tuple(peers), p2p_enabled=True, advertise=False, reports=False)
-    config = replace(config, forward=False)
+    config = replace(config, role=Role.CLIENT, advertise=False, reports=False, forward=False)
+    config = replace(config, peers=tuple(peers), p2p_enabled=True)
     node = Node(config, key, transport=_transport(config, key, listen=False), engine=None)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)

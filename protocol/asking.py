@@ -362,7 +362,10 @@ class Asking:
         """This provider did not do it: try the next one, or tell the user."""
         assert job.provider is not None
         job.fail(job.provider, code, text, retry_after_ms, had_order=had_order)
-        self._router.failed(job.ask.job, job.provider, job.model, code, now, retry_after_ms=retry_after_ms)
+        # Whether the provider or the aggregator went silent, only the aggregator could say.
+        is_doubtful = job.via is not None and code in (Refusal.PEER_LOST, Refusal.DEADLINE)
+        blamed = Refusal.NO_ROUTE if is_doubtful else code
+        self._router.failed(job.ask.job, job.provider, job.model, blamed, now, retry_after_ms=retry_after_ms)
         note = Note("job.attempt_failed", job.provider, code.name.lower())
         if job.has_begun:
             job.measure()

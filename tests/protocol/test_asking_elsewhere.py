@@ -414,3 +414,16 @@ def test_a_slot_may_be_gone_when_its_provider_cannot_be_reached() -> None:
     second.take(bench)
     assert second.order is not None
     assert second.order.reservation is None
+
+
+@pytest.mark.parametrize("via", [AGGREGATOR, None])
+def test_a_provider_is_not_blamed_for_what_an_aggregator_may_have_done(via: NodeId | None) -> None:
+    bench, (provider,) = bench_with("p")
+    with_aggregator(bench)
+    bench.feed(chat(via=via))
+    provider.take(bench, bench.stream_to(via or provider.node, c.JOB_PROTOCOL))
+    bench.hear(provider.stream, provider.accept())
+    before = bench.peer.experience.reputation.standing(provider.node, OFFER.name, bench.now().wall_ms)
+    bench.feed(StreamBroken(provider.stream, "lost"))
+    after = bench.peer.experience.reputation.standing(provider.node, OFFER.name, bench.now().wall_ms)
+    assert (after == before) == (via is not None)
