@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.ids import NodeId
-from protocol.networks import IpNetwork
+from protocol.networks import Prefix, is_host
 
 # What one offence costs. A bad frame is an offence of weight one.
 POINTS_PER_WEIGHT: Final = 10.0
@@ -38,7 +38,7 @@ BAN_MEMORY_S: Final = 24 * 3600.0
 # Culprits of one sort that are remembered: some 200 bytes each.
 CULPRITS_MAX: Final = 4096
 
-Culprit = NodeId | IpNetwork
+Culprit = NodeId | Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,7 @@ class Behaviour:
     def _sort_of(self, culprit: Culprit) -> _Sort:
         if isinstance(culprit, bytes):
             return self._keys
-        return self._hosts if _is_host(culprit) else self._networks
-
-
-def _is_host(network: IpNetwork) -> bool:
-    return network.prefixlen >= (32 if network.version == 4 else 64)
+        return self._hosts if is_host(culprit) else self._networks
 
 
 def _decayed(record: _Record, now_s: float) -> float:

@@ -8,10 +8,9 @@ a kernel would unwrap is unwrapped here first.
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import Final, NamedTuple
 
 IpAddress = IPv4Address | IPv6Address
-IpNetwork = IPv4Network | IPv6Network
 
 # Source: the IANA registries of special-purpose addresses (RFC 6890 and its updates), multicast and what is reserved.
 _NOT_GLOBAL_4: Final = tuple(
@@ -42,6 +41,9 @@ _NOT_GLOBAL_6: Final = tuple(IPv6Network(block) for block in ("2001::/23", "2001
 _EMBEDDING: Final = tuple(IPv6Network(block) for block in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96"))
 # An interface named after an IPv4 address (ISATAP, RFC 5214).
 _ISATAP: Final = (0x0000_5EFE, 0x0200_5EFE)
+
+_HOST_BYTES: Final = {4: 4, 6: 8}
+_SUBNET_BYTES: Final = {4: 3, 6: 6}
 
 
 def is_globally_routable(ip: IpAddress) -> bool:
@@ -80,11 +82,27 @@ def read_ip(text: str) -> IpAddress | None:
     return mapped or ip
 
 
-def host_of(ip: IpAddress) -> IpNetwork:
+class Prefix(NamedTuple):
+    """The first bytes of addresses. Looked up for every connection of a flood, so it is nothing more than that."""
+
+    version: int
+    start: bytes
+
+    def __str__(self) -> str:
+        start = self.start.ljust(4 if self.version == 4 else 16, b"\0")
+        return f"{ip_address(start)}/{8 * len(self.start)}"
+
+
+def host_of(ip: IpAddress) -> Prefix:
     """What one machine can call its own: an IPv4 address, or the /64 that an IPv6 machine draws addresses from."""
-    return IPv4Network(ip) if isinstance(ip, IPv4Address) else IPv6Network((ip, 64), strict=False)
+    return Prefix(ip.version, ip.packed[: _HOST_BYTES[ip.version]])
 
 
-def subnet_of(ip: IpAddress) -> IpNetwork:
+def subnet_of(ip: IpAddress) -> Prefix:
     """What one customer or one small provider holds: a /24, or a /48."""
-    return IPv4Network((ip, 24), strict=False) if isinstance(ip, IPv4Address) else IPv6Network((ip, 48), strict=False)
+    return Prefix(ip.version, ip.packed[: _SUBNET_BYTES[ip.version]])
+
+
+def is_host(prefix: Prefix) -> bool:
+    """Whether a prefix is that of a host, and not of a subnet."""
+    return len(prefix.start) == _HOST_BYTES[prefix.version]

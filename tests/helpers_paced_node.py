@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -113,6 +114,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paced", action="append", default=[], metavar="MODEL", help="serve this; again for more")
     parser.add_argument("--tokens-per-s", type=float, default=200.0)
+    parser.add_argument("--prompt-tokens-per-s", type=float, default=math.inf)
     parser.add_argument("--engine-slots", type=int, default=4)
     parser.add_argument("--answer-tokens", type=int, default=20)
     add_settings(parser, "settings")
@@ -139,6 +141,7 @@ def _engine(arguments: argparse.Namespace) -> PacedEngines | None:
         PacedEngine(
             name,
             tokens_per_s=arguments.tokens_per_s,
+            prompt_tokens_per_s=arguments.prompt_tokens_per_s,
             slots=arguments.engine_slots,
             answer_tokens=arguments.answer_tokens,
         )

@@ -18,7 +18,7 @@ from infernet.transport.crowd import Origin
 from protocol.behaviour import Ban, Behaviour
 from protocol.formats.text import clean_line
 from protocol.ids import NodeId, peer_id
-from protocol.networks import IpAddress, IpNetwork, host_of
+from protocol.networks import IpAddress, Prefix, host_of
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Bans:
         self._wall_s = wall_s
         self._behaviour = Behaviour()
         self._trusted: frozenset[NodeId] = frozenset()
-        self._spared: dict[IpNetwork, None] = {}
+        self._spared: dict[Prefix, None] = {}
 
     def trust(self, peers: Collection[NodeId]) -> None:
         """These the owner knows, and no others: whatever they did or do, they are let in."""
@@ -84,7 +84,7 @@ class Bans:
                 self._log(ban, peer, origin)
         return peer is not None and self.of_peer(peer) is not None
 
-    def _answerable(self, origin: Origin | None) -> Sequence[IpNetwork]:
+    def _answerable(self, origin: Origin | None) -> Sequence[Prefix]:
         """Against whom an offence from there may be held; through a relay it would be the relay."""
         if origin is None or isinstance(origin.host, str) or isinstance(origin.network, str):
             return ()

@@ -78,9 +78,10 @@ class Connections:
         # Oldest first, for each peer.
         self._by_peer: dict[NodeId, list[Connection]] = {}
         self._inbound: Crowd[Connection] = Crowd()
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(connections) for connections in self._by_peer.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Connection]:
         for connections in self._by_peer.values():
@@ -130,6 +131,7 @@ class Connections:
         peer = connection.info.peer
         connections = self._by_peer.setdefault(peer, [])
         connections.append(connection)
+        self._count += 1
         if connection.origin is not None:
             self._inbound.add(connection, connection.origin)
         open_ = [each for each in connections if each.muxer.lost is None]
@@ -146,6 +148,7 @@ class Connections:
         peer = connection.info.peer
         connections = self._by_peer[peer]
         connections.remove(connection)
+        self._count -= 1
         self._inbound.remove(connection)
         if not connections:
             del self._by_peer[peer]

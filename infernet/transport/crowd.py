@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import trio
 
 from protocol.ids import NodeId
-from protocol.networks import IpAddress, IpNetwork, host_of, read_ip, subnet_of
+from protocol.networks import IpAddress, Prefix, host_of, read_ip, subnet_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Origin:
     """Where a connection comes from. Through a relay, that is the relay: there is no address then."""
 
     ip: IpAddress | None
-    host: IpNetwork | str
-    network: IpNetwork | str
+    host: Prefix | str
+    network: Prefix | str
 
     @property
     def is_loopback(self) -> bool:
@@ -63,8 +63,8 @@ class Crowd(Generic[Member]):
 
     def __init__(self) -> None:
         self._members: dict[Member, Origin] = {}
-        self._hosts: Counter[IpNetwork | str] = Counter()
-        self._networks: Counter[IpNetwork | str] = Counter()
+        self._hosts: Counter[Prefix | str] = Counter()
+        self._networks: Counter[Prefix | str] = Counter()
 
     def __len__(self) -> int:
         return len(self._members)

@@ -18,7 +18,7 @@ from infernet.transport.dial_guard import DialGuard
 from infernet.transport.handshakes import HandshakeLimits, Handshakes
 from infernet.transport.libp2p_library import HandshakeFailed
 from infernet.transport.unproven import TooMuchSaid
-from protocol.networks import IpNetwork
+from protocol.networks import Prefix
 from protocol.rates import Rates
 
 # A handshake costs us milliseconds of work. A host that restarts all its nodes makes a few dozen at once.
@@ -44,7 +44,7 @@ class Guards:
         self.dials = dials
         self.handshakes = Handshakes(handshakes, exempt_loopback=exempt_loopback)
         self.exempt_loopback = exempt_loopback
-        self._knocks: Rates[IpNetwork | str] = Rates(KNOCKS_PER_S, KNOCKS_BURST)
+        self._knocks: Rates[Prefix | str] = Rates(KNOCKS_PER_S, KNOCKS_BURST)
 
     def may_knock(self, origin: Origin) -> bool:
         """Whether somebody from there is heard at all."""

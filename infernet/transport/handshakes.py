@@ -19,6 +19,9 @@ from infernet.transport.crowd import Crowd, Origin
 # Until it is this old, a handshake makes room only for somebody from a less crowded origin: three round trips to
 # anywhere. So those of one origin cannot chase each other out, whoever is the fastest to come back.
 GRACE_S: Final = 1.0
+# A handshake is a few milliseconds of work. Begun one after the other, a thousand of them leave room for other work,
+# and the last of those that have a place waits for less than a second.
+TURN_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Handshakes:
         self._limits = limits
         self._exempt_loopback = exempt_loopback
         self._crowd: Crowd[_Place] = Crowd()
+        self._next_turn_s = 0.0
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -65,6 +69,12 @@ class Handshakes:
                 yield scope
         finally:
             self._crowd.remove(place)
+
+    async def turn(self) -> None:
+        """Wait for one's turn to be worked for: once somebody has said something, for silence costs no work."""
+        turn_s = max(trio.current_time(), self._next_turn_s)
+        self._next_turn_s = turn_s + TURN_S
+        await trio.sleep_until(turn_s)
 
     def _make_room(self, newcomer: Origin) -> bool:
         crowd, limits = self._crowd, self._limits

@@ -353,6 +353,8 @@ class Libp2pTransport:
                 self._guards.turned_away(origin)
                 return None
             try:
+                await trio.lowlevel.wait_readable(stream.socket)
+                await self._guards.handshakes.turn()
                 return await secure_inbound(stream, self._identity)
             except (HandshakeFailed, ChannelBroken) as error:
                 logger.debug("no handshake with %s: %s", remote_multiaddr(stream), error)

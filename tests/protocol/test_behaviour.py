@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from ipaddress import ip_network
+from ipaddress import ip_address
 
 import pytest
 
@@ -23,12 +23,13 @@ from protocol.behaviour import (
     Culprit,
 )
 from protocol.ids import NodeId
+from protocol.networks import host_of, subnet_of
 
 KEY = NodeId(bytes(32))
-HOST = ip_network("192.0.2.1/32")
-HOST_6 = ip_network("2001:db8:1:2::/64")
-NETWORK = ip_network("192.0.2.0/24")
-NETWORK_6 = ip_network("2001:db8:1::/48")
+HOST = host_of(ip_address("192.0.2.1"))
+HOST_6 = host_of(ip_address("2001:db8:1:2::3"))
+NETWORK = subnet_of(ip_address("192.0.2.1"))
+NETWORK_6 = subnet_of(ip_address("2001:db8:1::3"))
 
 
 def blame_until_banned(state: Behaviour, culprit: Culprit, now_s: float) -> tuple[int, Ban]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.networks import host_of, is_globally_routable, read_ip, subnet_of
+from protocol.networks import host_of, is_globally_routable, is_host, read_ip, subnet_of
 
 GLOBAL = ["8.8.8.8", "1.1.1.1", "192.0.1.1", "172.32.0.1", "100.128.0.1", "223.255.255.255", "2606:4700::1", "2a00::1"]
 NOT_GLOBAL = [
@@ -106,7 +106,18 @@ def test_a_socket_s_address_is_read_without_zone_and_mapping() -> None:
 
 def test_hosts_and_subnets() -> None:
     v4, v6 = ip_address("192.0.2.77"), ip_address("2001:db8:1:2:3::4")
-    assert host_of(v4) == ip_network("192.0.2.77/32")
-    assert subnet_of(v4) == ip_network("192.0.2.0/24")
-    assert host_of(v6) == ip_network("2001:db8:1:2::/64")
-    assert subnet_of(v6) == ip_network("2001:db8:1::/48")
+    assert str(host_of(v4)) == "192.0.2.77/32"
+    assert str(subnet_of(v4)) == "192.0.2.0/24"
+    assert str(host_of(v6)) == "2001:db8:1:2::/64"
+    assert str(subnet_of(v6)) == "2001:db8:1::/48"
+    assert [is_host(prefix) for prefix in (host_of(v4), subnet_of(v4), host_of(v6), subnet_of(v6))] == [True, False] * 2
+
+
+@given(st.ip_addresses(), st.ip_addresses())
+def test_a_prefix_is_the_same_exactly_for_addresses_of_one_network(
+    left: IPv4Address | IPv6Address, right: IPv4Address | IPv6Address
+) -> None:
+    for prefix in (host_of, subnet_of):
+        network = ip_network(str(prefix(left)))
+        assert left in network
+        assert (prefix(left) == prefix(right)) == (right in network)

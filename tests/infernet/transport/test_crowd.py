@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 import pytest
 import trio
@@ -30,7 +30,7 @@ async def test_a_socket_s_origin_is_its_other_end() -> None:
         origin = origin_of(stream)
         assert origin is not None
         assert origin.ip == ip_address("127.0.0.77")
-        assert origin.network == ip_network("127.0.0.0/24")
+        assert str(origin.network) == "127.0.0.0/24"
         assert origin.is_loopback
         nursery.cancel_scope.cancel()
 
@@ -47,7 +47,7 @@ async def test_a_mapped_address_is_the_ipv4_host() -> None:
     async def serve(stream: trio.SocketStream) -> None:
         origin = origin_of(stream)
         assert origin is not None
-        assert origin.host == ip_network("127.0.0.1/32")
+        assert str(origin.host) == "127.0.0.1/32"
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

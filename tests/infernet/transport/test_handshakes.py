@@ -12,6 +12,7 @@ import trio.testing
 from infernet.transport.crowd import Origin, origin_of_ip
 from infernet.transport.handshakes import (
     GRACE_S,
+    TURN_S,
     HandshakeLimits,
     Handshakes,
 )
@@ -122,6 +123,24 @@ async def test_with_a_place_for_each_of_many_networks_nobody_is_thrown_out_in_th
         await strangers.settle()
         assert strangers.lost == ["10.0.0.1"]
         nursery.cancel_scope.cancel()
+
+
+async def test_work_is_begun_for_one_after_the_other() -> None:
+    handshakes = Handshakes(HandshakeLimits(), exempt_loopback=False)
+    begun_s: list[float] = []
+
+    async def shake() -> None:
+        await handshakes.turn()
+        begun_s.append(trio.current_time() - start_s)
+
+    for _ in range(2):
+        await trio.sleep(10)
+        start_s = trio.current_time()
+        begun_s.clear()
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(shake)
+        assert begun_s == [pytest.approx(number * TURN_S) for number in range(20)]
 
 
 async def test_a_place_has_a_deadline_and_is_free_again_afterwards() -> None:
