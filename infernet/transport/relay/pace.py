@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 
@@ -11,7 +13,7 @@ class Pace:
     def __init__(self, bytes_per_s: float) -> None:
         self._bytes_per_s = bytes_per_s
         # When all that was taken so far is paid for.
-        self._paid_at_s = 0.0
+        self._paid_at_s = -math.inf
 
     async def take(self, count: int) -> None:
         """Wait until so many bytes may go; returns at once below the limit."""
