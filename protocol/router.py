@@ -99,7 +99,7 @@ class _Trial:
 
 @dataclass(slots=True)
 class _Asked:
-    """A job of ours: what its prompt is known by, the order that runs, and whether nobody was found for it last time."""
+    """A job of ours: what its prompt is known by, the order that runs, and whether nobody was found last time."""
 
     model: str | None
     prefixes: tuple[bytes, ...]
