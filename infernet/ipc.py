@@ -22,6 +22,8 @@ from infernet.config import ConfigError, require_private_directory
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024
 CALL_TIMEOUT_S: Final = 3.0
 ALIVE_TIMEOUT_S: Final = 0.5
+# The node dials every address of an invite, and says how that went.
+JOIN_TIMEOUT_S: Final = 30.0
 _READ_BYTES: Final = 64 * 1024
 
 

@@ -38,7 +38,7 @@ class _Wanted:
 
 
 class Contacts:
-    """The state. Addresses that the owner gave come first, then those that sources told, then what a heartbeat claims."""
+    """The state. Addresses that the owner gave come first, then those that sources told, then a heartbeat's own."""
 
     def __init__(
         self, node: NodeId, directory: Directory, rng: random.Random, now: Now, neighbours_min: int = NEIGHBOURS_MIN

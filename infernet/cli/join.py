@@ -13,7 +13,6 @@ from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import confirm
 from infernet.config import Config, load, places, save, values_in
-from infernet.discovery.joining import JOIN_TIMEOUT_S
 from infernet.lock import running_pid
 from infernet.settings import read_peer, read_url
 from protocol.formats.invites import Invite, decode_invite
@@ -161,7 +160,7 @@ def _connect(here: Config, peers: tuple[str, ...]) -> dict[str, str]:
     """Have the running node connect; for each node id "" or why not."""
     try:
         results: dict[str, str] = ipc.call(
-            here.socket_path, "join", {"peers": list(peers)}, timeout_s=JOIN_TIMEOUT_S + 5
+            here.socket_path, "join", {"peers": list(peers)}, timeout_s=ipc.JOIN_TIMEOUT_S
         )
     except ipc.Refused as refused:
         if refused.code.startswith("unknown-cmd"):

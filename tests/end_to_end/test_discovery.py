@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from infernet.node import Node, run_node
 from protocol.envelope import SigningKey
 from protocol.events import JobDone
 from protocol.records import Role
+from tests.helpers_cli import Home
 from tests.helpers_end_to_end import chat
 from tests.helpers_engine import PacedEngine
-from tests.helpers_processes import free_port
+from tests.helpers_processes import free_port, wait_until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -71,6 +73,37 @@ async def until(condition: Callable[[], object], what: str) -> None:
                 return
             await trio.sleep(0.02)
     raise AssertionError(f"not within {FOUND_S:g} s: {what}")
+
+
+# ---------------------------------------------------------------- an invite
+
+
+def test_with_an_invite_two_nodes_that_know_nobody_meet() -> None:
+    settings = ("--role", "aggregator", "--listen-hosts", "127.0.0.1", "--p2p-port", "0")
+    with TemporaryDirectory(prefix="infernet-") as one, TemporaryDirectory(prefix="infernet-") as other:
+        host, guest = Home(Path(one)), Home(Path(other))
+        assert host.run("init", "--yes").code == 0
+        with host.started(*settings) as status:
+            line = host.run("invite").out.strip()
+            # Before the guest's node runs, on a machine where there is none yet.
+            assert guest.run("join", line, "--yes").code == 0
+            with guest.started(*settings):
+                wait_until(lambda: _names(guest, status["node_id"]), "the invite of the file is used")
+                # While it runs, and with one that somebody has mistyped.
+                outcome = guest.run("join", line, "--json")
+                assert outcome.code == 0
+                assert [node["connected"] for node in outcome.json["nodes"]] == [True]
+                assert "checksum" in guest.run("join", line[:-1] + ("q" if line[-1] != "q" else "p")).complaint
+        # The host is gone: what is left is to say so.
+        with guest.started(*settings):
+            outcome = guest.run("join", line)
+            assert outcome.code == 1
+            assert "nobody in this invite answered" in outcome.complaint
+
+
+def _names(home: Home, node_id: str) -> bool:
+    known = home.run("peers", "--json").json["peers"]
+    return any(peer["node_id"] == node_id and peer["connected"] for peer in known)
 
 
 # ---------------------------------------------------------------- the local network
