@@ -146,11 +146,11 @@ def chat(text: str, max_tokens: int = 64) -> AskOptions:
     return AskOptions(messages=(ChatMessage("user", text),), max_tokens=max_tokens, temperature=0.0, seed=1)
 
 
-async def answer(node: Node, text: str = PARIS) -> str:
+async def answer(node: Node, text: str = PARIS, max_tokens: int = 64) -> str:
     """Ask, and return the whole answer; fail when there is none."""
     pieces: list[str] = []
     with trio.fail_after(JOB_S):
-        async with node.ask(chat(text)) as events:
+        async with node.ask(chat(text, max_tokens)) as events:
             async for event in events:
                 if isinstance(event, JobText):
                     pieces.append(event.text)
@@ -158,10 +158,10 @@ async def answer(node: Node, text: str = PARIS) -> str:
     return "".join(pieces)
 
 
-async def answer_of(provider: NodeProcess, text: str = PARIS) -> str:
+async def answer_of(provider: NodeProcess, text: str = PARIS, max_tokens: int = 64) -> str:
     """Ask a provider with a node made for this one question."""
     async with asker(provider.address) as node:
-        return await answer(node, text)
+        return await answer(node, text, max_tokens)
 
 
 async def first_text(events: AsyncIterator[JobEvent]) -> None:
