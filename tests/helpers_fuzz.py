@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import get_args
 
 from protocol.codec import encode_message, encode_value
 from protocol.envelope import sign_record
 from protocol.messages import (
+    AnyMessage,
     Cancel,
     Chunk,
     Digest,
     Fault,
     Find,
+    Forward,
     Found,
+    Graft,
+    Have,
     Hello,
+    Interest,
     JobAccept,
     JobOpen,
     JobReject,
+    Leave,
+    Load,
+    Neighbour,
+    NeighbourAnswer,
     Part,
     Progress,
+    Prune,
+    Queued,
+    Reached,
+    ReachMe,
     Receipt,
     Records,
+    Reports,
+    Reserve,
+    Reserved,
+    Shuffle,
+    Shuffled,
     Want,
 )
-from protocol.records import Kind
+from protocol.records import Kind, Reachability
 from tests.helpers_records import ASKER, JOB, NOW_MS, PROVIDER, acceptance, heartbeat, order, receipt
 
 RECORD = sign_record(heartbeat(), PROVIDER)
@@ -47,8 +66,26 @@ BODIES: tuple[bytes, ...] = tuple(
         Chunk(JOB, 1, 1, 4, 0, bytes(80)),
         Cancel(JOB, 1, 65),
         Receipt(sign_record(receipt(), PROVIDER)),
+        Load(3, 900),
+        Reports((RECORD,)),
+        Have(((PROVIDER.node, 7),)),
+        Graft((PROVIDER.node,)),
+        Prune(),
+        Interest(0, ("tiny-135m",)),
+        Neighbour(1),
+        NeighbourAnswer(0, (RECORD,)),
+        Leave(),
+        Shuffle((RECORD,)),
+        Shuffled((RECORD,)),
+        ReachMe(46337),
+        Reached(Reachability.REACHED, "/ip4/192.0.2.1/tcp/46337", "it answers"),
+        Queued(JOB, 1, 2, 3_000),
+        Reserve(sign_record(order(extensions=((1, b""),)), ASKER)),
+        Reserved(JOB, RECORD, 0),
+        Forward(PROVIDER.node),
     )
 )
+assert len({body[1] for body in BODIES}) == len(get_args(AnyMessage)), "a message is missing"
 
 _INTERESTING = bytes.fromhex("000180c0c1c2c3c4c5c6c7c8c9cacbcccdcecfd0d1d2d3d4d5d6d7d8d9dadbdcdddedf7f90919fa0bfe0ff")
 
