@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from protocol import constants as c
 from protocol.errors import Refusal
-from protocol.events import JobDone, JobFailed, JobText
+from protocol.events import JobDone, JobFailed, JobResumed, JobText
 from tests.helpers_cli import Home
 from tests.helpers_end_to_end import (
     JOB_S,
@@ -42,7 +43,8 @@ async def test_the_asker_hears_that_its_provider_was_killed(starter_model_path: 
         async with asker(doomed.address) as node, node.ask(chat(LONG, LONG_TOKENS)) as events:
             await first_text(events)
             doomed.kill()
-            with trio.fail_after(NOTICED_S):
+            # Somebody else may turn up, so a search comes before the bad news.
+            with trio.fail_after(c.SEARCH_DEADLINE_S + NOTICED_S):
                 rest = [event async for event in events]
 
             assert isinstance(rest[-1], JobFailed)
@@ -72,17 +74,20 @@ async def test_a_provider_frees_the_slot_of_an_asker_that_was_killed(
     assert "Paris" in await answer_of(shared_provider)
 
 
-async def test_a_job_fails_and_the_node_goes_on_when_its_engine_is_killed(shared_provider: NodeProcess) -> None:
+async def test_an_answer_goes_on_where_it_was_when_the_engine_is_killed(shared_provider: NodeProcess) -> None:
     engine_pid, restarts = shared_provider.engine_pid(), shared_provider.status()["engine"]["restarts"]
     async with asker(shared_provider.address) as node:
-        async with node.ask(chat(LONG, LONG_TOKENS)) as events:
+        async with node.ask(chat(LONG, 60)) as events:
             await first_text(events)
             os.kill(engine_pid, signal.SIGKILL)
-            with trio.fail_after(NOTICED_S):
+            with trio.fail_after(JOB_S):
                 rest = [event async for event in events]
 
-        assert isinstance(rest[-1], JobFailed)
-        assert rest[-1].code is Refusal.ENGINE_FAILED
+        done = rest[-1]
+        assert isinstance(done, JobDone), done
+        # There is no other provider. When nobody else turned up the engine was back.
+        assert [(part.provider, part.attempt) for part in done.served] == [(done.receipt.provider, n) for n in (1, 2)]
+        assert sum(isinstance(event, JobResumed) for event in rest) == 1
         assert shared_provider.process.poll() is None, "the node is up"
         await until(lambda: bool(shared_provider.status()["models"]), "the engine is back", JOB_S)
         assert shared_provider.status()["engine"]["restarts"] == restarts + 1
