@@ -363,6 +363,51 @@ async def test_a_provider_that_vanishes_in_the_middle_ends_the_stream_with_a_rea
     assert (await status_of(served, job)).items() >= {"status": "failed", "error": "peer_lost"}.items()
 
 
+async def test_an_answer_whose_provider_vanishes_goes_on_at_another_one_and_says_so(served: Served) -> None:
+    script = Script.at_once("half ", "an ", one_at_a_time=asyncio.Queue())
+    async with linked(served, script) as first:
+        job = (await ask(served)).json()["jobId"]
+        async with reading(served, job) as events:
+            got = ""
+            while got != "half an ":
+                got += (await next_of(events, "token")).data["text"]
+            async with linked(served, Script.at_once("answer")) as second:
+                await first.close()
+                resumed = (await next_of(events, "resumed")).data
+                done = (await next_of(events, "done")).data
+    (run,) = second.runs
+    assert run.request.continuation == "half an "
+    assert (resumed["lost"]["id"], resumed["provider"]["id"]) == (first.node.hex(), second.node.hex())
+    assert (resumed["attempt"], resumed["prompt_tokens"], resumed["output_tokens_before"]) == (2, 5, 2)
+    assert done["text"] == "half an answer"
+    assert done["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert [(part["provider"]["id"], part["completion_tokens"]) for part in done["served"]] == [
+        (first.node.hex(), 2),
+        (second.node.hex(), 1),
+    ]
+    row = await stored(served, job, "completed")
+    assert (row.provider, row.output_tokens) == (second.node, 3)
+
+
+async def test_a_chat_that_waits_for_a_slot_says_where_it_stands(served: Served) -> None:
+    script = Script.at_once(one_at_a_time=asyncio.Queue())
+    assert script.one_at_a_time is not None
+    async with linked(served, script, models=(model_offer(concurrency=1),)):
+        first = (await ask(served)).json()["jobId"]
+        async with reading(served, first) as events:
+            await next_of(events, "token")
+            second = asyncio.create_task(ask(served))
+            answer = (await second).json()
+            async with reading(served, answer["jobId"]) as waiting:
+                queued = (await next_of(waiting, "queued")).data
+                assert (queued["position"], queued["provider"]["name"]) == (0, "scripted")
+                assert 0 < queued["wait_ms"] <= 10_000
+                script.one_at_a_time.put_nowait("")
+                await next_of(waiting, "meta")
+                script.one_at_a_time.put_nowait("")
+                assert (await next_of(waiting, "done")).data["text"] == "Hello world"
+
+
 async def test_an_answer_that_is_cut_at_its_length_says_so(served: Served) -> None:
     async with linked(served, Script.at_once(outcome=Outcome.LENGTH)):
         job = (await ask(served)).json()["jobId"]
