@@ -57,6 +57,8 @@ log = structlog.get_logger(__name__)
 AGENT: Final = f"infernet/{infernet.__version__}"
 # What an asker has not read yet; a terminal or a page that stands still this long loses its job, nobody else's.
 ANSWER_EVENTS_MAX: Final = 4096
+# Of those for whom jobs were forwarded, the latest are shown.
+FORWARDED_PAIRS_SHOWN: Final = 32
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
@@ -416,7 +418,7 @@ class Node:
             "streams": statistics.streams,
             "open_streams": self.driver.open_streams,
             "jobs_asked": statistics.jobs_asked,
-            "jobs_forwarded": structs.asdict(statistics.forwards) if self.config.forward else None,
+            "jobs_forwarded": self._forwarded() if self.config.forward else None,
             "jobs_running": statistics.jobs_running,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
@@ -451,6 +453,14 @@ class Node:
             jobs_running=statistics.jobs_running,
             slots=self.config.slots,
         )
+
+    def _forwarded(self) -> dict[str, Any]:
+        peer = self.driver.peer
+        pairs = [
+            {"asker": asker.hex(), "provider": provider.hex(), **asdict(account)}
+            for asker, provider, account in peer.forward_accounts()[-FORWARDED_PAIRS_SHOWN:]
+        ]
+        return {**structs.asdict(peer.statistics().forwards), "pairs": pairs}
 
     def peers(self) -> list[dict[str, Any]]:
         """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""

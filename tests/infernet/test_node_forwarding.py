@@ -69,6 +69,9 @@ async def test_an_answer_comes_by_way_of_an_aggregator_and_is_counted_there() ->
         assert market.provider.node_id not in market.asker.driver.connected_peers()
         await settle(market.aggregator, lambda: market.carried["active"] == 0)
         assert (market.carried["carried"], market.carried["failed"]) == (1, 0)
+        [pair] = market.aggregator.status()["jobs_forwarded"]["pairs"]
+        assert (pair["asker"], pair["provider"]) == (market.asker.node_id.hex(), market.provider.node_id.hex())
+        assert (pair["jobs"], pair["bytes"]) == (1, market.carried["bytes"])
         assert market.carried["bytes"] > 2_000
         assert market.asker.status()["jobs_forwarded"] is None
 
