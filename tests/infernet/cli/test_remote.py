@@ -119,6 +119,27 @@ def test_the_answer_streams_and_the_account_names_the_provider(ask: Any) -> None
     ]
 
 
+def test_queues_and_providers_that_take_over_are_told_in_the_coordinators_words(ask: Any) -> None:
+    other = {"id": "cd" * 32, "name": "attic", "nodeId": "provider-cdcdcdcd", "model": "tiny"}
+    events = [
+        frame(1, "queued", {"provider": PROVIDER, "position": 1, "wait_ms": 2_600}),
+        frame(2, "meta", META | {"prompt_tokens": 9}),
+        frame(3, "token", {"text": "Par"}),
+        frame(4, "resumed", {"provider": other, "lost": PROVIDER, "prompt_tokens": 10, "output_tokens_before": 1}),
+        frame(5, "token", {"text": "is."}),
+        frame(6, "done", DONE | {"served": [{"provider": PROVIDER, "completion_tokens": 1}, {"provider": other}]}),
+    ]
+    outcome = ask(FakeCoordinator(streams=[list(events)]))
+    assert outcome.out == "Paris.\n"
+    assert outcome.err.splitlines()[:2] == [
+        "[every slot is taken: it waits at kitchen, 1 before it, about 3 s]",
+        "[provider kitchen went away; attic goes on (reads 10 tokens again)]",
+    ]
+    assert outcome.err.splitlines()[2].startswith("[served by attic after 1 other, tiny, 9 + 2 tokens")
+    answer = ask(FakeCoordinator(streams=[events]), "--json").json
+    assert [part["provider"] for part in answer["served"]] == [PROVIDER["id"], other["id"]]
+
+
 def test_nothing_that_the_coordinator_says_about_the_answer_reaches_the_terminal_as_it_is(ask: Any) -> None:
     evil = "\x1b]0;title\x07\x1b[2J\u202e\nforged"
     said = {"id": "\x1b[2J\x1b[2J"}
