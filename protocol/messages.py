@@ -134,8 +134,9 @@ class Neighbour(Message, frozen=True, tag=30):
 
 
 class Find(Message, frozen=True, tag=32):
-    """Who serves this model under these limits (`None`: any)? With `provider`: does that node? The receiver answers with
-    `Found`.
+    """Who serves this model under these limits (`None`: any)? With `provider`: does that node?
+
+    The receiver answers with `Found`.
     """
 
     query: UnsignedInteger
