@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import trio
 from rich.live import Live
 
 from _dev_network_arguments import Arguments, Fault, parse
+from _dev_network_detour import Detour
 from _dev_network_faults import NONE, Faults, Weather, parse_faults
 from _dev_network_namespaces import Internet
 from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
@@ -45,6 +47,9 @@ class Network:
         """Start n1, then all others at once. Raises Failure."""
         if self._arguments.namespaces:
             self._internet = stack.enter_context(Internet())
+            if self._arguments.faults:
+                detour = Detour(self._internet.detour_device(), self._weather.of, random.Random(1))
+                await self._nursery.start(detour.run)
         for index, name in enumerate(self._arguments.names):
             self._add(index, name)
         first, *others = self._network.all.values()
@@ -137,17 +142,20 @@ class Network:
         if self._internet is None:
             self._weather.set_both(fault.one, fault.other, faults)
             return
-        for one, other in self._pairs(fault):
-            for source, target in ((one, other), (other, one)):
-                (self._internet.unblock if faults == NONE else self._internet.block)(source, target)
+        for source, target in self._pairs(fault):
+            was_fair = self._weather.of(source, target) == NONE
+            self._weather.set(source, target, faults)
+            if was_fair and faults != NONE:
+                self._internet.send_by_detour(source, target)
+            elif not was_fair and faults == NONE:
+                self._internet.send_directly(source, target)
 
     def _pairs(self, fault: Fault) -> Iterator[tuple[str, str]]:
-        """The public addresses of all pairs that are meant: those behind a router are not told apart."""
-        hosts = {node.name: node.place.host for node in self._network.all.values() if node.place and node.address}
-        for one in hosts if fault.one == "*" else [fault.one]:
-            for other in hosts if fault.other == "*" else [fault.other]:
-                if one in hosts and other in hosts and one != other:
-                    yield hosts[one], hosts[other]
+        """The addresses of all pairs that are meant, as others see them, in both directions."""
+        hosts = {node.name: node.place.seen_as for node in self._network.all.values() if node.place is not None}
+        ones = list(hosts.values()) if fault.one == "*" else [hosts[fault.one]]
+        others = list(hosts.values()) if fault.other == "*" else [hosts[fault.other]]
+        yield from {pair for one in ones for other in others if one != other for pair in ((one, other), (other, one))}
 
     async def _kill(self, name: str, at_s: float) -> None:
         """Kill a node when its time has come."""
@@ -271,9 +279,11 @@ def main() -> int:
         raise Failure("faults need root, to tell which process a connection comes from: run this with sudo")
     for fault in arguments.faults:
         try:
-            parse_faults(fault.what)
+            faults = parse_faults(fault.what)
         except ValueError as error:
             raise Failure(f"--fault {fault.one}-{fault.other}: {error}") from None
+        if arguments.namespaces and (faults.is_cut or faults.dribble_s is not None):
+            raise Failure("in namespaces packets are delayed and lost as they are: no dribble, no cut")
     if not arguments.paced and arguments.providers:
         fetch_model()
     try:

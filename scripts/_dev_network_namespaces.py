@@ -24,6 +24,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
+from _dev_network_detour import DEVICE, open_device
 from _dev_network_netfilter import NetfilterError, masquerade
 from _environment import Failure
 
@@ -32,17 +33,19 @@ PR_SET_PDEATHSIG: Final = 1
 STARTING_S: Final = 10.0
 COMMAND_TIMEOUT_S: Final = 10.0
 LAN: Final = "192.168.1"
+DETOUR_TABLE: Final = 100
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Place:
-    """A host: the process that holds its namespace, and its address there."""
+    """A host: the process that holds its namespace, its address there, and the one that others see it under."""
 
     name: str
     holder: int
     host: str
+    seen_as: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Internet:
         self._hosts = iter(_public_hosts())
         self._routers: dict[str, _Router] = {}
         self._behind: dict[str, int] = {}
+        # Where the middle is connected to each public address.
+        self._ports: dict[str, str] = {}
         self._middle = self._namespace()
         run_in(self._middle.pid, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
 
@@ -120,7 +125,7 @@ class Internet:
         port = f"p{self._behind[router]}"
         _ip(inside, f"link add {port} type veth peer name eth0 netns {holder.pid}", f"link set {port} master lan up")
         _ip(holder.pid, f"addr add {host}/24 dev eth0", "link set eth0 up", f"route add default via {LAN}.1 dev eth0")
-        return Place(name, holder.pid, host)
+        return Place(name, holder.pid, host, self._routers[router].place.host)
 
     # ------------------------------------------------------------ trouble
 
@@ -132,6 +137,26 @@ class Internet:
         """Undo `block`."""
         _ip(self._middle.pid, f"rule del from {source} to {target} blackhole")
 
+    def detour_device(self) -> int:
+        """A device to which `send_by_detour` sends packets, for `Detour`. Whoever gets it closes it."""
+        device = run_in(self._middle.pid, open_device)
+        off = "/proc/sys/net/ipv4/conf/{}/rp_filter"
+        # What comes back from there has the addresses of others.
+        for name in ("all", DEVICE):
+            run_in(self._middle.pid, lambda name=name: Path(off.format(name)).write_text("0"))  # type: ignore[misc]
+        _ip(self._middle.pid, f"link set {DEVICE} up", f"route add default dev {DEVICE} table {DETOUR_TABLE}")
+        return device
+
+    def send_by_detour(self, source: str, target: str) -> None:
+        """Let what one public address sends to another go to that device first, and from there on its way."""
+        port = self._ports[source]
+        _ip(self._middle.pid, f"rule add from {source} to {target} iif {port} lookup {DETOUR_TABLE}")
+
+    def send_directly(self, source: str, target: str) -> None:
+        """Undo `send_by_detour`."""
+        port = self._ports[source]
+        _ip(self._middle.pid, f"rule del from {source} to {target} iif {port} lookup {DETOUR_TABLE}")
+
     # ------------------------------------------------------------ making them
 
     def _attach(self, name: str) -> tuple[Place, subprocess.Popen[bytes]]:
@@ -140,7 +165,7 @@ class Internet:
         if host is None:
             raise Failure("this Internet has no more public addresses")
         holder = self._namespace()
-        port = f"host{holder.pid}"
+        port = self._ports[host] = f"host{holder.pid}"
         _ip(self._middle.pid, f"link add {port} type veth peer name eth0 netns {holder.pid}", f"link set {port} up")
         _ip(
             holder.pid,
@@ -151,7 +176,7 @@ class Internet:
             "route add default via 169.254.0.1 dev eth0",
         )
         _ip(self._middle.pid, f"addr add 169.254.0.1/32 dev {port}", f"route add {host} dev {port}")
-        return Place(name, holder.pid, host), holder
+        return Place(name, holder.pid, host, host), holder
 
     def _namespace(self) -> subprocess.Popen[bytes]:
         """A process that does nothing, in a new network namespace."""

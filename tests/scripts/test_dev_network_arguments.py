@@ -45,7 +45,6 @@ def test_routers_come_with_namespaces() -> None:
         (["3", "--nat", "n2", "--nat", "n2,n3"], "one router only"),
         (["3", "--fault", "n1"], "a pair and its faults"),
         (["3", "--fault", "n1-n4:cut"], "there is no node 'n4'"),
-        (["3", "--namespaces", "--fault", "n1-n2:cut"], "no fault but blackhole"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(
