@@ -6,8 +6,14 @@ answer at once; everything else is the product. How long it took is printed (`py
 
 from __future__ import annotations
 
-import pytest
+import itertools
+import random
 
+import pytest
+import trio
+
+from _dev_network_detour import Detour
+from _dev_network_faults import Faults
 from tests.helpers_cluster import Cluster, loopback_cluster, namespace_cluster, plans
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -102,3 +108,21 @@ async def test_ten_in_namespaces_some_behind_others() -> None:
         cluster.begin()
         await cluster.until_everything_is_answered("healed", 240)
         cluster.show("10 nodes in namespaces, 4 of them behind 3 routers")
+
+
+@pytest.mark.nightly
+@pytest.mark.namespaces
+async def test_eight_over_slow_and_lossy_lines() -> None:
+    planned = plans(8, 4, MODELS, aggregators=2)
+    line = Faults(delay_s=0.08, jitter_s=0.02, loss=0.02)
+    async with namespace_cluster(planned, [["n4"], ["n8"]]) as (cluster, internet), trio.open_nursery() as nursery:
+        detour = Detour(internet.detour_device(), lambda *_: line, random.Random(1))
+        await nursery.start(detour.run)
+        hosts = {node.place.seen_as for node in cluster.network.all.values() if node.place is not None}
+        for source, target in itertools.permutations(hosts, 2):
+            internet.send_by_detour(source, target)
+        await cluster.start_all()
+        await cluster.until_full("160 ms there and back, 2 % lost", 120)
+        await cluster.until_everything_is_answered("160 ms there and back, 2 % lost", 120)
+        cluster.show("8 nodes in namespaces, 2 of them behind routers, over slow and lossy lines")
+        nursery.cancel_scope.cancel()
