@@ -114,8 +114,8 @@ class Attempt:
         )
 
     def _take_vector(self, body: ChunkBody) -> None:
-        # SPEC 05: The asker MUST refuse a chunk that does not open, a vector of another index than those ordered, and
-        #   an index that comes twice.
+        # SPEC 05: The asker MUST refuse a chunk that does not open, a vector of another index than those ordered, an
+        #   index that comes twice, and a part of a token.
         # The application files vectors under their index: a foreign one must not reach it.
         if body.index >= self.inputs or body.index in self.vectors or not body.vector or len(body.vector) % 4:
             raise RemoteProtocolError("an embedding that was not asked for, or that is no vector")

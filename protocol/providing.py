@@ -34,6 +34,8 @@ from protocol.running import EngineEvent, Run, Running
 from protocol.sealing import Sealer, open_prompt, seal_context
 from protocol.timers import Timers
 
+# As many places as a message can name.
+QUEUE_MAX = 2**16
 # The timer that is nobody's: those who wait hear where they stand.
 _TELL = ("tell", RunId(0))
 
@@ -252,7 +254,7 @@ class Providing:
         if not queue_wait_ms(order):
             return Refusal.BUSY, f"all {offer.concurrency} slots of this model are taken"
         # SPEC 05: The provider MUST bound its queue, and MUST keep half of it from askers that its owner does not know.
-        places = c.QUEUE_PER_SLOT * offer.concurrency
+        places = min(c.QUEUE_PER_SLOT * offer.concurrency, QUEUE_MAX)
         strangers = sum(not (run.has_slot or run.is_known) for run in self._runs.values())
         if len(self._lines.get(offer.name, ())) >= places or (not is_known and strangers >= places // 2):
             return Refusal.BUSY, "all slots of this model are taken, and all places in its queue"
@@ -262,7 +264,7 @@ class Providing:
         """The order has a slot: say so, and run it as soon as the prompt is complete."""
         run.slot_since_s = run.said_at_s = now.monotonic_s
         assert run.stream is not None
-        # SPEC 05: A provider with feature 5 MUST answer an order that it admits with `Progress` at once, of 0 and 0.
+        # SPEC 05: A provider with feature 5 MUST answer an order that it admits with `Progress` at once, of 0 and 0,
         acknowledgement = Send(run.stream, encode_message(Progress(run.order.job, run.order.attempt, 0, 0)))
         return [acknowledgement, *self._start_if_complete(run, now)]
 
