@@ -6,9 +6,10 @@ watches and starts again. What comes from there is a hint like any other.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -169,12 +170,16 @@ class Dht:
                 process.post(begin)
                 self._process, self._published = process, None
                 self._ponged_s = trio.current_time() + BEGIN_TIMEOUT_S - PONG_TIMEOUT_S
-                reason = f"it did not answer for {PONG_TIMEOUT_S:g} s"
+                reasons: list[str] = []
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch, process, nursery.cancel_scope)
-                    reason = await self._listen(process, finds)
-                    nursery.cancel_scope.cancel()
-                return reason
+
+                    async def end_with(ending: Awaitable[str]) -> None:
+                        reasons.append(await ending)
+                        nursery.cancel_scope.cancel()
+
+                    nursery.start_soon(end_with, self._watch(process, begin))
+                    nursery.start_soon(end_with, self._listen(process, finds))
+                return reasons[0]
         except OSError as error:
             return f"it cannot be started ({(error.strerror or str(error)).lower()})"
         finally:
@@ -193,24 +198,27 @@ class Dht:
     async def _begin(self) -> Begin:
         settings = self._settings
         known = dict.fromkeys((*settings.peers, *self._met, *await self._load_peers()))
-        hosts = dict.fromkeys(host for address in self._advertised() if (host := _host_of(address)) is not None)
-        return Begin(
-            settings.listen_hosts,
-            settings.port,
-            tuple(hosts) if settings.listen_hosts else (),
-            tuple(known)[:ADDRESSES_MAX],
-            settings.allow_private,
-        )
+        peers = tuple(known)[:ADDRESSES_MAX]
+        return Begin(settings.listen_hosts, settings.port, self._hosts(), peers, settings.allow_private)
 
-    async def _watch(self, process: DhtProcess, scope: trio.CancelScope) -> None:
-        """Ask now and then whether it is alive; publish again what must not be forgotten."""
-        number = 0
-        while trio.current_time() - self._ponged_s < PONG_TIMEOUT_S:
-            number += 1
+    def _hosts(self) -> tuple[str, ...]:
+        """Where this node is dialled directly."""
+        hosts = (host for address in self._advertised() if (host := _host_of(address)) is not None)
+        return tuple(dict.fromkeys(hosts))
+
+    async def _watch(self, process: DhtProcess, begin: Begin) -> str:
+        """Ask now and then whether it is alive, publish again what must not be forgotten; gives why it is to end."""
+        started_s = trio.current_time()
+        for number in itertools.count():
+            if trio.current_time() - self._ponged_s >= PONG_TIMEOUT_S:
+                return f"it did not answer for {PONG_TIMEOUT_S:g} s"
+            if self._hosts() != begin.announced_hosts and trio.current_time() - started_s >= STABLE_S:
+                # It takes part under the addresses that it began with.
+                return "this node is reached at other addresses now"
             process.post(Ping(number))
             self._publish()
             await trio.sleep(PING_S)
-        scope.cancel()
+        raise AssertionError
 
     async def _take(self, report: Report, finds: Finds) -> None:
         match report:

@@ -234,6 +234,18 @@ async def test_a_process_that_stands_still_is_ended(monkeypatch: pytest.MonkeyPa
         assert _ends(log)[0]["reason"] == "it did not answer for 0.2 s"
 
 
+async def test_when_the_node_is_reached_elsewhere_it_begins_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PING_S", 0.01), ("STABLE_S", 0.0), ("RESTART_S_MIN", 0.01)):
+        monkeypatch.setattr(module, name, value)
+    reached: list[str] = []
+    with structlog.testing.capture_logs() as log:
+        async with bench(advertised=lambda: list(reached)) as b:
+            await b.heard("begin  46338")
+            reached.append(HOME)
+            assert await b.heard("begin 203.0.113.7 46338")
+        assert _ends(log)[0]["reason"] == "this node is reached at other addresses now"
+
+
 async def test_what_was_published_is_published_again_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESTART_S_MIN", 0.01)
     async with bench() as b:
