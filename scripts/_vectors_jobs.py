@@ -11,14 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from msgspec.structs import replace
 
-from _vectors_common import ASKER, JOB, NOW_MS, PROVIDER, Vector, file, invalid, plain, valid
+from _vectors_common import ASKER, JOB, NOW_MS, PROVIDER, Vector, file, invalid, plain, signing_key, valid
 from protocol import codec
 from protocol import constants as c
 from protocol.codec import encode_message
-from protocol.envelope import sign_record, tagged_hash
+from protocol.envelope import SigningKey, sign_record, tagged_hash
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.jobs import cost_uusd, default_sampling, order_hash, running_hash
-from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Receipt
+from protocol.jobs import cost_uusd, default_sampling, order_extensions, order_hash, running_hash
+from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, JobReject, Message, Part, Progress, Queued, Receipt
 from protocol.records import (
     ChatMessage,
     ChunkBody,
@@ -336,11 +336,12 @@ def _cost(comment: str, price_in: int, price_out: int, price_job: int, prompt: i
 
 # ---------------------------------------------------------------- conversations
 
+OTHER_ASKER = signing_key("another asker")
 _REQUEST = JobRequest(messages=(ChatMessage("user", "What is the capital of France?"),), stop=("\n\n",))
 
 
-def _order(sealed: bytes) -> JobOpenRecord:
-    return JobOpenRecord(
+def _order(sealed: bytes, **changes: Any) -> JobOpenRecord:
+    order = JobOpenRecord(
         version=1,
         job=JOB,
         attempt=1,
@@ -364,16 +365,21 @@ def _order(sealed: bytes) -> JobOpenRecord:
         expires_at_ms=NOW_MS + 60_000,
         extensions=(),
     )
+    return replace(order, **changes)
 
 
 class Conversation:
     """A job that is written down step by step, each with the moment at which it is sent."""
 
-    def __init__(self) -> None:
-        context = seal_context(JOB, 1, ASKER.node, PROVIDER.node, None)
-        self.sealed = seal_prompt(SealedPrompt(RESPONSE_KEY, _REQUEST), KnownSealer(EPHEMERAL), SEALING_KEY, context)
-        self.order = _order(self.sealed)
-        self.signed = sign_record(self.order, ASKER)
+    def __init__(
+        self, request: JobRequest = _REQUEST, *, asker: SigningKey = ASKER, attempt: int = 1, **changes: Any
+    ) -> None:
+        context = seal_context(JOB, attempt, asker.node, PROVIDER.node, None)
+        self.request = request
+        self.attempt = attempt
+        self.sealed = seal_prompt(SealedPrompt(RESPONSE_KEY, request), KnownSealer(EPHEMERAL), SEALING_KEY, context)
+        self.order = _order(self.sealed, asker=asker.node, attempt=attempt, **changes)
+        self.signed = sign_record(self.order, asker)
         self.order_hash = order_hash(self.signed.body)
         self.cipher = ChunkCipher(RESPONSE_KEY, self.order_hash)
         self.running_hash = self.order_hash
@@ -396,44 +402,44 @@ class Conversation:
         """The provider's engine reports something: for implementations that can be driven so far."""
         self.steps.append({"from": "engine", "at_ms": at_ms, "event": event, **fields})
 
-    def open(self) -> None:
-        """The order, with its prompt in three pieces; the provider says at once that it has it."""
+    def open(self, *, waits_ms: int | None = None) -> None:
+        """The order, with its prompt in three pieces; the provider says at once that it has it, or that it waits."""
         self.say("asker", 0, JobOpen(self.signed, self.sealed[:500]))
-        self.say("provider", 0, Progress(JOB, 1, 0, 0))
-        self.say("asker", 0, Part(JOB, 1, 0, self.sealed[500:1_000]))
-        self.say("asker", 0, Part(JOB, 1, 1, self.sealed[1_000:]))
+        self.say("provider", 0, self.progress() if waits_ms is None else self.queued(waits_ms))
+        self.say("asker", 0, Part(JOB, self.attempt, 0, self.sealed[500:1_000]))
+        self.say("asker", 0, Part(JOB, self.attempt, 1, self.sealed[1_000:]))
+
+    def progress(self, done_tokens: int = 0, total_tokens: int = 0) -> Progress:
+        """How far the prompt is."""
+        return Progress(JOB, self.attempt, done_tokens, total_tokens)
+
+    def queued(self, wait_ms: int) -> Queued:
+        """The order is next, in so long."""
+        return Queued(JOB, self.attempt, 0, wait_ms)
 
     def accept(self, at_ms: int, prompt_tokens: int) -> None:
         """The provider has counted the prompt."""
         self.engine(at_ms, "started", prompt_tokens=prompt_tokens)
         record = JobAcceptRecord(
-            *(1, JOB, 1, PROVIDER.node, None, self.order_hash, FINGERPRINT, prompt_tokens),
+            *(1, JOB, self.attempt, PROVIDER.node, None, self.order_hash, FINGERPRINT, prompt_tokens),
             *(0, 0, 0, 0, NOW_MS + at_ms, ()),
         )
         self.say("provider", at_ms, JobAccept(sign_record(record, PROVIDER)))
 
-    def chunk(self, at_ms: int, text: str, tokens: int) -> None:
+    def chunk(self, at_ms: int, text: str, tokens: int, token_ids: bytes = b"") -> None:
         """The next chunk."""
         self.chunks, self.tokens = self.chunks + 1, tokens
-        sealed = self.cipher.seal(self.chunks, tokens, 0, ChunkBody(text))
+        sealed = self.cipher.seal(self.chunks, tokens, 0, ChunkBody(text, token_ids=token_ids))
         self.running_hash = running_hash(self.running_hash, self.chunks, tokens, 0, sealed)
-        self.say("provider", at_ms, Chunk(JOB, 1, self.chunks, tokens, 0, sealed))
+        self.say("provider", at_ms, Chunk(JOB, self.attempt, self.chunks, tokens, 0, sealed))
 
     def receipt(self, at_ms: int, prompt_tokens: int, times: tuple[int, int, int], outcome: Outcome, code: int) -> None:
         """The end of an accepted order; `times` are those of acceptance, first and last chunk."""
         accepted_ms, first_ms, last_ms = times
         record = ReceiptRecord(
-            *(1, JOB, 1, PROVIDER.node, ASKER.node, None, self.order_hash, FINGERPRINT, prompt_tokens, self.tokens),
-            *(
-                self.chunks,
-                self.running_hash,
-                0,
-                0,
-                NOW_MS + accepted_ms,
-                first_ms - accepted_ms,
-                last_ms - accepted_ms,
-            ),
-            *(outcome, code, ()),
+            *(1, JOB, self.attempt, PROVIDER.node, self.order.asker, None, self.order_hash, FINGERPRINT),
+            *(prompt_tokens, self.tokens, self.chunks, self.running_hash, 0, 0, NOW_MS + accepted_ms),
+            *(first_ms - accepted_ms, last_ms - accepted_ms, outcome, code, ()),
         )
         self.say("provider", at_ms, Receipt(sign_record(record, PROVIDER)))
 
@@ -446,7 +452,7 @@ class Conversation:
             "ephemeral_secret": EPHEMERAL,
             "response_key": RESPONSE_KEY,
             "started_at_ms": NOW_MS,
-            "request": _REQUEST,
+            "request": self.request,
             "order": self.order,
             "sealed": self.sealed,
             "order_hash": self.order_hash,
@@ -461,8 +467,9 @@ def job_conversation() -> Vector:
     return file(
         "Whole jobs. Times are milliseconds after `started_at_ms`; frames with the same sender and time may travel as "
         "one piece. Steps from `engine` say what the provider's engine reports, which no wire carries. In what is not "
-        "valid, the asker refuses the last step.",
-        [_answered(), _cancelled(), _refused(), _cancelled_before_acceptance(), *_dishonest()],
+        "valid, the asker refuses the last step. With an `other_order` the provider has one slot, which that order, of "
+        "another asker on another stream, holds until the engine reports of it (`other`).",
+        [_answered(), _cancelled(), _refused(), _cancelled_before_acceptance(), _waits(), _continued(), *_dishonest()],
     )
 
 
@@ -517,6 +524,36 @@ def _cancelled_before_acceptance() -> Vector:
     talk.engine(20, "finished", outcome=3, output_tokens=0)
     talk.say("provider", 20, JobReject(JOB, 1, 65, 0, "the job was stopped", (), None))
     return talk.vector("an order that is cancelled before it is accepted", text="")
+
+
+def _waits() -> Vector:
+    other = Conversation(asker=OTHER_ASKER)
+    opening = encode_message(JobOpen(other.signed, other.sealed))
+    talk = Conversation(extensions=order_extensions(may_hand_off=False, queue_wait_ms=20_000))
+    # Nothing was measured yet, so this is a guess of the implementation that wrote it down.
+    talk.open(waits_ms=10_000)
+    talk.say("provider", 2_250, talk.queued(7_750))
+    talk.engine(3_000, "finished", outcome=1, output_tokens=0, other=True)
+    talk.say("provider", 3_000, talk.progress())
+    talk.accept(3_040, 37)
+    talk.engine(3_100, "text", text="Paris.", output_tokens=2)
+    talk.chunk(3_100, "Paris.", 2)
+    talk.engine(3_140, "finished", outcome=1, output_tokens=2)
+    talk.receipt(3_140, 37, (3_040, 3_100, 3_100), Outcome.STOP, 0)
+    return talk.vector("an order that waits for a slot", text="Paris.", other_order=opening)
+
+
+def _continued() -> Vector:
+    text, ids = "The capital is", bytes.fromhex("00000504000010fb00000133")
+    request = replace(_REQUEST, continuation=text, continuation_ids=ids)
+    talk = Conversation(request, attempt=2, output_tokens_max=61)
+    talk.open()
+    talk.accept(40, 40)
+    talk.engine(90, "text", text=" Paris.", output_tokens=2, token_ids="00001bd10000000e")
+    talk.chunk(90, " Paris.", 2, bytes.fromhex("00001bd10000000e"))
+    talk.engine(120, "finished", outcome=1, output_tokens=2)
+    talk.receipt(120, 40, (40, 90, 90), Outcome.STOP, 0)
+    return talk.vector("an answer that another provider has begun", text=" Paris.")
 
 
 def _dishonest() -> Iterator[Vector]:

@@ -44,6 +44,7 @@ from tests.helpers_records import order
 from tests.helpers_vectors import Vector, each, plain
 
 STREAM = StreamId(2)
+OTHER_STREAM = StreamId(4)
 
 
 class KnownKey(HpkeSealer):
@@ -149,14 +150,21 @@ class ProvidingPeer:
         key = SigningKey(bytes.fromhex(vector["provider_secret"]), bytes)
         self.peer = Peer(PeerConfig("test"), key, KnownKey(vector["sealing_secret"]), random.Random(1), self.now())
         assert ordered.fingerprint is not None
-        model = ModelOffer(ordered.model, ordered.fingerprint, (Kind.CHAT,), 8192, 4, 0, 0, 0)
+        other = vector.get("other_order")
+        model = ModelOffer(ordered.model, ordered.fingerprint, (Kind.CHAT,), 8192, 4 if other is None else 1, 0, 0, 0)
         self.take(
             self.peer.handle(
                 SetOffer(Offer(Role.PROVIDER, "p", "a", models=(model,), free_policy=FreePolicy.ALL)), self.now()
             )
         )
-        for event in (PeerConnected(ordered.asker, None, True), StreamOpened(STREAM, ordered.asker, "/infernet/job/1")):
-            self.take(self.peer.handle(event, self.now()))
+        if other is not None:
+            self.open(OTHER_STREAM, asker_of(bytes.fromhex(other)))
+            self.feed(BytesReceived(OTHER_STREAM, bytes.fromhex(other)))
+        self.open(STREAM, ordered.asker)
+
+    def open(self, stream: StreamId, asker: NodeId) -> None:
+        self.feed(PeerConnected(asker, None, True))
+        self.feed(StreamOpened(stream, asker, "/infernet/job/1"))
 
     def now(self) -> Now:
         return Now(self.at_ms / 1000, self.start_ms + self.at_ms)
@@ -186,18 +194,25 @@ class ProvidingPeer:
                     pass
 
     def engine(self, step: Vector) -> None:
-        (run,) = self.runs
+        run = self.runs[0 if step.get("other") else -1]
         match step["event"]:
             case "started":
                 self.feed(EngineStarted(run, step["prompt_tokens"]))
             case "progress":
                 self.feed(EngineProgress(run, step["done_tokens"], step["total_tokens"]))
             case "text":
-                self.feed(EngineText(run, step["text"], step["output_tokens"]))
+                token_ids = bytes.fromhex(step.get("token_ids", ""))
+                self.feed(EngineText(run, step["text"], step["output_tokens"], token_ids))
             case "finished":
                 self.feed(EngineFinished(run, Outcome(step["outcome"]), step["output_tokens"]))
             case "failed":
                 self.feed(EngineFailed(run, Refusal(step["code"]), step["text"]))
+
+
+def asker_of(opening: bytes) -> NodeId:
+    (message,) = FrameReader(JOB_LIMITS).feed(opening)
+    assert isinstance(message, JobOpen)
+    return open_record(message.order, JobOpenRecord).asker
 
 
 def order_of(vector: Vector) -> JobOpenRecord:
