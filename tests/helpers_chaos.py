@@ -23,6 +23,7 @@ QUESTIONS_AT_ONCE = 2
 # As when people ask: what ends a job before must be that somebody noticed.
 JOB_TIMEOUT_S = 600.0
 PAUSE_S = 0.3
+REASONS_SHOWN = 8
 # What the log of a node must not hold after anything that the network can do to it.
 FORBIDDEN = re.compile(r"Traceback|in a way that we do not know|\"level\": \"(?:error|critical)\"|the node ended")
 
@@ -235,3 +236,8 @@ class Chaos:
             answer.is_whole and answer.attempts > 1 for answer in answers
         )
         return outcomes
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """What askers were told most often when there was no whole answer."""
+        answers = [asked.answer for asked in self.asked if asked.answer is not None and not asked.answer.is_whole]
+        return Counter(f"{answer.code}: {answer.reason[:60]}" for answer in answers).most_common(REASONS_SHOWN)

@@ -203,6 +203,7 @@ def _insides(nodes: list[Node]) -> dict[str, Any]:
         "threads": len(os.listdir("/proc/self/task")),
         "open_streams": sum(node.driver.open_streams for node in nodes),
         "peer_streams": sum(node.driver.peer.statistics().streams for node in nodes),
+        "transport_streams": sum(node.status()["transport"]["streams"] for node in nodes),
         "peers": sum(len(node.driver.connected_peers()) for node in nodes),
         "jobs": sum(
             node.driver.peer.statistics().jobs_asked + node.driver.peer.statistics().jobs_running for node in nodes

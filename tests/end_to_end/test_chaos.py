@@ -85,6 +85,8 @@ def require_no_leak(name: str, before: dict[str, Any], after: dict[str, Any]) ->
     assert tasks <= TASKS_SLACK, f"{name} has {tasks} tasks too many: {grown}"
     # One gossip stream each way, and a question now and then.
     assert after["open_streams"] <= 4 * after["peers"] + 8, f"{name} has {after['open_streams']} streams"
+    # ... and one for each relay's place, which the protocol does not see.
+    assert after["transport_streams"] <= after["open_streams"] + 8, f"{name} keeps {after['transport_streams']} streams"
     assert after["peer_streams"] <= after["open_streams"] + 8, f"{name} minds {after['peer_streams']} streams"
 
 
@@ -93,11 +95,11 @@ def report(chaos: Chaos, last_s: float, before: dict[str, Any], after: dict[str,
     table = Table(title=f"{sum(chaos.faults.values())} faults, {len(chaos.asked)} questions")
     for column in ("what", "how many"):
         table.add_column(column)
-    for what, count in (*sorted(chaos.faults.items()), *chaos.outcomes().most_common()):
+    for what, count in (*sorted(chaos.faults.items()), *chaos.outcomes().most_common(), *chaos.reasons()):
         table.add_row(what, str(count))
     table.add_row("last job ended after healing", f"{last_s:.1f} s")
     for name in sorted(SPARED):
-        for thing in ("peers", "files", "threads", "open_streams"):
+        for thing in ("peers", "files", "threads", "open_streams", "transport_streams"):
             table.add_row(f"{name}: {thing}", f"{before[name][thing]} -> {after[name][thing]}")
         table.add_row(
             f"{name}: tasks", f"{sum(before[name]['tasks'].values())} -> {sum(after[name]['tasks'].values())}"
