@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
@@ -46,6 +46,11 @@ class Entry:
     heartbeat: Heartbeat
     record: Signed
     formerly: frozenset[str] = frozenset()
+    #: Node id and sequence: what two directories that hold the same agree on.
+    mark: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mark", self.heartbeat.node + self.heartbeat.sequence.to_bytes(8, "big"))
 
     def offer(self, model: str) -> ModelOffer | None:
         """What this node offers under a model name, or None."""
@@ -119,7 +124,7 @@ class Directory:
         self._entries: dict[NodeId, Entry] = {}
         self._by_model: dict[str, _Bucket] = {}
         # The bodies held: most of what gossip brings is here already, and need not be decoded to be known.
-        self._bodies: set[bytes] = set()
+        self._bodies: dict[bytes, NodeId] = {}
         self._sorted: list[NodeId] = []
         # Keyed by node, at wall-clock milliseconds: records expire by the clock that signed them.
         self._expiry: Timers[NodeId] = Timers()
@@ -131,6 +136,10 @@ class Directory:
 
     def get(self, node: NodeId) -> Entry | None:
         return self._entries.get(node)
+
+    def signer_of(self, body: bytes) -> NodeId | None:
+        """Whose record this is, if it is held just so."""
+        return self._bodies.get(body)
 
     def entries(self) -> list[Entry]:
         """All entries in order of node id: for people and for `explain`, not for hot paths."""
@@ -309,7 +318,7 @@ class Directory:
     def _insert(self, entry: Entry) -> None:
         node = entry.heartbeat.node
         self._entries[node] = entry
-        self._bodies.add(entry.record.body)
+        self._bodies[entry.record.body] = node
         insort(self._sorted, node)
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
         self._index(node, _names(entry))
@@ -318,8 +327,8 @@ class Directory:
         """A newer record of a node: only what differs is touched, as a rule nothing but its times."""
         node = entry.heartbeat.node
         self._entries[node] = entry
-        self._bodies.remove(held.record.body)
-        self._bodies.add(entry.record.body)
+        del self._bodies[held.record.body]
+        self._bodies[entry.record.body] = node
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
         before, after = _names(held), _names(entry)
         self._unindex(node, [name for name in before if name not in after])
@@ -327,7 +336,7 @@ class Directory:
 
     def _remove(self, node: NodeId) -> None:
         entry = self._entries.pop(node)
-        self._bodies.remove(entry.record.body)
+        del self._bodies[entry.record.body]
         del self._sorted[bisect_left(self._sorted, node)]
         self._expiry.cancel(node)
         self._loads.pop(node, None)

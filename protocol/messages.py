@@ -33,6 +33,8 @@ from protocol.records import (
     UnsignedInteger,
 )
 
+Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
+
 
 class Message(Struct, frozen=True, array_like=True):
     """Base of all messages; the tag of each class is its type on the wire."""
@@ -178,6 +180,17 @@ class Shuffled(Message, frozen=True, tag=42):
     """As many records of nodes that the sender knows, in exchange."""
 
     records: Annotated[tuple[Signed, ...], Meta(max_length=c.SHUFFLE_RECORDS_MAX)]
+
+
+class Summary(Message, frozen=True, tag=44):
+    """What the sender holds of records issued up to `until_ms`, as one fingerprint for each range of node ids.
+
+    The first range begins at zero, each next one after the last id of the one before, and the last one ends at the
+    highest id. The receiver answers with a `Digest` for ranges in which it holds something else.
+    """
+
+    until_ms: UnsignedInteger
+    parts: Annotated[tuple[tuple[NodeKey, Fingerprint], ...], Meta(min_length=1, max_length=c.ARRAY_ITEMS_MAX)]
 
 
 class ReachMe(Message, frozen=True, tag=48):
@@ -333,6 +346,7 @@ AnyMessage = (
     | Leave
     | Shuffle
     | Shuffled
+    | Summary
     | Find
     | Found
     | ReachMe
@@ -370,6 +384,7 @@ MESSAGES_OF_PROTOCOL: dict[str, tuple[type[Message], ...]] = {
         Leave,
         Shuffle,
         Shuffled,
+        Summary,
     ),
     c.FIND_PROTOCOL: (Fault, Find, Found),
     c.REACH_PROTOCOL: (Fault, ReachMe, Reached),

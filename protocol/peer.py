@@ -18,16 +18,10 @@ from protocol import constants as c
 from protocol import events as e
 from protocol.announcing import Announcing
 from protocol.asking import Asking
-from protocol.codec import encode_message
-from protocol.contacts import NEIGHBOURS_MIN, Contacts
-from protocol.directory import Directory, Entry
+from protocol.contacts import Contacts
+from protocol.directory import Directory, HeartbeatReader
 from protocol.envelope import Signer
-from protocol.errors import (
-    Refusal,
-    RemoteProtocolError,
-    Stale,
-    UnknownVersion,
-)
+from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import Effect, Event, Now, Offer
 from protocol.experience import Experience
 from protocol.finding import Finding
@@ -36,18 +30,18 @@ from protocol.gossip import Gossip, GossipConfig
 from protocol.greeting import Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
-from protocol.links import Outgoing
 from protocol.messages import Hello, Message, Reports
 from protocol.providing import Providing
 from protocol.reachable import Reachable
 from protocol.reaching import FEATURE_DIALS_BACK
-from protocol.records import Availability, Signed
+from protocol.records import Availability, Kind, Signed
 from protocol.refusing import Refusing
 from protocol.routing import RouteRequest, Verdict
 from protocol.sealing import Sealer
 from protocol.streams import Stream, Streams
 from protocol.timers import Timers
 from protocol.traffic import Connection, Traffic
+from protocol.views import CHOSEN_MIN
 
 FEATURE_GOSSIP: Final = 1
 FEATURE_FORWARDS: Final = 3
@@ -62,9 +56,11 @@ class PeerConfig:
     agent: str
     gossip: GossipConfig = field(default_factory=GossipConfig)
     directory_records_max: int = c.DIRECTORY_RECORDS_MAX
+    heartbeat_reader: HeartbeatReader = field(default_factory=HeartbeatReader)
     # False: jobs go to connected peers only, whatever addresses others publish.
     dials: bool = True
-    neighbours_min: int = NEIGHBOURS_MIN
+    # So many neighbours at least are looked for; 0: nobody is.
+    neighbours_min: int = CHOSEN_MIN
     # Whether jobs are passed on to other providers for those who ask.
     forwards: bool = False
     # Whether others hear what this peer decided about providers and measured of them.
@@ -85,6 +81,7 @@ class PeerStatistics:
     zombie_chunks: int
     bad_frames: int
     queries: int
+    neighbours: int
     forwards: ForwardStatistics
 
 
@@ -93,13 +90,14 @@ class Peer:
 
     def __init__(self, config: PeerConfig, signer: Signer, sealer: Sealer, rng: random.Random, now: Now) -> None:
         self.node = signer.node
-        self.directory = Directory(config.directory_records_max)
+        self.directory = Directory(config.directory_records_max, rng, config.heartbeat_reader)
         self._config = config
         self._streams = Streams(self._on_stream_dropped, lambda number: self._forwarding.owns(number))
         self._connections: dict[NodeId, Connection] = {}
         # When our own heartbeat is due.
         self._timers: Timers[str] = Timers()
         self._heartbeat: Signed | None = None
+        self._load: tuple[int, int] = (0, 0)
         self._is_draining = False
         self._is_drained = False
         features = (
@@ -118,15 +116,24 @@ class Peer:
             address_of=self._address_of,
             next_stream=self._streams.next_number,
         )
-        neighbours_min = config.neighbours_min if config.dials else 0
-        self._contacts = Contacts(self.node, self.directory, rng, now, neighbours_min)
+        self._contacts = Contacts(self.directory, rng)
         self._reachable = Reachable(self.node, self.directory, rng, self._streams.next_number, dials=config.dials)
-        self._gossip = Gossip(config.gossip, self.directory, rng)
         self._finding = Finding(
             self.node,
             self.directory,
             rng,
             connected=lambda: list(self._connections),
+            next_stream=self._streams.next_number,
+        )
+        self._gossip = Gossip(
+            config.gossip,
+            self.node,
+            self.directory,
+            self._contacts,
+            rng,
+            now,
+            chosen_min=config.neighbours_min if config.dials else 0,
+            search=lambda model: self._finding.ask(RouteRequest(model, Kind.CHAT, free=False)),
             next_stream=self._streams.next_number,
         )
         #: What was learnt of providers: for explanations, and to be kept over restarts.
@@ -137,8 +144,7 @@ class Peer:
             connected=lambda: list(self._connections),
             is_connected=self._connections.__contains__,
             has_address=lambda node: bool(self._contacts.addresses(node)),
-            # Until the broadcast takes records of other kinds, reports go to the providers that they name.
-            spread=lambda *_args, **_kwargs: [],
+            spread=self._gossip.spread,
             reports=config.reports,
         )
         self._asking = Asking(
@@ -194,6 +200,8 @@ class Peer:
         """Take one event and return the effects to perform, in order. Raises LocalProtocolError for a bad command."""
         effects: list[Effect] = []
         self._absorb(self._dispatch(event, now), effects, now)
+        self._absorb(self._gossip.on_streams_lost(now), effects, now)
+        self._absorb(self._tell_load(now), effects, now)
         if self._is_draining and not self._is_drained and not self._has_jobs():
             self._is_drained = True
             effects.append(e.Drained())
@@ -230,6 +238,7 @@ class Peer:
             zombie_chunks=self._asking.zombie_chunks,
             bad_frames=self._traffic.bad_frames,
             queries=self._finding.active,
+            neighbours=len(self._gossip.neighbours),
             forwards=self._forwarding.statistics(),
         )
 
@@ -264,11 +273,14 @@ class Peer:
                 if event.peer in self._connections:
                     return []  # it dialled us while we dialled it
                 self._contacts.on_unreachable(event.peer, now)
+                self._gossip.on_unreachable(event.peer, now)
                 effects = self._asking.on_unreachable(event.peer, event.reason, now)
                 effects += self._handing_off.on_unreachable(event.peer, now)
                 effects += self._reachable.on_unreachable(event.peer, now)
                 return effects + self._forwarding.on_unreachable(event.peer)
             case e.Ask():
+                if event.model is not None:
+                    self._gossip.ask(event.model, now)
                 return self._asking.ask(event, now)
             case e.StopAsking():
                 return self._asking.stop(event, now)
@@ -278,9 +290,7 @@ class Peer:
                 self._providing.allow(event.nodes)
                 return []
             case e.LearnAddresses():
-                return self._contacts.learn(
-                    event.peer, event.addresses, connect=event.connect, connected=event.peer in self._connections
-                )
+                return self._learn_addresses(event, now)
             case e.LearnRecord():
                 return self._learn(event.record, now, source=None)
             case e.Pressure():
@@ -301,9 +311,13 @@ class Peer:
         """Keep the table of streams in step with the effects that go out, one by one as they are produced."""
         for effect in produced:
             effects.append(effect)
-            self._streams.follow(effect, now)
             if isinstance(effect, e.RecordLearnt):
+                self._gossip.on_learnt(effect)
                 self._absorb(self._asking.on_record(effect.heartbeat, now), effects, now)
+            elif isinstance(effect, e.JobDone):
+                self.directory.mark_useful(effect.receipt.provider)
+            else:
+                self._streams.follow(effect, now)
 
     # ------------------------------------------------------------ connections
 
@@ -311,7 +325,8 @@ class Peer:
         if event.peer in self._connections:
             return []
         self._connections[event.peer] = Connection(event.address)
-        self._contacts.on_connected(event.peer)
+        self._contacts.on_connected(event.peer, now)
+        self._gossip.on_connected(event.peer, event.address)
         effects = self._greeting.on_connected(event.peer, now, inbound=event.inbound)
         effects += self._reachable.on_connected(event, now)
         effects += self._asking.on_connected(event.peer, now) + self._handing_off.on_connected(event.peer, now)
@@ -324,30 +339,26 @@ class Peer:
         effects: list[Effect] = []
         for stream in self._streams.of_peer(peer):
             effects += self._traffic.lose_stream(stream, Refusal.PEER_LOST, "the connection to the peer is lost", now)
-        self._gossip.remove_neighbour(peer)
         self._reachable.on_disconnected(peer)
         self._contacts.on_unreachable(peer, now)
+        effects += self._gossip.on_disconnected(peer, now)
         return effects + self._asking.on_unreachable(peer, "the connection to the provider is lost", now)
 
     def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
         effects = self._greeting.on_hello(peer, hello, now) + self._reachable.on_hello(peer, hello, now)
         if hello.heartbeat is not None:
             effects += self._learn(hello.heartbeat, now, source=peer)
-        if FEATURE_GOSSIP in hello.features:
-            effects += self._deliver(self._gossip.add_neighbour(peer, now))
-        return effects
+        return effects + self._gossip.on_greeted(peer, FEATURE_GOSSIP in hello.features, now)
 
     def _on_gossip(self, peer: NodeId, message: Message, now: Now) -> list[Effect]:
         if isinstance(message, Reports):
-            return self._deliver(self.experience.on_reports(peer, message, now))
-        outgoing, effects = self._gossip.on_message(peer, message, now)
-        return effects + self._deliver(outgoing)
+            return self._gossip.deliver(self.experience.on_reports(peer, message, now), now)
+        return self._gossip.on_message(peer, message, now)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
-        connection = self._connections.get(stream.peer)
-        if connection is not None and connection.gossip_stream == number:
-            connection.gossip_stream = None
+        if stream.protocol == c.GOSSIP_PROTOCOL:
+            self._gossip.on_stream_lost(number, stream.peer, inbound=stream.inbound)
 
     def _address_of(self, peer: NodeId) -> str | None:
         connection = self._connections.get(peer)
@@ -367,30 +378,26 @@ class Peer:
     def _learn(self, record: Signed, now: Now, *, source: NodeId | None) -> list[Effect]:
         """Take a record from elsewhere than gossip, and pass news on. Blames nobody for an old one."""
         try:
-            heartbeat = self.directory.add(record, now.wall_ms)
-        except (Stale, UnknownVersion) as error:
-            return [e.Note("record.skipped", source, str(error))]
+            return self._gossip.learn(record, now, source)
         except RemoteProtocolError as error:
             if source is not None:
                 raise
             return [e.Note("record.bad", None, str(error))]
-        if heartbeat is None:
-            return []
-        spread = self._gossip.spread([Entry(heartbeat, record)], now, source=source)
-        return [e.RecordLearnt(heartbeat, record), *self._deliver(spread)]
 
-    def _deliver(self, outgoing: list[Outgoing]) -> list[Effect]:
-        """Send gossip on our stream to each neighbour, opening it when there is none."""
-        effects: list[Effect] = []
-        for out in outgoing:
-            connection = self._connections.get(out.neighbour)
-            if connection is None:
-                continue
-            if connection.gossip_stream is None:
-                connection.gossip_stream = self._streams.next_number()
-                effects.append(e.OpenStream(connection.gossip_stream, out.neighbour, c.GOSSIP_PROTOCOL))
-            effects.append(e.Send(connection.gossip_stream, encode_message(out.message)))
-        return effects
+    def _learn_addresses(self, event: e.LearnAddresses, now: Now) -> list[Effect]:
+        is_connected = event.peer in self._connections
+        effects = self._contacts.learn(event.peer, event.addresses, connect=event.connect, connected=is_connected)
+        return effects + self._gossip.on_candidate(event.peer, now)
+
+    def _tell_load(self, now: Now) -> list[Effect]:
+        """Tell neighbours how full we are, when that is something else than before."""
+        if self._announcing.offer is None or not self._announcing.offer.models:
+            return []
+        load = (self._providing.load(), self._providing.waiting)
+        if load == self._load:
+            return []
+        self._load = load
+        return self._gossip.set_load(load[0], self._providing.wait_ms(now), now)
 
     def _set_offer(self, offer: Offer, now: Now) -> list[Effect]:
         if self._is_draining and offer.availability is Availability.AVAILABLE:
@@ -398,6 +405,7 @@ class Peer:
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
+        self._gossip.serve(model.name for model in offer.models)
         begun = self._providing.set_offer(offer, now) + self._reachable.on_offer(offer, now)
         return begun + self._beat(now, spread=True)
 
@@ -412,7 +420,8 @@ class Peer:
             self._heartbeat = entry.record
             self.directory.add(entry.record, now.wall_ms)
             self._timers.set(_REFRESH, now.monotonic_s + c.GOSSIP_REFRESH_S)
-            effects += self._deliver(self._gossip.spread([entry], now, source=None))
+            is_last = entry.heartbeat.availability is Availability.OFFLINE
+            effects += self._gossip.spread_own(now, at_once=is_last)
         return effects
 
     # ------------------------------------------------------------ time
@@ -425,10 +434,10 @@ class Peer:
         effects += self._greeting.on_deadline(now)
         effects += self._traffic.on_deadline(now)
         self.directory.expire(now.wall_ms)
-        effects += self._contacts.on_deadline(self._connections, now)
+        effects += self._contacts.on_deadline(now)
         effects += self._reachable.on_deadline(now)
-        effects += self._deliver(self._gossip.on_deadline(now))
-        effects += self._deliver(self.experience.on_deadline(now))
+        effects += self._gossip.on_deadline(now)
+        effects += self._gossip.deliver(self.experience.on_deadline(now), now)
         effects += self._asking.on_deadline(now)
         effects += self._forwarding.on_deadline(now)
         return effects + self._providing.on_deadline(now)

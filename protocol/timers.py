@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -13,17 +13,24 @@ class Timers(Generic[Key]):
     """At most one deadline per key, in monotonic seconds; setting a key again moves its deadline."""
 
     def __init__(self) -> None:
-        self._at: dict[Key, tuple[float, int]] = {}
+        self._at: dict[Key, tuple[float, int, Key]] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys that are set, in the order in which they were first."""
+        return iter(self._at)
+
     def set(self, key: Key, at_s: float) -> None:
         self._count += 1
-        self._at[key] = (at_s, self._count)
-        heapq.heappush(self._heap, (at_s, self._count, key))
+        self._at[key] = entry = (at_s, self._count, key)
+        heapq.heappush(self._heap, entry)
         # Moved deadlines leave dead entries behind; sweep before they outnumber the living by much.
         if len(self._heap) > 2 * len(self._at) + 64:
-            self._heap = [(at, number, key) for key, (at, number) in self._at.items()]
+            self._heap = list(self._at.values())
             heapq.heapify(self._heap)
 
     def cancel(self, key: Key) -> None:
@@ -35,9 +42,12 @@ class Timers(Generic[Key]):
     def next_deadline(self) -> float | None:
         """The earliest deadline, or None."""
         heap = self._heap
-        while heap and self._at.get(heap[0][2]) != heap[0][:2]:
+        while heap:
+            entry = heap[0]
+            if self._at.get(entry[2]) is entry:
+                return entry[0]
             heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        return None
 
     def pop_first(self) -> Key | None:
         """Remove and return the key with the earliest deadline, due or not; None when there is none."""

@@ -33,7 +33,6 @@ class Connection:
 
     address: str | None
     bad_frames: int = 0
-    gossip_stream: StreamId | None = None
 
 
 class Traffic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,7 @@ from protocol.messages import (
     Reserved,
     Shuffle,
     Shuffled,
+    Summary,
     Want,
 )
 from protocol.records import (
@@ -105,6 +107,9 @@ REPORT = sign_record(
     ASKER,
 )
 
+# The fingerprint of a range in which one record lies: node id and sequence, hashed.
+MARK = hashlib.sha256(PROVIDER.node + NOW_MS.to_bytes(8, "big")).digest()[:8]
+
 MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a fault", Fault(68, "a frame of 70000 bytes where at most 65536 are allowed")),
     ("a hello", Hello(1, (1,), "infernet/0.1.0", NOW_MS, NOW_MS - 5_000, "/ip4/198.51.100.4/tcp/50123", 17, RECORD)),
@@ -117,6 +122,7 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a load", Load(8, 12_500)),
     ("reports", Reports((REPORT,))),
     ("news that the sender has", Have(((PROVIDER.node, NOW_MS),))),
+    ("a summary of one record", Summary(NOW_MS, ((b"\xff" * 32, MARK),))),  # type: ignore[arg-type]  # plain bytes
     ("a graft", Graft((PROVIDER.node,))),
     ("a prune", Prune()),
     ("an interest in everything", Interest(1, ())),

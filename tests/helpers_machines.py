@@ -29,7 +29,7 @@ from protocol.events import (
 )
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import default_sampling
-from protocol.messages import Hello, Message
+from protocol.messages import Hello, Interest, Message, Neighbour
 from protocol.peer import FEATURE_GOSSIP, Peer, PeerConfig
 from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, Role, Signed
 from protocol.sim.sealer import SimulatedSealer
@@ -143,6 +143,12 @@ class Bench:
             stream = self.stream_to(node, c.HELLO_PROTOCOL)
             effects = effects + self.hear(stream, hello_of(gossips=gossips)) + self.hear_end(stream)
             self.effects = effects
+        return effects + self.befriend(node) if gossips else effects
+
+    def befriend(self, node: NodeId) -> list[Effect]:
+        """The other side wants to hear of everything, and becomes our neighbour."""
+        effects = self.hear(self.accept_stream(node, c.GOSSIP_PROTOCOL), Interest(1, ()), Neighbour(0))
+        assert self.peer.statistics().neighbours
         return effects
 
     def accept_stream(self, node: NodeId, protocol: str) -> StreamId:

@@ -20,7 +20,6 @@ from protocol.events import (
     EngineFailed,
     EngineFinished,
     EngineText,
-    HangUp,
     JobAccepted,
     JobDone,
     JobFailed,
@@ -28,6 +27,8 @@ from protocol.events import (
     JobResumed,
     JobText,
     JobVector,
+    Misbehaved,
+    Note,
     RunEngine,
     RunId,
     Send,
@@ -337,10 +338,14 @@ class CleanEnd(Checker):
     """Honest peers never blame each other, and when all is done nothing is left but connections and their gossip."""
 
     def interests(self) -> dict[type, Callable[[Seen], None]]:
-        return {HangUp: self._on_hang_up}
+        return {Misbehaved: self._on_misbehaved, Note: self._on_note}
 
-    def _on_hang_up(self, seen: Seen) -> None:
-        self.blame(seen.at_s, f"peer {seen.index} hung up on an honest peer: {seen.item.reason}")
+    def _on_misbehaved(self, seen: Seen) -> None:
+        self.blame(seen.at_s, f"peer {seen.index} blames an honest peer: {seen.item.reason}")
+
+    def _on_note(self, seen: Seen) -> None:
+        if seen.item.event == "peer.misbehaved":
+            self.blame(seen.at_s, f"peer {seen.index} blames an honest peer: {seen.item.detail}")
 
     def finish(self, ending: Ending, /) -> None:
         for index, statistics in enumerate(ending.statistics):

@@ -99,8 +99,7 @@ class Host:
         observed_address: str,
         engine: EngineProfile | None,
         skew_ms: int,
-        neighbours_min: int,
-        forwards: bool = False,
+        config: PeerConfig,
         relays: bool = False,
     ) -> None:
         self._schedule = schedule
@@ -110,10 +109,11 @@ class Host:
         self._rng = rng
         self._profile = engine
         self._skew_ms = skew_ms
-        self._config = PeerConfig(agent="simulated/1", neighbours_min=neighbours_min, forwards=forwards)
+        self._config = config
         self._monotonic_s_at_start = rng.uniform(0.0, MONOTONIC_S_MAX_AT_START)
         self._monotonic_s = 0.0
         self._wake_at_s: float | None = None
+        self._due_s: float | None = None
         self._next_inbound = 2
         self._key = SigningKey(rng.randbytes(32), rng.randbytes)
         self.name = name
@@ -180,38 +180,30 @@ class Host:
             assert self.engine is not None
             self.engine.cancel(effect, self.now().monotonic_s)
 
-    def _next_deadline(self) -> float | None:
-        assert self.peer is not None
-        deadline = self.peer.next_deadline()
-        engine = self.engine.next_deadline() if self.engine is not None else None
-        if engine is None:
-            return deadline
-        return engine if deadline is None else min(deadline, engine)
-
     def _arm(self) -> None:
-        deadline = self._next_deadline()
+        """See to it that we wake up at the next deadline; a plan for an earlier one arms the next one when it comes."""
+        assert self.peer is not None
+        self._due_s = self.peer.next_deadline()
+        engine_s = self.engine.next_deadline() if self.engine is not None else None
+        deadline = min((each for each in (self._due_s, engine_s) if each is not None), default=None)
         if deadline is None:
             return
         at_s = deadline - self._monotonic_s_at_start
-        # An earlier wake-up that is already planned arms the next one when it comes.
         if self._wake_at_s is None or at_s < self._wake_at_s:
             self._wake_at_s = at_s
-            self._schedule.at(at_s, lambda: self._wake(at_s))
+            self._schedule.at(at_s, partial(self._wake, at_s, deadline))
 
-    def _wake(self, planned_s: float) -> None:
+    def _wake(self, planned_s: float, deadline: float) -> None:
         if self._wake_at_s != planned_s:
             return
         self._wake_at_s = None
-        deadline = self._next_deadline()
-        if deadline is not None and deadline - self._monotonic_s_at_start <= self._schedule.now_s:
-            self._monotonic_s = max(self._monotonic_s, deadline)
-            if self.engine is not None:
-                for event in self.engine.on_deadline(self.now().monotonic_s):
-                    self.receive(event)
-            assert self.peer is not None
-            due = self.peer.next_deadline()
-            if due is not None and due <= self.now().monotonic_s:
-                self.receive(DEADLINE)
-                due = self.peer.next_deadline()
-                assert due is None or due > self.now().monotonic_s, "after DEADLINE the next one must lie ahead"
-        self._arm()
+        self._monotonic_s = max(self._monotonic_s, deadline)
+        now_s = self.now().monotonic_s
+        if self.engine is not None:
+            for event in self.engine.on_deadline(now_s):
+                self.receive(event)
+        if self._due_s is not None and self._due_s <= now_s:
+            self.receive(DEADLINE)
+            assert self._due_s is None or self._due_s > now_s, "after DEADLINE the next one must lie ahead"
+        else:
+            self._arm()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from protocol import constants as c
-from protocol.contacts import NEIGHBOURS_MIN
+from protocol.views import CHOSEN_MIN
 
 
 class Topology(Enum):
@@ -132,7 +132,9 @@ class Scenario:
 
     `models` names are dealt to the providers in turn. With fewer `publish_share` than 1, the other peers publish no
     address and accept no connection, as behind NAT. With 0 for `neighbours_min` the wiring stays as the topology says,
-    but for jobs; otherwise peers with fewer connections look for more.
+    but for jobs; otherwise the topology only says whom each peer has heard of, and all look for neighbours themselves.
+    Peers start one after another within `start_s`; so many `peers_per_network` share a /16. A directory holds
+    `records_max`.
     """
 
     seed: int = 0
@@ -145,7 +147,10 @@ class Scenario:
     publish_share: float = 1.0
     topology: Topology = Topology.RANDOM
     degree: int = 3
-    neighbours_min: int = NEIGHBOURS_MIN
+    neighbours_min: int = CHOSEN_MIN
+    start_s: float = 1.0
+    peers_per_network: int = 1
+    records_max: int = c.DIRECTORY_RECORDS_MAX
     engine: EngineProfile = field(default_factory=EngineProfile)
     faults: Faults = field(default_factory=Faults)
     happenings: tuple[Happening, ...] = ()

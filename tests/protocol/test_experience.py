@@ -37,7 +37,7 @@ def asker_bench(*, reports: bool = True) -> Bench:
         fields = {"free_policy": FreePolicy.ALL, "expires_at_ms": NOW_MS + 1_800_000}
         bench.feed(LearnRecord(provider_record(name, **fields)))
         bench.connect(signing_key(name).node, inbound=True)
-        bench.hear(bench.accept_stream(signing_key(name).node, c.HELLO_PROTOCOL), hello_of())
+        bench.hear(bench.accept_stream(signing_key(name).node, c.HELLO_PROTOCOL), hello_of(gossips=True))
     return bench
 
 

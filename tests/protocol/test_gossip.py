@@ -1,249 +1,457 @@
-"""Gossip: news goes to every neighbour once, and what was missed is repaired by comparing digests."""
+"""Gossip as a whole: who is listened to, what may be brought, who is told of load and of interest."""
 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.codec import CONTROL_LIMITS, FrameReader, encode_message
+from protocol.codec import CONTROL_LIMITS, FrameReader
+from protocol.contacts import Contacts
 from protocol.directory import FIRST_ID, LAST_ID, Directory
 from protocol.errors import BadSignature, RemoteProtocolError
-from protocol.events import Note, RecordLearnt
-from protocol.gossip import Gossip, GossipConfig, Outgoing
-from protocol.ids import NodeId
-from protocol.messages import Digest, Find, Message, Records, Want
+from protocol.events import Effect, FinishStream, Misbehaved, Note, OpenStream, RecordLearnt, Send
+from protocol.gossip import (
+    NEIGHBOURS_PER_MODEL,
+    NEW_KEYS_BURST,
+    REFUSED_BURST,
+    SEARCH_S_MAX,
+    SEARCH_S_MIN,
+    UPDATES_BURST,
+    Gossip,
+    GossipConfig,
+)
+from protocol.ids import NodeId, StreamId
+from protocol.links import Outgoing
+from protocol.messages import (
+    Digest,
+    Find,
+    Graft,
+    Have,
+    Interest,
+    Leave,
+    Load,
+    Message,
+    Neighbour,
+    NeighbourAnswer,
+    Prune,
+    Records,
+    Shuffle,
+    Shuffled,
+    Want,
+)
 from protocol.records import Kind, Signed
-from tests.helpers_machines import entry_of, now, record_of
-from tests.helpers_records import NOW_MS, signing_key
+from tests.helpers_machines import now, record_of
+from tests.helpers_records import NOW_MS, OFFER, signing_key
 
-X, Y, Z = (signing_key(name).node for name in ("x", "y", "z"))
-
-
-class Node:
-    """A gossip machine and its directory."""
-
-    def __init__(self, *records: Signed, interval_s: float | None = c.GOSSIP_INTERVAL_S) -> None:
-        self.directory = Directory()
-        self.gossip = Gossip(GossipConfig(interval_s=interval_s), self.directory, random.Random(1))
-        for record in records:
-            self.directory.add(record, NOW_MS)
-
-    def sequences(self) -> dict[NodeId, int]:
-        return {entry.heartbeat.node: entry.heartbeat.sequence for entry in self.directory.entries()}
+MessageType = TypeVar("MessageType", bound=Message)
+ME, X, Y, Z, P = (signing_key(name).node for name in ("me", "x", "y", "z", "p"))
 
 
-def exchange(a: Node, b: Node, opening: list[Outgoing]) -> int:
-    """Pass messages between two nodes, X and Y, until both are silent; returns how many there were."""
-    count = 0
-    queue: list[tuple[Node, Message]] = [(b, out.message) for out in opening]
-    while queue:
-        receiver, message = queue.pop(0)
-        count += 1
-        # Every message must fit a control stream.
-        assert list(FrameReader(CONTROL_LIMITS).feed(encode_message(message))) == [message]
-        outgoing, _ = receiver.gossip.on_message(X if receiver is b else Y, message, now())
-        other = a if receiver is b else b
-        queue += [(other, out.message) for out in outgoing if out.neighbour == (X if receiver is b else Y)]
-    return count
+class Bench:
+    """One gossip machine; the test is everybody else. What is said is read back from the bytes."""
+
+    def __init__(self, *, records_max: int = 1000, interval_s: float | None = c.GOSSIP_INTERVAL_S) -> None:
+        self.directory = Directory(records_max, random.Random(1))
+        self.searched: list[str] = []
+        self.at_s = 100.0
+        self._streams = iter(range(1, 10_000, 2))
+        rng = random.Random(1)
+        self.gossip = Gossip(
+            GossipConfig(interval_s),
+            ME,
+            self.directory,
+            Contacts(self.directory, rng),
+            rng,
+            now(self.at_s),
+            chosen_min=0,
+            search=self._search,
+            next_stream=lambda: StreamId(next(self._streams)),
+        )
+        self.effects: list[Effect] = []
+        self.opened: dict[StreamId, NodeId] = {}
+        self.said: defaultdict[NodeId, list[Message]] = defaultdict(list)
+
+    def _search(self, model: str) -> list[Effect]:
+        self.searched.append(model)
+        return []
+
+    def follow(self, effects: Iterable[Effect]) -> list[Effect]:
+        self.effects = list(effects)
+        for effect in self.effects:
+            if isinstance(effect, OpenStream):
+                self.opened[effect.stream] = effect.peer
+            elif isinstance(effect, Send):
+                self.said[self.opened[effect.stream]] += FrameReader(CONTROL_LIMITS).feed(effect.data)
+        return self.effects
+
+    def connect(self, node: NodeId, network: int = 1, *, speaks: bool = True) -> None:
+        self.gossip.on_connected(node, f"/ip4/20.{network}.0.1/tcp/5")
+        self.follow(self.gossip.on_greeted(node, speaks, now(self.at_s)))
+
+    def join(self, *nodes: NodeId, scope: frozenset[str] | None = None) -> None:
+        """Neighbours that want to hear of this."""
+        for number, node in enumerate(nodes):
+            self.connect(node, number)
+            self.hear(node, Interest(1, ()) if scope is None else Interest(0, tuple(scope)), Neighbour(0))
+            self.said[node].clear()
+
+    def hear(self, node: NodeId, *messages: Message) -> list[Effect]:
+        effects: list[Effect] = []
+        for message in messages:
+            effects += self.follow(self.gossip.on_message(node, message, now(self.at_s)))
+        return effects
+
+    def wait(self, seconds: float) -> None:
+        end_s = self.at_s + seconds
+        effects: list[Effect] = []
+        while (deadline := self.gossip.next_deadline()) is not None and deadline <= end_s:
+            self.at_s = deadline
+            effects += self.follow(self.gossip.on_deadline(now(deadline)))
+            following = self.gossip.next_deadline()
+            assert following is None or following > deadline
+        self.at_s = end_s
+        self.effects = effects
+
+    def offer(self, *models: str, **changes: int) -> None:
+        """We serve these models, and our record says so."""
+        offers = tuple(replace(OFFER, name=model) for model in models)
+        self.directory.add(record_of("me", models=offers, **changes), NOW_MS)
+        self.gossip.serve(models)
+
+    def heard(self, node: NodeId, cls: type[MessageType]) -> list[MessageType]:
+        return [message for message in self.said[node] if isinstance(message, cls)]
+
+    def learnt(self) -> list[NodeId]:
+        return [effect.heartbeat.node for effect in self.effects if isinstance(effect, RecordLearnt)]
 
 
-def numbered(count: int, sequence: int = 1) -> list[Signed]:
-    return [record_of(f"node {number}", sequence=sequence) for number in range(count)]
+def serving(name: str, model: str, **changes: int) -> Signed:
+    return record_of(name, models=(replace(OFFER, name=model),), **changes)
 
 
-# ---------------------------------------------------------------- digests
+# ---------------------------------------------------------------- who is listened to
 
 
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 200])
-def test_two_nodes_become_equal_by_exchanging_digests(count: int) -> None:
-    records = numbered(count)
-    a, b = Node(*records[: count // 2]), Node(*records[count // 2 :])
-    rounds = 0
-    exchange(a, b, a.gossip.add_neighbour(Y, now()))
-    while a.sequences() != b.sequences():
-        rounds += 1
-        assert rounds < 12
-        at_s = 10.0 * rounds
-        exchange(a, b, a.gossip.on_deadline(now(at_s)))
-    assert len(a.sequences()) == count
-
-
-def test_the_newer_of_two_versions_wins_in_both_directions() -> None:
-    a = Node(record_of("p", sequence=2), record_of("q", sequence=1))
-    b = Node(record_of("p", sequence=1), record_of("q", sequence=2))
-    exchange(a, b, a.gossip.add_neighbour(Y, now()))
-    assert set(a.sequences().values()) == set(b.sequences().values()) == {2}
-
-
-def test_equal_nodes_say_one_digest_and_no_more() -> None:
-    a, b = Node(*numbered(10)), Node(*numbered(10))
-    assert exchange(a, b, a.gossip.add_neighbour(Y, now())) == 1
-
-
-def test_nobody_asks_for_what_it_holds_beyond_the_part_that_it_looked_at() -> None:
-    """A digest over a wide range names a record that comes after the 128 which the answer covers."""
-    records = numbered(300)
-    a = Node(*records)
-    last = a.directory.range(FIRST_ID, 300)[-1].heartbeat
-    outgoing, _ = a.gossip.on_message(Y, Digest(FIRST_ID, LAST_ID, ((last.node, last.sequence),)), now())
-    assert not any(isinstance(out.message, Want) for out in outgoing)
-    assert sum(len(out.message.records) for out in outgoing if isinstance(out.message, Records)) == 128
-
-
-def test_nobody_is_sent_its_own_record() -> None:
-    a = Node(record_of("y"), record_of("z"))
-    outgoing, _ = a.gossip.on_message(Y, Digest(FIRST_ID, LAST_ID, ()), now())
-    (out,) = outgoing
-    assert out.message == Records((record_of("z"),))
-
-
-def test_a_want_is_answered_with_what_is_held() -> None:
-    a = Node(record_of("z"))
-    outgoing, _ = a.gossip.on_message(Y, Want((X, Z)), now())
-    assert outgoing == [Outgoing(Y, Records((record_of("z"),)))]
-    assert a.gossip.on_message(Y, Want((X,)), now()) == ([], [])
-
-
-def test_large_records_are_spread_over_messages_that_fit() -> None:
-    huge = [record_of(f"node {n}", addresses=tuple("/" + "a" * 255 for _ in range(8))) for n in range(60)]
-    a, b = Node(*huge), Node()
-    exchange(b, a, b.gossip.add_neighbour(Y, now()))
-    assert len(b.directory) == 60
+def test_what_we_want_to_hear_is_said_first_on_every_stream() -> None:
+    bench = Bench()
+    bench.connect(X)
+    bench.hear(X, Neighbour(0))
+    assert bench.said[X][:2] == [Interest(1, ()), NeighbourAnswer(1, ())]
+    assert len(bench.opened) == 1
+    bench.gossip.on_stream_lost(StreamId(1), X, inbound=False)
+    assert bench.follow(bench.gossip.on_streams_lost(now(bench.at_s))) == []
+    assert bench.gossip.neighbours == ()
+    bench.said[X].clear()
+    bench.hear(X, Neighbour(0))
+    assert bench.said[X][:2] == [Interest(1, ()), NeighbourAnswer(1, ())]
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Digest(LAST_ID, FIRST_ID, ()),
-        Digest(FIRST_ID, LAST_ID, ((X, 1), (X, 2))),
-        Find(1, None, Kind.CHAT, 0, None, None, 1),
+        Records((record_of("p"),)),
+        Have(((P, 9),)),
+        Graft((P,)),
+        Prune(),
+        Digest(FIRST_ID, LAST_ID, ()),
+        Want((P,)),
+        Load(8, 10),
+        Shuffle((record_of("p"),)),
+        Shuffled((record_of("p"),)),
+        Leave(),
     ],
 )
-def test_what_no_honest_node_says_is_an_error(message: Message) -> None:
+def test_who_is_no_neighbour_is_not_listened_to_and_not_blamed(message: Message) -> None:
+    bench = Bench()
+    bench.directory.add(record_of("y"), NOW_MS)
+    bench.connect(X)
+    assert bench.hear(X, message) == []
+    bench.join(X)
+    bench.hear(X, Leave())
+    assert bench.hear(X, message) == []
+    assert len(bench.directory) == 1
+
+
+def test_what_is_no_gossip_message_is_an_error() -> None:
+    bench = Bench()
+    bench.join(X)
     with pytest.raises(RemoteProtocolError):
-        Node().gossip.on_message(Y, message, now())
+        bench.hear(X, Find(1, None, Kind.CHAT, 0, None, None, 1))
 
 
-# ---------------------------------------------------------------- news
+def test_who_leaves_gossip_out_says_nothing() -> None:
+    bench = Bench(interval_s=None)
+    bench.connect(X)
+    bench.offer("a")
+    assert bench.follow(bench.gossip.spread_own(now(bench.at_s))) == []
+    assert bench.follow(bench.gossip.set_load(3, 0, now(bench.at_s))) == []
+    assert bench.gossip.on_candidate(P, now(bench.at_s)) == []
+    bench.wait(1000.0)
+    assert bench.gossip.next_deadline() is None
+    assert bench.said == {}
 
 
-def with_neighbours(*neighbours: NodeId) -> Node:
-    node = Node()
-    for neighbour in neighbours:
-        node.gossip.add_neighbour(neighbour, now())
-    return node
+def test_a_record_that_came_otherwise_is_learnt_and_passed_on() -> None:
+    bench = Bench()
+    bench.join(X, Y)
+    bench.follow(bench.gossip.learn(record_of("p"), now(bench.at_s), X))
+    assert bench.learnt() == [P]
+    assert bench.heard(Y, Records) == [Records((record_of("p"),))]
+    assert bench.heard(X, Records) == []
+    assert bench.follow(bench.gossip.learn(record_of("p"), now(bench.at_s), None)) == []
 
 
-def test_news_goes_to_everyone_but_its_source_and_its_subject() -> None:
-    node = with_neighbours(X, Y, Z)
-    outgoing, effects = node.gossip.on_message(X, Records((record_of("y"),)), now())
-    assert [out.neighbour for out in outgoing] == [Z]
-    (learnt,) = effects
-    assert isinstance(learnt, RecordLearnt)
-    assert learnt.heartbeat.node == Y
+def test_to_whom_there_is_nothing_more_to_say_no_stream_stays_open() -> None:
+    """So that a connection that nobody needs is idle."""
+    bench = Bench()
+    bench.join(X)
+    assert bench.hear(X, Leave()) == [FinishStream(StreamId(1))]
+    bench.connect(Y)
+    bench.follow(bench.gossip.deliver([Outgoing(Y, Load(1, 1))], now(bench.at_s)))
+    assert [type(effect) for effect in bench.effects] == [OpenStream, Send, Send, FinishStream]
+    bench.hear(X, Neighbour(0))
+    assert bench.gossip.neighbours == (X,)
+    bench.gossip.on_stream_lost(StreamId(1), X, inbound=False)
+    bench.follow(bench.gossip.on_streams_lost(now(bench.at_s)))
+    assert bench.gossip.neighbours == (X,), "that was the stream of the time before"
 
 
-def test_old_news_goes_nowhere() -> None:
-    node = with_neighbours(X, Y)
-    node.gossip.on_message(X, Records((record_of("p"),)), now())
-    assert node.gossip.on_message(Y, Records((record_of("p"),)), now()) == ([], [])
-
-
-def test_many_news_travel_together() -> None:
-    node = with_neighbours(X, Y)
-    outgoing, effects = node.gossip.on_message(X, Records(tuple(numbered(30))), now())
-    assert len(outgoing) == 1
-    assert len(effects) == 30
-
-
-def test_a_node_that_changes_all_the_time_is_pushed_once_in_five_seconds() -> None:
-    node = with_neighbours(X, Y)
-    pushed = []
-    for step in range(100):
-        at_s = step * 0.25
-        outgoing, _ = node.gossip.on_message(X, Records((record_of("p", sequence=100 + step),)), now(at_s))
-        pushed += [at_s] * len(outgoing)
-    assert pushed == [0.0, 5.0, 10.0, 15.0, 20.0]
-    assert node.sequences() == {signing_key("p").node: 199}
+# ---------------------------------------------------------------- what is checked
 
 
 def test_one_forged_record_spoils_the_message_and_hides_nothing() -> None:
-    """What was beside a forgery is news again when an honest neighbour brings it."""
-    node = with_neighbours(X, Y)
-    forged = Signed(record_of("q").body, bytes(64))
+    bench = Bench()
+    bench.join(X, Y)
     with pytest.raises(BadSignature):
-        node.gossip.on_message(X, Records((record_of("p"), forged)), now())
-    _, effects = node.gossip.on_message(Y, Records((record_of("p"),)), now())
-    assert len(effects) == 1
+        bench.hear(X, Records((record_of("p"), Signed(record_of("q").body, bytes(64)))))
+    assert bench.said[Y] == []
+    bench.hear(Y, Records((record_of("p"),)))
+    assert bench.learnt() == [P]
+    assert bench.heard(X, Records) == [Records((record_of("p"),))]
+
+
+@pytest.mark.parametrize("kind", [Shuffle, NeighbourAnswer])
+def test_records_in_other_messages_are_checked_too(kind: type[Message]) -> None:
+    bench = Bench()
+    bench.join(X)
+    forged = (Signed(record_of("q").body, bytes(64)),)
+    with pytest.raises(BadSignature):
+        bench.hear(X, Shuffle(forged) if kind is Shuffle else NeighbourAnswer(0, forged))
+    good = (record_of("q"),)
+    bench.hear(X, Shuffle(good) if kind is Shuffle else NeighbourAnswer(0, good))
+    assert bench.directory.get(signing_key("q").node) is not None
 
 
 def test_expired_records_are_skipped_with_one_note() -> None:
-    node = with_neighbours(X, Y)
+    bench = Bench()
+    bench.join(X, Y)
     stale = tuple(record_of(f"node {n}", expires_at_ms=NOW_MS) for n in range(10))
-    outgoing, effects = node.gossip.on_message(X, Records((*stale, record_of("p"))), now())
+    effects = bench.hear(X, Records((*stale, record_of("p"))))
     assert len([effect for effect in effects if isinstance(effect, Note)]) == 1
-    assert len(outgoing) == 1
+    assert bench.heard(Y, Records) == [Records((record_of("p"),))]
 
 
-# ---------------------------------------------------------------- neighbours and time
+# ---------------------------------------------------------------- what may be brought
 
 
-def test_a_new_neighbour_hears_a_digest_at_once_and_only_once() -> None:
-    node = Node(record_of("p"))
-    (out,) = node.gossip.add_neighbour(X, now())
-    assert isinstance(out.message, Digest)
-    assert node.gossip.add_neighbour(X, now()) == []
+def numbered(count: int, prefix: str = "n") -> list[Signed]:
+    return [record_of(f"{prefix} {number}") for number in range(count)]
 
 
-def test_exchanges_come_at_the_interval_with_jitter_and_reach_everyone() -> None:
-    node = with_neighbours(X, Y, Z)
-    at_s, waits, reached = 0.0, [], set()
-    for _ in range(50):
-        deadline = node.gossip.next_deadline()
-        assert deadline is not None
-        assert node.gossip.on_deadline(now(deadline - 0.01)) == []
-        (out,) = node.gossip.on_deadline(now(deadline))
-        reached.add(out.neighbour)
-        waits.append(deadline - at_s)
-        at_s = deadline
-    assert reached == {X, Y, Z}
-    assert 0.75 * c.GOSSIP_INTERVAL_S <= min(waits) < max(waits) <= 1.25 * c.GOSSIP_INTERVAL_S
+def test_one_network_brings_only_so_many_new_keys_whatever_the_number_of_its_nodes() -> None:
+    bench = Bench(records_max=10_000)
+    for node in (X, Y):
+        bench.connect(node, network=7)
+        bench.hear(node, Interest(0, ()), Neighbour(0))
+    bench.connect(Z, network=8)
+    bench.hear(Z, Interest(0, ()), Neighbour(0))
+    flood = numbered(NEW_KEYS_BURST + 128)
+    for at in range(0, len(flood), 64):
+        bench.hear(X if at % 128 else Y, Records(tuple(flood[at : at + 64])))
+    assert len(bench.directory) == NEW_KEYS_BURST
+    bench.hear(Z, Records((record_of("honest"),)))
+    assert bench.learnt() == [signing_key("honest").node]
+    bench.hear(X, Records((record_of("n 0", sequence=8),)))
+    assert bench.learnt() == [signing_key("n 0").node], "what is known is renewed all the same"
 
 
-def test_without_neighbours_there_is_no_deadline_and_nothing_grows() -> None:
-    node = with_neighbours(X)
-    node.gossip.remove_neighbour(X)
-    assert node.gossip.next_deadline() is None
-    for number in range(50):
-        assert node.gossip.spread([entry_of(str(number))], now(), source=None) == []
-    assert not node.gossip._pushed_at_s
+def test_a_neighbours_own_record_is_always_taken() -> None:
+    bench = Bench(records_max=10_000)
+    bench.join(X)
+    flood = numbered(NEW_KEYS_BURST)
+    for at in range(0, len(flood), 64):
+        bench.hear(X, Records(tuple(flood[at : at + 64])))
+    bench.hear(X, Records((record_of("x"),)))
+    assert bench.learnt() == [X]
 
 
-def test_a_node_that_leaves_gossip_out_has_no_neighbours() -> None:
-    node = Node(interval_s=None)
-    assert node.gossip.add_neighbour(X, now()) == []
-    assert node.gossip.next_deadline() is None
-    assert node.gossip.spread([entry_of("p")], now(), source=None) == []
+def test_a_key_that_signs_all_the_time_costs_few_checks_and_whoever_brings_it_is_blamed_at_last() -> None:
+    bench = Bench()
+    bench.join(X)
+    taken = blamed = 0
+    for sequence in range(UPDATES_BURST + REFUSED_BURST + 50):
+        effects = bench.hear(X, Records((record_of("p", sequence=sequence),)))
+        taken += sum(isinstance(effect, RecordLearnt) for effect in effects)
+        blamed += sum(isinstance(effect, Misbehaved) for effect in effects)
+    assert taken == 1 + UPDATES_BURST
+    assert 0 < blamed < 50
 
 
-def test_what_was_pushed_is_forgotten_in_time() -> None:
-    node = with_neighbours(X, Y)
-    node.gossip.on_message(X, Records(tuple(numbered(20))), now())
-    assert len(node.gossip._pushed_at_s) == 20
-    deadline = node.gossip.next_deadline()
-    assert deadline is not None
-    node.gossip.on_deadline(now(deadline + c.RECORD_INTERVAL_S))
-    assert not node.gossip._pushed_at_s
+def test_an_honest_neighbour_that_brings_changes_twice_as_fast_is_not_blamed() -> None:
+    bench = Bench()
+    bench.join(X)
+    for sequence in range(200):
+        effects = bench.hear(X, Records((record_of("p", sequence=sequence),)))
+        assert not any(isinstance(effect, Misbehaved) for effect in effects)
+        bench.wait(0.5 * c.RECORD_INTERVAL_S)
 
 
-def test_all_of_a_large_directory_is_told_in_turns() -> None:
-    node = Node(*numbered(150))
-    node.gossip.add_neighbour(X, now())
-    told: set[NodeId] = set()
-    digests = [out for at_s in range(10, 60, 10) for out in node.gossip.on_deadline(now(at_s))]
-    for out in digests:
-        assert isinstance(out.message, Digest)
-        told |= {entry for entry, _ in out.message.entries}
-    assert len(told) == 150
+def test_in_a_full_directory_the_near_and_the_interesting_stay() -> None:
+    bench = Bench(records_max=20)
+    bench.offer("red")
+    bench.join(X)
+    bench.directory.add(record_of("x"), NOW_MS)
+    bench.directory.add(serving("useful", "blue"), NOW_MS)
+    bench.directory.mark_useful(signing_key("useful").node)
+    for number in range(16):
+        bench.directory.add(serving(f"stranger {number}", "blue"), NOW_MS)
+    bench.directory.add(serving("red", "red"), NOW_MS)
+    bench.wait(60.0)
+    for number in range(200):
+        bench.hear(X, Records((serving(f"flood {number}", "blue"),)))
+    kept = {entry.heartbeat.node for entry in bench.directory.entries()}
+    assert {ME, X, signing_key("useful").node, signing_key("red").node} <= kept
+    assert len(kept) == 20
+
+
+# ---------------------------------------------------------------- interest
+
+
+def test_neighbours_hear_when_our_interest_changes() -> None:
+    bench = Bench(records_max=8)
+    bench.offer("red")
+    bench.join(X)
+    for number in range(7):
+        bench.directory.add(record_of(str(number)), NOW_MS)
+    bench.gossip.ask("green", now(bench.at_s))
+    bench.wait(60.0)
+    assert bench.heard(X, Interest) == [Interest(0, ("green", "red"))]
+    bench.wait(600.0)
+    assert len(bench.heard(X, Interest)) == 1
+
+
+def test_a_neighbour_with_a_narrow_interest_is_not_bothered_with_the_rest() -> None:
+    bench = Bench()
+    bench.join(X, Y, scope=frozenset({"red"}))
+    bench.hear(Y, Interest(1, ()))
+    bench.hear(Z, Interest(1, ()))
+    bench.follow(bench.gossip.learn(serving("p", "blue"), now(bench.at_s), None))
+    bench.wait(1.0)
+    bench.follow(bench.gossip.learn(serving("q", "red"), now(bench.at_s), None))
+    assert bench.heard(X, Records) == [Records((serving("q", "red"),))]
+    assert len(bench.heard(Y, Records)) == 2
+
+
+def test_who_serves_a_model_no_more_is_told_to_those_who_wanted_it() -> None:
+    bench = Bench()
+    bench.join(X, scope=frozenset({"red"}))
+    bench.follow(bench.gossip.learn(serving("p", "red", sequence=1), now(bench.at_s), None))
+    bench.wait(10.0)
+    bench.follow(bench.gossip.learn(serving("p", "blue", sequence=2), now(bench.at_s), None))
+    bench.wait(10.0)
+    bench.follow(bench.gossip.learn(serving("p", "blue", sequence=3), now(bench.at_s), None))
+    assert [r for m in bench.heard(X, Records) for r in m.records] == [
+        serving("p", "red", sequence=1),
+        serving("p", "blue", sequence=2),
+    ]
+
+
+def test_providers_of_a_model_of_interest_are_searched_for_ever_more_seldom() -> None:
+    bench = Bench()
+    bench.join(X)
+    bench.gossip.ask("red", now(bench.at_s))
+    bench.wait(4000.0)
+    assert set(bench.searched) == {"red"}
+    few = 3 + 4000.0 / SEARCH_S_MAX
+    assert 2 < len(bench.searched) < 2 * few
+    for number in range(NEIGHBOURS_PER_MODEL):
+        bench.directory.add(serving(str(number), "red"), NOW_MS)
+    bench.searched.clear()
+    bench.wait(4000.0)
+    assert bench.searched == []
+    assert SEARCH_S_MIN < SEARCH_S_MAX
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_load_goes_on_change_once_a_second_to_those_who_are_interested() -> None:
+    bench = Bench()
+    bench.offer("red")
+    bench.join(X)
+    bench.join(Y, scope=frozenset({"red"}))
+    bench.join(Z, scope=frozenset({"blue"}))
+    for step in range(40):
+        bench.follow(bench.gossip.set_load(step % 8, 100 * step, now(bench.at_s)))
+        bench.wait(0.1)
+    bench.wait(5.0)
+    told = [load.load for load in bench.heard(X, Load)]
+    assert (len(told), told[0], told[-1]) == (5, 0, 7)
+    assert bench.heard(Y, Load) == bench.heard(X, Load)
+    assert bench.heard(Z, Load) == []
+    bench.follow(bench.gossip.set_load(7, 3900, now(bench.at_s)))
+    bench.wait(5.0)
+    assert len(bench.heard(X, Load)) == 5, "nothing has changed"
+
+
+def test_a_new_neighbour_hears_the_load_at_once() -> None:
+    bench = Bench()
+    bench.offer("red")
+    bench.follow(bench.gossip.set_load(5, 250, now(bench.at_s)))
+    bench.connect(X)
+    bench.hear(X, Interest(1, ()), Neighbour(0))
+    assert bench.heard(X, Load) == [Load(5, 250)]
+
+
+def test_who_serves_nothing_has_no_load() -> None:
+    bench = Bench()
+    bench.offer()
+    bench.join(X)
+    bench.follow(bench.gossip.set_load(5, 250, now(bench.at_s)))
+    assert bench.heard(X, Load) == []
+
+
+def test_the_load_of_a_neighbour_is_known_until_it_leaves() -> None:
+    bench = Bench()
+    bench.directory.add(record_of("x", load=2), NOW_MS)
+    bench.join(X)
+    bench.hear(X, Load(7, 900))
+    assert bench.directory.load_of(X) == (7, 900)
+    bench.hear(X, Leave())
+    assert bench.directory.load_of(X) == (2, 0)
+
+
+# ---------------------------------------------------------------- others' messages
+
+
+def test_messages_of_others_go_to_those_who_speak_gossip() -> None:
+    bench = Bench()
+    bench.connect(X)
+    bench.connect(Y, speaks=False)
+    message = Load(1, 1)
+    bench.follow(bench.gossip.deliver([Outgoing(node, message) for node in (X, Y, Z)], now(bench.at_s)))
+    assert bench.said == {X: [Interest(1, ()), message]}
+
+
+def test_what_goes_to_many_is_encoded_once() -> None:
+    bench = Bench()
+    bench.join(X, Y)
+    effects = bench.follow(bench.gossip.learn(record_of("p"), now(bench.at_s), None))
+    first, second = [effect.data for effect in effects if isinstance(effect, Send)]
+    assert first is second

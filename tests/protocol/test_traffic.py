@@ -13,6 +13,7 @@ from protocol.codec import encode_message
 from protocol.errors import Refusal
 from protocol.events import (
     BytesReceived,
+    FinishStream,
     HangUp,
     LearnRecord,
     Misbehaved,
@@ -233,14 +234,14 @@ def test_what_was_good_before_the_bad_counts_however_the_bytes_were_cut() -> Non
     results = []
     for cut in (1, 7, len(data)):
         bench = Bench()
-        bench.connect(A, inbound=True)
-        stream = bench.accept_stream(A, c.GOSSIP_PROTOCOL)
+        bench.connect(A, gossips=True)
+        stream = StreamId(2)
         effects = []
         for start in range(0, len(data), cut):
             effects += bench.feed(BytesReceived(stream, data[start : start + cut]))
         results.append([type(effect) for effect in effects])
     assert results[0] == results[1] == results[2]
-    assert results[0] == [RecordLearnt, Send, ResetStream, Note, Misbehaved]
+    assert results[0] == [RecordLearnt, Send, ResetStream, Note, Misbehaved, FinishStream]
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from(c.PROTOCOLS), st.booleans())

@@ -17,6 +17,8 @@ from protocol.events import (
     JobFailed,
     JobResumed,
     JobText,
+    Misbehaved,
+    Note,
     Refusal,
     RunEngine,
     RunId,
@@ -63,6 +65,7 @@ CLEAN = PeerStatistics(
     zombie_chunks=0,
     bad_frames=0,
     queries=0,
+    neighbours=1,
     forwards=ForwardStatistics(0, 0, 0, 0, 0),
 )
 
@@ -151,7 +154,9 @@ def test_what_is_left_over_is_found() -> None:
     assert len(judge(CleanEnd(), ending=Ending([dataclasses.replace(CLEAN, streams=3)], 3, 0))) == 1
     assert len(judge(CleanEnd(), ending=Ending([CLEAN], 1, 0))) == 1
     assert len(judge(CleanEnd(), ending=Ending([CLEAN], 2, 1))) == 1
-    assert len(judge(CleanEnd(), HangUp(PROVIDER.node, "why not"))) == 1
+    assert len(judge(CleanEnd(), Misbehaved(PROVIDER.node, "why not"))) == 1
+    assert len(judge(CleanEnd(), Note("peer.misbehaved", PROVIDER.node, "why not"))) == 1
+    assert judge(CleanEnd(), HangUp(PROVIDER.node, "it is of no more use"), Note("peer.fault")) == []
 
 
 def test_a_message_is_recognised_by_its_type() -> None:
