@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -58,6 +59,11 @@ async def run_daemon(
             pid=os.getpid(),
         )
         ready(status_of(node))
+        # What is there now stays to the end. Without this, the garbage collector looks through all of it again and
+        # again, and nobody is answered meanwhile: a quarter of a second each time.
+        gc.collect()
+        gc.freeze()
+    gc.unfreeze()
     log.info("node.stopped", pid=os.getpid())
 
 

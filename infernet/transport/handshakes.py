@@ -20,8 +20,8 @@ from infernet.transport.crowd import Crowd, Origin
 # anywhere. So those of one origin cannot chase each other out, whoever is the fastest to come back.
 GRACE_S: Final = 1.0
 # A handshake is a few milliseconds of work. Begun one after the other, a thousand of them leave room for other work,
-# and the last of those that have a place waits for less than a second.
-TURN_S: Final = 0.01
+# and the last of those that have a place waits for little more than a second.
+TURN_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
