@@ -28,7 +28,7 @@ from protocol.rates import Rates
 from protocol.records import Signed
 from protocol.timers import Timers
 
-# SPEC 03: at least four neighbours that it chose itself. One that fails must not make it search in haste: two more.
+# specs/03 asks for four. One that fails must not make a node search in haste: two more.
 CHOSEN_MIN: Final = 4
 CHOSEN_MORE: Final = 2
 # Beyond those, neighbours for the models of interest that too few of the others have to do with.
@@ -201,7 +201,7 @@ class Views:
 
     def on_stream_lost(self, node: NodeId, now: Now) -> list[Change]:
         """A stream between us and this peer is gone, and with it an unknown part of what was said."""
-        # SPEC 04: The loss of a gossip stream, in either direction, MUST end the neighbourhood.
+        # SPEC 03: The loss of a gossip stream, in either direction, MUST end the neighbourhood.
         if self._attempts.is_set(node) or node in self._neighbours:
             self._rest(node, now)
         self._forget_attempt(node)
