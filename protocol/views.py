@@ -201,7 +201,7 @@ class Views:
 
     def on_stream_lost(self, node: NodeId, now: Now) -> list[Change]:
         """A stream between us and this peer is gone, and with it an unknown part of what was said."""
-        # SPEC 03: The loss of a gossip stream, in either direction, MUST end the neighbourhood.
+        # SPEC 03: The loss of a gossip stream, in either direction, MUST end the neighbourhood,
         if self._attempts.is_set(node) or node in self._neighbours:
             self._rest(node, now)
         self._forget_attempt(node)
