@@ -323,6 +323,7 @@ class Libp2pTransport:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
+        self._guards.bans.seen(peer, origin_of(stream))
         return self._connection(channel, remote_multiaddr(stream))
 
     async def _accept(self, stream: trio.SocketStream) -> None:
