@@ -209,7 +209,8 @@ class Gossip:
 
     def on_greeted(self, node: NodeId, speaks: bool, now: Now) -> list[Effect]:
         """The peer's hello is here and says whether it speaks gossip."""
-        return self._settle(self._views.on_greeted(node, speaks, now), now) if self._is_on else []
+        # Without gossip, too: reports go to whoever understands them.
+        return self._settle(self._views.on_greeted(node, speaks, now), now)
 
     def on_disconnected(self, node: NodeId, now: Now) -> list[Effect]:
         self._streams.pop(node, None)

@@ -15,6 +15,7 @@ from tests.helpers_node import World, ask, question, settle, world
 
 pytestmark = pytest.mark.anyio
 
+JOBS = 60
 ROUND_S = 1.5 * REPORT_INTERVAL_S
 
 
@@ -36,13 +37,13 @@ async def market(w: World, **asker: object) -> tuple[Node, Node, Node]:
 async def test_owners_learn_why_jobs_went_elsewhere_and_askers_whom_they_prefer() -> None:
     async with world() as w:
         fast, slow, client = await market(w)
-        for _ in range(20):
-            await ask(client, question(max_tokens=30))
+        for _ in range(JOBS):
+            await ask(client, question(max_tokens=15))
         asking = client.why(WhyRequest())["asking"]
         assert [node["node_id"] for node in asking["nodes"][:2]] == [fast.node_id.hex(), slow.node_id.hex()]
         assert client.why(WhyRequest())["serving"] is None
         best = asking["nodes"][0]
-        assert best["own_ok"] > 10
+        assert best["own_ok"] > JOBS / 2
         assert 35 < best["tokens_per_s"] < 60
 
         before = slow.why(WhyRequest())["serving"]
@@ -50,12 +51,34 @@ async def test_owners_learn_why_jobs_went_elsewhere_and_askers_whom_they_prefer(
         await trio.sleep(ROUND_S)
         said = slow.why(WhyRequest())["serving"]
         assert said["hour"]["askers"] == 1
-        assert said["hour"]["considered"] >= 20
+        assert said["hour"]["considered"] >= JOBS
         assert said["reasons"][0]["name"] == "outranked"
         preferred = fast.why(WhyRequest())["serving"]["hour"]
         assert preferred["chosen"] > 3 * max(1, said["hour"]["chosen"])
         assert preferred["jobs_done"] == preferred["chosen"]
-        assert preferred["jobs_done"] + said["hour"]["jobs_done"] == 20
+        assert preferred["jobs_done"] + said["hour"]["jobs_done"] == JOBS
+
+
+@pytest.mark.slow
+async def test_a_provider_that_no_asker_reaches_hears_of_it_by_way_of_others() -> None:
+    """The asker and the provider never meet: the report comes along the tree."""
+    async with world() as w:
+        hub = await w.start(None)
+        provider = await w.start(PacedEngine(), hub)
+        asker = await w.start(None, hub)
+        await settle(asker, lambda: asker.status()["records"] == 3)
+        assert isinstance((await ask(asker, question()))[-1], e.JobFailed)
+        (verdict,) = [
+            node for node in asker.why(WhyRequest())["asking"]["nodes"] if node["node_id"] == provider.node_id.hex()
+        ]
+        assert verdict["reason"]["name"] == "unreachable"
+        await trio.sleep(ROUND_S)
+        assert asker.node_id not in provider.driver.connected_peers()
+        heard = provider.why(WhyRequest())["serving"]
+        assert heard["hour"]["askers"] == 1
+        (reason,) = heard["reasons"]
+        assert (reason["name"], reason["hour"]) == ("unreachable", 1)
+        assert "link a coordinator" in reason["advice"]
 
 
 async def test_whoever_is_told_not_to_report_does_not() -> None:

@@ -103,7 +103,6 @@ def test_a_job_is_measured_by_our_clock() -> None:
     assert end.tokens_per_s == pytest.approx(10)
     assert end.receipt == RECEIPT
     assert market.standing().has_served
-    assert market.directory.is_useful(A)
     assert market.router.active == 0
 
 
