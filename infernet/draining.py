@@ -26,6 +26,9 @@ class JobsLeft:
     forwarded: int
     seconds_left: float
 
+    def __str__(self) -> str:
+        return f"{self.running} running, {self.asked} asked, {self.forwarded} forwarded"
+
 
 class Draining:
     """Waits for the last job, or for the limit, and then stops the node."""
@@ -49,8 +52,7 @@ class Draining:
         if self._begun.is_set():
             return
         self._begun.set()
-        left = self.left()
-        log.info("node.draining", running=left.running, asked=left.asked, forwarded=left.forwarded, limit_s=limit_s)
+        log.info("node.draining", detail=f"{self.left()}, for {limit_s:g} s at most")
         self._driver.command(Drain())
 
     def left(self) -> JobsLeft:
@@ -68,6 +70,5 @@ class Draining:
         """Keep the limit."""
         with self._limit:
             await trio.sleep_forever()
-        left = self.left()
-        log.warning("node.not_drained", running=left.running, asked=left.asked, forwarded=left.forwarded)
+        log.warning("node.not_drained", detail=str(self.left()))
         self._stop()

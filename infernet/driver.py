@@ -245,7 +245,7 @@ class Driver:
         is_overloaded = since_s is not None and trio.current_time() - since_s > BEHIND_S
         if is_overloaded != self._is_overloaded:
             self._is_overloaded = is_overloaded
-            log.warning("node.overloaded" if is_overloaded else "node.caught_up", events=len(self._events))
+            log.warning("node.overloaded" if is_overloaded else "node.caught_up", count=len(self._events))
             self._feed(Pressure(is_overloaded))
 
     def command(self, event: Event) -> None:

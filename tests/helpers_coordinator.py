@@ -337,9 +337,9 @@ class ScriptedNode:
             body = codec.encode_value(record)
             answer = await self.client.post("register", body, "application/vnd.infernet.heartbeat")
             assert answer.status_code == 200, answer.text
+        self.peer, record = provider_peer(self.client.key, self._served.clock(), **self._offer)
         self.socket, hello_header = await open_link(self.client)
         wire.decode_hello(await self.socket.receive(), self._served.key.node, self.node, hello_header)
-        self.peer, record = provider_peer(self.client.key, self._served.clock(), **self._offer)
         self.link = wire.Link(self._served.key.node, opens_odd=False, next_stream=lambda: StreamId(next(self._numbers)))
         self.wake = asyncio.Event()
         self.handle(e.Allow(self.allowed))

@@ -196,7 +196,8 @@ def interrogate(seed: int, steps: int) -> tuple[Counter[str], int]:
     for job, ends in asker.ends.items():
         (end,) = ends
         if isinstance(end, JobDone):
-            assert asker.texts[job] == "word " * end.receipt.chunks, "an answer is what was counted and signed"
+            assert asker.texts[job] == "word " * sum(part.output_tokens for part in end.served), "what was counted"
+            assert end.served[-1].output_tokens == end.receipt.chunks, "what was signed"
     ended = Counter(type(ends[0]).__name__ for ends in asker.ends.values())
     return ended, asker.peer.statistics().zombie_chunks
 
