@@ -82,3 +82,40 @@ async def test_who_cannot_wait_is_taken_at_once_and_takes_nobodys_place() -> Non
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     assert peer.fed == [*range(2 * EVENTS_WAITING_MAX), -1]
+
+
+class SlowPeer(FedPeer):
+    """A peer that takes a fifth of a second over every event, in which the next one comes."""
+
+    def __init__(self, clock: trio.testing.MockClock, events: int) -> None:
+        super().__init__()
+        self.driver: Driver | None = None
+        self.pressure: list[tuple[float, bool]] = []
+        self._clock = clock
+        self._left = events
+
+    def handle(self, event: e.Event, now: e.Now) -> list[e.Effect]:
+        if isinstance(event, e.Pressure):
+            self.pressure.append((round(now.monotonic_s, 1), event.is_high))
+            return []
+        self._clock.jump(0.2)
+        self._left -= 1
+        if self._left and self.driver is not None:
+            self.driver.post(event)
+        return []
+
+
+@pytest.mark.parametrize(("events", "expected"), [(3, []), (10, [(0.8, True), (2.0, False)])])
+async def test_a_queue_that_is_not_caught_up_with_is_told_to_the_peer(
+    events: int, expected: list[tuple[float, bool]]
+) -> None:
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    peer = SlowPeer(clock, events)
+    driver = peer.driver = driver_of(peer)
+    driver.post(event(1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.run)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert peer.pressure == expected
