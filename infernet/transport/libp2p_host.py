@@ -266,7 +266,9 @@ class Libp2pTransport:
 
     def addresses(self) -> list[str]:
         """As `Transport.addresses`; a wildcard stands for the addresses that this machine's interfaces have now."""
-        return [with_peer(address, self.node_id) for address in listening_addresses(self._listeners)]
+        # While the transport stops, its listeners are closed one after the other.
+        listening = [listener for listener in self._listeners if listener.socket.fileno() >= 0]
+        return [with_peer(address, self.node_id) for address in listening_addresses(listening)]
 
     def statistics(self) -> TransportStatistics:
         """As `Transport.statistics`."""
