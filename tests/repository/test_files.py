@@ -34,6 +34,7 @@ DECLARATIONS = {
     "protocol/constants.py",
     "protocol/errors.py",
     "protocol/events.py",
+    "protocol/records.py",
     "protocol/sim/scenario.py",
 }
 
