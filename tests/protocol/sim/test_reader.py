@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from protocol.errors import BadSignature
 from protocol.sim.reader import SharedReader
-from tests.infernet.discovery.test_saved import record_of
+from tests.helpers_machines import record_of
 
 
 def test_a_record_is_decoded_once() -> None:
