@@ -41,6 +41,7 @@ from protocol.messages import (
     Reserved,
     Shuffle,
     Shuffled,
+    Summary,
     Want,
 )
 from protocol.records import Kind, Reachability
@@ -56,6 +57,7 @@ BODIES: tuple[bytes, ...] = tuple(
         Digest(bytes(32), b"\xff" * 32, ((PROVIDER.node, 7), (ASKER.node, 2**40))),  # type: ignore[arg-type]  # plain bytes
         Records((RECORD,)),
         Want((PROVIDER.node, ASKER.node)),
+        Summary(NOW_MS, ((PROVIDER.node, bytes(8)),)),
         Find(5, "tiny-135m", Kind.CHAT, 100, None, 10**9, 4),
         Found(5, (RECORD,)),
         JobOpen(sign_record(order(), ASKER), bytes(range(200))),
