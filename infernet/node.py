@@ -420,6 +420,7 @@ class Node:
             "jobs_asked": statistics.jobs_asked,
             "jobs_forwarded": self._forwarded() if self.config.forward else None,
             "jobs_running": statistics.jobs_running,
+            "jobs_waiting": statistics.jobs_waiting,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,

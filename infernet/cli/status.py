@@ -66,7 +66,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("models", status.get("models") or "none"),
         (
             "jobs",
-            f"{status.get('jobs_running', 0)} running for others, {status.get('jobs_asked', 0)} asked by this node",
+            f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",
         ),
         ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
         ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
@@ -126,3 +126,9 @@ def _engine(engine: dict[str, Any]) -> str:
 def _coordinator(coordinator: dict[str, Any]) -> str:
     text = f"{coordinator.get('url')}, {coordinator.get('state')}"
     return f"{text} ({coordinator['last_error']})" if coordinator.get("last_error") else text
+
+
+def _jobs_for_others(status: dict[str, Any]) -> str:
+    waiting = status.get("jobs_waiting", 0)
+    running = f"{status.get('jobs_running', 0) - waiting} running for others"
+    return f"{running}, {waiting} waiting" if waiting else running
