@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from ipaddress import ip_address
 
 import pytest
 import trio
@@ -15,12 +16,15 @@ from infernet.transport.addresses import parse_tcp
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.connections import ConnectionLimits
 from infernet.transport.contract import DialFailed
+from infernet.transport.crowd import origin_of_ip
 from infernet.transport.handshakes import HandshakeLimits
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.libp2p_library import Identity
 from infernet.transport.noise_channel import NoiseChannel, secure_outbound
 from infernet.transport.unproven import UNPROVEN_BYTES_MAX
 from infernet.transport.yamux_frames import INITIAL_WINDOW_BYTES, header
+from tests.helpers_relay import node as relay_node
+from tests.helpers_relay import relay_world
 from tests.helpers_transport import (
     ECHO,
     HOLD,
@@ -197,17 +201,43 @@ async def test_connections_are_few_by_host_and_by_network_and_one_more_may_come_
 
 async def test_when_all_places_are_taken_an_unused_one_of_the_most_crowded_makes_room() -> None:
     async with our_node(HostLimits(ConnectionLimits(total_max=3))) as (_, node, handler), AsyncExitStack() as stack:
-        for seed in (2, 3):
-            assert await is_taken(node, "127.1.1.1", seed, stack)
         used = await stack.enter_async_context(peer_from(node, "127.1.1.1", 4))
         await open_raw(used, HOLD)
         await eventually(lambda: handler.held)
+        for seed in (2, 3):
+            assert await is_taken(node, "127.1.1.1", seed, stack)
         assert not await is_taken(node, "127.1.1.1", 5, stack), "not for one more of the same host"
         assert await is_taken(node, "127.2.1.1", 6, stack)
         await eventually(lambda: handler.lost == [identity(2)])
         assert await is_taken(node, "127.3.1.1", 7, stack) is True
         assert not await is_taken(node, "127.4.1.1", 8, stack), "nobody is more crowded, and unused"
         assert identity(4) in node.peers()
+
+
+async def test_two_who_come_at_once_take_two_places() -> None:
+    async with our_node(HostLimits(ConnectionLimits(total_max=3))) as (_, node, handler), AsyncExitStack() as stack:
+        for seed in (2, 3, 4):
+            assert await is_taken(node, "127.1.1.1", seed, stack)
+        running = node._require_running()
+        for source in ("127.2.1.1", "127.3.1.1"):
+            assert running.connections.make_room(origin_of_ip(ip_address(source)))
+        await eventually(lambda: handler.lost == [identity(2), identity(3)])
+
+
+async def test_a_connection_that_holds_a_place_at_a_relay_is_no_unused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections_module, "IDLE_S", 0.3)
+    monkeypatch.setattr(libp2p_host, "IDLE_LOOK_S", 0.05)
+    async with relay_world() as world:
+        relay, unused = await world.start_relay(), relay_node(5, listens=False)
+        hidden = relay_node(6, listens=False)
+        for other in (unused, hidden):
+            await world.run(other)
+        place = await world.reserve(hidden, relay)
+        for _ in range(2):
+            await unused.dial(relay.node_id, relay.addresses())
+            await eventually(lambda: not unused.peers())
+        assert place.lost == []
+        assert relay.peers() == [hidden.node_id]
 
 
 async def open_raw(channel: NoiseChannel, protocol: str, stream_id: int = 1) -> None:
