@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from infernet import ipc
+from infernet.config import places
 from protocol.ids import node_id_from_text
 from tests.helpers_processes import wait_until
 
@@ -60,12 +63,13 @@ class Coordinator:
 class Provider:
     """A provider's process with the starter model, linked to a coordinator and with its own port closed."""
 
-    def __init__(self, home: Path, coordinator: Coordinator) -> None:
+    def __init__(self, home: Path, coordinator: Coordinator, name: str = "test provider") -> None:
+        self._home = home
         models = home / "data" / "models"
         models.parent.mkdir(parents=True)
         models.symlink_to(MODELS)
         self._environ = {**os.environ, "PYTHONPATH": str(ROOT), "INFERNET_HOME": str(home)}
-        self._run("init", "--role", "provider", "--url", coordinator.url, "--name", "test provider", "--yes")
+        self._run("init", "--role", "provider", "--url", coordinator.url, "--name", name, "--yes")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "infernet.cli", "start", "--foreground", "--no-p2p"],
             env=self._environ,
@@ -78,6 +82,24 @@ class Provider:
     def _run(self, *words: str) -> None:
         command = [sys.executable, "-m", "infernet.cli", *words]
         subprocess.run(command, env=self._environ, check=True, capture_output=True)
+
+    @property
+    def _socket(self) -> Path:
+        return places({"INFERNET_HOME": str(self._home)}).socket_path
+
+    def status(self) -> dict[str, Any]:
+        """What `infernet status` would print."""
+        status: dict[str, Any] = ipc.call(self._socket, "status")
+        return status
+
+    def is_linked(self) -> bool:
+        """Whether it is up and has a link to the coordinator."""
+        return ipc.is_alive(self._socket) and self.status()["coordinator"]["state"] == "connected"
+
+    def kill(self) -> None:
+        """End it at once, as a power cut does."""
+        self.process.kill()
+        self.process.wait()
 
     def close(self) -> None:
         """End it as its owner does."""

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.helpers_market import Coordinator, Provider
+from tests.helpers_processes import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 FLAGS = (
@@ -72,6 +73,28 @@ def test_what_a_model_or_a_person_writes_is_text_and_never_markup(page: Page, pr
     expect(page.get_by_text("Served by test provider", exact=False)).to_be_visible(timeout=PATIENCE_MS)
     expect(page.get_by_text("<img src=x", exact=False).first).to_be_visible()
     assert page.title() != "hacked"
+
+
+@pytest.mark.model
+def test_an_answer_that_goes_on_elsewhere_says_so(page: Page, tmp_path: Path) -> None:
+    market = Coordinator(tmp_path / "coordinator")
+    providers = [Provider(tmp_path / name, market, name) for name in ("attic", "cellar")]
+    try:
+        wait_until(lambda: all(each.is_linked() for each in providers), "both are linked")
+        page.goto(f"{market.url}/chat")
+        expect(page.get_by_role("option", name="smollm2-135m-instruct")).to_be_attached(timeout=PATIENCE_MS)
+        ask(page, "Tell me a very long story about a dragon and a knight.")
+        expect(page.get_by_text("Streaming…")).to_be_visible(timeout=PATIENCE_MS)
+        next(each for each in providers if each.status()["jobs_running"]).kill()
+        took_over = re.compile(r"(attic went away; cellar|cellar went away; attic) goes on")
+        expect(page.get_by_text(took_over).first).to_be_visible(timeout=PATIENCE_MS)
+        expect(page.get_by_text(re.compile("Served by (attic, then cellar|cellar, then attic)"))).to_be_visible(
+            timeout=PATIENCE_MS
+        )
+    finally:
+        for each in providers:
+            each.close()
+        market.close()
 
 
 @pytest.mark.model
