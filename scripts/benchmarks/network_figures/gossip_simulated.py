@@ -1,7 +1,8 @@
 """What gossip costs each of 1,000 simulated peers per minute, beside the same among 50.
 
 The code is that of the node; only the wire, the clock and the engine are simulated. Processor time is that of the
-machine itself for everything that one peer does, the simulated wire included.
+machine itself for everything that one peer does, the simulated wire included. It takes about nine minutes, nearly all
+of them for the first half minute of a thousand: until then all are news to all.
 """
 
 from __future__ import annotations
