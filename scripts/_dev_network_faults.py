@@ -214,7 +214,6 @@ class FaultProxy:
 
 async def _reset_on_cut(there: _Direction, back: _Direction, scope: trio.CancelScope) -> None:
     await there.weather.until(lambda: there.faults.is_cut or back.faults.is_cut)
-    there.ended_well = back.ended_well = False
     scope.cancel()
 
 
@@ -236,7 +235,6 @@ class _Direction:
         self._under_way: deque[tuple[float, bytes | None]] = deque()
         self._size_bytes = 0
         self._moved = trio.Event()
-        self._last_s = -math.inf
         self.ended_well = False
         self.bytes_passed = 0
 
@@ -267,8 +265,7 @@ class _Direction:
             data: bytes | None = None
             with contextlib.suppress(trio.BrokenResourceError):
                 data = bytes(await source.receive_some(PIECE_BYTES))
-            self._last_s = max(self._last_s, trio.current_time() + self.latency_s())
-            self._under_way.append((self._last_s, data))
+            self._under_way.append((trio.current_time() + self.latency_s(), data))
             self._size_bytes += len(data or b"")
             self._move()
             if not data:
