@@ -69,7 +69,7 @@ class Network:
 
     def _add(self, index: int, name: str) -> None:
         arguments = self._arguments
-        plan = Plan(name, self._role(index), self._models(index), arguments.paced)
+        plan = Plan(name, arguments.role(name), self._models(name), arguments.paced)
         first = next(iter(self._network.all.values()), None)
         words = () if first is None else ("--peers", str(first.address))
         if self._internet is None:
@@ -92,17 +92,10 @@ class Network:
                 return
         add_at(self._network, plan, internet.public(plan.name), *words)
 
-    def _role(self, index: int) -> str:
-        if index < self._arguments.providers:
-            return "provider"
-        return "aggregator" if index < self._arguments.providers + self._arguments.aggregators else "client"
-
-    def _models(self, index: int) -> tuple[str, ...]:
-        if index >= self._arguments.providers:
+    def _models(self, name: str) -> tuple[str, ...]:
+        if self._arguments.role(name) != "provider":
             return ()
-        if not self._arguments.paced:
-            return (STARTER.name,)
-        return (self._arguments.models[index % len(self._arguments.models)],)
+        return self._arguments.served_by(name) if self._arguments.paced else (STARTER.name,)
 
     async def _start(self, node: NodeProcess) -> None:
         await self._network.start(node)

@@ -24,6 +24,8 @@ examples:
       n3 has a bad line to the node that may relay for it
   sudo scripts/dev_network 8 --paced --fault n2-n5:delay=0.2,jitter=0.05 --fault 'n1-*:blackhole@30+20'
       a slow line, and from the 30th to the 50th second n1 is cut off without a sign
+  scripts/dev_network 6 --paced --serve n1=a --serve n4=a,b --aggregators 1
+      n1 and n4 provide, n2 aggregates, the others ask
   scripts/dev_network 8 --paced --kill n1@20 --check --for 60
       the node that everybody was told of is killed after 20 s
 
@@ -62,6 +64,7 @@ class Arguments:
     aggregators: int
     paced: bool
     models: tuple[str, ...]
+    serves: dict[str, tuple[str, ...]]
     namespaces: bool
     routers: tuple[tuple[str, ...], ...]
     faults: tuple[Fault, ...]
@@ -74,6 +77,18 @@ class Arguments:
     def names(self) -> list[str]:
         """The names of all nodes."""
         return [f"n{number}" for number in range(1, self.count + 1)]
+
+    def role(self, name: str) -> str:
+        """What a node does: those that `--serve` names or else the first ones provide, the next ones aggregate."""
+        providers = list(self.serves) or self.names[: self.providers]
+        others = [each for each in self.names if each not in providers]
+        if name in providers:
+            return "provider"
+        return "aggregator" if name in others[: self.aggregators] else "client"
+
+    def served_by(self, name: str) -> tuple[str, ...]:
+        """The models of a provider with the paced engine."""
+        return self.serves.get(name) or (self.models[self.names.index(name) % len(self.models)],)
 
 
 def parse(words: list[str]) -> Arguments:
@@ -95,6 +110,14 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument(
         "--models", type=_words, default=PACED_MODELS, help="with --paced: models, dealt out in turns (default: three)"
     )
+    parser.add_argument(
+        "--serve",
+        action="append",
+        type=_serve,
+        default=[],
+        metavar="NAME=MODELS",
+        help="with --paced: who serves what; these are the providers then, and no others",
+    )
     parser.add_argument("--namespaces", action="store_true", help="each node in a network namespace of its own (root)")
     parser.add_argument(
         "--nat", action="append", type=_words, default=[], metavar="NAMES", help="put these behind one router (root)"
@@ -113,10 +136,11 @@ def parse(words: list[str]) -> Arguments:
     parsed = parser.parse_args(words)
     arguments = Arguments(
         count=parsed.count,
-        providers=min(3, parsed.count) if parsed.providers is None else parsed.providers,
+        providers=_providers(parsed),
         aggregators=parsed.aggregators,
         paced=parsed.paced,
         models=parsed.models,
+        serves=dict(parsed.serve),
         namespaces=parsed.namespaces or bool(parsed.nat),
         routers=tuple(parsed.nat),
         faults=tuple(parsed.fault),
@@ -131,20 +155,28 @@ def parse(words: list[str]) -> Arguments:
     return arguments
 
 
+def _providers(parsed: argparse.Namespace) -> int:
+    if parsed.providers is not None:
+        return int(parsed.providers)
+    return len(dict(parsed.serve)) or min(3, parsed.count)
+
+
 def _complaint(arguments: Arguments) -> str:
     """What is wrong with the command line as a whole; empty when nothing is."""
     if arguments.providers < 0 or arguments.aggregators < 0:
         return "a number of nodes is not negative"
     if arguments.providers + arguments.aggregators > arguments.count:
         return f"{arguments.providers} providers and {arguments.aggregators} aggregators are more than N"
-    if arguments.providers + arguments.aggregators < 1:
-        return "n1 must be a provider or an aggregator: askers listen nowhere, and nobody could find the others"
+    if arguments.serves and (not arguments.paced or arguments.providers != len(arguments.serves)):
+        return "--serve goes with --paced, and without --providers"
     behind = [name for router in arguments.routers for name in router]
-    named = [*behind, *(name for name, _ in arguments.kills)]
+    named = [*behind, *arguments.serves, *(name for name, _ in arguments.kills)]
     named += [name for fault in arguments.faults for name in (fault.one, fault.other) if name != "*"]
     unknown = [name for name in named if name not in arguments.names]
     if unknown:
         return f"there is no node {unknown[0]!r}: they are n1 to n{arguments.count}"
+    if arguments.role("n1") == "client":
+        return "n1 must be a provider or an aggregator: askers listen nowhere, and nobody could find the others"
     if "n1" in behind:
         return "n1 cannot be behind a router: it is the one that all others are told of"
     if len(set(behind)) < len(behind):
@@ -164,6 +196,13 @@ def _words(word: str) -> tuple[str, ...]:
     if not words:
         raise argparse.ArgumentTypeError("names, joined by commas")
     return words
+
+
+def _serve(word: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, models = word.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("a name and its models, as n2=model-a,model-b")
+    return name, _words(models)
 
 
 def _kill(word: str) -> tuple[str, float]:

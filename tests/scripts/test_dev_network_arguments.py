@@ -14,6 +14,15 @@ def test_by_default_a_few_real_providers_and_the_rest_ask() -> None:
     assert arguments.names == ["n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8"]
 
 
+def test_roles_and_models_can_be_chosen() -> None:
+    arguments = parse(["6", "--paced", "--serve", "n1=a", "--serve", "n4=a,b", "--aggregators", "2"])
+    roles = [arguments.role(name) for name in arguments.names]
+    assert roles == ["provider", "aggregator", "aggregator", "provider", "client", "client"]
+    assert [arguments.served_by(name) for name in ("n1", "n4")] == [("a",), ("a", "b")]
+    dealt = parse(["5", "--paced", "--providers", "3", "--models", "x,y"])
+    assert [dealt.served_by(name) for name in dealt.names[:3]] == [("x",), ("y",), ("x",)]
+
+
 def test_faults_and_kills_name_pairs_and_times() -> None:
     arguments = parse(
         ["5", "--fault", "n2-n5:delay=0.2,loss=0.1", "--fault", "n1-*:blackhole@30+20.5", "--kill", "n1@7"]
@@ -39,6 +48,10 @@ def test_routers_come_with_namespaces() -> None:
         (["3", "--providers", "4"], "more than N"),
         (["3", "--providers", "0"], "n1 must be"),
         (["3", "--providers", "-1"], "not negative"),
+        (["3", "--paced", "--serve", "n2=a"], "n1 must be"),
+        (["3", "--paced", "--serve", "n2"], "a name and its models"),
+        (["3", "--paced", "--serve", "n7=a"], "there is no node 'n7'"),
+        (["3", "--serve", "n1=a"], "--serve goes with --paced"),
         (["3", "--kill", "n9@1"], "there is no node 'n9'"),
         (["3", "--kill", "n1"], "a name and a second"),
         (["3", "--nat", "n1"], "n1 cannot be behind"),
