@@ -38,6 +38,9 @@ MISSING_MAX: Final = 4096
 PROMISES_MAX: Final = 256
 # An answer to a question of ours comes within this long, and repeats things without being to blame for it.
 ANSWER_S: Final = 3.0
+# Who told nothing for a minute or two, while so much was heard from others, is mute.
+WINDOW_S: Final = 60.0
+HEARD_MIN: Final = 8
 # So many news at once are the answer to a digest, not news of the hour; and so long does a newcomer take to read up.
 MUCH: Final = 8
 NEWCOMER_S: Final = 60.0
@@ -68,6 +71,10 @@ class Broadcast:
         self._rotates_s = float("-inf")
         self._held: Timers[Key] = Timers()
         self._settled_s = float("inf")
+        # How much news we have heard, by now and two windows ago.
+        self._heard = 0
+        self._heard_before = [0, 0]
+        self._window_s = float("-inf")
         self._held_from: dict[Key, NodeId | None] = {}
         self._flushed_s = float("-inf")
         self._flush_at_s: float | None = None
@@ -138,6 +145,7 @@ class Broadcast:
             outgoing = []
         else:
             outgoing = self.spread(kind, news, now, source=source)
+        self._heard += len(news)
         if news:
             link.duplicates = 0
             link.told += len(news)
@@ -164,10 +172,24 @@ class Broadcast:
                     link.haves[signer] = None
         self._plan_have(now)
 
-    def on_joined(self, now: Now) -> None:
+    def on_joined(self, node: NodeId, now: Now) -> None:
         """There is a neighbour more: with the first one, this node is new to the network."""
+        self._links[node].heard_at_start = self._heard
         if len(self._links) == 1:
             self._settled_s = now.monotonic_s + NEWCOMER_S
+
+    def is_mute(self, node: NodeId) -> bool:
+        """Whether a neighbour has told us nothing first lately, although there was much to tell."""
+        link = self._links[node]
+        heard = self._heard - max(link.heard_at_start, self._heard_before[0])
+        return link.told + link.told_before == 0 and heard >= HEARD_MIN
+
+    def _turn_window(self, now: Now) -> None:
+        if now.monotonic_s >= self._window_s:
+            self._window_s = now.monotonic_s + WINDOW_S
+            self._heard_before = [self._heard_before[1], self._heard]
+            for link in self._links.values():
+                link.told_before, link.told = link.told, 0
 
     def is_newcomer(self, now: Now) -> bool:
         """Whether this node has had neighbours for less than a minute: it still reads up."""
@@ -287,6 +309,7 @@ class Broadcast:
 
     def on_deadline(self, now: Now) -> list[Outgoing]:
         """Do what is due."""
+        self._turn_window(now)
         outgoing: list[Outgoing] = []
         for kind, signer in self._held.pop_due(now.monotonic_s):
             # Its five seconds are over, whatever the rounding of their sum says.

@@ -68,9 +68,9 @@ class Exchange:
     def next_deadline(self) -> float | None:
         return self._next_s if self._links else None
 
-    def on_joined(self, node: NodeId, now: Now) -> list[Outgoing]:
-        """A new neighbour: compare with the first one at once, with others soon."""
-        if len(self._links) == 1:
+    def on_joined(self, node: NodeId, now: Now, *, is_chosen: bool) -> list[Outgoing]:
+        """A new neighbour: compare with the first one at once, with others soon; a newcomer with whom it chose."""
+        if len(self._links) == 1 or (is_chosen and self._broadcast.is_newcomer(now)):
             return self._compare(node, now)
         self._hurry(now)
         return []

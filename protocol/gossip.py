@@ -23,6 +23,7 @@ from protocol.exchange import Exchange
 from protocol.ids import NodeId, StreamId
 from protocol.interest import Interests, scope_of
 from protocol.links import RECORDS_BYTES_MAX, Budget, Kind, Link, Outgoing, packed
+from protocol.locality import direct
 from protocol.messages import (
     Digest,
     Graft,
@@ -145,6 +146,7 @@ class Gossip:
             rng,
             now,
             chosen_min=chosen_min if self._is_on else 0,
+            is_mute=self._broadcast.is_mute,
             wanting=self._wanting,
         )
         # What peers want to hear of, the stream that we opened to each, and whose streams are gone.
@@ -242,7 +244,7 @@ class Gossip:
         """Somebody gave us an address of this node, or asks for a lasting connection to it."""
         if not self._is_on or node == self._node:
             return []
-        self._passive.add(node, self._contacts.addresses(node))
+        self._passive.add(node, direct(self._contacts.addresses(node)))
         self._views.on_candidates(now)
         return self._settle(self._views.on_wanted(node, now), now)
 
@@ -366,8 +368,10 @@ class Gossip:
         self._consider(learnt.heartbeat, learnt.record)
 
     def _consider(self, heartbeat: Heartbeat, record: Signed) -> None:
-        if heartbeat.addresses and heartbeat.node != self._node:
-            self._passive.add(heartbeat.node, heartbeat.addresses, record)
+        # Who is reached through relays only has chosen neighbours itself; to be one costs the relay every byte.
+        addresses = direct(heartbeat.addresses)
+        if addresses and heartbeat.node != self._node:
+            self._passive.add(heartbeat.node, addresses, record)
 
     def _worth(self, entry: Entry) -> Worth:
         node = entry.heartbeat.node
@@ -454,7 +458,7 @@ class Gossip:
                 effects += self._send(change.neighbour, frame)
                 touched[change.neighbour] = None
             elif isinstance(change, Joined):
-                effects += self._settle(self._on_joined(change.node, now), now)
+                effects += self._settle(self._on_joined(change, now), now)
             elif isinstance(change, Left):
                 self._links.pop(change.node, None)
                 self._broadcast.on_left(change.node)
@@ -484,10 +488,11 @@ class Gossip:
             return []
         return [FinishStream(self._streams.pop(node))]
 
-    def _on_joined(self, node: NodeId, now: Now) -> list[Change]:
+    def _on_joined(self, joined: Joined, now: Now) -> list[Change]:
+        node = joined.node
         self._links[node] = Link(self._scopes.get(node, frozenset()), Budget(now.monotonic_s))
-        self._broadcast.on_joined(now)
-        changes: list[Change] = list(self._exchange.on_joined(node, now))
+        self._broadcast.on_joined(node, now)
+        changes: list[Change] = list(self._exchange.on_joined(node, now, is_chosen=joined.is_chosen))
         if self._load is not None and self._hears_load(node):
             changes.append(Outgoing(node, Load(*self._load)))
         return changes

@@ -85,7 +85,8 @@ class Link:
     """One neighbour.
 
     `pushes` are records that go to it with the next flush, `haves` those that it is told of. `promised` counts records
-    that it said it has and that we wait for; `told` how often it was the first to tell us something lately.
+    that it said it has and that we wait for; `told` how often it was the first to tell us something, in this minute and
+    in the one before. `heard_at_start` is how much we had heard from all together when it came.
     """
 
     scope: Scope
@@ -97,6 +98,8 @@ class Link:
     patience: int = PATIENCE
     promised: int = 0
     told: int = 0
+    told_before: int = 0
+    heard_at_start: int = 0
     # Until then it may answer a question of ours, and what we knew already is no duplicate.
     answers_until_s: float = 0.0
 

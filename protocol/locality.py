@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 
 
 def is_loopback(address: str | None) -> bool:
@@ -17,6 +18,11 @@ def is_loopback(address: str | None) -> bool:
 def is_circuit(address: str | None) -> bool:
     """Whether the address leads through a relay."""
     return "/p2p-circuit" in (address or "")
+
+
+def direct(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those that do not lead through a relay."""
+    return tuple(address for address in addresses if not is_circuit(address))
 
 
 def ip_of(address: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

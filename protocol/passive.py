@@ -97,11 +97,14 @@ class Passive:
         return self._rng.choice(fitting[self._rng.choice(networks)]) if networks else None
 
     def records(self, count: int, but: Iterable[NodeId] = ()) -> list[Signed]:
-        """Up to so many records of random candidates, for others."""
+        """Up to so many records of random candidates, for others; of each network one, as long as there are so many."""
         left_out = set(but)
-        nodes = self._rng.sample(self._order, min(len(self._order), 2 * count + len(left_out)))
-        found = (self._candidates[node].record for node in nodes if node not in left_out)
-        return [record for record in found if record is not None][: min(count, c.SHUFFLE_RECORDS_MAX)]
+        drawn = self._rng.sample(self._order, min(_CHOICE_SAMPLE, len(self._order)))
+        known = [self._candidates[node] for node in drawn if node not in left_out]
+        shown = [each for each in known if each.record is not None]
+        first = {each.network: each for each in shown}
+        chosen = [*first.values(), *(each for each in shown if first[each.network] is not each)]
+        return [each.record for each in chosen[: min(count, c.SHUFFLE_RECORDS_MAX)] if each.record is not None]
 
     def _make_room(self, network: str) -> bool:
         """Drop one of the newcomer's own network, or of one that is more crowded; False when none was drawn."""

@@ -11,7 +11,6 @@ find together again, and a neighbour that swallows news does not stay.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,8 +21,10 @@ from protocol.directory import Directory
 from protocol.events import Dial, Effect, Now
 from protocol.ids import NodeId
 from protocol.links import Link, Outgoing
+from protocol.locality import direct
 from protocol.messages import Leave, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive, network_of
+from protocol.places import LEAVES_MAX, PROBATION_S, TAKEN_MAX, Place, Places
 from protocol.rates import Rates
 from protocol.records import Signed
 from protocol.timers import Timers
@@ -33,9 +34,6 @@ CHOSEN_MIN: Final = 4
 CHOSEN_MORE: Final = 2
 # Beyond those, neighbours for the models of interest that too few of the others have to do with.
 CHOSEN_FOR_MODELS_MAX: Final = 6
-TAKEN_MAX: Final = 16
-# Nodes that publish no address are chosen by nobody, so public ones carry several of them each.
-LEAVES_MAX: Final = 48
 # The first ones are sought among those that we were given: saved peers that were good, and bootstrap nodes.
 CHOSEN_GIVEN: Final = 2
 # Attempts at once, and how long one may take: dial, handshake, hello, question, answer.
@@ -46,10 +44,11 @@ SEEK_S: Final = 1.0
 SEEK_IDLE_S: Final = 10.0
 # Who refused or left us is not asked again so soon.
 REST_S: Final = 60.0
+# Somebody new is met that often, by a young node more often: it chose among the few that it had heard of.
 ROTATE_S: Final = 90.0
-# Nobody is replaced before it had the time to be of use; nobody makes room for an urgent case before this.
-PROBATION_S: Final = 60.0
-URGENT_AGE_S: Final = 10.0
+ROTATE_YOUNG_S: Final = 10.0
+# ... while one of those whom we chose is mute.
+ROTATE_MUTE_S: Final = 10.0
 SHUFFLE_S: Final = 120.0
 FAILURES_MAX: Final = 8
 # A peer may ask to be a neighbour, or to shuffle, this often.
@@ -59,9 +58,10 @@ REQUESTS_BURST: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """This connected peer is a neighbour from now on."""
+    """This connected peer is a neighbour from now on, and whether we chose it."""
 
     node: NodeId
+    is_chosen: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,9 @@ class _Acquaintance:
 
 
 @dataclass(slots=True)
-class _Neighbour:
+class _Neighbour(Place):
     """`is_chosen`: by us, so it makes room for nobody; `is_for_models`: not for company, but for what it knows."""
 
-    network: str
-    since_s: float
     is_leaf: bool
     is_chosen: bool
     is_for_models: bool = False
@@ -96,8 +94,8 @@ class _Neighbour:
 class Views:
     """The state machine. `links` is shared with the broadcast, which counts in it who tells us news.
 
-    `chosen_min` of 0 is for those who look for nobody. `wanting` names nodes that have to do with models of interest
-    that too few neighbours have to do with.
+    `chosen_min` of 0 is for those who look for nobody. `is_mute` says whether a neighbour tells us nothing, and
+    `wanting` names nodes that have to do with models of interest that too few neighbours have to do with.
     """
 
     def __init__(
@@ -111,6 +109,7 @@ class Views:
         now: Now,
         *,
         chosen_min: int,
+        is_mute: Callable[[NodeId], bool],
         wanting: Callable[[Now], Sequence[NodeId]],
     ) -> None:
         self._node = node
@@ -120,6 +119,7 @@ class Views:
         self._links = links
         self._rng = rng
         self._chosen_aim = chosen_min + CHOSEN_MORE if chosen_min else 0
+        self._is_mute = is_mute
         self._wanting = wanting
         self._peers: dict[NodeId, _Acquaintance] = {}
         self._neighbours: dict[NodeId, _Neighbour] = {}
@@ -130,9 +130,11 @@ class Views:
         self._resting: dict[NodeId, float] = {}
         self._ask_again: Timers[NodeId] = Timers()
         self._requests: Rates[NodeId] = Rates(REQUESTS_PER_S, REQUESTS_BURST)
+        self._places = Places(rng, self._told)
         self._shuffling: set[NodeId] = set()
         self._seek_s = self._soon_s(now, SEEK_S) if chosen_min else None
-        self._rotate_s = self._soon_s(now, ROTATE_S) if chosen_min else None
+        self._rotate_pause_s = ROTATE_YOUNG_S
+        self._rotate_s = self._soon_s(now, ROTATE_YOUNG_S) if chosen_min else None
         self._shuffle_s = self._soon_s(now, SHUFFLE_S)
 
     def __contains__(self, node: NodeId) -> bool:
@@ -221,7 +223,7 @@ class Views:
         if not self._requests.take(source, now.monotonic_s):
             return [Outgoing(source, NeighbourAnswer(0, ()))]
         entry = self._directory.get(source)
-        is_leaf = entry is None or not entry.heartbeat.addresses
+        is_leaf = entry is None or not direct(entry.heartbeat.addresses)
         is_taken, victim = self._place_for(peer.network, now, is_leaf=is_leaf, is_urgent=bool(message.is_urgent))
         if not is_taken:
             others = self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,))
@@ -286,8 +288,9 @@ class Views:
         if self._seek_s is not None and self._seek_s <= now.monotonic_s:
             changes += self._seek(now)
         if self._rotate_s is not None and self._rotate_s <= now.monotonic_s:
-            self._rotate_s = self._soon_s(now, ROTATE_S)
             changes += self._rotate(now)
+            self._rotate_s = self._soon_s(now, self._rotate_pause_s)
+            self._rotate_pause_s = min(2 * self._rotate_pause_s, ROTATE_S)
         if self._shuffle_s <= now.monotonic_s:
             self._shuffle_s = self._soon_s(now, SHUFFLE_S)
             changes += self._shuffle()
@@ -297,7 +300,7 @@ class Views:
         """Try to win as many neighbours as are lacking, some at a time."""
         changes: list[Change] = []
         lacking = self._lacking()
-        while lacking > 0 and len(self._attempts) < ATTEMPTS_MAX:
+        while lacking > 0 and len(self._attempts) < ATTEMPTS_MAX and not self._is_beginning():
             node = self._candidate(now)
             if node is None:
                 break
@@ -307,7 +310,16 @@ class Views:
         # Whoever is alone tries the few that it knows again as soon as they are due.
         is_urgent = not self._neighbours or (lacking > 0 and len(self._attempts) > 0)
         self._seek_s = self._soon_s(now, SEEK_S if is_urgent else SEEK_IDLE_S)
+        if self._rotate_s is not None and self._has_mute(now):
+            self._rotate_s = min(self._rotate_s, self._soon_s(now, ROTATE_MUTE_S))
         return changes
+
+    def _is_beginning(self) -> bool:
+        """Whether somebody whom we were given is being asked first: the rest would be whoever comes to us."""
+        given = self._contacts.given()
+        return not any(each.is_chosen for each in self._neighbours.values()) and any(
+            node in given for node in self._attempts
+        )
 
     def _seek_for_models(self, now: Now) -> list[Change]:
         changes: list[Change] = []
@@ -379,7 +391,8 @@ class Views:
     def _ask(self, node: NodeId, now: Now) -> Outgoing:
         self._attempts.set(node, now.monotonic_s + ATTEMPT_S)
         self._asked.add(node)
-        return Outgoing(node, Neighbour(int(not self._neighbours)))
+        is_urgent = not any(each.is_chosen for each in self._neighbours.values())
+        return Outgoing(node, Neighbour(int(is_urgent)))
 
     def _forget_attempt(self, node: NodeId) -> None:
         self._attempts.cancel(node)
@@ -408,27 +421,21 @@ class Views:
 
     def _place_for(self, network: str, now: Now, *, is_leaf: bool, is_urgent: bool) -> tuple[bool, NodeId | None]:
         """Whether a newcomer from this network is taken in, and who makes room for it."""
-        taken = {
-            node: each for node, each in self._neighbours.items() if not each.is_chosen and each.is_leaf == is_leaf
-        }
-        if len(taken) < (LEAVES_MAX if is_leaf else TAKEN_MAX):
-            return True, None
-        crowd = Counter(each.network for each in taken.values())
-        most = max(crowd.values())
-        # SPEC 03: A full node MUST make room for a newcomer only at the cost of the network that has most places,
-        in_crowd = [node for node, each in taken.items() if crowd[each.network] == most]
-        if most <= crowd[network] + 1:
-            if not is_urgent:
-                return False, None
-            in_crowd = [node for node in in_crowd if now.monotonic_s - taken[node].since_s >= URGENT_AGE_S]
-        return bool(in_crowd), max(in_crowd, key=lambda node: taken[node].since_s, default=None)
+        held = {node: each for node, each in self._neighbours.items() if not each.is_chosen and each.is_leaf == is_leaf}
+        places_max = LEAVES_MAX if is_leaf else TAKEN_MAX
+        return self._places.find(held, places_max, network, now, is_urgent=is_urgent)
+
+    def _told(self, node: NodeId) -> int:
+        """How often a neighbour was the first to tell us something in the last minute or two."""
+        link = self._links[node]
+        return link.told + link.told_before
 
     def _join(
         self, node: NodeId, now: Now, *, is_leaf: bool, is_chosen: bool, is_for_models: bool = False
     ) -> list[Change]:
         network = self._peers[node].network
         self._neighbours[node] = _Neighbour(network, now.monotonic_s, is_leaf, is_chosen, is_for_models)
-        return [Joined(node)]
+        return [Joined(node, is_chosen)]
 
     def _remove(self, node: NodeId, now: Now) -> list[Change]:
         self._shuffling.discard(node)
@@ -437,9 +444,13 @@ class Views:
         self._hurry(now)
         return [Left(node)]
 
-    def _least(self, now: Now) -> NodeId | None:
-        """Of those chosen for company, and long enough ago, the one that told us least."""
-        old = [
+    def _has_mute(self, now: Now) -> bool:
+        """Whether somebody whom we chose has had its time and told us nothing."""
+        return any(self._is_mute(node) for node in self._replaceable(now))
+
+    def _replaceable(self, now: Now) -> list[NodeId]:
+        """Those chosen for company, and long enough ago."""
+        return [
             node
             for node, each in self._neighbours.items()
             if each.is_chosen
@@ -447,15 +458,17 @@ class Views:
             and now.monotonic_s - each.since_s >= PROBATION_S
             and not self._contacts.is_wanted(node)
         ]
+
+    def _least(self, now: Now) -> NodeId | None:
+        """Of those who may be replaced, the one that told us least."""
+        old = self._replaceable(now)
         self._rng.shuffle(old)
-        return min(old, key=lambda node: self._links[node].told, default=None)
+        return min(old, key=self._told, default=None)
 
     def _drop_least(self, now: Now) -> list[Change]:
         """One was chosen beyond the aim: another one goes."""
         least = self._least(now)
         if self._lacking() >= 0 or least is None:
             return []
-        for link in self._links.values():
-            link.told //= 2
         self._rest(least, now)
         return [Outgoing(least, Leave()), *self._remove(least, now)]

@@ -36,7 +36,7 @@ from protocol.events import (
     Send,
     SetOffer,
 )
-from protocol.ids import StreamId
+from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.sim.engine import SimulatedEngine
 from protocol.sim.network import Network
@@ -147,6 +147,11 @@ class Host:
         self.peer = None
         self.engine = None
         self._wake_at_s = None
+
+    def sequence_of(self, node: NodeId) -> int:
+        """The sequence of the newest record that it holds of somebody; -1 for none."""
+        entry = self.peer.directory.get(node) if self.peer is not None else None
+        return entry.heartbeat.sequence if entry is not None else -1
 
     def next_inbound_stream(self) -> StreamId:
         number = StreamId(self._next_inbound)

@@ -58,7 +58,10 @@ class Simulation:
         self._partitions: list[frozenset[int]] = []
         starts = self._rng("starts")
         for host in self.hosts:
-            self._schedule.at(starts.uniform(0.0, scenario.start_s), partial(self._start, host))
+            # The one that all others know is there first.
+            is_first = scenario.topology is Topology.STAR and host.index == 0
+            at_s = starts.uniform(0.0, scenario.start_s)
+            self._schedule.at(0.0 if is_first else at_s, partial(self._start, host))
         for happening in scenario.happenings:
             self._schedule.at(happening.at_s, partial(self._happen, happening))
         self._plan_jobs(self._rng("workload"))
@@ -102,6 +105,10 @@ class Simulation:
     def at(self, at_s: float, index: int, event: Event) -> None:
         """Give a peer a command at this instant; it is lost when the peer is down then."""
         self._schedule.at(at_s, partial(self.feed, index, event))
+
+    def plan(self, at_s: float, action: Callable[[], None]) -> None:
+        """Have something done at this instant: by machines that a test attached to the network itself."""
+        self._schedule.at(at_s, action)
 
     def heal(self) -> None:
         """End all faults: join what is apart, start what is down, lose no more. From here on everything must end."""

@@ -16,7 +16,9 @@ from protocol.broadcast import (
     GRAFT_RETRY_S,
     GRAFT_S,
     HAVE_S,
+    HEARD_MIN,
     PROMISES_MAX,
+    WINDOW_S,
     Broadcast,
 )
 from protocol.codec import decode_record
@@ -219,7 +221,7 @@ def test_a_neighbour_that_has_told_us_is_not_told_and_it_counts_in_its_favour() 
     tree.news(record_of("p"), source=Y, at_s=20.0)
     tree.broadcast.on_have(X, Have(((P, 7),)), now(20.1))
     assert tree.wait(60.0) == []
-    assert tree.links[X].told == 1
+    assert tree.links[X].told + tree.links[X].told_before == 1
 
 
 def test_a_prune_from_the_other_side_turns_what_waits_into_an_announcement() -> None:
@@ -313,6 +315,38 @@ def test_a_neighbour_that_left_is_not_asked() -> None:
     del tree.links[X]
     tree.broadcast.on_left(X)
     assert [out for _, out in tree.wait(60.0)] == [Outgoing(Y, Graft((P,)))]
+
+
+# ---------------------------------------------------------------- who tells nothing
+
+
+def test_who_told_nothing_for_two_windows_while_others_told_much_is_mute() -> None:
+    tree = Tree(X, Y)
+    for node in (X, Y):
+        tree.broadcast.on_joined(node, now())
+    for number in range(HEARD_MIN):
+        assert not tree.broadcast.is_mute(X)
+        tree.news(record_of(f"new {number}"), source=Y, at_s=1.0 + number)
+    assert tree.broadcast.is_mute(X)
+    assert not tree.broadcast.is_mute(Y)
+    tree.news(record_of("p"), source=X, at_s=20.0)
+    assert not tree.broadcast.is_mute(X)
+    for window in range(1, 5):
+        tree.broadcast.on_deadline(now(20.0 + window * WINDOW_S))
+    assert not tree.broadcast.is_mute(X)
+    assert not tree.broadcast.is_mute(Y), "nobody told anything for a while"
+    tree.news(*[record_of(f"late {number}") for number in range(HEARD_MIN)], source=Y, at_s=20.0 + 5 * WINDOW_S)
+    assert tree.broadcast.is_mute(X)
+    assert not tree.broadcast.is_mute(Y)
+
+
+def test_who_has_only_come_is_not_mute() -> None:
+    tree = Tree(X, Y)
+    for number in range(2 * HEARD_MIN):
+        tree.news(record_of(f"new {number}"), source=Y, at_s=float(number))
+    tree.links[Z] = Link(None, Budget(50.0))
+    tree.broadcast.on_joined(Z, now(50.0))
+    assert not tree.broadcast.is_mute(Z)
 
 
 # ---------------------------------------------------------------- what it may cost

@@ -43,10 +43,10 @@ class Node:
         for node in neighbours:
             self.join(node, scope=scope)
 
-    def join(self, node: NodeId, at_s: float = 0.0, scope: Scope = None) -> list[Outgoing]:
+    def join(self, node: NodeId, at_s: float = 0.0, scope: Scope = None, *, is_chosen: bool = False) -> list[Outgoing]:
         self.links[node] = Link(scope, Budget(at_s))
-        self.broadcast.on_joined(now(at_s))
-        return self.exchange.on_joined(node, now(at_s))
+        self.broadcast.on_joined(node, now(at_s))
+        return self.exchange.on_joined(node, now(at_s), is_chosen=is_chosen)
 
     def take(self, source: NodeId, message: Message, at_s: float) -> list[Outgoing]:
         if isinstance(message, Digest):
@@ -262,6 +262,14 @@ def test_the_first_neighbour_is_compared_with_at_once_and_others_soon() -> None:
     deadline = node.exchange.next_deadline()
     assert deadline is not None
     assert deadline <= 50.0 + 1.5 * SOON_S
+
+
+def test_a_newcomer_compares_at_once_with_whom_it_chose_itself() -> None:
+    """Whoever came to it first may have come to keep it from others."""
+    node = Node(neighbours=[X])
+    (out,) = node.join(Y, 30.0, is_chosen=True)
+    assert out.neighbour == Y
+    assert node.join(Z, 90.0, is_chosen=True) == []
 
 
 def test_nodes_that_lack_nothing_compare_ever_more_seldom_and_with_everyone() -> None:

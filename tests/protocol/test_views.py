@@ -17,6 +17,7 @@ from protocol.links import Budget, Link, Outgoing
 from protocol.locality import network_of
 from protocol.messages import Leave, Message, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive
+from protocol.places import LEAVES_MAX, PROBATION_S, TAKEN_MAX, URGENT_AGE_S
 from protocol.views import (
     ATTEMPT_S,
     ATTEMPTS_MAX,
@@ -24,14 +25,11 @@ from protocol.views import (
     CHOSEN_MIN,
     CHOSEN_MORE,
     FAILURES_MAX,
-    LEAVES_MAX,
-    PROBATION_S,
     REQUESTS_BURST,
     REST_S,
+    ROTATE_MUTE_S,
     ROTATE_S,
     SHUFFLE_S,
-    TAKEN_MAX,
-    URGENT_AGE_S,
     Change,
     Joined,
     Left,
@@ -63,6 +61,7 @@ class Bench:
         self.passive = Passive(rng)
         self.links: dict[NodeId, Link] = {}
         self.wanting: list[NodeId] = []
+        self.mute: set[NodeId] = set()
         self.at_s = 1000.0
         self.views = Views(
             ME,
@@ -73,6 +72,7 @@ class Bench:
             rng,
             now(self.at_s),
             chosen_min=chosen_min,
+            is_mute=self.mute.__contains__,
             wanting=lambda _: self.wanting,
         )
 
@@ -316,30 +316,6 @@ def test_a_newcomer_from_elsewhere_takes_the_place_of_the_latest_of_a_crowd() ->
     assert len(bench.links) == TAKEN_MAX
 
 
-def test_the_crowd_itself_displaces_nobody() -> None:
-    bench = Bench(chosen_min=0)
-    for number in range(TAKEN_MAX):
-        bench.ask(bench.publishes(f"p{number}"), 7 if number % 2 else number)
-    bench.wait(2 * URGENT_AGE_S)
-    for number in range(100):
-        bench.ask(bench.publishes(f"crowd {number}"), 7, is_urgent=True)
-        bench.wait(1.0)
-    elsewhere = [signing_key(f"p{number}").node for number in range(0, TAKEN_MAX, 2)]
-    assert all(peer in bench.views for peer in elsewhere)
-
-
-def test_an_urgent_case_gets_a_place_where_all_are_of_one_network_but_not_that_of_a_newcomer() -> None:
-    bench = Bench(chosen_min=0)
-    for number in range(TAKEN_MAX):
-        bench.ask(bench.publishes(f"p{number}"), 7)
-    urgent = bench.publishes("urgent")
-    assert said(bench.ask(urgent, 7, is_urgent=True)) == [(urgent, NO)]
-    bench.wait(URGENT_AGE_S)
-    assert said(bench.hear(urgent, Neighbour(0))) == [(urgent, NO)]
-    assert said(bench.hear(urgent, Neighbour(1)))[-1] == (urgent, YES)
-    assert len(bench.links) == TAKEN_MAX
-
-
 def test_whom_we_chose_makes_room_for_nobody() -> None:
     bench = Bench()
     bench.candidates(AIM, network=7)
@@ -397,8 +373,9 @@ def test_now_and_then_somebody_new_comes_for_whoever_told_least() -> None:
     bench = Bench()
     bench.candidates(50)
     chosen = bench.settle(30.0)
-    for peer in chosen[1:]:
-        bench.links[peer].told = 5
+    for number, peer in enumerate(chosen[1:]):
+        bench.links[peer].told = number % 2
+        bench.links[peer].told_before = 1
     met: list[NodeId] = []
     left: list[NodeId] = []
     for _ in range(int(2 * ROTATE_S)):
@@ -415,7 +392,6 @@ def test_now_and_then_somebody_new_comes_for_whoever_told_least() -> None:
     assert met
     assert not set(met) & set(chosen)
     assert len(bench.links) == AIM
-    assert all(bench.links[peer].told == 2 for peer in chosen[1:])
 
 
 def test_nobody_is_replaced_before_it_could_be_of_use() -> None:
@@ -424,6 +400,51 @@ def test_nobody_is_replaced_before_it_could_be_of_use() -> None:
     chosen = bench.settle(20.0)
     assert len(chosen) == AIM
     assert bench.settle(PROBATION_S - 25.0) == []
+
+
+def test_a_mute_one_is_replaced_soon() -> None:
+    bench = Bench()
+    bench.candidates(50)
+    chosen = bench.settle(300.0)
+    assert len(chosen) > AIM
+    held = [peer for peer in chosen if peer in bench.links]
+    bench.mute.add(held[0])
+    for peer in held[1:]:
+        bench.links[peer].told = 1
+    bench.settle(ROTATE_S * 1.5)
+    assert held[0] not in bench.links
+    bench.mute.update(bench.links)
+    assert len(bench.settle(8 * ROTATE_MUTE_S)) >= 3
+
+
+def test_a_young_node_meets_others_more_often() -> None:
+    bench = Bench()
+    bench.candidates(200)
+    first = len(bench.settle(2 * ROTATE_S)) - AIM
+    later = len(bench.settle(6 * ROTATE_S))
+    assert first >= 3
+    assert 4 <= later <= 9
+
+
+def test_whoever_only_others_chose_is_in_need() -> None:
+    """A crowd around a newcomer, which chose it, does not keep it from asking urgently."""
+    bench = Bench()
+    for number in range(5):
+        bench.ask(node(100 + number), number)
+    bench.candidates(1)
+    bench.views.on_candidates(now(bench.at_s))
+    (dial,) = only(bench.wait(15.0), Dial)
+    assert said(bench.connect(dial.peer)) == [(dial.peer, Neighbour(1))]
+
+
+def test_nobody_else_is_asked_before_one_of_those_that_were_given() -> None:
+    bench = Bench()
+    bench.candidates(50)
+    bench.contacts.learn(node(101), (address(101),), connect=False, connected=False)
+    assert [dial.peer for dial in only(bench.wait(10.0), Dial)] == [node(101)]
+    bench.connect(node(101), 101)
+    bench.hear(node(101), NO)
+    assert len(only(bench.wait(10.0), Dial)) == ATTEMPTS_MAX
 
 
 def test_a_peer_that_somebody_asked_for_is_not_replaced() -> None:

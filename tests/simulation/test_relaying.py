@@ -64,8 +64,8 @@ def test_full_providers_hand_jobs_on_and_fewer_are_refused() -> None:
     refused = {}
     for cls in (Simulation, Reserved):
         refused[cls] = 0
-        for seed in range(2):
-            workload = Workload(jobs=80, jobs_per_s=2.0)
+        for seed in range(4):
+            workload = Workload(jobs=80, jobs_per_s=3.0)
             judged = Judged(Scenario(seed=seed, peers=16, providers=8, engine=SMALL, workload=workload), cls)
             judged.run(60.0)
             counts = judged.handoffs.counts
@@ -80,7 +80,7 @@ def test_full_providers_hand_jobs_on_and_fewer_are_refused() -> None:
 
 
 def test_aggregators_pass_jobs_on_as_they_are() -> None:
-    workload = Workload(jobs=80, jobs_per_s=4.0, via_share=0.5, embedding_share=0.2, cancel_share=0.1)
+    workload = Workload(jobs=80, start_s=5.0, jobs_per_s=4.0, via_share=0.5, embedding_share=0.2, cancel_share=0.1)
     judged = Judged(Scenario(seed=1, peers=24, providers=5, aggregators=2, workload=workload))
     judged.run(40.0)
     assert judged.passed_on.jobs > 30
