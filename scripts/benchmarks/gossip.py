@@ -1,0 +1,157 @@
+"""What gossip costs a simulated peer, and how long it takes: the figures of specs/04.
+
+Real peers on a simulated network: one-way latency 30 ms on average, everybody has heard of one node at the start. Bytes
+are those of frames, without what TCP, Noise and yamux add. Processor time is that of the machine for one peer, the
+simulator's own work included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from protocol.events import Send, SetOffer
+from protocol.records import Availability
+from protocol.sim import Scenario, Simulation, Topology
+from protocol.sim.checkers import Checker, Seen
+
+# Peers start at this rate, which is a storm: a network of this size grows over days.
+STARTS_PER_S = 33.0
+STEP_S = 0.25
+CALM_S = 60.0
+CHANGES = 5
+
+
+class Sent(Checker):
+    """Counts what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.messages = 0
+
+    def interests(self) -> dict[type, object]:  # type: ignore[override]  # what is observed is the checker's own business
+        return {Send: self._on_send}
+
+    def _on_send(self, seen: Seen) -> None:
+        self.bytes += len(seen.item.data)
+        self.messages += 1
+
+
+@dataclass
+class Row:
+    """One size of network. Times in seconds, costs for one peer."""
+
+    peers: int
+    full_view_s: float
+    start_bytes: float
+    idle_bytes: float
+    bytes_per_minute: float
+    messages_per_minute: float
+    cpu_ms_per_minute: float
+    neighbours: float
+    most_neighbours: int
+    news_median_s: float
+    news_all_s: float
+    change_bytes: float
+
+
+def measure(peers: int, minutes: float, seed: int) -> Row:
+    """Start a network, let it run, and change a few of its records."""
+    start_s = peers / STARTS_PER_S
+    scenario = Scenario(
+        seed=seed, peers=peers, providers=max(1, peers // 5), models=10, topology=Topology.STAR, start_s=start_s
+    )
+    sent = Sent()
+    simulation = Simulation(scenario, [sent])
+    while not simulation.has_converged():
+        simulation.run(simulation.now_s + STEP_S)
+    full_view_s = simulation.now_s - start_s
+    start_bytes = sent.bytes / peers
+    # Young nodes still meet each other; then, before the first records are renewed, nothing happens at all.
+    simulation.run(start_s + 4 * CALM_S)
+    before = sent.bytes
+    simulation.run(simulation.now_s + CALM_S)
+    idle_bytes = (sent.bytes - before) / peers * 60 / CALM_S
+    # All records are renewed once in ten minutes.
+    before, messages, used_s = sent.bytes, sent.messages, time.process_time()
+    simulation.run(simulation.now_s + minutes * 60)
+    cpu_s, share = time.process_time() - used_s, 1 / peers / minutes
+    per_minute, messages_per_minute = (sent.bytes - before) * share, (sent.messages - messages) * share
+    statistics = [host.peer.statistics() for host in simulation.hosts if host.peer is not None]
+    neighbours = [each.neighbours for each in statistics]
+    medians, alls, costs = zip(*(_change(simulation, sent, number) for number in range(CHANGES)), strict=True)
+    return Row(
+        peers,
+        full_view_s,
+        start_bytes,
+        idle_bytes,
+        per_minute,
+        messages_per_minute,
+        cpu_s * share * 1000,
+        sum(neighbours) / peers,
+        max(neighbours),
+        sorted(medians)[CHANGES // 2],
+        max(alls),
+        sorted(costs)[CHANGES // 2],
+    )
+
+
+def _change(simulation: Simulation, sent: Sent, number: int) -> tuple[float, float, float]:
+    """One peer says something new: when half of the others know, when all do, and what it cost each."""
+    hosts = simulation.hosts
+    host = hosts[number * len(hosts) // CHANGES]
+    assert host.offer is not None
+    simulation.run(simulation.now_s + 15.0)
+    quiet = sent.bytes
+    simulation.run(simulation.now_s + 10.0)
+    quiet = sent.bytes - quiet
+    before, began_s = sent.bytes, simulation.now_s
+    drained = Availability.DRAINING if number % 2 else Availability.AVAILABLE
+    host.receive(SetOffer(replace(host.offer, availability=drained, name=f"changed {number}")))
+    sequence = host.sequence_of(host.node)
+    reached: Counter[str] = Counter()
+    half_s = all_s = 0.0
+    while not all_s and simulation.now_s < began_s + 60.0:
+        simulation.run(simulation.now_s + 0.02)
+        reached["now"] = sum(other.sequence_of(host.node) >= sequence for other in hosts)
+        half_s = half_s or (simulation.now_s - began_s if 2 * reached["now"] >= len(hosts) else 0.0)
+        all_s = simulation.now_s - began_s if reached["now"] == len(hosts) else 0.0
+    simulation.run(began_s + 10.0)
+    return half_s, all_s, max(0, sent.bytes - before - quiet) / len(hosts)
+
+
+def main() -> None:
+    """Print a table, one line for each size."""
+    parser = argparse.ArgumentParser(description="Measure gossip in simulation.")
+    parser.add_argument("--peers", type=int, nargs="+", default=[20, 100, 300, 1000])
+    parser.add_argument("--minutes", type=float, default=10.0, help="how long it is watched (default: ten minutes)")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    # Peers and their records stay to the end: looking for garbage among a million of them finds none.
+    gc.disable()
+    print(
+        "| peers | full view after the last start | bytes until then | idle bytes/min | bytes/min | messages/min ",
+        end="",
+    )
+    print("| CPU ms/min | neighbours (most) | news: half | news: all | bytes per change |")
+    print("|---" * 11 + "|")
+    for peers in arguments.peers:
+        row = measure(peers, arguments.minutes, arguments.seed)
+        print(
+            f"| {row.peers} | {row.full_view_s:.1f} s | {row.start_bytes:.0f} | {row.idle_bytes:.0f} "
+            f"| {row.bytes_per_minute:.0f} | {row.messages_per_minute:.0f} | {row.cpu_ms_per_minute:.0f} "
+            f"| {row.neighbours:.1f} ({row.most_neighbours}) | {row.news_median_s:.2f} s | {row.news_all_s:.2f} s "
+            f"| {row.change_bytes:.0f} |",
+            flush=True,
+        )
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
