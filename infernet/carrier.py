@@ -102,9 +102,9 @@ class TransportCarrier:
     async def _dial(self, effect: e.Dial) -> None:
         try:
             with trio.fail_after(DIAL_TIMEOUT_S):
-                await self._transport.dial(effect.peer, effect.addresses)
+                await self._transport.dial(effect.peer, effect.addresses, at_once=effect.at_once)
         except DialFailed as error:
-            self._driver.post(e.DialFailed(effect.peer, str(error)))
+            self._driver.post(e.DialFailed(effect.peer, str(error), error.left_out))
         except trio.TooSlowError:
             self._driver.post(e.DialFailed(effect.peer, f"no address answered within {DIAL_TIMEOUT_S:g} s"))
         finally:

@@ -76,6 +76,10 @@ class Job:
     tried: set[NodeId] = field(default_factory=set)
     busy: dict[NodeId, int] = field(default_factory=dict)
     lost: list[NodeId] = field(default_factory=list)
+    #: Whom we did not even dial, because their addresses had failed not long ago.
+    not_dialled: list[NodeId] = field(default_factory=list)
+    #: Whom we dialled whatever had failed before.
+    urged: set[NodeId] = field(default_factory=set)
     retried: set[NodeId] = field(default_factory=set)
     resealed: set[NodeId] = field(default_factory=set)
     detoured: set[NodeId] = field(default_factory=set)
@@ -98,6 +102,11 @@ class Job:
         """Whom we must be connected to: the provider, or the aggregator on the way to it."""
         assert self.provider is not None
         return self.via or self.provider
+
+    @property
+    def model_wanted(self) -> str | None:
+        """The model that the next provider must serve; None: any."""
+        return self.model if self.has_begun else self.ask.model
 
     @property
     def output_tokens_left(self) -> int:

@@ -19,6 +19,7 @@ from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
 from protocol.events import (
     Ask,
+    DialFailed,
     Effect,
     FinishStream,
     JobAccepted,
@@ -158,8 +159,11 @@ class Asking:
     def on_connected(self, peer: NodeId, now: Now) -> list[Effect]:
         return self._searching.on_connected(peer, now)
 
+    def on_dial_failed(self, event: DialFailed, now: Now) -> list[Effect]:
+        return self._searching.on_dial_failed(event, now)
+
     def on_unreachable(self, peer: NodeId, reason: str, now: Now) -> list[Effect]:
-        """Dialling failed, or the connection went away while we waited for the peer's record."""
+        """The connection went away while we waited for the peer's record."""
         return self._searching.on_unreachable(peer, reason, now)
 
     # ------------------------------------------------------------ ordering

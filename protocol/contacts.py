@@ -8,7 +8,7 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.directory import Directory
-from protocol.events import Dial, Effect, Now
+from protocol.events import Dial, Effect, LearnAddresses, Now
 from protocol.ids import NodeId
 from protocol.timers import Timers
 
@@ -59,17 +59,18 @@ class Contacts:
         """Whether somebody asked for a lasting connection to this node."""
         return node in self._wanted
 
-    def learn(self, node: NodeId, addresses: tuple[str, ...], *, connect: bool, connected: bool) -> list[Effect]:
+    def learn(self, event: LearnAddresses, *, connected: bool) -> list[Effect]:
         """Take addresses; with `connect`, keep a connection to this node from now on."""
+        node, addresses = event.peer, event.addresses
         if node not in self._given and len(self._given) >= CONTACTS_MAX:
             # The oldest makes room, but not one that we keep dialling: that one would never be found again.
             self._given.pop(next((old for old in self._given if old not in self._wanted), next(iter(self._given))))
         self._given[node] = _merged(addresses, self._given.get(node, ()))
-        if not connect:
+        if not event.connect:
             return []
         self._wanted[node] = _merged(addresses, self._wanted.get(node, ()))
         self._retry.cancel(node)
-        return [] if connected else [Dial(node, self.addresses(node))]
+        return [] if connected else [Dial(node, self.addresses(node), event.at_once)]
 
     # ------------------------------------------------------------ how it went
 

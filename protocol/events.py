@@ -66,10 +66,14 @@ class PeerDisconnected(Struct, frozen=True):
 
 
 class DialFailed(Struct, frozen=True):
-    """No address of this peer could be connected; one sentence why."""
+    """No address of this peer could be connected; one sentence why.
+
+    `left_out`: some address was not tried at all, because it had failed not long ago; `Dial.at_once` would try it.
+    """
 
     peer: NodeId
     reason: str
+    left_out: bool = False
 
 
 class StreamOpened(Struct, frozen=True):
@@ -245,11 +249,15 @@ class Allow(Struct, frozen=True):
 
 
 class LearnAddresses(Struct, frozen=True):
-    """A peer may be reached at these addresses: from the user, the saved list or an invite."""
+    """A peer may be reached at these addresses: from the user, the saved list or an invite.
+
+    `connect`: keep a connection to it from now on. `at_once`: somebody waits for that (see `Dial`).
+    """
 
     peer: NodeId
     addresses: tuple[str, ...]
     connect: bool = False
+    at_once: bool = False
 
 
 class LearnRecord(Struct, frozen=True):
@@ -334,10 +342,14 @@ Event = (
 
 
 class Dial(Struct, frozen=True):
-    """Connect to this peer at one of these addresses; ends in PeerConnected or DialFailed."""
+    """Connect to this peer at one of these addresses; ends in PeerConnected or DialFailed.
+
+    An address that failed not long ago is left out, for longer each time, unless somebody waits for it: `at_once`.
+    """
 
     peer: NodeId
     addresses: tuple[str, ...]
+    at_once: bool = False
 
 
 class HangUp(Struct, frozen=True):

@@ -274,7 +274,7 @@ class Peer:
                     return []  # it dialled us while we dialled it
                 self._contacts.on_unreachable(event.peer, now)
                 self._gossip.on_unreachable(event.peer, now)
-                effects = self._asking.on_unreachable(event.peer, event.reason, now)
+                effects = self._asking.on_dial_failed(event, now)
                 effects += self._handing_off.on_unreachable(event.peer, now)
                 effects += self._reachable.on_unreachable(event.peer, now)
                 return effects + self._forwarding.on_unreachable(event.peer)
@@ -386,7 +386,7 @@ class Peer:
 
     def _learn_addresses(self, event: e.LearnAddresses, now: Now) -> list[Effect]:
         is_connected = event.peer in self._connections
-        effects = self._contacts.learn(event.peer, event.addresses, connect=event.connect, connected=is_connected)
+        effects = self._contacts.learn(event, connected=is_connected)
         return effects + self._gossip.on_candidate(event.peer, now)
 
     def _tell_load(self, now: Now) -> list[Effect]:

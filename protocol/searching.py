@@ -15,7 +15,7 @@ from protocol import constants as c
 from protocol.asked import LOST, Job, Stage
 from protocol.directory import Directory, Entry
 from protocol.errors import Refusal
-from protocol.events import Dial, Effect, Now, SearchWanted
+from protocol.events import Dial, DialFailed, Effect, Now, SearchWanted
 from protocol.ids import JobId, NodeId, short
 from protocol.records import Heartbeat, ModelOffer
 from protocol.router import Router
@@ -115,8 +115,18 @@ class Searching:
                     effects += self._search(self._route_request(job), peer)
         return effects
 
+    def on_dial_failed(self, event: DialFailed, now: Now) -> list[Effect]:
+        """No address led to this peer, or none that did not fail not long ago."""
+        if not event.left_out:
+            return self.on_unreachable(event.peer, event.reason, now)
+        effects: list[Effect] = []
+        for job in list(self._jobs.values()):
+            if job.stage is Stage.REACHING and job.hop == event.peer:
+                effects += self._on_left_out(job, event.reason, now)
+        return effects
+
     def on_unreachable(self, peer: NodeId, reason: str, now: Now) -> list[Effect]:
-        """Dialling failed, or the connection went away while we waited for the peer's record."""
+        """The connection went away while we waited for the peer's record."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
             if job.stage is Stage.REACHING and job.hop == peer:
@@ -126,8 +136,8 @@ class Searching:
     # ------------------------------------------------------------ finding
 
     def _next_candidate(self, job: Job, now: Now) -> list[Effect]:
-        """Whoever holds a slot for us; whoever may have one; then the shortest queue; then whom others know; at last
-        whoever was lost before.
+        """Whoever holds a slot for us; whoever may have one; then the shortest queue; then whoever was away not long
+        ago; then whom others know; at last whoever was lost before.
         """
         if self._find_reserved(job, now):
             return self._reach(job, now)
@@ -135,7 +145,7 @@ class Searching:
         if len(job.busy) < c.BUSY_REFUSALS_MAX and self._find_fresh(job, now):
             job.queue_wait_ms = 0
             return self._reach(job, now)
-        if self._find_queue(job, now):
+        if self._find_queue(job, now) or self._find_not_dialled(job):
             return self._reach(job, now)
         return self._search_or_wait(job, now)
 
@@ -191,6 +201,15 @@ class Searching:
         job.provider, job.queue_wait_ms = min(waits)[1], left_ms
         return True
 
+    @staticmethod
+    def _find_not_dialled(job: Job) -> bool:
+        """A provider whose addresses failed not long ago: it may be back, and nobody else is left."""
+        if not job.not_dialled:
+            return False
+        job.provider, job.model, job.queue_wait_ms = job.not_dialled.pop(0), job.model_wanted, 0
+        job.urged.add(job.provider)
+        return True
+
     def _search_or_wait(self, job: Job, now: Now) -> list[Effect]:
         if self._timers.is_set(job.ask.job):
             return []  # the search goes on
@@ -221,7 +240,7 @@ class Searching:
     def _route_request(self, job: Job) -> RouteRequest:
         ask = job.ask
         return RouteRequest(
-            job.model if job.has_begun else ask.model,
+            job.model_wanted,
             ask.kind,
             context_tokens=ask.output_tokens_max,
             prompt_bytes=job.sealed_bytes,
@@ -242,7 +261,7 @@ class Searching:
             return self._on_hop(job, now)
         addresses = self._addresses(job.hop)
         if addresses:
-            return [Dial(job.hop, addresses)]
+            return [Dial(job.hop, addresses, at_once=job.hop in job.urged)]
         what = "provider" if job.via is None else "aggregator"
         return self._on_no_hop(job, Refusal.PEER_LOST, f"no address of {what} {short(job.hop)} is known", now)
 
@@ -252,6 +271,20 @@ class Searching:
         if job.via is not None and self._directory.get(job.provider) is None:
             return self._search(replace(self._route_request(job), provider=job.provider), job.via)
         return self._check_ready(job, now)
+
+    def _on_left_out(self, job: Job, text: str, now: Now) -> list[Effect]:
+        """The hop was not dialled, or not everywhere: others may be nearer, but before the user hears that nobody is
+        there, it is dialled after all.
+        """
+        assert job.provider is not None
+        if job.hop in job.urged or self._detours(job, job.provider):
+            return self._on_no_hop(job, Refusal.PEER_LOST, text, now)
+        if job.via is not None:
+            job.urged.add(job.hop)
+            return [Dial(job.hop, self._addresses(job.hop), at_once=True)]
+        job.tried.add(job.provider)
+        job.not_dialled.append(job.provider)
+        return self.begin(job, now)
 
     def _on_no_hop(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
         """There is no way to the provider, or not this one."""

@@ -49,7 +49,7 @@ class Joining:
         self._waiting.setdefault(node, []).append(send)
         try:
             # Known from now on, connected or not.
-            self._driver.command(LearnAddresses(node, addresses, connect=True))
+            self._driver.command(LearnAddresses(node, addresses, connect=True, at_once=True))
             if is_connected:
                 return ""
             with trio.move_on_after(JOIN_TIMEOUT_S):

@@ -39,13 +39,17 @@ class PortTaken(ListenFailed):
 
 
 class DialFailed(TransportError):
-    """No address of the peer led to it. `reasons` has one line for each address."""
+    """No address of the peer led to it. `reasons` has one line for each address.
 
-    def __init__(self, peer: NodeId, reasons: Mapping[str, str]) -> None:
+    `left_out`: some were not tried, because they had failed not long ago.
+    """
+
+    def __init__(self, peer: NodeId, reasons: Mapping[str, str], *, left_out: bool = False) -> None:
         listed = "; ".join(f"{address}: {reason}" for address, reason in reasons.items())
         super().__init__(f"cannot reach {peer_id(peer)}: {listed or 'no address is known'}")
         self.peer = peer
         self.reasons = dict(reasons)
+        self.left_out = left_out
 
 
 class NotConnected(TransportError):
@@ -168,10 +172,11 @@ class Transport(Protocol):
         Raises PortTaken or ListenFailed before that.
         """
 
-    async def dial(self, peer: NodeId, addresses: Sequence[str]) -> None:
+    async def dial(self, peer: NodeId, addresses: Sequence[str], *, at_once: bool = False) -> None:
         """Connect to the peer at the first of these multiaddrs that leads to it; nothing when already connected.
 
-        Whoever answers with another identity is not the peer. Raises DialFailed.
+        An address that failed not long ago is left out, unless somebody waits for the connection: `at_once`. Whoever
+        answers with another identity is not the peer. Raises DialFailed.
         """
 
     async def open_stream(self, peer: NodeId, protocol: str) -> Stream:

@@ -7,8 +7,10 @@ fails is left alone for a time that doubles with every failure.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -57,7 +59,11 @@ Address = TcpAddress | CircuitAddress
 @dataclass(slots=True)
 class _Backoff:
     failures: int = 0
+    failed_s: float = 0.0
     until_s: float = 0.0
+
+
+_NO_BACKOFF: Final = _Backoff(until_s=-math.inf)
 
 
 class Dialer(Generic[Connected]):
@@ -70,10 +76,15 @@ class Dialer(Generic[Connected]):
         self._circuit_places = trio.CapacityLimiter(CIRCUIT_ATTEMPTS_MAX)
         self._backoffs: dict[tuple[NodeId, str], _Backoff] = {}
 
-    async def dial(self, peer: NodeId, texts: Sequence[str]) -> Connected:
-        """Connect to the peer at one of these multiaddrs. Raises DialFailed with a reason for each."""
+    async def dial(self, peer: NodeId, texts: Sequence[str], *, at_once: bool = False) -> Connected:
+        """Connect to the peer at one of these multiaddrs. Raises DialFailed with a reason for each.
+
+        `at_once`: addresses that failed before are not left alone for longer than the first time.
+        """
         race = _Race[Connected]()
         texts = list(dict.fromkeys(texts))[:ADDRESSES_MAX]
+        if at_once:
+            await trio.sleep_until(self._shorten_backoffs(peer, texts))
         admitted = self._admit_all(race, peer, texts)
         try:
             await self._run_race(race, peer, admitted)
@@ -84,7 +95,8 @@ class Dialer(Generic[Connected]):
                     await race.winner.aclose()
             raise
         if race.winner is None:
-            raise DialFailed(peer, {text: race.reasons[text] for text in texts if text in race.reasons})
+            reasons = {text: race.reasons[text] for text in texts if text in race.reasons}
+            raise DialFailed(peer, reasons, left_out=race.left_out)
         return race.winner
 
     async def _run_race(self, race: _Race[Connected], peer: NodeId, admitted: Sequence[tuple[str, Address]]) -> None:
@@ -112,24 +124,35 @@ class Dialer(Generic[Connected]):
         return failures
 
     def _admit_all(self, race: _Race[Connected], peer: NodeId, texts: Sequence[str]) -> list[tuple[str, Address]]:
+        """Those that may be tried now; why not the others is told to the race."""
         admitted = []
         for text in texts:
+            backoff = self._backoffs.get((peer, text), _NO_BACKOFF)
+            wait_s = backoff.until_s - trio.current_time()
+            if wait_s > 0:
+                race.reasons[text] = f"failed before; the next attempt is in {math.ceil(wait_s)} s"
+                race.left_out = True
+                continue
             try:
-                admitted.append((text, self._admit(peer, text)))
+                admitted.append((text, _parse(peer, text)))
             except ValueError as error:
                 race.reasons[text] = str(error)
         return admitted
 
-    def _admit(self, peer: NodeId, text: str) -> Address:
-        """Parse an address and check that it may be tried now. Raises ValueError."""
-        address = addresses.parse(text)
-        if address.peer not in (None, peer):
-            raise ValueError("the address names another peer")
-        backoff = self._backoffs.get((peer, text))
-        if backoff is not None and backoff.until_s > trio.current_time():
-            wait_s = backoff.until_s - trio.current_time()
-            raise ValueError(f"failed before; the next attempt is in {wait_s:.0f} s")
-        return address
+    def _shorten_backoffs(self, peer: NodeId, texts: Sequence[str]) -> float:
+        """Leave addresses, and the relays that they lead through, alone for no longer than after a first failure.
+
+        Gives when all of them may be tried.
+        """
+        keys = [(peer, text) for text in texts]
+        for text in texts:
+            with suppress(ValueError):
+                if isinstance(address := addresses.parse(text), CircuitAddress):
+                    keys.append((address.relay, address.relay_address))
+        backoffs = [self._backoffs[key] for key in keys if key in self._backoffs]
+        for backoff in backoffs:
+            backoff.until_s = min(backoff.until_s, backoff.failed_s + BACKOFF_FIRST_S)
+        return max((backoff.until_s for backoff in backoffs), default=trio.current_time())
 
     async def _run(self, race: _Race[Connected], peer: NodeId, text: str, address: Address, failed: trio.Event) -> None:
         reason = await self._run_in_place(race, peer, address)
@@ -165,10 +188,19 @@ class Dialer(Generic[Connected]):
         # The exponent is bounded too: 2.0 ** 1024 overflows.
         wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(backoff.failures - 1, 30))
         wait_s *= self._random.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
-        backoff.until_s = trio.current_time() + wait_s
+        backoff.failed_s = trio.current_time()
+        backoff.until_s = backoff.failed_s + wait_s
         self._backoffs[peer, text] = backoff
         if len(self._backoffs) > BACKOFF_ENTRIES_MAX:
             del self._backoffs[next(iter(self._backoffs))]
+
+
+def _parse(peer: NodeId, text: str) -> Address:
+    """Read an address of this peer. Raises ValueError."""
+    address = addresses.parse(text)
+    if address.peer not in (None, peer):
+        raise ValueError("the address names another peer")
+    return address
 
 
 class _Race(Generic[Connected]):
@@ -177,6 +209,7 @@ class _Race(Generic[Connected]):
     def __init__(self) -> None:
         self.winner: Connected | None = None
         self.reasons: dict[str, str] = {}
+        self.left_out = False
         self.scope = trio.CancelScope()
 
     async def finish(self, connected: Connected) -> None:

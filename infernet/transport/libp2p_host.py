@@ -172,7 +172,7 @@ class Libp2pTransport:
             for listener in listeners:
                 listener.socket.close()
 
-    async def dial(self, peer: NodeId, addresses: Sequence[str]) -> None:
+    async def dial(self, peer: NodeId, addresses: Sequence[str], *, at_once: bool = False) -> None:
         """As `Transport.dial`. Two dials of the same peer wait for each other."""
         running = self._require_running()
         if peer == self.node_id:
@@ -184,7 +184,7 @@ class Libp2pTransport:
             async with lock:
                 if any(connection.muxer.is_open() for connection in running.connections.of(peer)):
                     return
-                self._add_dialled(running, await self._dialer.dial(peer, addresses))
+                self._add_dialled(running, await self._dialer.dial(peer, addresses, at_once=at_once))
         except DialFailed:
             self._counts.dials_failed += 1
             raise

@@ -121,7 +121,13 @@ class MemoryTransport:
             self.abort()
             self._handler = self._nursery = None
 
-    async def dial(self, peer: NodeId, addresses: Sequence[str]) -> None:
+    async def dial(
+        self,
+        peer: NodeId,
+        addresses: Sequence[str],
+        *,
+        at_once: bool = False,  # noqa: ARG002 - the contract's name; nothing is ever left out here
+    ) -> None:
         """As `Transport.dial`."""
         await trio.lowlevel.checkpoint()
         self._require_running()

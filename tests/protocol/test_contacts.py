@@ -7,7 +7,7 @@ import random
 from protocol import constants as c
 from protocol.contacts import CONTACTS_MAX, LASTING_S, RETRY_S_MAX, Contacts
 from protocol.directory import Directory
-from protocol.events import Dial
+from protocol.events import Dial, LearnAddresses
 from protocol.ids import NodeId
 from tests.helpers_machines import now, record_of
 from tests.helpers_records import NOW_MS, signing_key
@@ -21,7 +21,7 @@ def contacts_of(directory: Directory | None = None) -> Contacts:
 
 def wanted() -> Contacts:
     contacts = contacts_of()
-    assert contacts.learn(A, ("/a",), connect=True, connected=False) == [Dial(A, ("/a",))]
+    assert contacts.learn(LearnAddresses(A, ("/a",), connect=True), connected=False) == [Dial(A, ("/a",))]
     return contacts
 
 
@@ -38,7 +38,7 @@ def test_given_addresses_come_before_those_that_a_heartbeat_claims() -> None:
     directory = Directory()
     directory.add(record_of("a", addresses=("/ip4/1.1.1.1/tcp/1", "/ip4/2.2.2.2/tcp/2")), NOW_MS)
     contacts = contacts_of(directory)
-    contacts.learn(A, ("/ip4/2.2.2.2/tcp/2", "/ip4/3.3.3.3/tcp/3"), connect=False, connected=False)
+    contacts.learn(LearnAddresses(A, ("/ip4/2.2.2.2/tcp/2", "/ip4/3.3.3.3/tcp/3"), connect=False), connected=False)
     assert contacts.addresses(A) == ("/ip4/2.2.2.2/tcp/2", "/ip4/3.3.3.3/tcp/3", "/ip4/1.1.1.1/tcp/1")
     assert contacts.addresses(B) == ()
 
@@ -46,7 +46,7 @@ def test_given_addresses_come_before_those_that_a_heartbeat_claims() -> None:
 def test_new_addresses_come_first_and_their_number_is_bounded() -> None:
     contacts = contacts_of()
     for number in range(50):
-        contacts.learn(A, (f"/ip4/10.0.0.{number}/tcp/1",), connect=False, connected=False)
+        contacts.learn(LearnAddresses(A, (f"/ip4/10.0.0.{number}/tcp/1",), connect=False), connected=False)
     addresses = contacts.addresses(A)
     assert addresses[0] == "/ip4/10.0.0.49/tcp/1"
     assert len(addresses) == c.HEARTBEAT_ADDRESSES_MAX
@@ -54,26 +54,26 @@ def test_new_addresses_come_first_and_their_number_is_bounded() -> None:
 
 def test_hints_never_take_the_place_of_what_the_owner_gave() -> None:
     contacts = contacts_of()
-    contacts.learn(A, ("/ip4/1.1.1.1/tcp/1",), connect=True, connected=False)
+    contacts.learn(LearnAddresses(A, ("/ip4/1.1.1.1/tcp/1",), connect=True), connected=False)
     for number in range(50):
-        contacts.learn(A, (f"/ip4/10.0.0.{number}/tcp/1",), connect=False, connected=False)
+        contacts.learn(LearnAddresses(A, (f"/ip4/10.0.0.{number}/tcp/1",), connect=False), connected=False)
     addresses = contacts.addresses(A)
     assert addresses[:2] == ("/ip4/1.1.1.1/tcp/1", "/ip4/10.0.0.49/tcp/1")
-    contacts.learn(A, ("/ip4/2.2.2.2/tcp/1",), connect=True, connected=True)
+    contacts.learn(LearnAddresses(A, ("/ip4/2.2.2.2/tcp/1",), connect=True), connected=True)
     assert contacts.addresses(A)[:2] == ("/ip4/2.2.2.2/tcp/1", "/ip4/1.1.1.1/tcp/1")
 
 
 def test_who_was_given_first_is_named_first() -> None:
     contacts = contacts_of()
     for node in (B, A, B):
-        contacts.learn(node, ("/x",), connect=False, connected=False)
+        contacts.learn(LearnAddresses(node, ("/x",), connect=False), connected=False)
     assert contacts.given() == (B, A)
 
 
 def test_the_book_is_bounded_and_forgets_wanted_peers_last() -> None:
     contacts = wanted()
     for number in range(2 * CONTACTS_MAX):
-        contacts.learn(NodeId(number.to_bytes(32, "big")), ("/x",), connect=False, connected=False)
+        contacts.learn(LearnAddresses(NodeId(number.to_bytes(32, "big")), ("/x",), connect=False), connected=False)
     assert len(contacts.given()) == CONTACTS_MAX
     assert contacts.addresses(A) == ("/a",)
 
@@ -123,17 +123,17 @@ def test_patience_grows_with_a_peer_that_comes_and_goes() -> None:
 
 def test_nobody_dials_again_whom_nobody_wants() -> None:
     contacts = contacts_of()
-    contacts.learn(A, ("/a",), connect=False, connected=False)
+    contacts.learn(LearnAddresses(A, ("/a",), connect=False), connected=False)
     contacts.on_unreachable(A, now())
     assert contacts.next_deadline() is None
-    assert contacts.learn(A, ("/b",), connect=True, connected=True) == []
+    assert contacts.learn(LearnAddresses(A, ("/b",), connect=True), connected=True) == []
     assert contacts.is_wanted(A)
 
 
 def test_a_fresh_address_of_a_wanted_peer_is_tried_at_once_and_not_twice() -> None:
     contacts = wanted()
     contacts.on_unreachable(A, now())
-    assert contacts.learn(A, ("/b",), connect=True, connected=False) == [Dial(A, ("/b", "/a"))]
+    assert contacts.learn(LearnAddresses(A, ("/b",), connect=True), connected=False) == [Dial(A, ("/b", "/a"))]
     assert contacts.next_deadline() is None
 
 

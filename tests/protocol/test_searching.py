@@ -16,6 +16,7 @@ from protocol.events import (
     JobDone,
     JobFailed,
     JobQueued,
+    LearnAddresses,
     LearnRecord,
     OpenStream,
     PeerDisconnected,
@@ -23,6 +24,7 @@ from protocol.events import (
     ResetStream,
     StreamBroken,
 )
+from protocol.ids import NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
 from protocol.messages import Found, Progress, Queued
 from protocol.records import ChatMessage, JobRequest, Outcome
@@ -385,3 +387,62 @@ def test_a_record_learnt_while_a_job_waits_does_not_disturb_it() -> None:
     assert orders(bench) == 0
     bench.hear(provider.stream, provider.accept())
     assert bench.one(JobAccepted)
+
+
+# ---------------------------------------------------------------- those who were away not long ago
+
+LEFT_OUT = "failed before; the next attempt is in 300 s"
+
+
+def test_a_provider_that_was_away_not_long_ago_is_dialled_before_anybody_hears_that_there_is_nobody() -> None:
+    bench, (provider,) = bench_with("p", connected=False, addresses=("/ip4/192.0.2.1/tcp/46337",))
+    bench.feed(chat())
+    assert not bench.one(Dial).at_once
+    bench.feed(DialFailed(provider.node, LEFT_OUT, left_out=True))
+    assert bench.one(Dial).at_once
+    bench.connect(provider.node)
+    provider.take(bench)
+    bench.hear(provider.stream, provider.accept(), provider.chunk("a"), provider.receipt())
+    assert bench.one(JobDone)
+
+
+@pytest.mark.parametrize("wanted", [None, signing_key("p").node], ids=["any", "this one"])
+def test_it_is_dialled_so_once_and_its_reason_is_told(wanted: NodeId | None) -> None:
+    bench, (provider,) = bench_with("p", connected=False, addresses=("/ip4/192.0.2.1/tcp/46337",))
+    bench.feed(chat(provider=wanted))
+    bench.feed(DialFailed(provider.node, LEFT_OUT, left_out=True))
+    assert bench.one(Dial).at_once
+    # A dial of it that was under way for another reason may end in the same manner.
+    bench.feed(DialFailed(provider.node, "still " + LEFT_OUT, left_out=True))
+    assert bench.none_of(Dial)
+    if wanted is None:
+        bench.wait(c.SEARCH_DEADLINE_S)
+    failed = bench.one(JobFailed)
+    assert (failed.code, failed.text) == (Refusal.PEER_LOST, "still " + LEFT_OUT)
+
+
+def test_those_that_can_be_reached_come_before_whom_we_did_not_dial() -> None:
+    away = ("/ip4/192.0.2.1/tcp/46337",)
+    bench, (first, second) = bench_with("p", "q", connected=False, addresses=away)
+    bench.feed(chat())
+    chosen, other = (first, second) if bench.one(Dial).peer == first.node else (second, first)
+    bench.feed(DialFailed(chosen.node, LEFT_OUT, left_out=True))
+    dial = bench.one(Dial)
+    assert (dial.peer, dial.at_once) == (other.node, False)
+    bench.feed(DialFailed(other.node, "connection refused"))
+    dial = bench.one(Dial)
+    assert (dial.peer, dial.at_once) == (chosen.node, True)
+
+
+def test_the_aggregator_that_the_user_wants_is_dialled_whatever_failed_before() -> None:
+    bench, _ = bench_with("p", connected=False, addresses=("/ip4/192.0.2.1/tcp/46337",))
+    (aggregator,) = bench_with("a", connected=False)[1]
+    bench.feed(LearnAddresses(aggregator.node, ("/ip4/192.0.2.2/tcp/46337",)))
+    bench.feed(chat(via=aggregator.node))
+    dial = bench.one(Dial)
+    assert (dial.peer, dial.at_once) == (aggregator.node, False)
+    bench.feed(DialFailed(aggregator.node, LEFT_OUT, left_out=True))
+    dial = bench.one(Dial)
+    assert (dial.peer, dial.at_once) == (aggregator.node, True)
+    bench.feed(DialFailed(aggregator.node, "connection refused"))
+    assert "connection refused" in bench.one(JobFailed).text

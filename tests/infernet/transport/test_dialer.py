@@ -100,8 +100,8 @@ class Network:
         self.on_made()
         return self.made[-1]
 
-    async def dial(self, *ports: int) -> int:
-        return (await self.dialer.dial(PEER, [at(port) for port in ports])).port
+    async def dial(self, *ports: int, at_once: bool = False) -> int:
+        return (await self.dialer.dial(PEER, [at(port) for port in ports], at_once=at_once)).port
 
     async def reasons(self, *texts: str) -> dict[str, str]:
         with pytest.raises(DialFailed) as failure:
@@ -206,6 +206,45 @@ async def test_success_forgives() -> None:
     await trio.sleep(BACKOFF_FIRST_S * 2)
     del network.failures[1]
     await network.dial(1)
+
+
+async def test_whoever_waits_does_not_wait_for_what_failed_long_ago() -> None:
+    """Again and again it is tried, but never sooner than it would have been after its first failure."""
+    network = Network()
+    network.failures[1] = 0
+    for _ in range(5):
+        await network.reasons(at(1))
+        await trio.sleep(BACKOFF_MAX_S)
+    await network.reasons(at(1))
+    failed_s = trio.current_time()
+    with pytest.raises(DialFailed) as failure:
+        await network.dial(1)
+    assert failure.value.left_out
+    del network.failures[1]
+    network.answers[1] = 0
+    assert await network.dial(1, at_once=True) == 1
+    assert trio.current_time() == pytest.approx(failed_s + BACKOFF_FIRST_S)
+    network.failures[1] = 0
+    with pytest.raises(DialFailed) as failure:
+        await network.dial(1, at_once=True)
+    assert not failure.value.left_out
+
+
+async def test_whoever_waits_for_a_circuit_waits_for_its_relay_no_longer_either() -> None:
+    network = Network()
+    relay = identity(9)
+    of_relay = f"{at(1)}/p2p/{peer_id(relay)}"
+    for _ in range(5):
+        network.failures[1] = 0
+        with pytest.raises(DialFailed):
+            await network.dialer.dial(relay, [of_relay])
+        await trio.sleep(BACKOFF_MAX_S)
+    with pytest.raises(DialFailed):
+        await network.dialer.dial(relay, [of_relay])
+    del network.failures[1]
+    network.answers.update({1: 0, 2: 0})
+    await network.dialer.dial(PEER, [through(2)], at_once=True)
+    assert (await network.dialer.dial(relay, [of_relay])).port == 1
 
 
 async def test_another_address_of_the_peer_is_not_left_alone() -> None:
