@@ -18,6 +18,7 @@ from infernet.transport.addresses import with_peer
 from infernet.transport.contract import Transport
 from protocol import constants as c
 from protocol import events as e
+from protocol.effects import OwnAddresses, ReachabilityLearnt
 from protocol.ids import NodeId
 from protocol.locality import ip_of
 from protocol.networks import is_globally_routable
@@ -48,7 +49,7 @@ class BeingReached:
         self._transport = transport
         self._post = post
         self._changed = changed
-        self._learnt = e.ReachabilityLearnt(Reachability.UNKNOWN, None, "")
+        self._learnt = ReachabilityLearnt(Reachability.UNKNOWN, None, "")
         self._circuits: tuple[str, ...] = ()
         self._listening: tuple[str, ...] | None = None
         self._wake = trio.Event()
@@ -78,9 +79,9 @@ class BeingReached:
 
     # ------------------------------------------------------------ what was learnt
 
-    def observe(self, effect: e.ReachabilityLearnt | e.OwnAddresses) -> None:
+    def observe(self, effect: ReachabilityLearnt | OwnAddresses) -> None:
         """Take what the peer has learnt; the offer follows in its own time."""
-        if isinstance(effect, e.OwnAddresses):
+        if isinstance(effect, OwnAddresses):
             self._circuits = effect.addresses
         else:
             if effect.reachability is not self._learnt.reachability:

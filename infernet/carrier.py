@@ -12,6 +12,18 @@ from infernet.outbox import Outbox, Outboxes
 from infernet.transport.contract import ConnectionInfo, DialFailed, Stream, StreamBroken, Transport, TransportError
 from protocol import constants as c
 from protocol import events as e
+from protocol.effects import (
+    Dial,
+    DialBack,
+    FinishStream,
+    HangUp,
+    Misbehaved,
+    OpenStream,
+    ReleaseRelay,
+    ReserveRelay,
+    ResetStream,
+    Send,
+)
 from protocol.ids import NodeId, StreamId, short
 
 log = structlog.get_logger(__name__)
@@ -65,41 +77,41 @@ class TransportCarrier:
     # ------------------------------------------------------------ the driver's carrier
 
     def perform(self, effect: NetworkEffect) -> None:
-        if isinstance(effect, e.Send):
+        if isinstance(effect, Send):
             for overflowed in self._outboxes.put(effect.stream, effect.data):
                 self._driver.post(e.OutboxFull(overflowed))
-        elif isinstance(effect, (e.FinishStream, e.ResetStream)):
+        elif isinstance(effect, (FinishStream, ResetStream)):
             outbox = self._outboxes.get(effect.stream)
             if outbox is not None:
-                outbox.end(reset=isinstance(effect, e.ResetStream))
-        elif isinstance(effect, e.DialBack):
+                outbox.end(reset=isinstance(effect, ResetStream))
+        elif isinstance(effect, DialBack):
             self._started().start_soon(self._dial_back, effect)
-        elif isinstance(effect, e.ReserveRelay):
+        elif isinstance(effect, ReserveRelay):
             self._started().start_soon(self._hold_relay, effect.relay)
-        elif isinstance(effect, e.ReleaseRelay):
+        elif isinstance(effect, ReleaseRelay):
             if scope := self._relays.get(effect.relay):
                 scope.cancel()
-        elif isinstance(effect, e.Misbehaved):
+        elif isinstance(effect, Misbehaved):
             self._transport.misbehaved(effect.peer, effect.reason, effect.weight)
-        elif isinstance(effect, (e.Dial, e.HangUp, e.OpenStream)):
+        elif isinstance(effect, (Dial, HangUp, OpenStream)):
             self._spawn(effect)
 
     def _started(self) -> trio.Nursery:
         assert self._nursery is not None, "an effect before the transport ran"
         return self._nursery
 
-    def _spawn(self, effect: e.Dial | e.HangUp | e.OpenStream) -> None:
+    def _spawn(self, effect: Dial | HangUp | OpenStream) -> None:
         nursery = self._started()
-        if isinstance(effect, e.OpenStream):
+        if isinstance(effect, OpenStream):
             nursery.start_soon(self._open, effect, self._outboxes.open(effect.stream))
-        elif isinstance(effect, e.Dial):
+        elif isinstance(effect, Dial):
             if effect.peer not in self._dialling:
                 self._dialling.add(effect.peer)
                 nursery.start_soon(self._dial, effect)
         else:
             nursery.start_soon(self._transport.disconnect, effect.peer)
 
-    async def _dial(self, effect: e.Dial) -> None:
+    async def _dial(self, effect: Dial) -> None:
         try:
             with trio.fail_after(DIAL_TIMEOUT_S):
                 await self._transport.dial(effect.peer, effect.addresses, at_once=effect.at_once)
@@ -110,7 +122,7 @@ class TransportCarrier:
         finally:
             self._dialling.discard(effect.peer)
 
-    async def _dial_back(self, effect: e.DialBack) -> None:
+    async def _dial_back(self, effect: DialBack) -> None:
         reachability, text = await self._transport.dial_back(effect.peer, effect.address)
         self._driver.post(e.DialedBack(effect.probe, reachability, text))
 
@@ -130,7 +142,7 @@ class TransportCarrier:
                 if self._relays.get(relay) is scope:
                     del self._relays[relay]
 
-    async def _open(self, effect: e.OpenStream, outbox: Outbox) -> None:
+    async def _open(self, effect: OpenStream, outbox: Outbox) -> None:
         try:
             stream = await self._transport.open_stream(effect.peer, effect.protocol)
         except TransportError as error:

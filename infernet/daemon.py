@@ -16,10 +16,12 @@ import infernet
 from infernet import ipc_server
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
-from infernet.ipc_server import DRAIN_LIMIT_S, ChatRequest, Handlers, JobEvent, JoinRequest
-from infernet.node import AskOptions, Node, run_node
+from infernet.ipc_server import DRAIN_LIMIT_S, ChatRequest, Handlers, JoinRequest
+from infernet.node import Node, run_node
 from infernet.own_addresses import peer_of
+from infernet.questions import AskOptions
 from infernet.settings import read_node, read_peer
+from protocol.effects import JobEvent
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import NodeId, peer_id

@@ -18,18 +18,12 @@ import structlog
 import trio
 
 from infernet.engines.contract import Engine, EngineEvent
-from protocol.errors import Refusal
-from protocol.events import (
-    DEADLINE,
+from protocol.effects import (
     CancelEngine,
     Dial,
     DialBack,
-    DialedBack,
-    DialFailed,
     Drained,
     Effect,
-    EngineFailed,
-    Event,
     FinishStream,
     HangUp,
     HeartbeatSigned,
@@ -42,21 +36,29 @@ from protocol.events import (
     JobVector,
     Misbehaved,
     Note,
-    Now,
     OpenStream,
     OwnAddresses,
-    PeerConnected,
-    PeerDisconnected,
-    Pressure,
     ReachabilityLearnt,
     RecordLearnt,
-    RelayLost,
     ReleaseRelay,
     ReserveRelay,
     ResetStream,
     RunEngine,
     SearchWanted,
     Send,
+)
+from protocol.errors import Refusal
+from protocol.events import (
+    DEADLINE,
+    DialedBack,
+    DialFailed,
+    EngineFailed,
+    Event,
+    Now,
+    PeerConnected,
+    PeerDisconnected,
+    Pressure,
+    RelayLost,
     StreamBroken,
 )
 from protocol.ids import NodeId, StreamId, short

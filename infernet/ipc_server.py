@@ -26,7 +26,7 @@ from infernet.draining import JobsLeft
 from infernet.ipc import LINE_BYTES_MAX
 from infernet.why import WhyRequest
 from protocol import constants as c
-from protocol import events as e
+from protocol.effects import JobAccepted, JobDone, JobEvent, JobFailed, JobQueued, JobResumed, JobText, JobVector
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.formats.text import clean_line
 
@@ -42,8 +42,6 @@ DRAIN_LIMIT_S: Final = 30.0
 _DRAIN_REPORT_S: Final = 1.0
 _READ_BYTES: Final = 64 * 1024
 _BACKLOG: Final = 16
-
-JobEvent = e.JobEvent
 
 
 class ChatTurn(Struct, frozen=True, forbid_unknown_fields=True):
@@ -249,7 +247,7 @@ async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent
         reply = reply_for(event)
         if reply is not None:
             await _send(stream, reply)
-        if isinstance(event, (e.JobDone, e.JobFailed)):
+        if isinstance(event, (JobDone, JobFailed)):
             return
     await _send(stream, _failure("the answer was not read fast enough and was given up", "slow_reader"))
 
@@ -257,7 +255,7 @@ async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent
 def reply_for(event: JobEvent) -> dict[str, Any] | None:
     """What happened to a chat, as a reply; None for what a chat has no use for."""
     match event:
-        case e.JobAccepted():
+        case JobAccepted():
             return _success(
                 {
                     "job": event.job.hex(),
@@ -269,10 +267,10 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                 },
                 "accepted",
             )
-        case e.JobQueued():
+        case JobQueued():
             data = {"provider": event.provider.hex(), "position": event.position, "wait_ms": event.wait_ms}
             return _success(data, "queued")
-        case e.JobResumed():
+        case JobResumed():
             return _success(
                 {
                     "provider": event.provider.hex(),
@@ -283,9 +281,9 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                 },
                 "resumed",
             )
-        case e.JobText():
+        case JobText():
             return _success({"text": event.text, "output_tokens": event.output_tokens}, "text")
-        case e.JobDone():
+        case JobDone():
             receipt = event.receipt
             return _success(
                 {
@@ -300,10 +298,10 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                 },
                 "done",
             )
-        case e.JobFailed():
+        case JobFailed():
             refusal = Refusal(event.code).name.lower()
             return _failure(event.text, refusal) | {"data": {"retry_after_ms": event.retry_after_ms}}
-        case e.JobVector():
+        case JobVector():
             return None
 
 

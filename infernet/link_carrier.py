@@ -20,6 +20,7 @@ from infernet.coordinator_client import CoordinatorClient, CoordinatorError, Req
 from infernet.driver import Driver, NetworkEffect
 from protocol import events as e
 from protocol import link as wire
+from protocol.effects import FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import AUTH_HEADER
 from protocol.errors import BadFrame, RemoteProtocolError
 from protocol.ids import StreamId
@@ -88,7 +89,7 @@ class LinkCarrier:
     # ------------------------------------------------------------ the driver's carrier
 
     def perform(self, effect: NetworkEffect) -> None:
-        if self._link is None or not isinstance(effect, (e.OpenStream, e.Send, e.FinishStream, e.ResetStream)):
+        if self._link is None or not isinstance(effect, (OpenStream, Send, FinishStream, ResetStream)):
             return
         event = self._link.perform(effect)
         if event is not None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import random
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
 import trio
-from msgspec import structs
 
 import infernet
 from infernet.being_reached import BeingReached
@@ -34,72 +32,41 @@ from infernet.draining import Draining, JobsLeft
 from infernet.driver import AppEffect, Contact, Driver, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
+from infernet.inspection import Inspection
 from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
 from infernet.own_addresses import peer_of, uses_local_network
+from infernet.questions import AskOptions, Questions
 from infernet.store import Store
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.yamux_session import YamuxConfig
-from infernet.why import Situation, WhyRequest, asking, serving
+from infernet.why import WhyRequest
 from protocol import constants as c
 from protocol import events as e
+from protocol.effects import (
+    Drained,
+    HeartbeatSigned,
+    JobEvent,
+    OwnAddresses,
+    ReachabilityLearnt,
+    RecordLearnt,
+    SearchWanted,
+)
 from protocol.envelope import SigningKey
-from protocol.errors import LocalProtocolError, Refusal
-from protocol.ids import JobId, NodeId, npub, peer_id
-from protocol.jobs import default_sampling
+from protocol.errors import LocalProtocolError
+from protocol.ids import NodeId
 from protocol.peer import Peer, PeerConfig
-from protocol.records import Availability, ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role, Sampling, Signed
+from protocol.records import FreePolicy, ModelOffer, Role, Signed
 from protocol.sealing import HpkeSealer
 
 log = structlog.get_logger(__name__)
 
 AGENT: Final = f"infernet/{infernet.__version__}"
-# What an asker has not read yet; a terminal or a page that stands still this long loses its job, nobody else's.
-ANSWER_EVENTS_MAX: Final = 4096
-# Of those for whom jobs were forwarded, the latest are shown.
-FORWARDED_PAIRS_SHOWN: Final = 32
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
-
-JobEvent = e.JobEvent
-
-
-@dataclass(frozen=True, slots=True)
-class AskOptions:
-    """One question. Exactly one of `messages` (chat), `prompt` (completion) and `inputs` (embedding) is given."""
-
-    messages: tuple[ChatMessage, ...] = ()
-    prompt: str = field(default="", repr=False)
-    inputs: tuple[str, ...] = field(default=(), repr=False)
-    model: str | None = None
-    provider: NodeId | None = None
-    max_tokens: int = 512
-    temperature: float = 0.7
-    top_p: float | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    timeout_s: float = 600.0
-    #: The aggregator that is to pass the order on.
-    via: NodeId | None = None
-
-    @property
-    def kind(self) -> Kind:
-        if self.messages:
-            return Kind.CHAT
-        return Kind.COMPLETION if self.prompt else Kind.EMBEDDING
-
-    def sampling(self) -> Sampling:
-        """Raises LocalProtocolError for a temperature or top_p that the protocol does not know."""
-        seed = secrets.randbits(62) if self.seed is None else self.seed
-        sampling = default_sampling(seed, temperature=self.temperature)
-        if self.top_p is None:
-            return sampling
-        if not 0 <= self.top_p <= 1:
-            raise LocalProtocolError(f"top_p lies between 0 and 1, not at {self.top_p}")
-        return structs.replace(sampling, top_p_milli=round(self.top_p * 1000))
 
 
 class Node:
@@ -124,8 +91,6 @@ class Node:
         self._transport = transport
         self._clock_ms = clock_ms
         self._rng = rng or random.SystemRandom()
-        self._started_at_s = 0.0
-        self._answers: dict[JobId, trio.MemorySendChannel[JobEvent]] = {}
         self._heartbeat: Signed | None = None
         self._link: LinkCarrier | None = None
         self._stop_requested = trio.Event()
@@ -134,12 +99,22 @@ class Node:
         peer = Peer(settings, key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
+        self._questions = Questions(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
         self._dht = self._make_dht(store)
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
+        self._inspection = Inspection(
+            config,
+            self.driver,
+            engine=engine,
+            transport=transport,
+            reached=self._reached,
+            discovery=self._discovery,
+            dht=self._dht,
+        )
 
     # ------------------------------------------------------------ life
 
@@ -148,7 +123,7 @@ class Node:
 
         Raises TransportError (a taken port above all) and EngineUnavailable before `started()`.
         """
-        self._started_at_s = trio.current_time()
+        self._inspection.started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.driver.run)
             if self._transport is not None:
@@ -240,6 +215,7 @@ class Node:
             return
         signer = RequestSigner(self._key, config.coordinator_key, self._clock_ms)
         self._link = LinkCarrier(config.coordinator_url, signer, self.driver, self._rng, self._registration)
+        self._inspection.link = self._link
         if self._heartbeat is not None:
             self._link.announce(self._heartbeat)
         nursery.start_soon(self._link.run)
@@ -307,182 +283,51 @@ class Node:
 
     # ------------------------------------------------------------ asking
 
-    @asynccontextmanager
-    async def ask(self, options: AskOptions) -> AsyncIterator[AsyncIterator[JobEvent]]:
+    def ask(self, options: AskOptions) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
         """Ask a question: inside, an iterator over what happens to the job, to JobDone or JobFailed.
 
         Leaving early cancels the job. Raises LocalProtocolError for a request that no provider could run.
         """
         if self._draining.has_begun:
             raise LocalProtocolError("this node is stopping and takes no new questions")
-        job = JobId(secrets.token_bytes(16))
-        ask = e.Ask(
-            job,
-            options.kind,
-            JobRequest(options.messages, options.prompt, options.inputs, "", options.stop),
-            options.sampling(),
-            options.max_tokens,
-            options.model,
-            options.provider,
-            options.timeout_s,
-            options.via,
-        )
-        send, receive = trio.open_memory_channel[JobEvent](ANSWER_EVENTS_MAX)
-        self._answers[job] = send
-        try:
-            self.driver.command(ask)
-            async with receive:
-                yield receive
-        finally:
-            if self._answers.pop(job, None) is not None:
-                self.driver.post(e.StopAsking(job))
+        return self._questions.ask(options)
 
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
-        if isinstance(effect, e.HeartbeatSigned):
+        if isinstance(effect, HeartbeatSigned):
             self._heartbeat = effect.record
             if self._link is not None:
                 self._link.announce(effect.record)
             if self._dht is not None:
                 self._dht.offer(effect.record)
-        elif isinstance(effect, e.RecordLearnt):
+        elif isinstance(effect, RecordLearnt):
             if self._saved is not None:
                 self._saved.learn(effect.heartbeat, effect.record)
             if self._dht is not None:
                 self._dht.meet(effect.heartbeat)
-        elif isinstance(effect, e.SearchWanted):
+        elif isinstance(effect, SearchWanted):
             if self._dht is not None:
                 self._dht.search(effect.model)
-        elif isinstance(effect, (e.ReachabilityLearnt, e.OwnAddresses)):
+        elif isinstance(effect, (ReachabilityLearnt, OwnAddresses)):
             self._reached.observe(effect)
-        elif isinstance(effect, e.Drained):
+        elif isinstance(effect, Drained):
             self._draining.drained()
         else:
-            self._answer(effect)
-
-    def _answer(self, event: JobEvent) -> None:
-        send = self._answers.get(event.job)
-        if send is None:
-            return
-        try:
-            send.send_nowait(event)
-        except trio.WouldBlock:
-            # The reader stands still: its job is stopped, and its iterator ends where the queue does.
-            del self._answers[event.job]
-            self.driver.post(e.StopAsking(event.job, Refusal.SLOW_READER))
-            send.close()
-            return
-        if isinstance(event, (e.JobDone, e.JobFailed)):
-            del self._answers[event.job]
-            send.close()
+            self._questions.answer(effect)
 
     # ------------------------------------------------------------ what people ask about it
 
     def status(self) -> dict[str, Any]:
-        """What `infernet status --json` prints; every number is measured here and now."""
-        statistics = self.driver.peer.statistics()
-        engine = self._engine.statistics() if self._engine is not None else None
-        return {
-            "version": infernet.__version__,
-            "node_id": self.node_id.hex(),
-            "npub": npub(self.node_id),
-            "peer_id": peer_id(self.node_id),
-            "name": self.config.name,
-            "role": self.config.role.name.lower(),
-            "uptime_s": round(trio.current_time() - self._started_at_s, 1),
-            "addresses": self.addresses(),
-            "advertised_addresses": self.advertised_addresses(),
-            "reached": self._reached.status(),
-            "models": [offer.name for offer in self._models()],
-            "engine": {
-                "state": engine.state.value,
-                "runs_active": engine.runs_active,
-                "runs_total": engine.runs_total,
-                "restarts": engine.restarts,
-                "slots_leaked": engine.slots_leaked,
-                "last_error": engine.last_error,
-            }
-            if engine is not None
-            else None,
-            "coordinator": {
-                "url": self.config.coordinator_url,
-                "state": self._link.state,
-                "last_error": "" if self._link.connected else self._link.last_error,
-            }
-            if self._link is not None
-            else None,
-            "peers": statistics.connections,
-            "records": statistics.records,
-            "discovered": self._discovery.statistics(),
-            "dht": self._dht.status() if self._dht is not None else None,
-            "streams": statistics.streams,
-            "open_streams": self.driver.open_streams,
-            "jobs_asked": statistics.jobs_asked,
-            "jobs_forwarded": self._forwarded() if self.config.forward else None,
-            "jobs_running": statistics.jobs_running,
-            "jobs_waiting": statistics.jobs_waiting,
-            "zombie_chunks": statistics.zombie_chunks,
-            "bad_frames": statistics.bad_frames,
-            "transport": asdict(self._transport.statistics()) if self._transport is not None else None,
-        }
+        """What `infernet status --json` prints."""
+        return self._inspection.status()
 
     def why(self, request: WhyRequest) -> dict[str, Any]:
         """What `infernet why --json` prints. Foreign text is not cleaned."""
-        peer, now = self.driver.peer, self.driver.now()
-        answer: dict[str, Any] = {"asking": asking(peer, request, now), "serving": None}
-        if self.config.role is Role.PROVIDER:
-            answer["serving"] = serving(peer, self._situation(), now)
-        return answer
-
-    def _situation(self) -> Situation:
-        engine = self._engine.statistics() if self._engine is not None else None
-        own = self.driver.peer.directory.get(self.node_id)
-        statistics, reached = self.driver.peer.statistics(), self._reached.status()
-        return Situation(
-            role=self.config.role,
-            models=[offer.name for offer in self._models()],
-            engine=engine.state.value if engine is not None else None,
-            engine_error=engine.last_error if engine is not None else "",
-            availability=own.heartbeat.availability if own is not None else Availability.AVAILABLE,
-            free_for=self.config.free_for,
-            peers=statistics.connections,
-            coordinator=self.config.coordinator_url if self._link is not None else None,
-            is_linked=self._link is not None and self._link.connected,
-            link_error=self._link.last_error if self._link is not None else "",
-            is_published=bool(self.advertised_addresses()),
-            reach_advice="" if reached["reachability"] in ("unknown", "reached") else reached["advice"],
-            jobs_running=statistics.jobs_running,
-            slots=self.config.slots,
-        )
-
-    def _forwarded(self) -> dict[str, Any]:
-        peer = self.driver.peer
-        pairs = [
-            {"asker": asker.hex(), "provider": provider.hex(), **asdict(account)}
-            for asker, provider, account in peer.forward_accounts()[-FORWARDED_PAIRS_SHOWN:]
-        ]
-        return {**structs.asdict(peer.statistics().forwards), "pairs": pairs}
+        return self._inspection.why(request)
 
     def peers(self) -> list[dict[str, Any]]:
         """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""
-        now_ms = self._clock_ms()
-        connected = self.driver.connected_peers()
-        return [
-            {
-                "node_id": heartbeat.node.hex(),
-                "peer_id": peer_id(heartbeat.node),
-                "name": heartbeat.name,
-                "role": heartbeat.role.name.lower(),
-                "availability": heartbeat.availability.name.lower(),
-                "connected": heartbeat.node in connected,
-                "ourselves": heartbeat.node == self.node_id,
-                "models": [offer.name for offer in heartbeat.models],
-                "load": heartbeat.load,
-                "addresses": list(heartbeat.addresses),
-                "age_s": round((now_ms - heartbeat.issued_at_ms) / 1000, 1),
-            }
-            for heartbeat in (entry.heartbeat for entry in self.driver.peer.directory.entries())
-        ]
+        return self._inspection.peers()
 
 
 # ---------------------------------------------------------------- making nodes

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.attempt import Attempt
 from protocol.codec import SEALED_LIMITS, decode_struct, encode_value
+from protocol.effects import Served
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
-from protocol.events import Ask, Served
+from protocol.events import Ask
 from protocol.ids import NodeId
 from protocol.jobs import check_request
 from protocol.records import ChunkBody, JobRequest, Kind, ReservationRecord, SealedPrompt

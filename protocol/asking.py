@@ -15,11 +15,7 @@ from protocol.asked import Job, Stage, check_ask
 from protocol.attempt import Attempt
 from protocol.codec import encode_message
 from protocol.directory import Directory, Entry
-from protocol.envelope import Signer
-from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
-from protocol.events import (
-    Ask,
-    DialFailed,
+from protocol.effects import (
     Effect,
     FinishStream,
     JobAccepted,
@@ -30,13 +26,14 @@ from protocol.events import (
     JobText,
     JobVector,
     Note,
-    Now,
     RecordLearnt,
     ResetStream,
     Send,
     Served,
-    StopAsking,
 )
+from protocol.envelope import Signer
+from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
+from protocol.events import Ask, DialFailed, Now, StopAsking
 from protocol.ids import JobId, NodeId, StreamId, short
 from protocol.jobs import queue_wait_ms
 from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt

@@ -8,7 +8,8 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.directory import Directory
-from protocol.events import Dial, Effect, LearnAddresses, Now
+from protocol.effects import Dial, Effect
+from protocol.events import LearnAddresses, Now
 from protocol.ids import NodeId
 from protocol.timers import Timers
 

@@ -7,8 +7,9 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import DialBack, Effect, FinishStream, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import DialBack, DialedBack, Effect, FinishStream, Now, Send
+from protocol.events import DialedBack, Now
 from protocol.ids import NodeId, StreamId
 from protocol.locality import ip_of, is_circuit, network_of
 from protocol.messages import Message, Reached, ReachMe

@@ -12,8 +12,9 @@ from typing import Final
 from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.directory import Directory
+from protocol.effects import Effect, FinishStream, OpenStream, RecordLearnt, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import Effect, FinishStream, Now, OpenStream, RecordLearnt, Send
+from protocol.events import Now
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Find, Found, Message
 from protocol.records import Signed

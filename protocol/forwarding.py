@@ -20,9 +20,10 @@ from msgspec import Struct
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameLengths, decode_message, encode_message
 from protocol.directory import Directory
+from protocol.effects import Dial, Effect, FinishStream, Note, OpenStream, ResetStream, Send
 from protocol.envelope import open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError
-from protocol.events import Dial, Effect, FinishStream, Note, Now, OpenStream, ResetStream, Send
+from protocol.events import Now
 from protocol.ids import NodeId, StreamId, short
 from protocol.messages import Fault, Forward, JobOpen
 from protocol.rates import Rates

@@ -17,8 +17,9 @@ from protocol.broadcast import Broadcast
 from protocol.codec import encode_message
 from protocol.contacts import Contacts
 from protocol.directory import Directory, Entry, Scope, Worth
+from protocol.effects import Effect, FinishStream, Misbehaved, Note, OpenStream, RecordLearnt, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import Effect, FinishStream, Misbehaved, Note, Now, OpenStream, RecordLearnt, Send
+from protocol.events import Now
 from protocol.exchange import Exchange
 from protocol.ids import NodeId, StreamId
 from protocol.interest import Interests, scope_of

@@ -7,7 +7,8 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.codec import encode_message
-from protocol.events import Effect, FinishStream, Note, Now, OpenStream, Send
+from protocol.effects import Effect, FinishStream, Note, OpenStream, Send
+from protocol.events import Now
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Hello
 from protocol.records import Signed

@@ -16,9 +16,10 @@ from protocol import constants as c
 from protocol.admission import Why
 from protocol.codec import encode_message
 from protocol.directory import Directory
+from protocol.effects import Dial, Effect, FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import open_record
 from protocol.errors import Refusal, RemoteProtocolError, UnknownVersion
-from protocol.events import Dial, Effect, FinishStream, Now, OpenStream, ResetStream, Send
+from protocol.events import Now
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import is_free, may_hand_off
 from protocol.messages import Message, Reserve, Reserved

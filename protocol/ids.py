@@ -17,6 +17,7 @@ NodeId = NewType("NodeId", bytes)
 JobId = NewType("JobId", bytes)
 LeaseId = NewType("LeaseId", bytes)
 StreamId = NewType("StreamId", int)
+RunId = NewType("RunId", int)
 
 NODE_ID_BYTES: Final = 32
 JOB_ID_BYTES: Final = 16

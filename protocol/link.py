@@ -22,18 +22,9 @@ from msgspec import Meta, Struct
 
 from protocol import codec, envelope
 from protocol import constants as c
+from protocol.effects import FinishStream, OpenStream, ResetStream, Send
 from protocol.errors import BadFrame, BadSignature, LocalProtocolError, Stale
-from protocol.events import (
-    BytesReceived,
-    FinishStream,
-    OpenStream,
-    OutboxFull,
-    ResetStream,
-    Send,
-    StreamBroken,
-    StreamFinished,
-    StreamOpened,
-)
+from protocol.events import BytesReceived, OutboxFull, StreamBroken, StreamFinished, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.records import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
 

@@ -15,8 +15,9 @@ from protocol.asked import Job
 from protocol.attempt import Attempt
 from protocol.codec import encode_message
 from protocol.directory import Entry
+from protocol.effects import Effect, OpenStream, Send
 from protocol.envelope import Signer, sign_record
-from protocol.events import Effect, Now, OpenStream, Send
+from protocol.events import Now
 from protocol.ids import StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, order_extensions, order_hash, parts
 from protocol.messages import Forward, JobOpen, Part

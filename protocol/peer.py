@@ -20,9 +20,10 @@ from protocol.announcing import Announcing
 from protocol.asking import Asking
 from protocol.contacts import Contacts
 from protocol.directory import Directory, HeartbeatReader
+from protocol.effects import Drained, Effect, HeartbeatSigned, JobDone, Note, RecordLearnt, ResetStream
 from protocol.envelope import Signer
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import Effect, Event, Now, Offer
+from protocol.events import Event, Now, Offer
 from protocol.experience import Experience
 from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
@@ -204,7 +205,7 @@ class Peer:
         self._absorb(self._tell_load(now), effects, now)
         if self._is_draining and not self._is_drained and not self._has_jobs():
             self._is_drained = True
-            effects.append(e.Drained())
+            effects.append(Drained())
         return effects
 
     def next_deadline(self) -> float | None:
@@ -263,7 +264,7 @@ class Peer:
             case e.StreamBroken():
                 return self._traffic.lose_stream(event.stream, Refusal.PEER_LOST, event.reason, now)
             case e.OutboxFull():
-                reset = e.ResetStream(event.stream, "the reader is too slow")
+                reset = ResetStream(event.stream, "the reader is too slow")
                 return [*self._traffic.lose_stream(event.stream, Refusal.SLOW_READER, reset.reason, now), reset]
             case e.PeerConnected():
                 return self._on_connected(event, now)
@@ -311,10 +312,10 @@ class Peer:
         """Keep the table of streams in step with the effects that go out, one by one as they are produced."""
         for effect in produced:
             effects.append(effect)
-            if isinstance(effect, e.RecordLearnt):
+            if isinstance(effect, RecordLearnt):
                 self._gossip.on_learnt(effect)
                 self._absorb(self._asking.on_record(effect.heartbeat, now), effects, now)
-            elif isinstance(effect, e.JobDone):
+            elif isinstance(effect, JobDone):
                 self.directory.mark_useful(effect.receipt.provider)
             else:
                 self._streams.follow(effect, now)
@@ -382,7 +383,7 @@ class Peer:
         except RemoteProtocolError as error:
             if source is not None:
                 raise
-            return [e.Note("record.bad", None, str(error))]
+            return [Note("record.bad", None, str(error))]
 
     def _learn_addresses(self, event: e.LearnAddresses, now: Now) -> list[Effect]:
         is_connected = event.peer in self._connections
@@ -415,7 +416,7 @@ class Peer:
             return []
         entry = self._announcing.sign(self._announcing.offer, self._providing.load(), now)
         self._timers.set(_BEAT, now.monotonic_s + c.HEARTBEAT_INTERVAL_S)
-        effects: list[Effect] = [e.HeartbeatSigned(entry.record)]
+        effects: list[Effect] = [HeartbeatSigned(entry.record)]
         if spread:
             self._heartbeat = entry.record
             self.directory.add(entry.record, now.wall_ms)

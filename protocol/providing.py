@@ -13,17 +13,12 @@ from collections import defaultdict
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
 from protocol.codec import encode_message
+from protocol.effects import Effect, Send
 from protocol.envelope import Signer, open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
-from protocol.events import (
-    Effect,
-    Now,
-    Offer,
-    RunId,
-    Send,
-)
+from protocol.events import Now, Offer
 from protocol.handing_off import Unwanted
-from protocol.ids import JobId, NodeId, StreamId
+from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.jobs import JobState, advance, check_request, order_hash, queue_wait_ms
 from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve
 from protocol.queueing import Line, Pace

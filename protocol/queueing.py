@@ -14,8 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Final
 
-from protocol.events import RunId
-from protocol.ids import NodeId
+from protocol.ids import NodeId, RunId
 
 # How long a run is thought to take before one has been measured.
 RUN_GUESS_S: Final = 10.0

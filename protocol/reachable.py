@@ -8,7 +8,8 @@ from collections.abc import Callable
 from protocol import events as e
 from protocol.dialing_back import DialingBack
 from protocol.directory import Directory
-from protocol.events import Effect, Now, Offer
+from protocol.effects import Effect, ReachabilityLearnt
+from protocol.events import Now, Offer
 from protocol.ids import NodeId, StreamId
 from protocol.locality import ip_of, is_circuit
 from protocol.messages import Hello, Message
@@ -39,7 +40,7 @@ class Reachable:
         self._own: tuple[IpAddress, ...] = ()
         self._is_advertised = False
         self._serves = False
-        self._said: e.ReachabilityLearnt | None = None
+        self._said: ReachabilityLearnt | None = None
 
     def next_deadline(self) -> float | None:
         deadlines = (self._reaching.next_deadline(), self._relays.next_deadline())
@@ -124,7 +125,7 @@ class Reachable:
             return []
         found = self._reaching
         situation = Situation(found.reachability, self._port, self._own, found.seen_at, self._relays.held)
-        said = e.ReachabilityLearnt(found.reachability, found.address, advice(situation))
+        said = ReachabilityLearnt(found.reachability, found.address, advice(situation))
         if said == self._said:
             return []
         self._said = said

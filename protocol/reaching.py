@@ -13,8 +13,9 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import Effect, FinishStream, OpenStream, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import Effect, FinishStream, Now, OpenStream, Send
+from protocol.events import Now
 from protocol.ids import NodeId, StreamId
 from protocol.locality import ip_of, is_circuit, network_of
 from protocol.messages import Message, Reached, ReachMe

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from protocol import constants as c
 from protocol.codec import encode_message, record_job
 from protocol.directory import Directory
+from protocol.effects import Effect, FinishStream, Note, Send
 from protocol.envelope import open_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import Effect, FinishStream, Note, Now, Send
+from protocol.events import Now
 from protocol.handing_off import HandingOff, Unwanted
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.messages import Cancel, JobReject, Message, Part

@@ -11,7 +11,8 @@ from enum import Enum
 from typing import Final
 
 from protocol.directory import Directory
-from protocol.events import Dial, Effect, Now, OwnAddresses, RelayLost, RelayReserved, ReleaseRelay, ReserveRelay
+from protocol.effects import Dial, Effect, OwnAddresses, ReleaseRelay, ReserveRelay
+from protocol.events import Now, RelayLost, RelayReserved
 from protocol.ids import NodeId
 from protocol.locality import is_circuit, network_of
 from protocol.reaching import Link

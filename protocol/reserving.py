@@ -15,9 +15,10 @@ from typing import Final
 from protocol import constants as c
 from protocol.admission import Held, Why
 from protocol.codec import encode_message, record_job
+from protocol.effects import Effect, FinishStream, Note, Send
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError, UnknownVersion
-from protocol.events import Effect, FinishStream, Note, Now, Send
+from protocol.events import Now
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import may_hand_off
 from protocol.messages import Reserve, Reserved

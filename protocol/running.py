@@ -12,25 +12,11 @@ from dataclasses import dataclass, field
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import CancelEngine, Effect, FinishStream, Note, RunEngine, Send
 from protocol.envelope import Signer, sign_record
 from protocol.errors import Refusal
-from protocol.events import (
-    CancelEngine,
-    Effect,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    FinishStream,
-    Note,
-    Now,
-    RunEngine,
-    RunId,
-    Send,
-)
-from protocol.ids import NodeId, StreamId
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector, Now
+from protocol.ids import NodeId, RunId, StreamId
 from protocol.jobs import JobState, advance, cost_uusd, running_hash
 from protocol.messages import Chunk, JobAccept, Progress, Receipt
 from protocol.records import (

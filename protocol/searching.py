@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.asked import LOST, Job, Stage
 from protocol.directory import Directory, Entry
+from protocol.effects import Dial, Effect, SearchWanted
 from protocol.errors import Refusal
-from protocol.events import Dial, DialFailed, Effect, Now, SearchWanted
+from protocol.events import DialFailed, Now
 from protocol.ids import JobId, NodeId, short
 from protocol.records import Heartbeat, ModelOffer
 from protocol.router import Router

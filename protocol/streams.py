@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from protocol import codec
 from protocol import constants as c
 from protocol.codec import FrameReader
-from protocol.events import Effect, FinishStream, Now, OpenStream, ResetStream, StreamOpened
+from protocol.effects import Effect, FinishStream, OpenStream, ResetStream
+from protocol.events import Now, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.timers import Timers
 

@@ -13,8 +13,9 @@ from protocol import constants as c
 from protocol import events as e
 from protocol.asking import Asking
 from protocol.codec import encode_message
+from protocol.effects import Effect, FinishStream, HangUp, Misbehaved, Note, ResetStream, Send
 from protocol.errors import ProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
-from protocol.events import Effect, Now
+from protocol.events import Now
 from protocol.finding import Finding
 from protocol.forwarding import Forwarding
 from protocol.greeting import Greeting
@@ -71,13 +72,13 @@ class Traffic:
     def on_stream_opened(self, event: e.StreamOpened, now: Now) -> list[Effect]:
         """Take a stream that a peer opened, or refuse it."""
         if event.protocol not in MESSAGES_OF_PROTOCOL or (event.protocol == c.GOSSIP_PROTOCOL and not self._gossips):
-            return [e.ResetStream(event.stream, "a protocol that this node does not speak")]
+            return [ResetStream(event.stream, "a protocol that this node does not speak")]
         # SPEC 01: A node MUST hold at most 8 control streams and 32 job streams that one peer opened, and of a peer
         #   that its owner knows as many job streams as six times its slots, if more.
         is_job = event.protocol == c.JOB_PROTOCOL
         held_max = self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX
         if not self._streams.accept(event, held_max, now):
-            return [e.ResetStream(event.stream, "too many streams")]
+            return [ResetStream(event.stream, "too many streams")]
         return []
 
     def on_bytes(self, event: e.BytesReceived, now: Now) -> Iterator[Effect]:
@@ -135,9 +136,9 @@ class Traffic:
     def _on_fault(self, number: StreamId, stream: Stream, fault: Fault, now: Now) -> list[Effect]:
         reason = f"the peer reported a fault, code {fault.code}"
         return [
-            e.Note("peer.fault", stream.peer, f"code {fault.code}"),
+            Note("peer.fault", stream.peer, f"code {fault.code}"),
             *self.lose_stream(number, refusal_from_code(fault.code), reason, now),
-            e.ResetStream(number, reason),
+            ResetStream(number, reason),
         ]
 
     def on_stream_finished(self, number: StreamId, now: Now) -> list[Effect]:
@@ -155,7 +156,7 @@ class Traffic:
             #   answer.
             text = "the provider ended the stream without a receipt"
             effects = self._asking.on_stream_lost(number, Refusal.PROTOCOL, text, now)
-            return [*effects, e.ResetStream(number, text)]
+            return [*effects, ResetStream(number, text)]
         if self._reachable.owns(number) and stream.inbound:
             return []  # it waits for our answer
         if self._handing_off.owns(number) or self._reachable.owns(number):
@@ -166,7 +167,7 @@ class Traffic:
         if self._providing.owns(number):
             # An asker may close its side after the order; it can then still read, and no longer cancel.
             return []
-        return [e.FinishStream(number)]
+        return [FinishStream(number)]
 
     def _on_forwarded_end(self, number: StreamId, stream: Stream, now: Now) -> list[Effect]:
         try:
@@ -185,18 +186,18 @@ class Traffic:
         reason = str(error)[: c.TEXT_CHARACTERS_MAX]
         effects: list[Effect] = []
         if not stream.local_done:
-            effects.append(e.Send(number, encode_message(Fault(int(Refusal.PROTOCOL), reason))))
+            effects.append(Send(number, encode_message(Fault(int(Refusal.PROTOCOL), reason))))
         effects += [
             *self.lose_stream(number, Refusal.PROTOCOL, reason, now),
-            e.ResetStream(number, reason),
-            e.Note("peer.misbehaved", stream.peer, reason),
+            ResetStream(number, reason),
+            Note("peer.misbehaved", stream.peer, reason),
         ]
         # Who passes on what others say is not to blame for it.
         if connection is not None and not is_forwarded:
-            effects.append(e.Misbehaved(stream.peer, reason))
+            effects.append(Misbehaved(stream.peer, reason))
             connection.bad_frames += 1
             if connection.bad_frames >= c.BAD_FRAMES_MAX:
-                effects.append(e.HangUp(stream.peer, "it sent too many bad frames"))
+                effects.append(HangUp(stream.peer, "it sent too many bad frames"))
         return effects
 
     def lose_stream(self, number: StreamId, code: Refusal, reason: str, now: Now) -> list[Effect]:
@@ -225,5 +226,5 @@ class Traffic:
         for number in self._streams.overdue(now):
             if number in self._streams:
                 reason = "nothing arrived on this stream in time"
-                effects += [*self.lose_stream(number, Refusal.DEADLINE, reason, now), e.ResetStream(number, reason)]
+                effects += [*self.lose_stream(number, Refusal.DEADLINE, reason, now), ResetStream(number, reason)]
         return effects

@@ -18,7 +18,8 @@ from typing import Final
 from protocol import constants as c
 from protocol.contacts import Contacts
 from protocol.directory import Directory
-from protocol.events import Dial, Effect, Now
+from protocol.effects import Dial, Effect
+from protocol.events import Now
 from protocol.ids import NodeId
 from protocol.links import Link, Outgoing
 from protocol.locality import direct

@@ -6,10 +6,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from protocol.events import (
-    JobText,
-    LearnRecord,
-)
+from protocol.effects import JobText
+from protocol.events import LearnRecord
 from protocol.records import Kind
 from tests.helpers_machines import Bench, chat, provider_record
 from tests.helpers_puppets import Provider

@@ -33,9 +33,19 @@ from coordinator.store.db import open_database
 from protocol import codec
 from protocol import events as e
 from protocol import link as wire
+from protocol.effects import (
+    CancelEngine,
+    Effect,
+    FinishStream,
+    HeartbeatSigned,
+    OpenStream,
+    ResetStream,
+    RunEngine,
+    Send,
+)
 from protocol.envelope import AUTH_HEADER, SigningKey, sign_record, sign_request, sign_request_v1
 from protocol.errors import Refusal
-from protocol.ids import NodeId, StreamId
+from protocol.ids import NodeId, RunId, StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.records import FreePolicy, Heartbeat, Kind, ModelOffer, Outcome, Role, Signed
 from protocol.sealing import HpkeSealer
@@ -178,7 +188,7 @@ def provider_peer(key: SigningKey, now_ms: int, **offer: Any) -> tuple[Peer, Sig
         **offer,
     }
     effects = peer.handle(e.SetOffer(e.Offer(**fields)), now)
-    record = next(effect.record for effect in effects if isinstance(effect, e.HeartbeatSigned))
+    record = next(effect.record for effect in effects if isinstance(effect, HeartbeatSigned))
     return peer, record
 
 
@@ -316,14 +326,14 @@ class ScriptedNode:
         self.allowed = frozenset({served.key.node} if knows_coordinator else ())
         self.client = NodeClient(served, key)
         self.script = script or Script.at_once()
-        self.runs: list[e.RunEngine] = []
-        self.cancelled: list[e.RunId] = []
+        self.runs: list[RunEngine] = []
+        self.cancelled: list[RunId] = []
         self.closed: Closed | None = None
         self._served = served
         self._offer = offer
         self._numbers = itertools.count(2, 2)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._run_tasks: dict[e.RunId, asyncio.Task[None]] = {}
+        self._run_tasks: dict[RunId, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -382,25 +392,25 @@ class ScriptedNode:
         if deadline is not None:
             self._timer = asyncio.get_running_loop().call_at(deadline, lambda: self.handle(e.DEADLINE))
 
-    def _perform(self, effect: e.Effect) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
-            case e.Send() | e.OpenStream() | e.FinishStream() | e.ResetStream():
+            case Send() | OpenStream() | FinishStream() | ResetStream():
                 answer = self.link.perform(effect)
                 self.wake.set()
                 assert answer is None, f"the script is faster than the link: {answer}"
-            case e.RunEngine():
+            case RunEngine():
                 self.runs.append(effect)
                 self._run_tasks[effect.run] = asyncio.ensure_future(self._run(effect))
-            case e.CancelEngine():
+            case CancelEngine():
                 self.cancelled.append(effect.run)
                 self._run_tasks[effect.run].cancel()
-            case e.HeartbeatSigned():
+            case HeartbeatSigned():
                 self.link.announce(effect.record)
                 self.wake.set()
             case _:
                 pass
 
-    async def _run(self, run: e.RunEngine) -> None:
+    async def _run(self, run: RunEngine) -> None:
         script = self.script
         self.handle(e.EngineStarted(run.run, 5))
         tokens = 0

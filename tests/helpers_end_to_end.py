@@ -17,9 +17,10 @@ import trio
 
 from infernet import ipc
 from infernet.config import Config
-from infernet.node import AskOptions, JobEvent, Node, client_node
+from infernet.node import Node, client_node
+from infernet.questions import AskOptions
+from protocol.effects import JobDone, JobEvent, JobText
 from protocol.envelope import SigningKey
-from protocol.events import JobDone, JobText
 from protocol.records import ChatMessage, Role
 from tests.helpers_cli import Home
 from tests.helpers_processes import is_running, wait_until

@@ -17,17 +17,10 @@ import trio
 
 from infernet.engines.contract import EngineEvent, EngineState, EngineStatistics, Report
 from infernet.engines.stops import StopMatcher
+from protocol.effects import RunEngine
 from protocol.errors import Refusal
-from protocol.events import (
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-    RunId,
-)
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, ModelOffer, Outcome, Sampling
 
 GREEDY = Sampling(

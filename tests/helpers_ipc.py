@@ -12,25 +12,25 @@ import trio
 from infernet.draining import JobsLeft
 from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest, serve
 from infernet.why import WhyRequest
-from protocol import events as e
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobText, Served
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
 from protocol.records import ReceiptRecord
 from tests.helpers_records import PROVIDER, receipt
 
 JOB = JobId(bytes(range(16)))
-ACCEPTED = e.JobAccepted(JOB, PROVIDER.node, 1, "tiny-135m", 17)
-PARIS = e.JobText(JOB, "Paris", 1)
+ACCEPTED = JobAccepted(JOB, PROVIDER.node, 1, "tiny-135m", 17)
+PARIS = JobText(JOB, "Paris", 1)
 
 
-def done(record: ReceiptRecord) -> e.JobDone:
+def done(record: ReceiptRecord) -> JobDone:
     """The end of a job that one provider has done alone."""
-    served = e.Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
-    return e.JobDone(JOB, record, (served,))
+    served = Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
+    return JobDone(JOB, record, (served,))
 
 
 DONE = done(receipt())
-NOBODY = e.JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
+NOBODY = JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
 
 
 class FakeNode:

@@ -11,18 +11,16 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader, encode_message
 from protocol.directory import Entry
+from protocol.effects import Effect, OpenStream, Send
 from protocol.envelope import SigningKey, sign_record
 from protocol.events import (
     DEADLINE,
     Ask,
     BytesReceived,
-    Effect,
     Event,
     Now,
     Offer,
-    OpenStream,
     PeerConnected,
-    Send,
     SetOffer,
     StreamFinished,
     StreamOpened,

@@ -11,13 +11,16 @@ import trio
 
 from infernet.config import Config
 from infernet.engines.contract import Engine
-from infernet.node import AskOptions, JobEvent, Node
+from infernet.node import Node
+from infernet.questions import AskOptions
 from infernet.store import Store
 from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS
+from protocol.effects import JobEvent
 from protocol.envelope import SigningKey
 from protocol.ids import peer_id
 from protocol.records import ChatMessage, Role
+from tests.helpers_engine import PacedEngine
 
 EPOCH_MS = 1_700_000_000_000
 
@@ -95,3 +98,20 @@ async def settle(node: Node, condition: Callable[[], bool]) -> None:
     """Wait until a condition on a node holds; a virtual minute at most."""
     with trio.fail_after(60):
         await node.driver.wait_for(condition)
+
+
+async def pair(w: World, **engine: object) -> tuple[Node, PacedEngine, Node]:
+    """A provider with a paced engine, and a client that knows it."""
+    paced = PacedEngine(**engine)  # type: ignore[arg-type]
+    provider = await w.start(paced)
+    client = await w.start(None, provider)
+    return provider, paced, client
+
+
+async def assert_idle(*nodes: Node) -> None:
+    """Nothing of any job is left: no run, no job, no stream but the gossip between connected nodes."""
+    for node in nodes:
+        await settle(node, lambda node=node: node.status()["jobs_running"] == 0 and node.status()["jobs_asked"] == 0)
+        await settle(node, lambda node=node: node.status()["streams"] <= 2 * node.status()["peers"])
+        engine = node.status()["engine"]
+        assert engine is None or engine["runs_active"] == 0

@@ -38,9 +38,11 @@ from infernet.driver import wall_ms
 from infernet.engines.contract import Engine, EngineState, EngineStatistics, Report
 from infernet.lock import hold_lock
 from infernet.node import Node, run_node
+from protocol.effects import RunEngine
 from protocol.envelope import SigningKey
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, RunEngine, RunId
+from protocol.events import EngineFailed
+from protocol.ids import RunId
 from protocol.records import ModelOffer
 from tests.helpers_engine import PacedEngine
 

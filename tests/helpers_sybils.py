@@ -15,17 +15,13 @@ from functools import partial
 
 from protocol import constants as c
 from protocol.codec import CONTROL_LIMITS, FrameReader, encode_message, encode_record
+from protocol.effects import Dial, FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import SigningKey, sign_record
 from protocol.events import (
     BytesReceived,
-    Dial,
     Event,
-    FinishStream,
-    OpenStream,
     PeerConnected,
     PeerDisconnected,
-    ResetStream,
-    Send,
     StreamBroken,
     StreamFinished,
     StreamOpened,

@@ -25,6 +25,7 @@ from coordinator.core.views import iso_time
 from coordinator.store import job_events, jobs
 from coordinator.store.db import Database
 from protocol import events as e
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, JobVector
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId
 from protocol.records import JobRequest, Kind, Outcome, Sampling
@@ -47,7 +48,7 @@ class Chat:
         self.client = client
         self.feed = Feed(answer_bytes_max)
         self.readers = 0
-        self.failure: e.JobFailed | None = None
+        self.failure: JobFailed | None = None
         self.accepted_or_ended = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.events = 0
@@ -120,7 +121,7 @@ class Chats:
         try:
             self._driver.handle(ask)
         except LocalProtocolError as error:
-            self._on_failed(chat, e.JobFailed(job, Refusal.BAD_REQUEST, str(error)))
+            self._on_failed(chat, JobFailed(job, Refusal.BAD_REQUEST, str(error)))
             raise
         return chat
 
@@ -133,7 +134,7 @@ class Chats:
         """Tell the readers of all running chats why there is no more; the jobs are cancelled by who calls."""
         for chat in list(self._chats.values()):
             if not chat.has_ended:
-                self._on_failed(chat, e.JobFailed(chat.row.job, Refusal.SHUTDOWN, text))
+                self._on_failed(chat, JobFailed(chat.row.job, Refusal.SHUTDOWN, text))
 
     def _abandon(self, chat: Chat) -> None:
         if not chat.has_ended:
@@ -161,22 +162,22 @@ class Chats:
         if chat is None or chat.has_ended:
             return
         match effect:
-            case e.JobText():
+            case JobText():
                 self._on_text(chat, effect)
-            case e.JobAccepted():
+            case JobAccepted():
                 self._on_accepted(chat, effect)
-            case e.JobQueued():
+            case JobQueued():
                 self._on_queued(chat, effect)
-            case e.JobResumed():
+            case JobResumed():
                 self._on_resumed(chat, effect)
-            case e.JobDone():
+            case JobDone():
                 self._on_done(chat, effect)
-            case e.JobFailed():
+            case JobFailed():
                 self._on_failed(chat, effect)
-            case e.JobVector():
+            case JobVector():
                 raise AssertionError("a chat answers with text")
 
-    def _on_accepted(self, chat: Chat, effect: e.JobAccepted) -> None:
+    def _on_accepted(self, chat: Chat, effect: JobAccepted) -> None:
         chat.row = dataclasses.replace(
             chat.row,
             status="running",
@@ -202,7 +203,7 @@ class Chats:
         chat.accepted_or_ended.set()
         self._record(chat, "meta")
 
-    def _on_queued(self, chat: Chat, effect: e.JobQueued) -> None:
+    def _on_queued(self, chat: Chat, effect: JobQueued) -> None:
         place = (effect.provider, effect.position)
         if chat.place == place:
             return  # a reader wants to see it move, and the feed keeps everything
@@ -216,7 +217,7 @@ class Chats:
             },
         )
 
-    def _on_resumed(self, chat: Chat, effect: e.JobResumed) -> None:
+    def _on_resumed(self, chat: Chat, effect: JobResumed) -> None:
         chat.row = dataclasses.replace(chat.row, provider=effect.provider)
         chat.feed.add(
             "resumed",
@@ -230,7 +231,7 @@ class Chats:
         )
         self._record(chat, "resumed")
 
-    def _on_text(self, chat: Chat, effect: e.JobText) -> None:
+    def _on_text(self, chat: Chat, effect: JobText) -> None:
         is_first = not chat.output_tokens
         chat.output_tokens = effect.output_tokens
         try:
@@ -240,12 +241,12 @@ class Chats:
             log.warning("answer_too_large", job=chat.row.job.hex()[:8])
             text = "the provider sent more text than its number of tokens can hold"
             self.cancel(chat)
-            self._on_failed(chat, e.JobFailed(chat.row.job, Refusal.PROTOCOL, text))
+            self._on_failed(chat, JobFailed(chat.row.job, Refusal.PROTOCOL, text))
             return
         if is_first:
             self._record(chat, "token")
 
-    def _on_done(self, chat: Chat, effect: e.JobDone) -> None:
+    def _on_done(self, chat: Chat, effect: JobDone) -> None:
         receipt = effect.receipt
         reason = Outcome(receipt.outcome).name.lower()
         now_ms = self._wall_ms()
@@ -277,7 +278,7 @@ class Chats:
         )
         self._end(chat, "done", receipt.running_hash)
 
-    def _on_failed(self, chat: Chat, effect: e.JobFailed) -> None:
+    def _on_failed(self, chat: Chat, effect: JobFailed) -> None:
         code = effect.code.name.lower()
         status = "cancelled" if effect.code is Refusal.CANCELLED else "failed"
         chat.failure = effect

@@ -15,20 +15,50 @@ from typing import Protocol, assert_never
 import structlog
 
 from protocol import events as e
+from protocol.effects import (
+    CancelEngine,
+    Dial,
+    DialBack,
+    Drained,
+    Effect,
+    FinishStream,
+    HangUp,
+    HeartbeatSigned,
+    JobAccepted,
+    JobDone,
+    JobEvent,
+    JobFailed,
+    JobQueued,
+    JobResumed,
+    JobText,
+    JobVector,
+    Misbehaved,
+    Note,
+    OpenStream,
+    OwnAddresses,
+    ReachabilityLearnt,
+    RecordLearnt,
+    ReleaseRelay,
+    ReserveRelay,
+    ResetStream,
+    RunEngine,
+    SearchWanted,
+    Send,
+)
 from protocol.ids import short
 from protocol.peer import Peer
 
 log = structlog.get_logger(__name__)
 
-JobEffect = e.JobEvent
+JobEffect = JobEvent
 
 
 class Network(Protocol):
     """Performs the effects that concern peers and streams; answers with events, never waits."""
 
-    def perform(self, effect: e.OpenStream | e.Send | e.FinishStream | e.ResetStream) -> e.Event | None: ...
+    def perform(self, effect: OpenStream | Send | FinishStream | ResetStream) -> e.Event | None: ...
 
-    def hang_up(self, effect: e.HangUp) -> None: ...
+    def hang_up(self, effect: HangUp) -> None: ...
 
 
 class PeerDriver:
@@ -104,30 +134,30 @@ class PeerDriver:
         self._timer = None
         self.handle(e.DEADLINE)
 
-    def _perform(self, effect: e.Effect) -> None:
+    def _perform(self, effect: Effect) -> None:
         match effect:
-            case e.Send() | e.OpenStream() | e.FinishStream() | e.ResetStream():
+            case Send() | OpenStream() | FinishStream() | ResetStream():
                 answer = self._network.perform(effect)
                 if answer is not None:
                     self._inbox.append(answer)
-            case e.JobText() | e.JobAccepted() | e.JobVector() | e.JobDone() | e.JobFailed():
+            case JobText() | JobAccepted() | JobVector() | JobDone() | JobFailed():
                 self._on_job(effect)
-            case e.JobQueued() | e.JobResumed():
+            case JobQueued() | JobResumed():
                 self._on_job(effect)
-            case e.HangUp():
+            case HangUp():
                 self._network.hang_up(effect)
-            case e.Dial():
+            case Dial():
                 # Nodes connect to the coordinator, never the other way round.
                 self._inbox.append(e.DialFailed(effect.peer, "this node has no link open"))
-            case e.Note():
+            case Note():
                 log.info(effect.event, peer=short(effect.peer) if effect.peer else None, detail=effect.detail)
-            case e.RecordLearnt() | e.SearchWanted() | e.HeartbeatSigned():
+            case RecordLearnt() | SearchWanted() | HeartbeatSigned():
                 pass  # the store has records from their nodes only, and the coordinator offers nothing itself
-            case e.Misbehaved() | e.Drained():
+            case Misbehaved() | Drained():
                 pass
-            case e.DialBack() | e.ReserveRelay() | e.ReleaseRelay() | e.ReachabilityLearnt() | e.OwnAddresses():
+            case DialBack() | ReserveRelay() | ReleaseRelay() | ReachabilityLearnt() | OwnAddresses():
                 raise AssertionError("the coordinator dials nobody and needs no relay")
-            case e.RunEngine() | e.CancelEngine():
+            case RunEngine() | CancelEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")
             case _:
                 assert_never(effect)

@@ -14,6 +14,7 @@ import structlog
 
 from coordinator.core.driver import PeerDriver
 from protocol import events as e
+from protocol.effects import FinishStream, HangUp, OpenStream, ResetStream, Send
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId, StreamId, short
 from protocol.link import LINK_PING_INTERVAL_S, LINK_SILENCE_S_MAX, Announce, Link, LinkEvent
@@ -211,9 +212,9 @@ class Links:
 
     # ------------------------------------------------------------ the network of the driver
 
-    def perform(self, effect: e.OpenStream | e.Send | e.FinishStream | e.ResetStream) -> e.Event | None:
+    def perform(self, effect: OpenStream | Send | FinishStream | ResetStream) -> e.Event | None:
         """Put what the effect means into the outbox of its link."""
-        if isinstance(effect, e.OpenStream):
+        if isinstance(effect, OpenStream):
             connection = self._connections.get(effect.peer)
             if connection is None:
                 return e.StreamBroken(effect.stream, "this node has no link open")
@@ -228,7 +229,7 @@ class Links:
             self._by_stream.pop(answer.stream, None)
         return answer
 
-    def hang_up(self, effect: e.HangUp) -> None:
+    def hang_up(self, effect: HangUp) -> None:
         """Close the link of this node."""
         self.drop(effect.peer, effect.reason)
 

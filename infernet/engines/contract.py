@@ -22,16 +22,9 @@ from typing import Protocol
 import trio
 from msgspec import Struct
 
-from protocol.events import (
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-    RunId,
-)
+from protocol.effects import RunEngine
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.ids import RunId
 from protocol.records import Kind, ModelOffer
 
 EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed

@@ -14,16 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from infernet.engines.contract import EngineConfig
-from protocol.events import (
-    CancelEngine,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-)
+from protocol.effects import CancelEngine, RunEngine
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 
 # The largest command is a prompt of the size that may be sealed (1 MiB), the largest report an embedding.
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024

@@ -26,16 +26,10 @@ from infernet.engines.contract import (
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
+from protocol.effects import CancelEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import (
-    CancelEngine,
-    EngineFailed,
-    EngineFinished,
-    EngineStarted,
-    EngineText,
-    RunEngine,
-    RunId,
-)
+from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
+from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
 
 

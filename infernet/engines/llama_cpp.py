@@ -28,17 +28,10 @@ from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
 from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
 from infernet.engines.turns import Turn, Turns
+from protocol.effects import RunEngine
 from protocol.errors import Refusal
-from protocol.events import (
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-    RunId,
-)
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.ids import RunId
 from protocol.records import Kind, Outcome, Sampling
 
 # A cancel takes effect after the batch under way and the next. On a CPU 16 tokens take a sixth of a second with the

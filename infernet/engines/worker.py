@@ -18,8 +18,10 @@ from infernet.engines.contract import EngineUnavailable
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
 from infernet.engines.llama_cpp import LlamaCpp
 from infernet.hardening import harden
+from protocol.effects import CancelEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import CancelEngine, EngineFailed, RunEngine, RunId
+from protocol.events import EngineFailed
+from protocol.ids import RunId
 
 _READ_BYTES: Final = 64 * 1024
 

@@ -14,12 +14,7 @@ from msgspec import Struct
 
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, decode_message, decode_record
-from protocol.errors import BadFrame
-from protocol.events import (
-    Ask,
-    EngineFailed,
-    EngineFinished,
-    EngineText,
+from protocol.effects import (
     JobAccepted,
     JobDone,
     JobFailed,
@@ -30,10 +25,11 @@ from protocol.events import (
     Misbehaved,
     Note,
     RunEngine,
-    RunId,
     Send,
 )
-from protocol.ids import JobId, NodeId
+from protocol.errors import BadFrame
+from protocol.events import Ask, EngineFailed, EngineFinished, EngineText
+from protocol.ids import JobId, NodeId, RunId
 from protocol.messages import JobAccept, JobOpen, Message, Receipt
 from protocol.peer import PeerStatistics
 from protocol.records import JobAcceptRecord, JobOpenRecord, ReceiptRecord

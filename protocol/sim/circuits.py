@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from protocol.events import DialBack, DialedBack, Event, RelayLost, RelayReserved
+from protocol.effects import DialBack
+from protocol.events import DialedBack, Event, RelayLost, RelayReserved
 from protocol.ids import NodeId, peer_id
 from protocol.records import Reachability
 from protocol.sim.schedule import Schedule

@@ -14,18 +14,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from protocol.effects import CancelEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import (
-    CancelEngine,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-    RunId,
-)
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.ids import RunId
 from protocol.records import JobRequest, Kind, Outcome
 from protocol.sim.scenario import EngineProfile
 from protocol.timers import Timers

@@ -15,18 +15,13 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from protocol.envelope import SigningKey
-from protocol.events import (
-    DEADLINE,
+from protocol.effects import (
     CancelEngine,
     Dial,
     DialBack,
     Effect,
-    Event,
     FinishStream,
     HangUp,
-    Now,
-    Offer,
     OpenStream,
     OwnAddresses,
     ReleaseRelay,
@@ -34,8 +29,9 @@ from protocol.events import (
     ResetStream,
     RunEngine,
     Send,
-    SetOffer,
 )
+from protocol.envelope import SigningKey
+from protocol.events import DEADLINE, Event, Now, Offer, SetOffer
 from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.sim.engine import SimulatedEngine

@@ -13,22 +13,24 @@ from functools import partial
 from typing import Final
 
 from protocol import constants as c
-from protocol.events import (
-    BytesReceived,
+from protocol.effects import (
     Dial,
     DialBack,
-    DialFailed,
-    Event,
     FinishStream,
     HangUp,
     OpenStream,
-    OutboxFull,
-    PeerConnected,
-    PeerDisconnected,
     ReleaseRelay,
     ReserveRelay,
     ResetStream,
     Send,
+)
+from protocol.events import (
+    BytesReceived,
+    DialFailed,
+    Event,
+    OutboxFull,
+    PeerConnected,
+    PeerDisconnected,
     StreamBroken,
     StreamFinished,
     StreamOpened,

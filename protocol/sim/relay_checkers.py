@@ -9,20 +9,9 @@ from typing import Any
 
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, decode_message, decode_record
-from protocol.events import (
-    BytesReceived,
-    EngineFailed,
-    EngineFinished,
-    FinishStream,
-    OpenStream,
-    RunEngine,
-    RunId,
-    Send,
-    SetOffer,
-    StreamFinished,
-    StreamOpened,
-)
-from protocol.ids import JobId, NodeId, StreamId
+from protocol.effects import FinishStream, OpenStream, RunEngine, Send
+from protocol.events import BytesReceived, EngineFailed, EngineFinished, SetOffer, StreamFinished, StreamOpened
+from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.messages import Forward, JobOpen, JobReject, Reserve, Reserved
 from protocol.records import JobOpenRecord, ReservationRecord
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, sent

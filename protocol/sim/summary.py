@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from protocol.events import Ask, JobDone, JobFailed, JobText, JobVector
+from protocol.effects import JobDone, JobFailed, JobText, JobVector
+from protocol.events import Ask
 from protocol.ids import JobId
 from protocol.sim.checkers import Seen
 

@@ -24,15 +24,16 @@ from _relay_worker import Stream, ask_all, question, run, say, serve
 
 from infernet.config import Config
 from infernet.driver import wall_ms
-from infernet.node import AGENT, AskOptions, Node
+from infernet.node import AGENT, Node
 from infernet.own_addresses import peer_of
+from infernet.questions import AskOptions
 from infernet.transport.contract import ConnectionInfo
 from infernet.transport.contract import Stream as Carried
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader, encode_message
+from protocol.effects import JobDone, JobFailed, JobText
 from protocol.envelope import SigningKey, open_record, sign_record
-from protocol.events import JobDone, JobFailed, JobText
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling, order_extensions
 from protocol.messages import JobOpen, JobReject, Message, Progress

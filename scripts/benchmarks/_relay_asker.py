@@ -16,11 +16,12 @@ import httpx
 from _relay_worker import Stream, ask_all, question, run, say, serve
 
 from infernet.config import Config
-from infernet.node import AskOptions, Node, client_node
+from infernet.node import Node, client_node
 from infernet.own_addresses import peer_of
+from infernet.questions import AskOptions
 from protocol.constants import JOB_STREAMS_PER_PEER_MAX
+from protocol.effects import JobDone, JobFailed, JobText
 from protocol.envelope import SigningKey
-from protocol.events import JobDone, JobFailed, JobText
 from protocol.records import ChatMessage, Role
 
 

@@ -24,9 +24,10 @@ from infernet.engines.selection import open_engine
 from infernet.node import AGENT, Node
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol import constants as c
+from protocol.effects import RunEngine
 from protocol.envelope import SigningKey
-from protocol.events import EngineFailed, EngineFinished, EngineText, RunEngine, RunId
-from protocol.ids import node_id_from_text
+from protocol.events import EngineFailed, EngineFinished, EngineText
+from protocol.ids import RunId, node_id_from_text
 from protocol.jobs import default_sampling
 from protocol.records import ChatMessage, JobRequest, Kind, ModelOffer, Role
 from tests.helpers_engine import PacedEngine

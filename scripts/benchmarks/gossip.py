@@ -3,6 +3,9 @@
 Real peers on a simulated network: one-way latency 30 ms on average, everybody has heard of one node at the start. Bytes
 are those of frames, without what TCP, Noise and yamux add. Processor time is that of the machine for one peer, the
 simulator's own work included.
+
+With `--room` a peer's directory holds so many records and not everybody's, as on a network of a million: then what is
+counted is how many of the other providers of its models a provider knows.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from protocol.events import Send, SetOffer
+from protocol.effects import Send
+from protocol.events import SetOffer
+from protocol.ids import NodeId
 from protocol.records import Availability
 from protocol.sim import Scenario, Simulation, Topology
 from protocol.sim.checkers import Checker, Seen
@@ -25,6 +30,8 @@ STARTS_PER_S = 33.0
 STEP_S = 0.25
 CALM_S = 60.0
 CHANGES = 5
+# As many serve each model whatever the size of the network: more peers, more models.
+PEERS_PER_MODEL = 100
 
 
 class Sent(Checker):
@@ -59,6 +66,20 @@ class Row:
     news_median_s: float
     news_all_s: float
     change_bytes: float
+
+
+@dataclass
+class NarrowRow:
+    """A network larger than a directory: costs of one peer, and what providers know of others with their models."""
+
+    peers: int
+    room: int
+    idle_bytes: float
+    bytes_per_minute: float
+    cpu_ms_per_minute: float
+    neighbours: float
+    known_least: float
+    known_mean: float
 
 
 def measure(peers: int, minutes: float, seed: int) -> Row:
@@ -102,6 +123,58 @@ def measure(peers: int, minutes: float, seed: int) -> Row:
     )
 
 
+def measure_narrow(peers: int, room: int, minutes: float, seed: int) -> NarrowRow:
+    """Start a network in which nobody has room for everybody, and let it run."""
+    scenario = Scenario(
+        seed=seed,
+        peers=peers,
+        providers=peers // 5,
+        models=max(1, peers // PEERS_PER_MODEL),
+        topology=Topology.STAR,
+        start_s=peers / STARTS_PER_S,
+        records_max=room,
+    )
+    sent = Sent()
+    simulation = Simulation(scenario, [sent])
+    simulation.run(scenario.start_s + 4 * CALM_S)
+    before = sent.bytes
+    simulation.run(simulation.now_s + CALM_S)
+    idle_bytes = (sent.bytes - before) / peers * 60 / CALM_S
+    before, used_s = sent.bytes, time.process_time()
+    simulation.run(simulation.now_s + minutes * 60)
+    share = 1 / peers / minutes
+    neighbours = sum(host.peer.statistics().neighbours for host in simulation.hosts if host.peer is not None)
+    known = _known_of_own_models(simulation)
+    return NarrowRow(
+        peers,
+        room,
+        idle_bytes,
+        (sent.bytes - before) * share,
+        (time.process_time() - used_s) * share * 1000,
+        neighbours / peers,
+        min(known),
+        sum(known) / len(known),
+    )
+
+
+def _known_of_own_models(simulation: Simulation) -> list[float]:
+    """For each provider the share of the other providers of its models that it has a record of."""
+    serving: defaultdict[str, set[NodeId]] = defaultdict(set)
+    providers = [host for host in simulation.hosts if host.offer is not None and host.offer.models]
+    for host in providers:
+        assert host.offer is not None
+        for model in host.offer.models:
+            serving[model.name].add(host.node)
+    shares = []
+    for host in providers:
+        assert host.offer is not None
+        assert host.peer is not None
+        others = set().union(*(serving[model.name] for model in host.offer.models)) - {host.node}
+        held = sum(host.peer.directory.get(node) is not None for node in others)
+        shares.append(held / len(others) if others else 1.0)
+    return shares
+
+
 def _change(simulation: Simulation, sent: Sent, number: int) -> tuple[float, float, float]:
     """One peer says something new: when half of the others know, when all do, and what it cost each."""
     hosts = simulation.hosts
@@ -132,9 +205,23 @@ def main() -> None:
     parser.add_argument("--peers", type=int, nargs="+", default=[20, 100, 300, 1000])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long it is watched (default: ten minutes)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--room", type=int, help="records that a directory holds (default: everybody's)")
     arguments = parser.parse_args()
     # Peers and their records stay to the end: looking for garbage among a million of them finds none.
     gc.disable()
+    if arguments.room is not None:
+        print("| peers | room | idle bytes/min | bytes/min | CPU ms/min | neighbours | known: least | known: mean |")
+        print("|---" * 8 + "|")
+        for peers in arguments.peers:
+            narrow = measure_narrow(peers, arguments.room, arguments.minutes, arguments.seed)
+            print(
+                f"| {narrow.peers} | {narrow.room} | {narrow.idle_bytes:.0f} | {narrow.bytes_per_minute:.0f} "
+                f"| {narrow.cpu_ms_per_minute:.0f} | {narrow.neighbours:.1f} | {narrow.known_least:.2f} "
+                f"| {narrow.known_mean:.3f} |",
+                flush=True,
+            )
+            gc.collect()
+        return
     print(
         "| peers | full view after the last start | bytes until then | idle bytes/min | bytes/min | messages/min ",
         end="",

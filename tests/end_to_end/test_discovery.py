@@ -19,8 +19,8 @@ from infernet.config import Config, make_private_directory
 from infernet.discovery import dht, mdns
 from infernet.engines.contract import Engine
 from infernet.node import Node, run_node
+from protocol.effects import JobDone
 from protocol.envelope import SigningKey
-from protocol.events import JobDone
 from protocol.records import Role
 from tests.helpers_cli import Home
 from tests.helpers_end_to_end import chat

@@ -17,13 +17,14 @@ import trio
 
 from infernet import identity, ipc
 from infernet.config import Config
-from infernet.node import AskOptions, Node, client_node
+from infernet.node import Node, client_node
+from infernet.questions import AskOptions
 from infernet.transport.addresses import parse_tcp
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.libp2p_library import Identity
 from infernet.transport.noise_channel import secure_outbound
+from protocol.effects import JobDone, JobFailed, JobText
 from protocol.envelope import SigningKey
-from protocol.events import JobDone, JobFailed, JobText
 from protocol.records import ChatMessage, Role
 from tests.helpers_cli import ROOT, Home
 from tests.helpers_end_to_end import until

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from protocol import constants as c
+from protocol.effects import JobDone, JobFailed, JobResumed, JobText
 from protocol.errors import Refusal
-from protocol.events import JobDone, JobFailed, JobResumed, JobText
 from tests.helpers_cli import Home
 from tests.helpers_end_to_end import (
     JOB_S,

@@ -20,8 +20,8 @@ from rich.console import Console
 from infernet import ipc
 from infernet.config import Config, places
 from infernet.node import client_node
+from protocol.effects import JobDone, JobEvent, JobResumed, JobText
 from protocol.envelope import SigningKey
-from protocol.events import JobDone, JobEvent, JobResumed, JobText
 from protocol.records import Role
 from tests.helpers_cluster import Cluster, loopback_cluster, plans
 from tests.helpers_end_to_end import JOB_S, LONG, NodeProcess, answer_of, chat, provider

@@ -10,24 +10,18 @@ import pytest
 from protocol import constants as c
 from protocol import forwarding as f
 from protocol.codec import encode_message
+from protocol.effects import Dial, Effect, FinishStream, HangUp, OpenStream, ResetStream, Send
 from protocol.envelope import sign_record
 from protocol.events import (
     DEADLINE,
     BytesReceived,
-    Dial,
     DialFailed,
-    Effect,
     Event,
-    FinishStream,
-    HangUp,
     LearnAddresses,
     Now,
-    OpenStream,
     OutboxFull,
     PeerConnected,
     PeerDisconnected,
-    ResetStream,
-    Send,
     StreamBroken,
     StreamFinished,
     StreamOpened,

@@ -10,24 +10,17 @@ import pytest
 
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader, encode_message
+from protocol.effects import Effect, HangUp, JobDone, JobFailed, JobText, OpenStream, ResetStream, Send
 from protocol.envelope import open_record, sign_record
 from protocol.events import (
     DEADLINE,
     Ask,
     BytesReceived,
-    Effect,
     Event,
-    HangUp,
-    JobDone,
-    JobFailed,
-    JobText,
     LearnRecord,
     Now,
-    OpenStream,
     PeerConnected,
     PeerDisconnected,
-    ResetStream,
-    Send,
     StopAsking,
     StreamFinished,
 )

@@ -10,24 +10,20 @@ import pytest
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import CancelEngine, Effect, HangUp, ResetStream, RunEngine
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
 from protocol.events import (
     DEADLINE,
     BytesReceived,
-    CancelEngine,
-    Effect,
     EngineFailed,
     EngineStarted,
     EngineText,
     Event,
-    HangUp,
     Now,
     Offer,
     PeerConnected,
     PeerDisconnected,
-    ResetStream,
-    RunEngine,
     SetOffer,
     StreamBroken,
     StreamFinished,

@@ -14,8 +14,8 @@ from infernet.being_reached import BeingReached
 from infernet.engines.contract import Engine
 from infernet.node import Node
 from infernet.transport.libp2p_host import Libp2pTransport
-from protocol import events as e
 from protocol.constants import HEARTBEAT_ADDRESSES_MAX, PROTOCOLS
+from protocol.effects import JobDone, OwnAddresses, ReachabilityLearnt
 from protocol.ids import peer_id
 from protocol.locality import is_circuit
 from protocol.records import Reachability, Role
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.anyio
 PUBLIC = "/ip4/8.8.4.4/tcp/46337"
 
 
-def learnt(reachability: Reachability, address: str | None = None) -> e.ReachabilityLearnt:
-    return e.ReachabilityLearnt(reachability, address, "what to do")
+def learnt(reachability: Reachability, address: str | None = None) -> ReachabilityLearnt:
+    return ReachabilityLearnt(reachability, address, "what to do")
 
 
 def being_reached(**changes: Any) -> BeingReached:
@@ -67,17 +67,17 @@ def test_circuits_come_after_direct_addresses_and_within_the_limit() -> None:
     reached = being_reached()
     reached.observe(learnt(Reachability.REACHED, PUBLIC))
     circuits = tuple(f"/ip4/9.9.9.9/tcp/1/p2p/r{number}/p2p-circuit/p2p/x" for number in range(12))
-    reached.observe(e.OwnAddresses((*circuits[:3], "/dns/" + "x" * 300)))
+    reached.observe(OwnAddresses((*circuits[:3], "/dns/" + "x" * 300)))
     assert reached.advertised()[1:] == list(circuits[:3])
     assert reached.advertised()[0].startswith(PUBLIC)
-    reached.observe(e.OwnAddresses(circuits))
+    reached.observe(OwnAddresses(circuits))
     assert len(reached.advertised()) == HEARTBEAT_ADDRESSES_MAX
 
 
 def test_who_hides_publishes_nothing_whatever_was_learnt() -> None:
     reached = being_reached(advertise=False)
     reached.observe(learnt(Reachability.REACHED, PUBLIC))
-    reached.observe(e.OwnAddresses(("/ip4/9.9.9.9/tcp/1/p2p/r/p2p-circuit/p2p/x",)))
+    reached.observe(OwnAddresses(("/ip4/9.9.9.9/tcp/1/p2p/r/p2p-circuit/p2p/x",)))
     assert reached.advertised() == []
 
 
@@ -175,14 +175,14 @@ async def test_a_provider_that_only_dials_out_answers_through_either_of_two_rela
             "the record of the provider",
         )
         events = await ask(asker, question())
-        assert isinstance(events[-1], e.JobDone)
+        assert isinstance(events[-1], JobDone)
         assert "reached through 2 relays" in provider.status()["reached"]["advice"]
         assert sum(m.transports[relay.node_id].relay_statistics().circuits for relay in relays) == 1
 
         m.kill(relays[0])
         await eventually(lambda: len(provider.status()["reached"]["circuits"]) == 1, "one relay less")
         events = await ask(asker, question())
-        assert isinstance(events[-1], e.JobDone)
+        assert isinstance(events[-1], JobDone)
 
 
 async def test_a_node_that_others_reach_hears_so_and_relays() -> None:

@@ -15,6 +15,7 @@ from infernet.transport.contract import ConnectionInfo, Stream, StreamBroken
 from infernet.transport.memory import MemoryNetwork, MemoryTransport
 from protocol import events as e
 from protocol.constants import HELLO_PROTOCOL, JOB_PROTOCOL, PROTOCOLS
+from protocol.effects import Dial, FinishStream, OpenStream, ResetStream, Send
 from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.sealing import HpkeSealer
@@ -84,13 +85,13 @@ class Setting:
 
     async def dial(self) -> None:
         peer = self.other.transport.node_id
-        self.carrier.perform(e.Dial(peer, tuple(self.other.transport.addresses())))
+        self.carrier.perform(Dial(peer, tuple(self.other.transport.addresses())))
         with trio.fail_after(10):
             while not self.driver.of(e.PeerConnected):
                 await trio.lowlevel.checkpoint()
 
     def open(self) -> None:
-        self.carrier.perform(e.OpenStream(STREAM, self.other.transport.node_id, JOB_PROTOCOL))
+        self.carrier.perform(OpenStream(STREAM, self.other.transport.node_id, JOB_PROTOCOL))
 
 
 async def run(test: object, pipe_bytes: int = 64 * 1024) -> None:
@@ -113,8 +114,8 @@ async def test_what_is_sent_arrives_in_order_and_is_finished() -> None:
     async def test(s: Setting) -> None:
         s.open()
         for number in range(100):
-            s.carrier.perform(e.Send(STREAM, bytes([number])))
-        s.carrier.perform(e.FinishStream(STREAM))
+            s.carrier.perform(Send(STREAM, bytes([number])))
+        s.carrier.perform(FinishStream(STREAM))
         await s.other.arrived.wait()
         data = b""
         while piece := await s.other.streams[0].receive():
@@ -130,7 +131,7 @@ async def test_a_reader_that_stands_still_overflows_its_own_outbox() -> None:
         await s.other.arrived.wait()
         half = bytes(OUTBOX_BYTES_MAX // 2)
         for _ in range(4):
-            s.carrier.perform(e.Send(STREAM, half))
+            s.carrier.perform(Send(STREAM, half))
             await trio.testing.wait_all_tasks_blocked()
         assert s.driver.of(e.OutboxFull) == [e.OutboxFull(STREAM)]
 
@@ -142,11 +143,11 @@ async def test_nothing_follows_a_gap_but_the_reset() -> None:
         s.open()
         await s.other.arrived.wait()
         for data in (bytes(OUTBOX_BYTES_MAX + 1), b"small", b"small"):
-            s.carrier.perform(e.Send(STREAM, data))
-        s.carrier.perform(e.FinishStream(STREAM))
+            s.carrier.perform(Send(STREAM, data))
+        s.carrier.perform(FinishStream(STREAM))
         await trio.testing.wait_all_tasks_blocked()
         assert s.driver.of(e.OutboxFull) == [e.OutboxFull(STREAM)]
-        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        s.carrier.perform(ResetStream(STREAM, "too slow"))
         with pytest.raises(StreamBroken):
             await s.other.streams[0].receive()
 
@@ -156,8 +157,8 @@ async def test_nothing_follows_a_gap_but_the_reset() -> None:
 async def test_last_words_leave_before_a_reset() -> None:
     async def test(s: Setting) -> None:
         s.open()
-        s.carrier.perform(e.Send(STREAM, b"because"))
-        s.carrier.perform(e.ResetStream(STREAM, "because"))
+        s.carrier.perform(Send(STREAM, b"because"))
+        s.carrier.perform(ResetStream(STREAM, "because"))
         await s.other.arrived.wait()
         assert await s.other.streams[0].receive() == b"because"
         await until(lambda: not s.driver.open_streams)
@@ -170,7 +171,7 @@ async def test_the_other_sides_reset_ends_a_blocked_send() -> None:
     async def test(s: Setting) -> None:
         s.open()
         await s.other.arrived.wait()
-        s.carrier.perform(e.Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
+        s.carrier.perform(Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
         await trio.testing.wait_all_tasks_blocked()
         s.other.streams[0].reset()
         await until(lambda: s.driver.of(e.StreamBroken))
@@ -182,9 +183,9 @@ async def test_our_reset_ends_a_send_to_a_reader_that_stands_still() -> None:
     async def test(s: Setting) -> None:
         s.open()
         await s.other.arrived.wait()
-        s.carrier.perform(e.Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
+        s.carrier.perform(Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
         await trio.testing.wait_all_tasks_blocked()
-        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        s.carrier.perform(ResetStream(STREAM, "too slow"))
         await trio.sleep(LAST_WORDS_S * 0.9)
         assert s.carrier.streams == 1, "what was said before gets a moment"
         await trio.sleep(LAST_WORDS_S * 0.2)
@@ -198,9 +199,9 @@ async def test_after_an_overflow_nothing_is_waited_for() -> None:
         s.open()
         await s.other.arrived.wait()
         for _ in range(2):
-            s.carrier.perform(e.Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
+            s.carrier.perform(Send(STREAM, bytes(OUTBOX_BYTES_MAX)))
         await trio.testing.wait_all_tasks_blocked()
-        s.carrier.perform(e.ResetStream(STREAM, "too slow"))
+        s.carrier.perform(ResetStream(STREAM, "too slow"))
         await trio.testing.wait_all_tasks_blocked()
         assert s.carrier.streams == 0
 
@@ -210,10 +211,10 @@ async def test_after_an_overflow_nothing_is_waited_for() -> None:
 async def test_our_reset_after_we_finished_still_ends_the_stream() -> None:
     async def test(s: Setting) -> None:
         s.open()
-        s.carrier.perform(e.FinishStream(STREAM))
+        s.carrier.perform(FinishStream(STREAM))
         await s.other.arrived.wait()
         assert await s.other.streams[0].receive() == b""
-        s.carrier.perform(e.ResetStream(STREAM, "too late"))
+        s.carrier.perform(ResetStream(STREAM, "too late"))
         await trio.testing.wait_all_tasks_blocked()
         assert s.carrier.streams == 0
 
@@ -222,7 +223,7 @@ async def test_our_reset_after_we_finished_still_ends_the_stream() -> None:
 
 async def test_a_stream_to_nobody_breaks() -> None:
     async def test(s: Setting) -> None:
-        s.carrier.perform(e.OpenStream(STREAM, key_of(9).node, HELLO_PROTOCOL))
+        s.carrier.perform(OpenStream(STREAM, key_of(9).node, HELLO_PROTOCOL))
         await until(lambda: s.driver.of(e.StreamBroken))
 
     await run(test)
@@ -231,7 +232,7 @@ async def test_a_stream_to_nobody_breaks() -> None:
 async def test_a_failed_dial_says_why() -> None:
     async def test(s: Setting) -> None:
         nobody = key_of(9).node
-        s.carrier.perform(e.Dial(nobody, ("/memory/1/p2p/nobody",)))
+        s.carrier.perform(Dial(nobody, ("/memory/1/p2p/nobody",)))
         await until(lambda: s.driver.of(e.DialFailed))
         assert s.driver.of(e.DialFailed)[0].reason
 

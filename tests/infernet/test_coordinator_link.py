@@ -22,9 +22,9 @@ from infernet.link_carrier import LinkCarrier
 from infernet.node import Node
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol.constants import PROTOCOLS
+from protocol.effects import JobDone
 from protocol.envelope import SigningKey
 from protocol.errors import RemoteProtocolError
-from protocol.events import JobDone
 from protocol.ids import NodeId
 from protocol.records import Role
 from tests.helpers_engine import PacedEngine

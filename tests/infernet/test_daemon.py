@@ -15,7 +15,7 @@ from infernet import log
 from infernet.daemon import handlers, status_of
 from infernet.ipc_server import ChatRequest, ChatTurn, JobEvent
 from infernet.node import Node
-from protocol import events as e
+from protocol.effects import JobAccepted, JobDone, JobFailed
 from protocol.errors import LocalProtocolError
 from protocol.ids import npub, peer_id
 from tests.helpers_engine import PacedEngine
@@ -52,9 +52,9 @@ async def test_a_chat_is_asked_as_the_request_says() -> None:
         for node, name in ((provider, "one"), (other, "two")):
             for asked in (request(provider=npub(node.node_id)), request(provider=node.node_id.hex(), model=name)):
                 events = await chat(client, asked)
-                assert isinstance(events[0], e.JobAccepted)
+                assert isinstance(events[0], JobAccepted)
                 assert (events[0].provider, events[0].model) == (node.node_id, name)
-                assert isinstance(events[-1], e.JobDone)
+                assert isinstance(events[-1], JobDone)
                 assert events[-1].receipt.output_tokens == 20
 
 
@@ -65,7 +65,7 @@ async def test_a_chat_goes_the_way_that_the_request_says() -> None:
         client = await w.start(None, aggregator, provider)
         for via in (npub(aggregator.node_id), f"/ip4/192.0.2.1/tcp/1/p2p/{peer_id(aggregator.node_id)}"):
             events = await chat(client, request(via=via))
-            assert isinstance(events[0], e.JobAccepted)
+            assert isinstance(events[0], JobAccepted)
             assert (events[0].provider, events[0].via) == (provider.node_id, aggregator.node_id)
 
 
@@ -106,9 +106,9 @@ async def test_nothing_of_a_job_reaches_the_log_of_anybody() -> None:
             refused = await chat(client, request(model="no such model", timeout_s=20))
             w.kill(provider)
             failed = await chat(client, request(provider=provider.node_id.hex(), timeout_s=20))
-    assert isinstance(answered[-1], e.JobDone)
-    assert isinstance(refused[-1], e.JobFailed)
-    assert isinstance(failed[-1], e.JobFailed)
+    assert isinstance(answered[-1], JobDone)
+    assert isinstance(refused[-1], JobFailed)
+    assert isinstance(failed[-1], JobFailed)
     written = output.getvalue()
     assert written.count("\n") > 0
     secrets = (QUESTION, SYSTEM, "änswer", *(key_of(number).secret_bytes().hex() for number in (1, 2)))

@@ -10,6 +10,7 @@ import trio.testing
 
 from infernet.driver import EVENTS_WAITING_MAX, Driver
 from protocol import events as e
+from protocol.effects import Effect
 from protocol.ids import StreamId
 from protocol.peer import Peer, PeerConfig
 from protocol.sealing import HpkeSealer
@@ -31,7 +32,7 @@ class FedPeer(Peer):
         super().__init__(PeerConfig("test"), key_of(1), HpkeSealer(), random.Random(1), now)
         self.fed: list[int] = []
 
-    def handle(self, event: e.Event, now: e.Now) -> list[e.Effect]:
+    def handle(self, event: e.Event, now: e.Now) -> list[Effect]:
         assert isinstance(event, e.StreamFinished)
         self.fed.append(event.stream)
         return []
@@ -94,7 +95,7 @@ class SlowPeer(FedPeer):
         self._clock = clock
         self._left = events
 
-    def handle(self, event: e.Event, now: e.Now) -> list[e.Effect]:
+    def handle(self, event: e.Event, now: e.Now) -> list[Effect]:
         if isinstance(event, e.Pressure):
             self.pressure.append((round(now.monotonic_s, 1), event.is_high))
             return []

@@ -6,7 +6,7 @@ import pytest
 from trio.testing import MockClock
 
 from infernet.node import Node
-from protocol import events as e
+from protocol.effects import JobDone
 from protocol.records import Outcome
 from tests.helpers_engine import PacedEngine
 from tests.helpers_node import ask, config_of_nobody, key_of, question, settle, world
@@ -26,7 +26,7 @@ async def test_a_provider_that_only_dials_out_does_the_jobs_of_those_it_is_conne
         await settle(asker, lambda: asker.status()["records"] >= 1)
         events = await ask(asker, question(max_tokens=10))
         done = events[-1]
-        assert isinstance(done, e.JobDone)
+        assert isinstance(done, JobDone)
         assert (done.receipt.provider, done.receipt.outcome) == (provider.node_id, Outcome.LENGTH)
         (seen,) = [peer for peer in asker.peers() if peer["node_id"] == provider.node_id.hex()]
         assert seen["addresses"] == provider.status()["advertised_addresses"] == []

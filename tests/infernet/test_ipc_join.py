@@ -11,8 +11,8 @@ import trio
 from infernet import ipc
 from infernet.daemon import handlers
 from infernet.ipc_server import JoinRequest
+from protocol.effects import Dial
 from protocol.errors import LocalProtocolError
-from protocol.events import Dial
 from protocol.ids import peer_id
 from tests.helpers_ipc import FakeNode, served
 from tests.helpers_node import world

@@ -18,7 +18,7 @@ from infernet import ipc_server
 from infernet.config import ConfigError
 from infernet.ipc import LINE_BYTES_MAX
 from infernet.ipc_server import CONNECTIONS_MAX, ChatTurn, serve
-from protocol import events as e
+from protocol.effects import JobText
 from tests.helpers_ipc import ACCEPTED, DONE, JOB, NOBODY, PARIS, FakeNode, served
 from tests.helpers_records import PROVIDER
 
@@ -258,7 +258,7 @@ async def test_hanging_up_cancels_the_chat(path: Path, waits_after: int) -> None
 
 async def test_a_reader_that_stands_still_loses_its_chat(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipc_server, "WRITE_TIMEOUT_S", 0.05)
-    node = FakeNode([e.JobText(JOB, "x" * 65536, 1)] * 1000)
+    node = FakeNode([JobText(JOB, "x" * 65536, 1)] * 1000)
     async with served(node, path), talking(path) as talker:
         await talker.send({"cmd": "chat", "payload": QUESTION})
         with trio.fail_after(DEADLINE_S):

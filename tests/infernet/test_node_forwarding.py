@@ -15,9 +15,11 @@ from trio.testing import MockClock
 
 from infernet import log
 from infernet.engines.contract import Report
-from infernet.node import AskOptions, Node
+from infernet.node import Node
+from infernet.questions import AskOptions
 from infernet.store import Store
 from protocol import events as e
+from protocol.effects import Effect, JobAccepted, JobDone, JobFailed, JobText, RunEngine
 from protocol.errors import Refusal
 from protocol.ids import JobId
 from protocol.records import ChatMessage, Outcome
@@ -61,10 +63,10 @@ async def test_an_answer_comes_by_way_of_an_aggregator_and_is_counted_there() ->
     async with world() as w:
         market = await Market.open(w, PacedEngine(answer_tokens=100))
         events = await market.ask()
-        assert isinstance(events[0], e.JobAccepted)
+        assert isinstance(events[0], JobAccepted)
         assert events[0].via == market.aggregator.node_id
         done = events[-1]
-        assert isinstance(done, e.JobDone)
+        assert isinstance(done, JobDone)
         assert (done.receipt.outcome, done.receipt.output_tokens) == (Outcome.LENGTH, 40)
         assert market.provider.node_id not in market.asker.driver.connected_peers()
         await settle(market.aggregator, lambda: market.carried["active"] == 0)
@@ -81,7 +83,7 @@ async def test_nobody_else_is_found_without_the_user_saying_so() -> None:
     async with world() as w:
         market = await Market.open(w, PacedEngine(answer_tokens=10))
         events = await market.ask(via=None, provider=None)
-        assert isinstance(events[-1], e.JobDone)
+        assert isinstance(events[-1], JobDone)
         assert events[0].via == market.aggregator.node_id
 
 
@@ -92,7 +94,7 @@ async def test_a_user_who_leaves_stops_the_engine_behind_the_aggregator() -> Non
         options = question(max_tokens=1000, via=market.aggregator.node_id)
         async with market.asker.ask(options) as events:
             async for event in events:
-                if isinstance(event, e.JobText):
+                if isinstance(event, JobText):
                     break
         left_s = trio.current_time()
         await settle(market.provider, lambda: engine.statistics().runs_active == 0)
@@ -109,10 +111,10 @@ async def test_a_death_on_the_way_is_a_failure_and_never_an_end(who: str) -> Non
         async with market.asker.ask(options) as events:
             async for event in events:
                 seen.append(event)
-                if isinstance(event, e.JobText) and sum(isinstance(each, e.JobText) for each in seen) == 3:
+                if isinstance(event, JobText) and sum(isinstance(each, JobText) for each in seen) == 3:
                     w.kill(getattr(market, who))
         failed = seen[-1]
-        assert isinstance(failed, e.JobFailed)
+        assert isinstance(failed, JobFailed)
         assert failed.code in (Refusal.PEER_LOST, Refusal.NO_ROUTE, Refusal.DEADLINE)
 
 
@@ -120,12 +122,12 @@ async def test_a_provider_knows_the_asker_behind_an_aggregator_and_nobody_else()
     async with world() as w:
         market = await Market.open(w, PacedEngine(answer_tokens=5), free_for="known")
         refused = (await market.ask())[-1]
-        assert isinstance(refused, e.JobFailed)
+        assert isinstance(refused, JobFailed)
         assert refused.code is Refusal.NOT_FREE
         market.provider.driver.command(e.Allow(frozenset({market.aggregator.node_id})))
-        assert isinstance((await market.ask())[-1], e.JobFailed)
+        assert isinstance((await market.ask())[-1], JobFailed)
         market.provider.driver.command(e.Allow(frozenset({market.asker.node_id})))
-        assert isinstance((await market.ask())[-1], e.JobDone)
+        assert isinstance((await market.ask())[-1], JobDone)
 
 
 async def test_a_long_prompt_passes_whole() -> None:
@@ -134,7 +136,7 @@ async def test_a_long_prompt_passes_whole() -> None:
         text = "word " * 40_000
         options = AskOptions(messages=(ChatMessage("user", text),), via=market.aggregator.node_id)
         events = await ask(market.asker, options)
-        assert isinstance(events[-1], e.JobDone)
+        assert isinstance(events[-1], JobDone)
         assert events[-1].receipt.prompt_tokens == 40_000
 
 
@@ -144,7 +146,7 @@ async def test_a_long_prompt_passes_whole() -> None:
 class Parrot(PacedEngine):
     """Answers every question with one word that only this question has as its answer."""
 
-    def start(self, run: e.RunEngine) -> None:
+    def start(self, run: RunEngine) -> None:
         assert self._report is not None
         report: Report = self._report
         (message,) = run.request.messages
@@ -176,7 +178,7 @@ class Capture:
         peer = node.driver.peer
         handle = peer.handle
 
-        def captured(event: e.Event, now: e.Now) -> list[e.Effect]:
+        def captured(event: e.Event, now: e.Now) -> list[Effect]:
             effects = handle(event, now)
             for item in (event, *effects):
                 # Not by its repr, which hides texts on purpose.
@@ -200,7 +202,7 @@ async def test_an_aggregator_sees_neither_questions_nor_answers(tmp_path: Path, 
                 mark = f"canary-{hashlib.sha256(str(number).encode()).hexdigest()}"
                 options = AskOptions(messages=(ChatMessage("user", mark),), via=market.aggregator.node_id)
                 events = await ask(market.asker, options)
-                assert [event.text for event in events if isinstance(event, e.JobText)] == [answer_to(mark)]
+                assert [event.text for event in events if isinstance(event, JobText)] == [answer_to(mark)]
                 asked[mark] = events[0].job
                 await trio.sleep(0.2)
             await settle(market.aggregator, lambda: market.carried["active"] == 0)

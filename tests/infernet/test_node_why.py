@@ -9,6 +9,7 @@ from trio.testing import MockClock
 from infernet.node import Node
 from infernet.why import WhyRequest
 from protocol import events as e
+from protocol.effects import JobFailed
 from protocol.reporting import REPORT_INTERVAL_S
 from tests.helpers_engine import PacedEngine
 from tests.helpers_node import World, ask, question, settle, world
@@ -67,7 +68,7 @@ async def test_a_provider_that_no_asker_reaches_hears_of_it_by_way_of_others() -
         provider = await w.start(PacedEngine(), hub)
         asker = await w.start(None, hub)
         await settle(asker, lambda: asker.status()["records"] == 3)
-        assert isinstance((await ask(asker, question()))[-1], e.JobFailed)
+        assert isinstance((await ask(asker, question()))[-1], JobFailed)
         (verdict,) = [
             node for node in asker.why(WhyRequest())["asking"]["nodes"] if node["node_id"] == provider.node_id.hex()
         ]

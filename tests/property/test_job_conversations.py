@@ -19,21 +19,10 @@ from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.codec import decode_record, encode_message
-from protocol.events import (
-    DEADLINE,
-    Allow,
-    BytesReceived,
+from protocol.effects import (
     CancelEngine,
     Dial,
-    DialFailed,
-    Drain,
     Effect,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    Event,
     FinishStream,
     HangUp,
     JobAccepted,
@@ -43,21 +32,33 @@ from protocol.events import (
     JobResumed,
     JobText,
     OpenStream,
+    ResetStream,
+    RunEngine,
+    Send,
+)
+from protocol.events import (
+    DEADLINE,
+    Allow,
+    BytesReceived,
+    DialFailed,
+    Drain,
+    EngineFailed,
+    EngineFinished,
+    EngineProgress,
+    EngineStarted,
+    EngineText,
+    Event,
     OutboxFull,
     PeerConnected,
     PeerDisconnected,
     Refusal,
-    ResetStream,
-    RunEngine,
-    RunId,
-    Send,
     SetOffer,
     StopAsking,
     StreamBroken,
     StreamFinished,
     StreamOpened,
 )
-from protocol.ids import JobId, NodeId, StreamId
+from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.messages import Fault, JobOpen
 from protocol.peer import Peer
 from protocol.records import JobOpenRecord, Outcome

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.asked import Job, Stage
 from protocol.attempt import Attempt
+from protocol.effects import Served
 from protocol.errors import Refusal
-from protocol.events import Ask, Served
+from protocol.events import Ask
 from protocol.ids import StreamId
 from protocol.records import ChunkBody, JobRequest, Kind
 from protocol.sealing import ChunkCipher

@@ -8,29 +8,23 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.errors import LocalProtocolError, Refusal
-from protocol.events import (
-    Ask,
+from protocol.effects import (
     Dial,
-    DialFailed,
     FinishStream,
     JobAccepted,
     JobDone,
     JobFailed,
     JobText,
     JobVector,
-    LearnAddresses,
-    LearnRecord,
     Note,
     OpenStream,
-    OutboxFull,
-    PeerDisconnected,
     RecordLearnt,
     ResetStream,
     SearchWanted,
     Send,
-    StreamBroken,
 )
+from protocol.errors import LocalProtocolError, Refusal
+from protocol.events import Ask, DialFailed, LearnAddresses, LearnRecord, OutboxFull, PeerDisconnected, StreamBroken
 from protocol.messages import Cancel, Fault, Find, Found, JobOpen, Progress
 from protocol.records import ChatMessage, ChunkBody, JobRequest, Kind, Outcome, Role
 from tests.helpers_asking import EMBEDDER, bench_with, is_at_rest, running

@@ -8,23 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import Dial, Effect, JobAccepted, JobDone, JobFailed, JobText, OpenStream
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
-from protocol.events import (
-    BytesReceived,
-    Dial,
-    DialFailed,
-    Effect,
-    JobAccepted,
-    JobDone,
-    JobFailed,
-    JobText,
-    LearnAddresses,
-    LearnRecord,
-    OpenStream,
-    PeerDisconnected,
-    StreamBroken,
-)
+from protocol.events import BytesReceived, DialFailed, LearnAddresses, LearnRecord, PeerDisconnected, StreamBroken
 from protocol.ids import JobId, NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off
 from protocol.messages import Fault, Find, Forward, Found, JobOpen, Part

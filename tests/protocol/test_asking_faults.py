@@ -7,21 +7,9 @@ from typing import Any
 import pytest
 
 from protocol import constants as c
+from protocol.effects import FinishStream, JobAccepted, JobDone, JobFailed, JobText, JobVector, OpenStream, ResetStream
 from protocol.errors import Refusal
-from protocol.events import (
-    FinishStream,
-    JobAccepted,
-    JobDone,
-    JobFailed,
-    JobText,
-    JobVector,
-    OpenStream,
-    OutboxFull,
-    ResetStream,
-    Shutdown,
-    StopAsking,
-    StreamBroken,
-)
+from protocol.events import OutboxFull, Shutdown, StopAsking, StreamBroken
 from protocol.ids import JobId
 from protocol.messages import Cancel, Message, Progress
 from protocol.records import ChunkBody, JobRequest, Kind, Outcome

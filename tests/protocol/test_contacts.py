@@ -7,7 +7,8 @@ import random
 from protocol import constants as c
 from protocol.contacts import CONTACTS_MAX, LASTING_S, RETRY_S_MAX, Contacts
 from protocol.directory import Directory
-from protocol.events import Dial, LearnAddresses
+from protocol.effects import Dial
+from protocol.events import LearnAddresses
 from protocol.ids import NodeId
 from tests.helpers_machines import now, record_of
 from tests.helpers_records import NOW_MS, signing_key

@@ -6,8 +6,9 @@ import pytest
 
 from protocol.codec import CONTROL_LIMITS, FrameReader
 from protocol.dialing_back import AT_ONCE_MAX, PEER_BURST, DialingBack
+from protocol.effects import DialBack, Effect, FinishStream, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import DialBack, DialedBack, Effect, FinishStream, Send
+from protocol.events import DialedBack
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Reached, ReachMe
 from protocol.records import Reachability

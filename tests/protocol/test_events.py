@@ -1,4 +1,4 @@
-"""protocol/events.py: the two vocabularies are complete, immutable, and silent about texts."""
+"""protocol/events.py and protocol/effects.py: the two vocabularies are complete, immutable, and silent about texts."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from typing import get_args
 import pytest
 from msgspec import Struct
 
-from protocol import events
+from protocol import effects, events
+from protocol.effects import JobText, RunEngine
 from protocol.errors import Refusal
-from protocol.events import EngineText, JobText, RunEngine, RunId
-from protocol.ids import JobId
+from protocol.events import EngineText
+from protocol.ids import JobId, RunId
 from protocol.jobs import default_sampling
 from protocol.records import ChatMessage, ChunkBody, JobRequest, Kind, SealedPrompt
 
 STRUCTS: set[type[Struct]] = {
     cls
-    for _, cls in inspect.getmembers(events, inspect.isclass)
-    if issubclass(cls, Struct) and cls.__module__ == events.__name__
+    for module in (events, effects)
+    for _, cls in inspect.getmembers(module, inspect.isclass)
+    if issubclass(cls, Struct) and cls.__module__ == module.__name__
 }
-PARTS = {events.Offer, events.Served}  # what SetOffer and JobDone carry
+PARTS = {events.Offer, effects.Served}  # what SetOffer and JobDone carry
 
 
 def test_every_struct_is_an_event_or_an_effect_and_never_both() -> None:
-    into, out = set(get_args(events.Event)), set(get_args(events.Effect))
+    into, out = set(get_args(events.Event)), set(get_args(effects.Effect))
     assert not into & out
     assert into | out | PARTS == STRUCTS
 

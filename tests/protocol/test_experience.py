@@ -10,8 +10,9 @@ import pytest
 
 from protocol import constants as c
 from protocol.directory import Directory
+from protocol.effects import HangUp, JobDone, OpenStream
 from protocol.envelope import open_record
-from protocol.events import HangUp, JobDone, LearnRecord, Now, OpenStream
+from protocol.events import LearnRecord, Now
 from protocol.experience import Experience
 from protocol.hearsay import HOUR_MS, Hearsay
 from protocol.ids import NodeId

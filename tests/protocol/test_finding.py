@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.codec import CONTROL_LIMITS, FrameReader
 from protocol.directory import Directory
+from protocol.effects import Effect, FinishStream, OpenStream, RecordLearnt, Send
 from protocol.errors import BadSignature, RemoteProtocolError
-from protocol.events import Effect, FinishStream, OpenStream, RecordLearnt, Send
 from protocol.finding import QUERIES_PER_PEER_MAX, Finding
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Find, Found, Message

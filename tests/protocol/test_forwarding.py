@@ -11,24 +11,16 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol import forwarding as f
 from protocol.codec import encode_message
+from protocol.effects import Dial, Drained, Effect, FinishStream, HangUp, Note, OpenStream, ResetStream, Send
 from protocol.envelope import open_record, sign_record
 from protocol.errors import BadFrame, Refusal
 from protocol.events import (
     BytesReceived,
-    Dial,
     DialFailed,
     Drain,
-    Drained,
-    Effect,
-    FinishStream,
-    HangUp,
     LearnRecord,
-    Note,
-    OpenStream,
     OutboxFull,
     PeerDisconnected,
-    ResetStream,
-    Send,
     Shutdown,
     StreamBroken,
 )

@@ -14,8 +14,8 @@ from protocol import constants as c
 from protocol.codec import CONTROL_LIMITS, FrameReader
 from protocol.contacts import Contacts
 from protocol.directory import FIRST_ID, LAST_ID, Directory
+from protocol.effects import Effect, FinishStream, Misbehaved, Note, OpenStream, RecordLearnt, Send
 from protocol.errors import BadSignature, RemoteProtocolError
-from protocol.events import Effect, FinishStream, Misbehaved, Note, OpenStream, RecordLearnt, Send
 from protocol.gossip import (
     NEIGHBOURS_PER_MODEL,
     NEW_KEYS_BURST,

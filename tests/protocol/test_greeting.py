@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from protocol import constants as c
 from protocol.codec import FrameReader, limits_of_protocol
-from protocol.events import Effect, FinishStream, Note, Now, OpenStream, Send
+from protocol.effects import Effect, FinishStream, Note, OpenStream, Send
+from protocol.events import Now
 from protocol.greeting import GREETING_DELAY_S, Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Hello

@@ -11,21 +11,10 @@ from protocol import constants as c
 from protocol import handing_off as h
 from protocol import routing
 from protocol.codec import encode_message
+from protocol.effects import Dial, FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import open_record, sign_record
 from protocol.errors import Refusal
-from protocol.events import (
-    BytesReceived,
-    Dial,
-    DialFailed,
-    FinishStream,
-    LearnRecord,
-    OpenStream,
-    PeerDisconnected,
-    ResetStream,
-    Send,
-    Shutdown,
-    StreamBroken,
-)
+from protocol.events import BytesReceived, DialFailed, LearnRecord, PeerDisconnected, Shutdown, StreamBroken
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import Cancel, JobReject, Message, Part, Reserve, Reserved

@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 
 from protocol import codec, link
 from protocol import constants as c
+from protocol.effects import FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import SigningKey
 from protocol.errors import BadFrame, BadSignature, RemoteProtocolError, Stale
-from protocol.events import (
-    BytesReceived,
-    FinishStream,
-    OpenStream,
-    OutboxFull,
-    ResetStream,
-    Send,
-    StreamBroken,
-    StreamFinished,
-    StreamOpened,
-)
+from protocol.events import BytesReceived, OutboxFull, StreamBroken, StreamFinished, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.link import Announce, Data, Finish, Link, Open, Ping, Pong, Reset, decode_frame, encode_frame
 from protocol.records import Signed

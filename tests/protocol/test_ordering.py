@@ -13,9 +13,10 @@ from protocol import constants as c
 from protocol.asked import Job, Stage
 from protocol.attempt import Attempt
 from protocol.codec import JOB_LIMITS, FrameReader
+from protocol.effects import Effect, OpenStream, Send
 from protocol.envelope import open_record
 from protocol.errors import SealError
-from protocol.events import Ask, Effect, OpenStream, Send
+from protocol.events import Ask
 from protocol.ids import StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
 from protocol.messages import JobOpen, Message, Part

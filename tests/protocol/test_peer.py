@@ -6,19 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.events import (
-    FinishStream,
-    LearnRecord,
-    Note,
-    OpenStream,
-    OutboxFull,
-    PeerConnected,
-    PeerDisconnected,
-    RecordLearnt,
-    ResetStream,
-    Send,
-    StreamBroken,
-)
+from protocol.effects import FinishStream, Note, OpenStream, RecordLearnt, ResetStream, Send
+from protocol.events import LearnRecord, OutboxFull, PeerConnected, PeerDisconnected, StreamBroken
 from protocol.greeting import GREETING_DELAY_S
 from protocol.ids import StreamId
 from protocol.messages import Digest, Find, Found, Hello, Interest, NeighbourAnswer, Records

@@ -10,27 +10,22 @@ from hypothesis import strategies as st
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import Dial, HeartbeatSigned, RecordLearnt, RunEngine, Send
 from protocol.errors import LocalProtocolError
 from protocol.events import (
     DEADLINE,
     Allow,
     BytesReceived,
-    Dial,
     DialFailed,
     EngineStarted,
-    HeartbeatSigned,
     LearnAddresses,
     LearnRecord,
     PeerDisconnected,
-    RecordLearnt,
-    RunEngine,
-    RunId,
-    Send,
     SetOffer,
     Shutdown,
     StreamOpened,
 )
-from protocol.ids import StreamId
+from protocol.ids import RunId, StreamId
 from protocol.messages import Find, Message, Records, Want
 from protocol.peer import Peer, PeerConfig
 from protocol.records import Availability, FreePolicy, Kind

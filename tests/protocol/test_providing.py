@@ -9,28 +9,22 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import CancelEngine, FinishStream, Note, ResetStream, RunEngine, Send
 from protocol.envelope import open_record
 from protocol.errors import Refusal
 from protocol.events import (
-    CancelEngine,
     EngineFailed,
     EngineFinished,
     EngineProgress,
     EngineStarted,
     EngineText,
     EngineVector,
-    FinishStream,
     LearnRecord,
-    Note,
     OutboxFull,
-    ResetStream,
-    RunEngine,
-    RunId,
-    Send,
     Shutdown,
     StreamBroken,
 )
-from protocol.ids import JobId, StreamId
+from protocol.ids import JobId, RunId, StreamId
 from protocol.messages import Cancel, Chunk, Fault, JobAccept, JobReject, Message, Part, Progress, Receipt
 from protocol.records import Availability, ChatMessage, JobAcceptRecord, JobRequest, Kind, Outcome, ReceiptRecord
 from tests.helpers_machines import Bench, provider_record

@@ -8,25 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import CancelEngine, Drained, HeartbeatSigned, ResetStream, RunEngine
 from protocol.envelope import SigningKey, open_record
 from protocol.errors import Refusal
-from protocol.events import (
-    Allow,
-    CancelEngine,
-    Drain,
-    Drained,
-    EngineFinished,
-    EngineStarted,
-    HeartbeatSigned,
-    LearnRecord,
-    Pressure,
-    ResetStream,
-    RunEngine,
-    RunId,
-    SetOffer,
-    StreamBroken,
-)
-from protocol.ids import StreamId
+from protocol.events import Allow, Drain, EngineFinished, EngineStarted, LearnRecord, Pressure, SetOffer, StreamBroken
+from protocol.ids import RunId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import Cancel, JobReject, Progress, Queued, Receipt
 from protocol.queueing import RUN_GUESS_S

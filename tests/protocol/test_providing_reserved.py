@@ -8,20 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import HangUp, HeartbeatSigned, ResetStream, RunEngine
 from protocol.envelope import open_record, sign_record
 from protocol.errors import Refusal
-from protocol.events import (
-    BytesReceived,
-    EngineFinished,
-    EngineStarted,
-    HangUp,
-    HeartbeatSigned,
-    Pressure,
-    ResetStream,
-    RunEngine,
-    RunId,
-)
-from protocol.ids import JobId, StreamId
+from protocol.events import BytesReceived, EngineFinished, EngineStarted, Pressure
+from protocol.ids import JobId, RunId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import JobReject, Queued, Reserve, Reserved
 from protocol.records import Availability, FreePolicy, Heartbeat, Outcome, ReservationRecord

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.events import RunId
-from protocol.ids import NodeId
+from protocol.ids import NodeId, RunId
 from protocol.queueing import RUN_GUESS_S, Line, Pace
 
 A, B, C = (NodeId(bytes([n]) * 32) for n in (1, 2, 3))

@@ -5,20 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.events import (
-    BytesReceived,
-    DialBack,
-    DialedBack,
-    FinishStream,
-    Listening,
-    OwnAddresses,
-    PeerDisconnected,
-    ReachabilityLearnt,
-    RelayLost,
-    RelayReserved,
-    ReleaseRelay,
-    ReserveRelay,
-)
+from protocol.effects import DialBack, FinishStream, OwnAddresses, ReachabilityLearnt, ReleaseRelay, ReserveRelay
+from protocol.events import BytesReceived, DialedBack, Listening, PeerDisconnected, RelayLost, RelayReserved
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Fault, Hello, Reached, ReachMe
 from protocol.reaching import FEATURE_DIALS_BACK, SETTLE_S

@@ -9,8 +9,8 @@ import pytest
 
 from protocol import constants as c
 from protocol.codec import CONTROL_LIMITS, FrameReader
+from protocol.effects import Effect, FinishStream, OpenStream, Send
 from protocol.errors import RemoteProtocolError
-from protocol.events import Effect, FinishStream, OpenStream, Send
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Reached, ReachMe
 from protocol.reaching import ASK_AT_ONCE, FEATURE_DIALS_BACK, RETRY_S_MAX, SETTLE_S, Link, Reaching

@@ -10,9 +10,9 @@ import pytest
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader, encode_value
 from protocol.directory import Directory
+from protocol.effects import Effect, FinishStream, Note, Send
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import Effect, FinishStream, Note, Send
 from protocol.handing_off import Unwanted
 from protocol.ids import StreamId
 from protocol.jobs import order_extensions

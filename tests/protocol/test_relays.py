@@ -6,7 +6,8 @@ import random
 from itertools import pairwise
 
 from protocol.directory import Directory
-from protocol.events import Dial, Effect, OwnAddresses, RelayLost, RelayReserved, ReleaseRelay, ReserveRelay
+from protocol.effects import Dial, Effect, OwnAddresses, ReleaseRelay, ReserveRelay
+from protocol.events import RelayLost, RelayReserved
 from protocol.ids import NodeId
 from protocol.reaching import Link
 from protocol.relays import FEATURE_RELAYS, LOOK_S, RELAYS_MIN, TAKING_S_MAX, Relays

@@ -12,9 +12,10 @@ from protocol import constants as c
 from protocol import reserving as r
 from protocol.admission import Held, Why
 from protocol.codec import JOB_LIMITS, FrameReader, encode_value
+from protocol.effects import FinishStream, Send
 from protocol.envelope import SigningKey, open_record, sign_record
 from protocol.errors import BadSignature, Refusal, RemoteProtocolError
-from protocol.events import FinishStream, Now, Send
+from protocol.events import Now
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import Reserve, Reserved

@@ -6,20 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobResumed, JobText, OpenStream, Served
 from protocol.errors import Refusal
-from protocol.events import (
-    JobAccepted,
-    JobDone,
-    JobFailed,
-    JobResumed,
-    JobText,
-    LearnRecord,
-    OpenStream,
-    OutboxFull,
-    Served,
-    StopAsking,
-    StreamBroken,
-)
+from protocol.events import LearnRecord, OutboxFull, StopAsking, StreamBroken
 from protocol.messages import Fault
 from protocol.records import ChunkBody, JobRequest, Kind, Outcome
 from tests.helpers_asking import EMBEDDER, bench_with, is_at_rest, running

@@ -11,22 +11,11 @@ import pytest
 
 from protocol import constants as c
 from protocol.codec import JOB_LIMITS, FrameReader
+from protocol.effects import CancelEngine, Effect, Note, RunEngine, Send
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
-from protocol.events import (
-    CancelEngine,
-    Effect,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    Note,
-    RunEngine,
-    RunId,
-    Send,
-)
-from protocol.ids import StreamId
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText
+from protocol.ids import RunId, StreamId
 from protocol.jobs import JobState, order_hash
 from protocol.messages import Chunk, JobAccept, Message, Progress, Receipt
 from protocol.records import ChatMessage, JobRequest, Outcome, SealedPrompt

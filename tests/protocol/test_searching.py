@@ -8,22 +8,9 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.effects import Dial, JobAccepted, JobDone, JobFailed, JobQueued, OpenStream, RecordLearnt, ResetStream
 from protocol.errors import Refusal
-from protocol.events import (
-    Dial,
-    DialFailed,
-    JobAccepted,
-    JobDone,
-    JobFailed,
-    JobQueued,
-    LearnAddresses,
-    LearnRecord,
-    OpenStream,
-    PeerDisconnected,
-    RecordLearnt,
-    ResetStream,
-    StreamBroken,
-)
+from protocol.events import DialFailed, LearnAddresses, LearnRecord, PeerDisconnected, StreamBroken
 from protocol.ids import NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
 from protocol.messages import Found, Progress, Queued

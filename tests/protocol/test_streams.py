@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from protocol import constants as c
-from protocol.events import FinishStream, Now, OpenStream, ResetStream, StreamOpened
+from protocol.effects import FinishStream, OpenStream, ResetStream
+from protocol.events import Now, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.streams import Stream, Streams
 

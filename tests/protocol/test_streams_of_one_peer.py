@@ -8,6 +8,7 @@ import pytest
 
 from protocol import constants as c
 from protocol import events as e
+from protocol.effects import ResetStream
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
@@ -34,7 +35,7 @@ def streams_taken(peer: Peer, protocol: str) -> int:
     """How many streams can be opened before one is reset."""
     for count in range(1000):
         effects = peer.handle(e.StreamOpened(StreamId(2 * count + 2), PEER, protocol), NOW)
-        if any(isinstance(effect, e.ResetStream) for effect in effects):
+        if any(isinstance(effect, ResetStream) for effect in effects):
             return count
     raise AssertionError("there is no end to it")
 

@@ -10,22 +10,9 @@ from hypothesis import strategies as st
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import FinishStream, HangUp, Misbehaved, Note, OpenStream, RecordLearnt, ResetStream, Send
 from protocol.errors import Refusal
-from protocol.events import (
-    BytesReceived,
-    FinishStream,
-    HangUp,
-    LearnRecord,
-    Misbehaved,
-    Note,
-    OpenStream,
-    PeerDisconnected,
-    RecordLearnt,
-    ResetStream,
-    Send,
-    StreamBroken,
-    StreamFinished,
-)
+from protocol.events import BytesReceived, LearnRecord, PeerDisconnected, StreamBroken, StreamFinished
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES

@@ -11,7 +11,7 @@ import pytest
 from protocol import constants as c
 from protocol.contacts import Contacts
 from protocol.directory import Directory
-from protocol.events import Dial
+from protocol.effects import Dial
 from protocol.ids import NodeId
 from protocol.links import Budget, Link, Outgoing
 from protocol.locality import network_of

@@ -32,6 +32,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.~/:-])/(?:work|root|opt|tmp/env|home/[a-z]\w
 # Protocol modules whose whole behaviour is the types they declare; what uses them is tested.
 DECLARATIONS = {
     "protocol/constants.py",
+    "protocol/effects.py",
     "protocol/errors.py",
     "protocol/events.py",
     "protocol/records.py",

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from protocol.events import DialBack, JobAccepted, PeerConnected, ReachabilityLearnt, RelayReserved
+from protocol.effects import DialBack, JobAccepted, ReachabilityLearnt
+from protocol.events import PeerConnected, RelayReserved
 from protocol.locality import is_circuit
 from protocol.records import Reachability
 from protocol.sim import Crash, Faults, Partition, Scenario, Simulation, Workload

@@ -9,8 +9,9 @@ import pytest
 from msgspec import structs
 
 from protocol import constants as c
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText
 from protocol.errors import Refusal
-from protocol.events import Drain, JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText
+from protocol.events import Drain
 from protocol.sim import Clog, Crash, EngineProfile, Faults, Partition, Scenario, Simulation, Topology, Workload
 from protocol.sim.checkers import Checker, Seen, all_checkers
 from protocol.sim.simulation import SimulationFailed

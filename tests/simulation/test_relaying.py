@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from msgspec import structs
 
-from protocol.events import Ask, JobAccepted
+from protocol.effects import JobAccepted
+from protocol.events import Ask
 from protocol.ids import NodeId
 from protocol.sim import Crash, EngineProfile, Faults, Partition, Scenario, Simulation, Workload
 from protocol.sim.checkers import Checker, Seen, all_checkers

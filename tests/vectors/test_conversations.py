@@ -11,21 +11,16 @@ import pytest
 
 from _vectors_common import signing_key
 from protocol.codec import FrameReader, limits_of_protocol
+from protocol.effects import Effect, FinishStream, HangUp, OpenStream, ResetStream, Send
 from protocol.envelope import SigningKey
 from protocol.events import (
     DEADLINE,
     BytesReceived,
-    Effect,
     Event,
-    FinishStream,
-    HangUp,
     LearnRecord,
     Now,
     Offer,
-    OpenStream,
     PeerConnected,
-    ResetStream,
-    Send,
     SetOffer,
     StreamFinished,
     StreamOpened,

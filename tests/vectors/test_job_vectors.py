@@ -12,29 +12,24 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from protocol import codec
 from protocol.attempt import Attempt
 from protocol.codec import JOB_LIMITS, FrameReader, encode_value
+from protocol.effects import CancelEngine, Effect, FinishStream, RunEngine, Send
 from protocol.envelope import SigningKey, open_record, tagged_hash
 from protocol.errors import Refusal, RemoteProtocolError, SealError
 from protocol.events import (
     DEADLINE,
     BytesReceived,
-    CancelEngine,
-    Effect,
     EngineFailed,
     EngineFinished,
     EngineProgress,
     EngineStarted,
     EngineText,
-    FinishStream,
     Now,
     Offer,
     PeerConnected,
-    RunEngine,
-    RunId,
-    Send,
     SetOffer,
     StreamOpened,
 )
-from protocol.ids import JobId, LeaseId, NodeId, StreamId
+from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
 from protocol.jobs import cost_uusd, order_hash, running_hash
 from protocol.messages import Chunk, JobAccept, JobOpen, Part, Receipt
 from protocol.peer import Peer, PeerConfig

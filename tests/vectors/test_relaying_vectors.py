@@ -9,21 +9,17 @@ import pytest
 
 from protocol.codec import JOB_LIMITS, FrameReader
 from protocol.constants import JOB_PROTOCOL
+from protocol.effects import Effect, FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import SigningKey, open_record, sign_record
 from protocol.events import (
     DEADLINE,
     Ask,
     BytesReceived,
-    Effect,
     Event,
-    FinishStream,
     LearnRecord,
     Now,
     Offer,
-    OpenStream,
     PeerConnected,
-    ResetStream,
-    Send,
     SetOffer,
     StreamBroken,
     StreamFinished,

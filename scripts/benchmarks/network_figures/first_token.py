@@ -12,7 +12,9 @@ import trio
 from _figures import Figure, Options, quantile
 
 from _dev_network_nodes import NodeProcess, Plan
-from protocol.events import EngineText, RunEngine, RunId
+from protocol.effects import RunEngine
+from protocol.events import EngineText
+from protocol.ids import RunId
 from protocol.jobs import default_sampling
 from protocol.records import ChatMessage, JobRequest, Kind
 from tests.helpers_cluster import loopback_cluster

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 from _figures import Figure, Options
 
-from protocol.events import Send
+from protocol.effects import Send
 from protocol.sim import Scenario, Simulation
 from protocol.sim.network import Network, NetworkEffect
 

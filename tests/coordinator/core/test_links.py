@@ -11,8 +11,8 @@ import pytest
 from coordinator import hypercorn_cures
 from coordinator.core import links
 from protocol import constants as c
-from protocol import events as e
 from protocol import link as wire
+from protocol.effects import OpenStream, Send
 from protocol.envelope import AUTH_HEADER, sign_request, sign_request_v1
 from protocol.errors import BadSignature, Stale
 from protocol.ids import StreamId
@@ -227,8 +227,8 @@ async def test_a_node_that_reads_nothing_loses_its_link_and_leaves_nothing_behin
     await until(lambda: client.key.node in served.app.core.links)
     coordinator = served.app.core.links._connections[client.key.node]
     for number in range(1, 40, 2):
-        coordinator.link.perform(e.OpenStream(StreamId(number), client.key.node, c.JOB_PROTOCOL))
-        coordinator.link.perform(e.Send(StreamId(number), bytes(1024 * 1024)))
+        coordinator.link.perform(OpenStream(StreamId(number), client.key.node, c.JOB_PROTOCOL))
+        coordinator.link.perform(Send(StreamId(number), bytes(1024 * 1024)))
         coordinator.wake_writer.set()
         await asyncio.sleep(0)
         if coordinator.link.queued_bytes > 3 * 1024 * 1024:

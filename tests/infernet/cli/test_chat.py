@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from infernet.cli.conversation import ADVICE
 from infernet.ipc_server import ChatTurn
-from protocol import events as e
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, Served
 from protocol.errors import Refusal
 from protocol.ids import npub, peer_id
 from protocol.records import Outcome
@@ -172,8 +172,8 @@ def test_a_bad_option_is_one_line_and_exit_code_2(home: Home, capsys: Capture, w
 @pytest.mark.anyio
 async def test_what_a_stranger_writes_cannot_command_the_terminal(home: Home, capsys: Capture) -> None:
     # The sequence is cut in two, as a hostile provider would.
-    pieces = [e.JobText(JOB, "Par\x1b]52;c;aGk", 1), e.JobText(JOB, "=\x07is\x1b[2", 2), e.JobText(JOB, "J!\u202e", 3)]
-    hostile = e.JobAccepted(JOB, PROVIDER.node, 1, "evil\x1b[31m\nmodel", 17)
+    pieces = [JobText(JOB, "Par\x1b]52;c;aGk", 1), JobText(JOB, "=\x07is\x1b[2", 2), JobText(JOB, "J!\u202e", 3)]
+    hostile = JobAccepted(JOB, PROVIDER.node, 1, "evil\x1b[31m\nmodel", 17)
     async with running(node(hostile, *pieces, DONE), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert outcome.out == "Paris!\n"
@@ -183,7 +183,7 @@ async def test_what_a_stranger_writes_cannot_command_the_terminal(home: Home, ca
 
 @pytest.mark.anyio
 async def test_the_place_in_a_queue_is_told_when_it_changes(home: Home, capsys: Capture) -> None:
-    waits = [e.JobQueued(JOB, PROVIDER.node, place, 4_000 * place + 300) for place in (2, 2, 1, 0)]
+    waits = [JobQueued(JOB, PROVIDER.node, place, 4_000 * place + 300) for place in (2, 2, 1, 0)]
     async with running(node(*waits, ACCEPTED, PARIS, DONE), home.config):
         outcome = await invoke_beside(capsys, "chat", "hello")
     name = PROVIDER.node.hex()[:8]
@@ -198,10 +198,10 @@ async def test_the_place_in_a_queue_is_told_when_it_changes(home: Home, capsys: 
 @pytest.mark.anyio
 async def test_an_answer_that_another_provider_continues_says_so_in_one_line(home: Home, capsys: Capture) -> None:
     other = signing_key("another provider").node
-    resumed = e.JobResumed(JOB, other, 2, 23, 1, PROVIDER.node)
+    resumed = JobResumed(JOB, other, 2, 23, 1, PROVIDER.node)
     record = receipt(provider=other, attempt=2, prompt_tokens=23, output_tokens=2)
-    both = (e.Served(PROVIDER.node, 1, 17, 1), e.Served(other, 2, 23, 2))
-    events = (ACCEPTED, PARIS, resumed, e.JobText(JOB, ", France", 3), e.JobDone(JOB, record, both))
+    both = (Served(PROVIDER.node, 1, 17, 1), Served(other, 2, 23, 2))
+    events = (ACCEPTED, PARIS, resumed, JobText(JOB, ", France", 3), JobDone(JOB, record, both))
     async with running(node(*events), home.config):
         outcome = await invoke_beside(capsys, "chat", "hello")
     assert outcome.out == "Paris, France\n"
@@ -225,7 +225,7 @@ async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
     home: Home, capsys: Capture, code: Refusal
 ) -> None:
     name = code.name.lower()
-    async with running(node(e.JobFailed(JOB, code, "this is the reason.", 3000)), home.config):
+    async with running(node(JobFailed(JOB, code, "this is the reason.", 3000)), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
         assert (outcome.code, outcome.out) == (1, "")
         assert outcome.err == f"infernet: no answer: this is the reason; {ADVICE[name]} (in 3 s)\n"
@@ -236,7 +236,7 @@ async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
 
 @pytest.mark.anyio
 async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Capture) -> None:
-    async with running(node(ACCEPTED, PARIS, e.JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
+    async with running(node(ACCEPTED, PARIS, JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert (outcome.code, outcome.out) == (1, "Paris\n")
     assert "no answer: it is gone" in outcome.complaint

@@ -15,7 +15,9 @@ import trio
 from infernet.engines.contract import Engine, EngineConfig
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.models import STARTER
-from protocol.events import EngineFailed, EngineFinished, RunEngine, RunId
+from protocol.effects import RunEngine
+from protocol.events import EngineFailed, EngineFinished
+from protocol.ids import RunId
 from protocol.records import JobRequest, Kind, Sampling
 from tests.helpers_engine import GREEDY, Recorder
 

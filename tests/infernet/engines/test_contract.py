@@ -16,7 +16,8 @@ import trio
 from infernet.engines.contract import EngineState
 from infernet.engines.isolated import IsolatedEngine
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineVector, RunId
+from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineVector
+from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import PacedEngine, chat
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, SLOTS, Bench, running, starter_config

@@ -24,19 +24,18 @@ from infernet.engines.frames import (
     WorkerReport,
     encode,
 )
+from protocol.effects import CancelEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import (
     VECTOR_BYTES_MAX,
-    CancelEngine,
     EngineFailed,
     EngineFinished,
     EngineProgress,
     EngineStarted,
     EngineText,
     EngineVector,
-    RunEngine,
-    RunId,
 )
+from protocol.ids import RunId
 from protocol.records import Kind, Outcome
 from tests.helpers_engine import GREEDY, chat
 

@@ -13,7 +13,8 @@ import trio.testing
 from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, RunId
+from protocol.events import EngineFailed, EngineFinished
+from protocol.ids import RunId
 from protocol.records import JobRequest, Kind, Outcome
 from tests.helpers_engine import Recorder, chat
 from tests.infernet.engines.conftest import Bench, running

@@ -24,8 +24,10 @@ from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_c
 from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
 from infernet.engines.spelling import pack, unpack
+from protocol.effects import RunEngine
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, RunEngine, RunId
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText
+from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import GREEDY, Recorder, chat
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, Bench, running, starter_config

@@ -12,7 +12,9 @@ import sys
 import threading
 
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
-from protocol.events import CancelEngine, EngineFinished, EngineStarted, EngineText, RunEngine, RunId
+from protocol.effects import CancelEngine, RunEngine
+from protocol.events import EngineFinished, EngineStarted, EngineText
+from protocol.ids import RunId
 from protocol.records import Outcome
 
 MODE = sys.argv[1]

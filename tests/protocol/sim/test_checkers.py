@@ -8,25 +8,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from protocol.codec import encode_message
+from protocol.effects import HangUp, JobDone, JobFailed, JobResumed, JobText, Misbehaved, Note, RunEngine, Send, Served
 from protocol.envelope import sign_record
-from protocol.events import (
-    EngineFinished,
-    EngineText,
-    HangUp,
-    JobDone,
-    JobFailed,
-    JobResumed,
-    JobText,
-    Misbehaved,
-    Note,
-    Refusal,
-    RunEngine,
-    RunId,
-    Send,
-    Served,
-)
+from protocol.events import EngineFinished, EngineText, Refusal
 from protocol.forwarding import ForwardStatistics
-from protocol.ids import StreamId
+from protocol.ids import RunId, StreamId
 from protocol.messages import JobAccept, JobOpen, Receipt
 from protocol.peer import PeerStatistics
 from protocol.records import Outcome

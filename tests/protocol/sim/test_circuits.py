@@ -8,22 +8,16 @@ from typing import Any
 
 import pytest
 
+from protocol.effects import Dial, DialBack, HangUp, OpenStream, ReleaseRelay, ReserveRelay, Send
 from protocol.events import (
     BytesReceived,
-    Dial,
-    DialBack,
     DialedBack,
     DialFailed,
     Event,
-    HangUp,
-    OpenStream,
     PeerConnected,
     PeerDisconnected,
     RelayLost,
     RelayReserved,
-    ReleaseRelay,
-    ReserveRelay,
-    Send,
     StreamBroken,
 )
 from protocol.ids import NodeId, StreamId

@@ -7,18 +7,10 @@ import random
 import pytest
 from msgspec.structs import replace
 
+from protocol.effects import CancelEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import (
-    CancelEngine,
-    EngineFailed,
-    EngineFinished,
-    EngineProgress,
-    EngineStarted,
-    EngineText,
-    EngineVector,
-    RunEngine,
-    RunId,
-)
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from protocol.sim.engine import EngineEvent, SimulatedEngine
 from protocol.sim.scenario import EngineProfile

@@ -8,19 +8,14 @@ from typing import Any
 import pytest
 
 from protocol import constants as c
+from protocol.effects import Dial, FinishStream, HangUp, OpenStream, ResetStream, Send
 from protocol.events import (
     BytesReceived,
-    Dial,
     DialFailed,
     Event,
-    FinishStream,
-    HangUp,
-    OpenStream,
     OutboxFull,
     PeerConnected,
     PeerDisconnected,
-    ResetStream,
-    Send,
     StreamBroken,
     StreamFinished,
     StreamOpened,

@@ -9,20 +9,10 @@ from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.effects import FinishStream, OpenStream, RunEngine, Send
 from protocol.envelope import sign_record
-from protocol.events import (
-    BytesReceived,
-    EngineFinished,
-    FinishStream,
-    OpenStream,
-    RunEngine,
-    RunId,
-    Send,
-    SetOffer,
-    StreamFinished,
-    StreamOpened,
-)
-from protocol.ids import JobId, StreamId
+from protocol.events import BytesReceived, EngineFinished, SetOffer, StreamFinished, StreamOpened
+from protocol.ids import JobId, RunId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import Forward, JobOpen, JobReject, Progress, Reserve, Reserved
 from protocol.records import Outcome, ReservationRecord

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from protocol.effects import JobFailed, JobText
 from protocol.errors import Refusal
-from protocol.events import Ask, JobFailed, JobText
+from protocol.events import Ask
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
 from protocol.records import JobRequest, Kind
