@@ -39,7 +39,7 @@ HALF_OPEN_NETWORKS: Final = 25
 REOPEN_S: Final = 0.5
 # Those who stop reading come from as many networks as the node's limits ask for.
 STALLED_PER_HOST: Final = 8
-SHAKING_MAX: Final = 8
+SHAKING_MAX: Final = 16
 REPORT_S: Final = 0.1
 GENEROUS_CREDIT: Final = 2**28
 
