@@ -77,6 +77,8 @@ class Job:
     tried: set[NodeId] = field(default_factory=set)
     busy: dict[NodeId, int] = field(default_factory=dict)
     lost: list[NodeId] = field(default_factory=list)
+    #: Peers that were asked in this search who serves the model.
+    searched: set[NodeId] = field(default_factory=set)
     #: Whom we did not even dial, because their addresses had failed not long ago.
     not_dialled: list[NodeId] = field(default_factory=list)
     #: Whom we dialled whatever had failed before.

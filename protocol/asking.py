@@ -41,9 +41,8 @@ from protocol.ordering import Ordering
 from protocol.records import Heartbeat, Kind, ModelOffer, Outcome
 from protocol.reserving import reservation_for
 from protocol.router import Router
-from protocol.routing import RouteRequest
 from protocol.sealing import Sealer
-from protocol.searching import Outcomes, Searching
+from protocol.searching import Outcomes, Search, Searching
 from protocol.timers import Timers
 
 
@@ -51,7 +50,7 @@ class Asking:
     """The state machine.
 
     `connected` and `addresses` are the peer's knowledge of the network, `aggregators` the connected peers that forward
-    jobs, `search` asks one peer for providers, or a few when none is named, and `next_stream` numbers the streams we
+    jobs, `search` asks peers for providers, and `next_stream` numbers the streams we
     open.
     """
 
@@ -66,7 +65,7 @@ class Asking:
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
         aggregators: Callable[[], list[NodeId]],
-        search: Callable[[RouteRequest, NodeId | None], list[Effect]],
+        search: Search,
         next_stream: Callable[[], StreamId],
         connected_only: bool = False,
     ) -> None:

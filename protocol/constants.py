@@ -94,8 +94,10 @@ REACH_DEADLINE_S: Final = 10.0
 FORWARD_REACH_DEADLINE_S: Final = 3.0
 # How many providers one job tries before it gives up; each costs at most an accept deadline.
 ATTEMPTS_MAX: Final = 4
-# Find is asked of this many connected peers at once.
+# Find is asked of this many connected peers at once, and of as many others this much later, while nobody knows anybody:
+# answers of the far side of the world are there by then.
 FIND_PEERS: Final = 4
+FIND_MORE_S: Final = 0.5
 # How many orders one job sends in all. Refusals for want of a slot, and failures before a piece of text that was won
 # since, are not counted above.
 ORDERS_MAX: Final = 16

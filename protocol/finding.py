@@ -6,7 +6,7 @@ Answers are signed heartbeats that the asker checks like any other; a peer that 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from protocol import constants as c
@@ -50,12 +50,13 @@ class Finding:
         """Queries that wait for their answer."""
         return len(self._queries)
 
-    def ask(self, request: RouteRequest, peer: NodeId | None = None) -> list[Effect]:
-        """Ask this peer, or a few connected ones; what they know arrives in the directory."""
+    def ask(
+        self, request: RouteRequest, peer: NodeId | None = None, but: Collection[NodeId] = frozenset()
+    ) -> list[Effect]:
+        """Ask this peer, or a few connected ones `but` those; what they know arrives in the directory."""
         asked = [asked for asked, _ in self._queries.values()]
-        peers = [
-            peer for peer in (self._connected() if peer is None else [peer]) if asked.count(peer) < QUERIES_PER_PEER_MAX
-        ]
+        peers = [peer] if peer is not None else [peer for peer in self._connected() if peer not in but]
+        peers = [peer for peer in peers if asked.count(peer) < QUERIES_PER_PEER_MAX]
         effects: list[Effect] = []
         for peer in self._rng.sample(peers, min(c.FIND_PEERS, len(peers))):
             stream = self._next_stream()

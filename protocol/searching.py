@@ -6,15 +6,16 @@ One machine for all jobs in the stages SEARCHING and REACHING. It ends for a job
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.asked import LOST, Job, Stage
 from protocol.directory import Directory, Entry
-from protocol.effects import Dial, Effect, SearchWanted
+from protocol.effects import Dial, Effect, OpenStream, SearchWanted
 from protocol.errors import Refusal
 from protocol.events import DialFailed, Now
 from protocol.ids import JobId, NodeId, short
@@ -33,11 +34,19 @@ class Outcomes:
     nobody: Callable[[Job], list[Effect]]
 
 
+class Search(Protocol):
+    """Asks one peer for providers, or a few `but` those when none is named."""
+
+    def __call__(
+        self, request: RouteRequest, peer: NodeId | None = None, but: Collection[NodeId] = frozenset()
+    ) -> list[Effect]: ...
+
+
 class Searching:
     """The state machine.
 
     `connected` and `addresses` are the peer's knowledge of the network, `aggregators` the connected peers that forward
-    jobs, and `search` asks one peer for providers, or a few when none is named.
+    jobs, and `search` asks peers for providers.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class Searching:
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
         aggregators: Callable[[], list[NodeId]],
-        search: Callable[[RouteRequest, NodeId | None], list[Effect]],
+        search: Search,
         connected_only: bool,
         outcomes: Outcomes,
     ) -> None:
@@ -62,9 +71,11 @@ class Searching:
         self._outcomes = outcomes
         self._jobs: dict[JobId, Job] = {}
         self._timers: Timers[JobId] = Timers()
+        self._more: Timers[JobId] = Timers()
 
     def next_deadline(self) -> float | None:
-        return self._timers.next_deadline()
+        deadlines = (self._timers.next_deadline(), self._more.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     # ------------------------------------------------------------ commands
 
@@ -73,7 +84,7 @@ class Searching:
         self._jobs[job.ask.job] = job
         job.stage = Stage.SEARCHING
         job.stale_key = None
-        self._timers.cancel(job.ask.job)
+        self._cancel_timers(job)
         return self._next_candidate(job, now)
 
     def fetch_key(self, job: Job, now: Now) -> list[Effect]:
@@ -87,7 +98,11 @@ class Searching:
     def leave(self, job: Job) -> None:
         """This job needs no search any more."""
         self._jobs.pop(job.ask.job, None)
+        self._cancel_timers(job)
+
+    def _cancel_timers(self, job: Job) -> None:
         self._timers.cancel(job.ask.job)
+        self._more.cancel(job.ask.job)
 
     # ------------------------------------------------------------ what happens in the network
 
@@ -113,6 +128,7 @@ class Searching:
                     effects += self._return_to(job, peer, now)
                 if job.stage is Stage.SEARCHING:
                     # Or it may know whom the others did not.
+                    job.searched.add(peer)
                     effects += self._search(self._route_request(job), peer)
         return effects
 
@@ -219,7 +235,16 @@ class Searching:
         self._timers.set(job.ask.job, now.monotonic_s + c.SEARCH_DEADLINE_S)
         # Without a name there is nothing to look up; then only those whom we know can tell.
         wanted = [SearchWanted(job.ask.model)] if job.ask.model is not None else []
-        return [*wanted, *self._search(self._route_request(job), None)]
+        job.searched.clear()
+        return [*wanted, *self._ask_around(job, now)]
+
+    def _ask_around(self, job: Job, now: Now) -> list[Effect]:
+        """Ask a few peers, and soon others, until somebody knows or nobody is left."""
+        effects = self._search(self._route_request(job), but=job.searched)
+        job.searched.update(effect.peer for effect in effects if isinstance(effect, OpenStream))
+        if effects:
+            self._more.set(job.ask.job, now.monotonic_s + c.FIND_MORE_S)
+        return effects
 
     @staticmethod
     def _is_worth_a_search(job: Job) -> bool:
@@ -336,6 +361,9 @@ class Searching:
 
     def on_deadline(self, now: Now) -> list[Effect]:
         effects: list[Effect] = []
+        for job_id in self._more.pop_due(now.monotonic_s):
+            if (job := self._jobs.get(job_id)) is not None and job.stage is Stage.SEARCHING:
+                effects += self._ask_around(job, now)
         for job_id in self._timers.pop_due(now.monotonic_s):
             job = self._jobs.get(job_id)
             if job is None or self._timers.is_set(job_id):  # set again: it went on at this very instant

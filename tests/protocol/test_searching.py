@@ -13,7 +13,7 @@ from protocol.errors import Refusal
 from protocol.events import DialFailed, LearnAddresses, LearnRecord, PeerDisconnected, StreamBroken
 from protocol.ids import NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
-from protocol.messages import Found, Progress, Queued
+from protocol.messages import Find, Found, Progress, Queued
 from protocol.records import ChatMessage, JobRequest, Outcome
 from tests.helpers_asking import bench_with
 from tests.helpers_machines import Bench, chat, provider_record, record_of, sealer_of
@@ -433,3 +433,46 @@ def test_the_aggregator_that_the_user_wants_is_dialled_whatever_failed_before() 
     assert (dial.peer, dial.at_once) == (aggregator.node, True)
     bench.feed(DialFailed(aggregator.node, "connection refused"))
     assert "connection refused" in bench.one(JobFailed).text
+
+
+# ---------------------------------------------------------------- asking around
+
+
+def test_others_are_asked_soon_when_the_first_ones_know_nobody() -> None:
+    bench = Bench()
+    names = [f"n{number}" for number in range(2 * c.FIND_PEERS + 1)]
+    for name in names:
+        bench.connect(signing_key(name).node)
+    asked: list[NodeId] = []
+
+    def answer_all() -> None:
+        finds = [effect for effect in bench.all(OpenStream) if effect.protocol == c.FIND_PROTOCOL]
+        for find in finds:
+            asked.append(find.peer)
+            query = bench.heard(find.stream, Find).query
+            bench.hear(find.stream, Found(query, ()))
+
+    bench.feed(chat())
+    answer_all()
+    assert len(asked) == c.FIND_PEERS
+    bench.wait(c.FIND_MORE_S)
+    answer_all()
+    assert len(asked) == 2 * c.FIND_PEERS
+    bench.wait(c.FIND_MORE_S)
+    answer_all()
+    assert sorted(asked) == sorted(signing_key(name).node for name in names), "each once"
+    bench.wait(c.FIND_MORE_S)
+    assert bench.none_of(OpenStream), "nobody is left"
+    bench.wait(c.SEARCH_DEADLINE_S - 3 * c.FIND_MORE_S)
+    assert bench.one(JobFailed).code is Refusal.NO_PROVIDER
+
+
+def test_nobody_else_is_asked_once_somebody_is_found() -> None:
+    bench = Bench()
+    for number in range(2 * c.FIND_PEERS):
+        bench.connect(signing_key(f"n{number}").node)
+    bench.feed(chat())
+    bench.feed(LearnRecord(provider_record("p", addresses=("/ip4/192.0.2.1/tcp/46337",))))
+    assert bench.one(Dial).peer == signing_key("p").node
+    bench.wait(c.FIND_MORE_S)
+    assert bench.none_of(OpenStream)
