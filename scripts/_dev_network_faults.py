@@ -14,7 +14,7 @@ import random
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,9 @@ PIECE_BYTES: Final = 16 * 1024
 # What TCP waits at least before it sends a lost packet again (RFC 6298 says a second, Linux does this).
 RETRANSMISSION_S: Final = 0.2
 CONNECT_TIMEOUT_S: Final = 10.0
+# How often, and how long after each other, somebody is looked for who is not found at first.
+OWNER_LOOKS: Final = 4
+OWNER_LOOK_S: Final = 0.01
 
 ANYBODY: Final = "*"
 
@@ -122,18 +125,16 @@ class SocketOwners:
         if inode is None:
             return None
         link = f"socket:[{inode}]"
-        for process, name in self._names().items():
-            try:
-                if any(os.readlink(entry) == link for entry in _entries(f"/proc/{process}/fd")):
-                    return name
-            except OSError:
-                continue  # it ended meanwhile
-        return None
+        return next((name for process, name in self._names().items() if link in _open_files(process)), None)
 
 
-def _entries(folder: str) -> Iterable[str]:
-    with os.scandir(folder) as entries:
-        return [entry.path for entry in entries]
+def _open_files(process: int) -> Iterator[str]:
+    """What a process has open; nothing when it has ended."""
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{process}/fd") as entries:
+        for entry in entries:
+            # One that is closed meanwhile is no reason to miss the others.
+            with contextlib.suppress(OSError):
+                yield os.readlink(entry.path)
 
 
 def _inode_of(host: str, port: int) -> str | None:
@@ -179,7 +180,7 @@ class FaultProxy:
             host, port = near.socket.getpeername()[:2]
         except OSError:
             return  # gone before anybody looked
-        source = self._owner_of(host, port) or ""
+        source = await self._source(host, port)
         there = _Direction(self._weather, source, self._target, self._rng)
         back = _Direction(self._weather, self._target, source, self._rng)
         self.connections += 1
@@ -199,6 +200,15 @@ class FaultProxy:
             for stream, is_whole in ((near, back.ended_well), (far, there.ended_well)):
                 if stream is not None:
                     _close(stream, reset=not is_whole)
+
+    async def _source(self, host: str, port: int) -> str:
+        """Who connects from this address; empty for a stranger, to whom no fault applies but those of everybody."""
+        for _ in range(OWNER_LOOKS):
+            if (name := self._owner_of(host, port)) is not None:
+                return name
+            # The kernel's table of connections changes while it is read: an entry can be missed.
+            await trio.sleep(OWNER_LOOK_S)
+        return ""
 
     async def _connect(self, there: _Direction, back: _Direction) -> trio.SocketStream | None:
         """Reach the node: one round trip later, and not at all through a hole; None when it does not listen."""

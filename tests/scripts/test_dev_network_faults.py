@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -83,6 +86,12 @@ class Scene:
         self.echo = Echo()
         self.port = 0
         self.source = "asker"
+        #: How often nobody is found where `source` is.
+        self.unfound = 0
+
+    def owner_of(self, *_: object) -> str | None:
+        self.unfound -= 1
+        return self.source if self.unfound < 0 else None
 
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream(HOST, self.port)
@@ -96,7 +105,7 @@ async def scene() -> AsyncIterator[Scene]:
         async with trio.open_nursery() as nursery:
             await nursery.start(scene.echo.serve)
             address = (HOST, scene.echo.port)
-            proxy = FaultProxy(scene.weather, "echo", address, lambda *_: scene.source, random.Random(1))
+            proxy = FaultProxy(scene.weather, "echo", address, scene.owner_of, random.Random(1))
             scene.port = await nursery.start(proxy.serve, HOST, 0)
             yield scene
             nursery.cancel_scope.cancel()
@@ -280,6 +289,15 @@ async def test_weather_is_local() -> None:
             await exchange(stream, b"not concerned")
 
 
+async def test_somebody_who_is_not_found_at_the_first_look_has_his_faults_all_the_same() -> None:
+    async with scene() as s:
+        s.weather.set_both("asker", "echo", CUT)
+        s.unfound = 2
+        async with await s.connect() as stream:
+            assert await ends(stream) == "reset"
+        assert s.unfound < 0
+
+
 def test_faults_of_a_pair_come_before_those_for_anybody() -> None:
     weather = Weather()
     weather.set(ANYBODY, "b", CUT)
@@ -319,6 +337,23 @@ async def test_a_connection_is_known_by_the_process_that_made_it() -> None:
         finally:
             process.kill()
             await process.wait()
+
+
+def test_a_file_that_is_closed_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        address = listener.getsockname()
+        with socket.create_connection(address) as near, listener.accept()[0]:
+            host, port = near.getsockname()
+            readlink, tries = os.readlink, itertools.count()
+
+            def closing(path: str) -> str:
+                if next(tries) < 3:
+                    raise FileNotFoundError(path)
+                return readlink(path)
+
+            monkeypatch.setattr(os, "readlink", closing)
+            assert SocketOwners(lambda: {os.getpid(): "ourselves"})(host, port) == "ourselves"
+            assert next(tries) > 3
 
 
 @pytest.mark.parametrize(
