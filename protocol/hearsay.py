@@ -114,7 +114,10 @@ class Hearsay:
 
         Raises RemoteProtocolError for bytes or a signature that are bad: nobody honest passes those on.
         """
-        news: list[NodeId] = []
+        # SPEC 04: The receiver MUST keep and forward nothing of a message that holds a record whose bytes or signature
+        #   are bad.
+        # Else a forgery behind good reports would have them held here, and repeated to nobody.
+        checked: list[tuple[Signed, ReportRecord]] = []
         repeated: list[NodeId] = []
         for record in records:
             if not self._sources.take(source, now.monotonic_s):
@@ -123,15 +126,24 @@ class Hearsay:
                 report = codec.decode_record(record.body, ReportRecord)
             except UnknownVersion:
                 continue
-            if report.asker == self._node or report.sequence <= self.sequence(report.asker):
+            if self._is_old(report):
                 repeated.append(report.asker)
             elif _is_fresh(report, now.wall_ms):
+                # SPEC 10: The receiver MUST check the signature of a report before it uses or forwards it.
                 verify(report.asker, ReportRecord.TAG, record.body, record.signature)
-                if self._askers.take(report.asker, now.monotonic_s):
-                    self.keep(record, report)
-                    self._believe(report, now.wall_ms)
-                    news.append(report.asker)
+                checked.append((record, report))
+        news: list[NodeId] = []
+        for record, report in checked:
+            # The same message may have brought a newer one.
+            if not self._is_old(report) and self._askers.take(report.asker, now.monotonic_s):
+                self.keep(record, report)
+                self._believe(report, now.wall_ms)
+                news.append(report.asker)
         return news, repeated
+
+    def _is_old(self, report: ReportRecord) -> bool:
+        # SPEC 10: The receiver MUST take of each asker only what has a higher sequence than what it took before.
+        return report.asker == self._node or report.sequence <= self.sequence(report.asker)
 
     def keep(self, record: Signed, report: ReportRecord) -> None:
         """Hold a report, one of ours or one that was checked, for those who are to hear of it."""

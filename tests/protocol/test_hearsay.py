@@ -119,6 +119,21 @@ def test_a_forged_one_is_the_fault_of_whoever_brings_it(listener: Listener) -> N
     assert listener.take(good) == [asker("x")]
 
 
+def test_nothing_is_kept_of_a_message_that_holds_a_forgery(listener: Listener) -> None:
+    """Else whoever adds one could have good reports held here that this node then tells nobody."""
+    good = signed_report("x")
+    with pytest.raises(BadSignature):
+        listener.take(good, Signed(signed_report("y").body, bytes(64)))
+    assert listener.last_hour() == Heard()
+    assert listener.take(good) == [asker("x")]
+
+
+def test_of_two_reports_in_one_message_the_newer_one_stays(listener: Listener) -> None:
+    newer, older = signed_report("x", sequence=6), signed_report("x", sequence=5)
+    assert listener.take(newer, older) == [asker("x")]
+    assert listener.hearsay.record(asker("x")) == newer
+
+
 def test_our_own_report_comes_back_as_nothing_new(listener: Listener) -> None:
     ours = sign_record(report(OURS, report_entry(OTHER)), OURS)
     assert listener.hearsay.take(SOURCE, [ours], now()) == ([], [OURS.node])
