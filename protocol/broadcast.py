@@ -254,7 +254,11 @@ class Broadcast:
                 return
             self._missing[node] = _Missing(sequence, [source])
             self._grafts.set(node, now.monotonic_s + GRAFT_S)
-        elif source in missing.announcers or len(missing.announcers) >= ANNOUNCERS_MAX:
+        elif source in missing.announcers:
+            # Else the older one, come by itself, would be taken for what was promised.
+            missing.sequence = max(missing.sequence, sequence)
+            return
+        elif len(missing.announcers) >= ANNOUNCERS_MAX:
             return
         else:
             missing.sequence = max(missing.sequence, sequence)

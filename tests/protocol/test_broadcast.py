@@ -252,6 +252,15 @@ def test_what_came_by_itself_is_not_asked_for() -> None:
     assert not tree.links[X].is_eager
 
 
+def test_what_is_announced_while_something_older_is_awaited_is_asked_for() -> None:
+    tree = pruned(X, Y)
+    tree.broadcast.on_have(X, Have(((P, 7),)), now(20.0))
+    tree.broadcast.on_have(X, Have(((P, 8),)), now(20.1))
+    tree.news(record_of("p"), source=Y, at_s=20.5)
+    asked = [out for _, out in tree.wait(60.0) if isinstance(out.message, Graft)]
+    assert asked == [Outgoing(X, Graft((P,)))]
+
+
 def test_when_one_does_not_answer_the_next_is_asked_and_then_nobody() -> None:
     tree = Tree(X, Y, Z)
     for at_s, node in ((20.0, X), (20.1, Y), (20.2, Z), (20.3, X)):
