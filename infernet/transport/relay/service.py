@@ -122,7 +122,7 @@ class Relaying:
                 if not addresses:
                     raise RelayRefused("the relay has no address that others could dial")
                 reserved(addresses)
-                # SPEC 08: A node that holds a place MUST ask for it again before half of its time is over.
+                # SPEC 08: A node that holds a place MUST ask for it again when half of its time is over, if not sooner.
                 with trio.move_on_after(self._refresh_in_s(answer.expires_at_s)):
                     await lost.wait()
                     raise RelayRefused("the connection to the relay is lost")
