@@ -286,7 +286,7 @@ class Asking:
         body = attempt.take(chunk)
         self._router.heard(job.ask.job, chunk.output_tokens, now)
         job.stage = Stage.RUNNING
-        self._await(job, c.PROGRESS_DEADLINE_S, now)
+        self._await(job, c.NEXT_CHUNK_DEADLINE_S, now)
         job.take_text(body, attempt)
         if job.ask.kind is Kind.EMBEDDING:
             return [JobVector(job.ask.job, body.index, body.vector)]
@@ -413,7 +413,7 @@ class Asking:
             Stage.OFFERED: "the provider did not answer the order in time",
             Stage.QUEUED: "the provider no longer says where the order waits",
             Stage.ACCEPTED: f"the provider accepted but sent nothing for {c.FIRST_CHUNK_DEADLINE_S:g} s",
-            Stage.RUNNING: f"the provider stopped sending for {c.PROGRESS_DEADLINE_S:g} s",
+            Stage.RUNNING: f"the provider stopped sending for {c.NEXT_CHUNK_DEADLINE_S:g} s",
         }[job.stage]
         if name == "silence" and job.stage is not Stage.OFFERED:
             text = f"the provider gave no sign of life for {c.SILENCE_DEADLINE_S:g} s"

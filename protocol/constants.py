@@ -70,13 +70,15 @@ STOP_CHARACTERS_MAX: Final = 64
 
 # ---------------------------------------------------------------- implementation constants
 
-# The coordinator calls a node live for 60 s (DESIGN: numbers shown to people are measured), so two heartbeats fit.
+# The coordinator calls a node live for 60 s (specs/07), so two heartbeats fit.
 HEARTBEAT_INTERVAL_S: Final = 30.0
 # Peers hear of a node on change and at least this often; the record lives three times as long.
 GOSSIP_REFRESH_S: Final = 600.0
-# Push-pull with one random neighbour: 20 nodes converge in about log2(20) rounds, well under a minute.
+# The pace of comparing with one neighbour: what the tree lost is found within half a minute, for comparisons that find
+# nothing come ever more seldom, up to six of these apart.
 GOSSIP_INTERVAL_S: Final = 5.0
-# One new record of a key per this long is forwarded; faster ones only replace what is held. Source: security note 4.3.
+# Records of one key are pushed once in this long, and what changes faster goes out when it is over: a key that signs a
+# thousand a second costs the network no more than one that behaves.
 RECORD_INTERVAL_S: Final = 5.0
 DIRECTORY_RECORDS_MAX: Final = 4096
 
@@ -110,14 +112,16 @@ ACK_DEADLINE_S: Final = 1.5
 SIGN_INTERVAL_S: Final = 1.0
 # ... and the asker gives up on one that missed five of them.
 SILENCE_DEADLINE_S: Final = 5.0
-# The provider must accept or reject before this, once the order was acknowledged or its place in a queue was told.
+# The asker waits this long for an acceptance or a refusal, once the order was acknowledged, and for each next word of
+# its place in a queue.
 ACCEPT_DEADLINE_S: Final = 5.0
 # ... after the prompt has crossed a line of at least this speed.
 PROMPT_BYTES_PER_S_MIN: Final = 64 * 1024
-# From JobAccept to the first chunk or progress report. Prefill of a long prompt on a CPU sends Progress.
+# From the acceptance to the first chunk, and anew with each Progress that has grown: prefill of a long prompt on a CPU
+# takes minutes.
 FIRST_CHUNK_DEADLINE_S: Final = 30.0
-# Between any two chunks or progress reports afterwards.
-PROGRESS_DEADLINE_S: Final = 20.0
+# Between any two chunks afterwards.
+NEXT_CHUNK_DEADLINE_S: Final = 20.0
 # The provider waits this long for the rest of a prompt that arrives in parts.
 PARTS_DEADLINE_S: Final = 20.0
 # Orders that wait for a slot, as a multiple of the slots: whoever comes later would wait longer than people do.

@@ -41,7 +41,8 @@ FORWARDS_PER_S: Final = 10.0
 FORWARDS_BURST: Final = 40
 # Providers that are dialled at once, whoever asked for it.
 DIALS_MAX: Final = 32
-# A provider sends chunks or `Progress` every 20 s, an asker whose order waits in a queue hears every few seconds.
+# A provider says something every second or, without feature 5, sends a chunk every 20 s; an asker whose order waits in
+# a queue hears every few seconds.
 IDLE_DEADLINE_S: Final = 60.0
 # The order, its prompt and what an asker says later; and the longest answer in the smallest chunks, with room.
 BYTES_TO_PROVIDER_MAX: Final = c.SEALED_BYTES_MAX + 192 * 1024

@@ -48,7 +48,7 @@ class Fault(Message, frozen=True, tag=1):
 
 
 class Hello(Message, frozen=True, tag=2):
-    """First and only message of each side on a hello stream, asker of the connection first.
+    """First and only message of each side on a hello stream, as a rule the dialer of the connection first.
 
     The receiver learns the peer's features, its clock, when it started, the address it sees us at, and what it offers.
     """
@@ -122,7 +122,7 @@ class Prune(Message, frozen=True, tag=26):
 class Interest(Message, frozen=True, tag=28):
     """Which records the sender wants to hear of: `everything`, or those that offer one of these models.
 
-    First message on a gossip stream, and again when it changes. Records about the receiver's own node go regardless.
+    First message on a gossip stream, and again when it changes.
     """
 
     everything: Flag
@@ -130,7 +130,7 @@ class Interest(Message, frozen=True, tag=28):
 
 
 class Neighbour(Message, frozen=True, tag=30):
-    """Ask to be a neighbour. `is_urgent` when the sender has none: the receiver then makes room."""
+    """Ask to be a neighbour. `is_urgent` when the sender has none that it chose: the receiver may then make room."""
 
     is_urgent: Flag
 
@@ -153,7 +153,7 @@ class Find(Message, frozen=True, tag=32):
 
 
 class Found(Message, frozen=True, tag=34):
-    """The answer to `Find`: signed heartbeats, best first as the sender sees it. A hint, never an authority."""
+    """The answer to `Find`: signed heartbeats of some that fit, in no order. A hint, never an authority."""
 
     query: UnsignedInteger
     records: Annotated[tuple[Signed, ...], Meta(max_length=c.FIND_RESULTS_MAX)]
@@ -177,7 +177,7 @@ class Shuffle(Message, frozen=True, tag=40):
 
 
 class Shuffled(Message, frozen=True, tag=42):
-    """As many records of nodes that the sender knows, in exchange."""
+    """The answer to `Shuffle`: records of some nodes that the sender knows addresses of, in exchange."""
 
     records: Annotated[tuple[Signed, ...], Meta(max_length=c.SHUFFLE_RECORDS_MAX)]
 
@@ -219,7 +219,10 @@ class JobOpen(Message, frozen=True, tag=64):
 
 
 class Progress(Message, frozen=True, tag=65):
-    """The provider is alive and at work on the prompt: tokens done, of how many. The asker re-arms its deadline."""
+    """The provider is alive, and has read so many tokens of how many. It says so although nothing has moved.
+
+    The asker knows from any that somebody is there, and waits longer for the first chunk only when the figures grew.
+    """
 
     job: JobKey
     attempt: Attempt

@@ -439,7 +439,7 @@ def test_an_answer_that_no_other_weights_can_continue_ends_with_its_provider(how
     elif how == "failed receipt":
         bench.hear(provider.stream, provider.receipt(Outcome.FAILED, Refusal.SHUTDOWN))
     else:
-        bench.wait(c.PROGRESS_DEADLINE_S)
+        bench.wait(c.NEXT_CHUNK_DEADLINE_S)
     failed = bench.one(JobFailed)
     expected = {
         "broken": Refusal.PEER_LOST,
@@ -456,7 +456,7 @@ def test_an_answer_that_no_other_weights_can_continue_ends_with_its_provider(how
 def test_chunks_keep_a_slow_answer_alive() -> None:
     bench, provider = running()
     for _ in range(3):
-        bench.wait(c.PROGRESS_DEADLINE_S - 1)
+        bench.wait(c.NEXT_CHUNK_DEADLINE_S - 1)
         bench.hear(provider.stream, provider.chunk("b"))
     assert bench.one(JobText)
 
@@ -485,7 +485,7 @@ def test_the_deadline_of_the_job_ends_a_search_too() -> None:
 
 def test_both_deadlines_at_one_instant_end_the_job_once_and_leave_time_for_the_receipt() -> None:
     bench, provider = running(timeout_s=20.0)
-    bench.wait(c.PROGRESS_DEADLINE_S)
+    bench.wait(c.NEXT_CHUNK_DEADLINE_S)
     assert len(bench.all(JobFailed)) == 1
     assert bench.none_of(ResetStream)
     bench.hear(provider.stream, provider.receipt(Outcome.CANCELLED, Refusal.CANCELLED))

@@ -31,7 +31,7 @@ def test_records_outlive_the_interval_at_which_they_are_renewed() -> None:
 
 
 def test_a_provider_that_is_silent_at_the_limit_is_never_faster_lost_than_it_may_speak() -> None:
-    assert c.CHUNK_DELAY_S < 1 < c.PROGRESS_DEADLINE_S <= c.FIRST_CHUNK_DEADLINE_S
+    assert c.CHUNK_DELAY_S < 1 < c.NEXT_CHUNK_DEADLINE_S <= c.FIRST_CHUNK_DEADLINE_S
     assert c.CANCEL_DEADLINE_S < c.CANCEL_GRACE_S
 
 

@@ -34,7 +34,7 @@ def lose(bench: Bench, provider: Provider, how: str) -> None:
         bench.hear(provider.stream, provider.receipt(chunks=7))
     else:
         assert how == "silence"
-        bench.wait(c.PROGRESS_DEADLINE_S)
+        bench.wait(c.NEXT_CHUNK_DEADLINE_S)
 
 
 @pytest.mark.parametrize(
