@@ -156,11 +156,6 @@ class Store:
             ).fetchall()
         return [_saved_peer(*row) for row in rows]
 
-    def forget_peer(self, node: NodeId) -> None:
-        """Forget one peer. Raises StoreError."""
-        with self._transaction() as database:
-            database.execute("DELETE FROM peers WHERE node = ?", (node,))
-
     # ------------------------------------------------------------ what our jobs taught us
 
     def save_experience(self, experience: Iterable[SavedExperience]) -> None:

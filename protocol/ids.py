@@ -21,7 +21,6 @@ RunId = NewType("RunId", int)
 
 NODE_ID_BYTES: Final = 32
 JOB_ID_BYTES: Final = 16
-LEASE_ID_BYTES: Final = 32
 
 # libp2p peer-ids specification: identity multihash (0x00, length 37) of the protobuf PublicKey
 # {type: Secp256k1 (2), data: 33-byte compressed point}. The point has even Y, so it starts with 0x02.

@@ -49,14 +49,6 @@ class Timers(Generic[Key]):
             heapq.heappop(heap)
         return None
 
-    def pop_first(self) -> Key | None:
-        """Remove and return the key with the earliest deadline, due or not; None when there is none."""
-        if self.next_deadline() is None:
-            return None
-        key = heapq.heappop(self._heap)[2]
-        del self._at[key]
-        return key
-
     def pop_due(self, now_s: float) -> list[Key]:
         """Remove and return the keys whose deadline is not after now, earliest first."""
         due: list[Key] = []

@@ -130,6 +130,7 @@ class Session:
         self.peer_going_away = False
         self._peer_parity = 0 if initiator else 1
         self._next_id = 1 if initiator else 2
+        # Streams of the peer on which somebody works here, those that are gone already included.
         self._places_taken = 0
         self._outgoing = bytearray()
         # An incomplete header, and the payload whose header has passed.
@@ -373,11 +374,6 @@ class Session:
     def outgoing_bytes(self) -> int:
         """How much waits to be sent."""
         return len(self._outgoing)
-
-    @property
-    def places_taken(self) -> int:
-        """Streams of the peer on which somebody works here, those that are gone already included."""
-        return self._places_taken
 
     def data_to_send(self) -> bytes:
         """Everything that waits to be sent; it counts as sent."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -50,12 +50,6 @@ class Room(Protocol):
 
     @staticmethod
     async def measure(options: Options) -> list[Figure]: ...
-
-
-async def median_of(count: int, measure: Callable[[], Awaitable[float]]) -> float:
-    """The median of so many measurements, one after the other."""
-    values = sorted([await measure() for _ in range(count)])
-    return values[len(values) // 2]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -12,7 +12,6 @@ STEPS = st.lists(
         st.tuples(st.just("set"), st.integers(0, 5), st.integers(0, 20)),
         st.tuples(st.just("cancel"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("pop"), st.just(0), st.integers(0, 20)),
-        st.tuples(st.just("first"), st.just(0), st.just(0)),
     ),
     max_size=300,
 )
@@ -29,12 +28,6 @@ def test_timers_agree_with_a_dictionary(steps: list[tuple[str, int, int]]) -> No
         elif name == "cancel":
             timers.cancel(key)
             model.pop(key, None)
-        elif name == "first":
-            earliest = min(model.values(), default=None)
-            found = timers.pop_first()
-            assert (found is None) == (earliest is None)
-            if found is not None:
-                assert model.pop(found) == earliest
         else:
             due = timers.pop_due(at_s)
             assert sorted(due) == sorted(key for key, at in model.items() if at <= at_s)
