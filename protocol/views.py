@@ -21,7 +21,7 @@ from protocol.directory import Directory
 from protocol.effects import Dial, Effect
 from protocol.events import Now
 from protocol.ids import NodeId
-from protocol.links import Link, Outgoing
+from protocol.links import RECORDS_BYTES_MAX, Link, Outgoing, packed
 from protocol.locality import direct
 from protocol.messages import Leave, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive, network_of
@@ -228,7 +228,7 @@ class Views:
         is_taken, victim = self._place_for(peer.network, now, is_leaf=is_leaf, is_urgent=bool(message.is_urgent))
         if not is_taken:
             others = self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,))
-            return [Outgoing(source, NeighbourAnswer(0, tuple(others)))]
+            return [Outgoing(source, NeighbourAnswer(0, _framed(others)))]
         changes: list[Change] = []
         if victim is not None:
             changes += [Outgoing(victim, Leave()), *self._remove(victim, now)]
@@ -263,7 +263,7 @@ class Views:
         """A neighbour has told us of some nodes: tell it of others."""
         if source not in self._neighbours or not self._requests.take(source, now.monotonic_s):
             return []
-        return [Outgoing(source, Shuffled(tuple(self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,)))))]
+        return [Outgoing(source, Shuffled(_framed(self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,)))))]
 
     def expects_shuffled(self, source: NodeId) -> bool:
         """Whether we wait for such an answer; it comes once."""
@@ -351,7 +351,7 @@ class Views:
         records: list[Signed] = [own.record] if own is not None and own.heartbeat.addresses else []
         records += self._passive.records(c.SHUFFLE_RECORDS_MAX - len(records), (node,))
         self._shuffling.add(node)
-        return [Outgoing(node, Shuffle(tuple(records)))] if records else []
+        return [Outgoing(node, Shuffle(_framed(records)))] if records else []
 
     # ------------------------------------------------------------ choosing
 
@@ -473,3 +473,9 @@ class Views:
             return []
         self._rest(least, now)
         return [Outgoing(least, Leave()), *self._remove(least, now)]
+
+
+def _framed(records: Sequence[Signed]) -> tuple[Signed, ...]:
+    """As many of these as one message holds: strangers who sign large ones must not have us break a rule."""
+    # SPEC 01: The sender MUST NOT send a frame whose body is longer than 65,536 bytes,
+    return next(iter(packed(records, c.SHUFFLE_RECORDS_MAX, RECORDS_BYTES_MAX)), ())

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pytest
 
 from protocol import constants as c
+from protocol.codec import CONTROL_LIMITS, FrameReader, encode_message
 from protocol.contacts import Contacts
 from protocol.directory import Directory
 from protocol.effects import Dial
@@ -496,6 +497,26 @@ def test_without_neighbours_or_something_to_say_nothing_is_shuffled() -> None:
     assert bench.wait(10 * SHUFFLE_S) == []
     bench.ask(node(1))
     assert shuffles(bench.wait(10 * SHUFFLE_S)) == []
+
+
+def test_large_records_of_strangers_do_not_make_a_frame_that_nobody_may_send() -> None:
+    """Whoever gets one would hold it against us, and not against those who signed what is in it."""
+    bench = Bench(chosen_min=0)
+    for number in range(20, 30):
+        large = record_of(f"n{number}", extensions=tuple((2 * each + 1, bytes(1024)) for each in range(8)))
+        bench.passive.add(node(number), (address(number),), large)
+    for number in range(LEAVES_MAX):
+        bench.ask(node(100 + number), number)
+    said_by_us = [
+        *said(bench.ask(node(99), 99)),
+        *said(bench.views.on_shuffle(node(100), now(bench.at_s))),
+        *shuffles(bench.wait(1.5 * SHUFFLE_S)),
+    ]
+    assert [type(message) for _, message in said_by_us] == [NeighbourAnswer, Shuffled, Shuffle]
+    for _, message in said_by_us:
+        assert list(FrameReader(CONTROL_LIMITS).feed(encode_message(message))) == [message]
+        assert isinstance(message, (NeighbourAnswer, Shuffle, Shuffled))
+        assert len(message.others if isinstance(message, NeighbourAnswer) else message.records) > 4
 
 
 def test_a_shuffle_is_answered_for_neighbours_and_not_without_end() -> None:
