@@ -196,6 +196,7 @@ class Asking:
             self.zombie_chunks += isinstance(message, Chunk)
             return []
         attempt = job.attempt
+        attempt.is_heard = True
         effects = self._take(job, attempt, message, now)
         if attempt.acknowledges and job.attempt is attempt and job.stage is not Stage.CANCELLING:
             quiet_s = 0.0 if attempt.is_accepted else attempt.transfer_s
@@ -228,8 +229,9 @@ class Asking:
         attempt = job.attempt
         if attempt is None:
             return []
-        if attempt.via is not None and not attempt.is_acknowledged and code < Refusal.ENGINE_FAILED:
-            # A refusal that is a `Fault` is the aggregator's: a provider refuses with `JobReject`.
+        # SPEC 08: The asker MUST treat a `Fault` with a code below 64, before anything of the provider's has come, as
+        #   the aggregator's refusal and not as the provider's.
+        if attempt.via is not None and not attempt.is_heard and code < Refusal.ENGINE_FAILED:
             text = f"the aggregator {short(attempt.via)} does not pass it on ({code.name.lower()}): {text}"
             code = Refusal.NO_ROUTE
         self._leave(job, attempt)

@@ -34,6 +34,8 @@ class Attempt:
     acknowledges: bool = False
     #: The aggregator that passes it on, and may have to reach the provider first.
     via: NodeId | None = None
+    #: Whether anything of the provider's has come.
+    is_heard: bool = False
     is_acknowledged: bool = False
     is_accepted: bool = False
     chunks: int = 0

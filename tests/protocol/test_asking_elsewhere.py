@@ -155,6 +155,17 @@ def test_a_refusal_of_the_aggregator_is_not_one_of_the_provider() -> None:
     assert "aggregator" in failed.text
 
 
+def test_what_comes_after_a_word_of_the_provider_is_not_the_aggregators_refusal() -> None:
+    """A provider that took the job cannot have its failure counted as an aggregator's that did not reach it."""
+    bench, (provider,) = market("p")
+    bench.feed(chat(via=AGGREGATOR))
+    take_from_aggregator(bench, provider)
+    bench.hear(provider.stream, provider.accept())
+    bench.hear(provider.stream, Fault(int(Refusal.BUSY), "it is not"))
+    account = bench.peer.experience.reputation.account(provider.node, OFFER.name, bench.now().wall_ms)
+    assert account.bad == 1
+
+
 def test_there_is_time_for_the_aggregator_to_reach_the_provider() -> None:
     bench, (provider, _) = market("p", "q", features=(FEATURE_ACKNOWLEDGES,))
     bench.feed(chat(via=AGGREGATOR))
