@@ -110,6 +110,8 @@ class BeingReached:
 
     def advertised(self) -> list[str]:
         """The multiaddrs for the heartbeat: direct ones, then those through relays. None when the owner hides."""
+        # SPEC 03: A node whose owner wants it to publish no address MUST NOT listen, and MUST NOT name an address of
+        #   its own in a heartbeat, in an invite, on the local network, to a coordinator or in the DHT.
         if not self._config.advertise:
             return []
         listening = self._transport.addresses() if self._transport is not None else []

@@ -49,6 +49,7 @@ class AskOptions:
 
     def sampling(self) -> Sampling:
         """Raises LocalProtocolError for a temperature or top_p that the protocol does not know."""
+        # SPEC 05: The asker MUST draw the sampling seed itself when its user gives none.
         seed = secrets.randbits(62) if self.seed is None else self.seed
         sampling = default_sampling(seed, temperature=self.temperature)
         if self.top_p is None:

@@ -77,6 +77,8 @@ class Admission:
             del self._seen[key]
         if len(self._seen) >= c.JOB_MEMORIES_MAX:
             return Refusal.RATE_LIMITED, "this node remembers too many recent orders: try again in a minute"
+        # SPEC 05: The provider MUST remember what it admitted for longer than an order can be valid on arrival: twice
+        #   60 seconds.
         key = (order.asker, order.job)
         self._seen[key] = order.attempt
         self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
@@ -84,6 +86,7 @@ class Admission:
 
     def knows(self, asker: NodeId, peer: NodeId, local: bool) -> bool:
         """Whether the owner knows who asks: by name, or because it sits at this machine."""
+        # SPEC 08: The provider MUST judge who asks by the signature of the order, never by the peer that brings it:
         return asker in self.allowed or (local and asker == peer)
 
     def model(self, name: str) -> ModelOffer | None:
@@ -124,6 +127,7 @@ class Admission:
     ) -> Why | None:
         if order.lease is not None or not is_free(order):
             return Refusal.LEASE, "this node takes no paid jobs yet"
+        # SPEC 05: The provider MUST NOT run a job for free unless its owner's rules allow it for this asker.
         if offer.free_policy is FreePolicy.NOBODY:
             return Refusal.NOT_FREE, "this node runs no free jobs"
         if self.knows(order.asker, peer, local):

@@ -44,6 +44,7 @@ class Announcing:
             # The wall clock carries the sequence over a restart; it may stand still or go back while we run.
             sequence=max(self._sequence + 1, now.wall_ms),
             issued_at_ms=now.wall_ms,
+            # SPEC 01: A node MUST NOT let a heartbeat live longer than 30 minutes.
             expires_at_ms=now.wall_ms + c.HEARTBEAT_LIFETIME_MS_MAX,
             role=offer.role,
             availability=offer.availability,

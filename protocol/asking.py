@@ -143,6 +143,7 @@ class Asking:
         self._timers.cancel(("total", job.ask.job))
         self._timers.cancel(("silence", job.ask.job))
         self._timers.set(("stage", job.ask.job), now.monotonic_s + c.CANCEL_GRACE_S)
+        # SPEC 05: The asker MUST send `Cancel`, or reset the stream, as soon as it no longer wants an answer.
         cancel = Cancel(job.ask.job, attempt.order.attempt, int(Refusal.CANCELLED))
         return [Send(attempt.stream, encode_message(cancel)), failed]
 
@@ -238,6 +239,8 @@ class Asking:
         return self._attempt_failed(job, code, text, now, had_order=True)
 
     def _on_accept(self, job: Job, attempt: Attempt, message: JobAccept, now: Now) -> list[Effect]:
+        # SPEC 05: The asker MUST treat a second acceptance, a chunk before the acceptance, or a refusal after it, as a
+        #   broken protocol.
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
         record = attempt.accept(message.acceptance)
@@ -247,6 +250,7 @@ class Asking:
         order = attempt.order
         job.stage = Stage.ACCEPTED
         self._await(job, c.FIRST_CHUNK_DEADLINE_S, now)
+        # SPEC 05: The asker MUST tell its user, and MUST account for the tokens of each provider apart.
         if job.has_begun:
             before = job.served[-1]
             tokens = record.prompt_tokens
@@ -258,6 +262,8 @@ class Asking:
         attempt.check_named(message.job, message.attempt)
         if job.stage is Stage.CANCELLING:
             return []
+        # SPEC 05: The asker MUST treat a `Queued` for an order that does not allow it, or after the acceptance, as a
+        #   broken protocol.
         if job.stage not in (Stage.OFFERED, Stage.QUEUED) or not queue_wait_ms(attempt.order):
             raise RemoteProtocolError("a place in a queue that was not asked for")
         job.stage = Stage.QUEUED
@@ -333,6 +339,7 @@ class Asking:
             last = Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
             served = job.served if attempt.started else [*job.served, last]
             return [*closed, JobDone(attempt.order.job, record, tuple(served))]
+        # SPEC 05: The asker MUST treat an outcome other than `STOP` and `LENGTH` as a failure, and show its code.
         self._leave(job, attempt)
         code = refusal_from_code(record.code)
         text = f"the provider ended the job: {code.name.lower()}"

@@ -102,6 +102,7 @@ class Broadcast:
         for signer in signers:
             key = (kind, signer)
             knowing = self._found(signer) if kind.is_repaired else ()
+            # SPEC 04: A node MUST NOT push records of one node more often than once in 5 seconds.
             if not at_once and (again_s := self._may_push_at_s(key)) > now.monotonic_s:
                 # SPEC 04: What changes faster MUST go out, as it then is, when the five seconds are over.
                 self._held.set(key, again_s)
@@ -115,6 +116,7 @@ class Broadcast:
                 #   record to that node.
                 if node in (source, signer) or node in knowing:
                     continue
+                # SPEC 04: A node MUST NOT push, announce, list or send to a neighbour what does not concern it,
                 if link.scope is None or kind.concerns(signer, link.scope):
                     self._offer(link, key, now)
         return self._flush(now) if at_once else self._flush_in_time(now)
@@ -144,6 +146,7 @@ class Broadcast:
             self._announce(news, now, source)
             outgoing = []
         else:
+            # SPEC 04: The receiver MUST NOT push on a record that it held already.
             outgoing = self.spread(kind, news, now, source=source)
         self._heard += len(news)
         if news:
@@ -247,6 +250,7 @@ class Broadcast:
     def _miss(self, node: NodeId, sequence: int, source: NodeId, now: Now) -> None:
         missing = self._missing.get(node)
         link = self._links[source]
+        # SPEC 04: and MUST bound how many promises of one neighbour it remembers.
         if link.promised >= PROMISES_MAX:
             return
         if missing is None:
@@ -358,6 +362,8 @@ class Broadcast:
             record = kind.record(signer)
             if record is not None:
                 cost = cost_bytes(record)
+                # SPEC 04: A node MUST bound how many bytes of records a neighbour draws from it, at once and in the
+                #   long run, whatever it asks for;
                 if not link.budget.take(cost, now.monotonic_s):
                     again_s = now.monotonic_s + max(FLUSH_S, link.budget.wait_s(cost))
                     self._flush_at_s = again_s if self._flush_at_s is None else min(self._flush_at_s, again_s)

@@ -76,6 +76,7 @@ def decode_value(data: bytes | memoryview, limits: Limits) -> Any:
             raise BadFrame(f"more than {limits.values} values")
         return items
 
+    # SPEC 01: The receiver MUST refuse a body with bytes after its value.
     try:
         value = msgpack.unpackb(
             data,
@@ -123,6 +124,8 @@ def _check_shape(root: Any, limits: Limits) -> None:
 
 def encode_value(value: Any) -> bytes:
     """Encode in canonical form: arrays, shortest integers and lengths, `str` for text and `bin` for bytes."""
+    # SPEC 01: The signer MUST encode the record in canonical form: every integer and every length in its shortest form,
+    #   text as `str`, bytes as `bin`.
     try:
         data: bytes = msgpack.packb(msgspec.to_builtins(value, builtin_types=_BYTES), use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as error:

@@ -234,7 +234,8 @@ class Directory:
         for record in records:
             try:
                 entry = self._check(record, wall_ms, admits)
-            # Records expire on their way, clocks differ, and versions come and go.
+            # SPEC 04: The receiver MUST skip records that have expired, that come from the future, or of an unknown
+            #   version, and take the others: those are nobody's fault.
             except (Stale, UnknownVersion) as error:
                 skipped.append(str(error))
                 continue
@@ -280,6 +281,7 @@ class Directory:
             entry = _with_former_models(entry, held)
             self._replace(held, entry)
         else:
+            # SPEC 04: The receiver MUST bound how many records it holds.
             if self.is_full and not self._make_room(self._worth(entry)):
                 return None
             self._insert(entry)

@@ -95,6 +95,7 @@ class Exchange:
         #   bad frame.
         if len(theirs) != len(digest.entries) or digest.first > digest.last:
             raise RemoteProtocolError("a digest that names a node twice, or an empty range")
+        # SPEC 04: The receiver MUST bound how many questions of one neighbour it answers,
         if not self._questions.take(source, now.monotonic_s):
             return []
         held = self._shared(source, self._directory.between(digest.first, digest.last, len(self._directory)))
@@ -192,6 +193,8 @@ def _summary(entries: list[Entry], until_ms: int) -> Summary:
 
 def _digests(first: NodeId, last: NodeId, entries: list[Entry]) -> list[Digest]:
     """All that is held in a range, listed in as few messages as can hold it."""
+    # SPEC 04: A digest MUST list every record that the sender holds in its range and that concerns both sides, however
+    #   young, and no other.
     digests: list[Digest] = []
     for at in range(0, max(1, len(entries)), c.ARRAY_ITEMS_MAX):
         batch = entries[at : at + c.ARRAY_ITEMS_MAX]

@@ -177,6 +177,8 @@ class Forwarding:
         if provider in (self._node, asker):
             return Refusal.BAD_REQUEST, "an order is forwarded from one node to another, by a third"
         entry = self._directory.get(provider)
+        # SPEC 08: The aggregator MUST NOT forward to a node whose heartbeat says that it runs no jobs, nor what comes
+        #   from another aggregator.
         if entry is not None and entry.heartbeat.role is not Role.PROVIDER:
             return Refusal.NOT_ALLOWED, "jobs are forwarded to providers only"
         if not self._rates.take(asker, now.monotonic_s):
@@ -224,6 +226,7 @@ class Forwarding:
         dialled = {each.named for each in self._jobs.values() if each.is_ordered and each.provider is None}
         if len(dialled) > DIALS_MAX:
             return self._fail(job, Refusal.BUSY, "this node looks for too many providers already")
+        # SPEC 08: The aggregator MUST say `NO_ROUTE` within 3 seconds when it does not reach the provider.
         self._timers.set(("reach", job.asker.stream), now.monotonic_s + c.FORWARD_REACH_DEADLINE_S)
         return [Dial(job.named, addresses)]
 
@@ -278,6 +281,7 @@ class Forwarding:
             raise BadFrame("more bytes than any job needs")
         self._frames += sender.lengths.frames - frames
         self._bytes += len(data)
+        # SPEC 08: The aggregator MUST NOT choose the provider, change what it passes on, or add to it,
         if sender is job.provider:
             return [Send(job.asker.stream, data)]
         if job.provider is not None:

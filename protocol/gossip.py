@@ -272,8 +272,10 @@ class Gossip:
                 return self._views.on_leave(source, now)
         if not isinstance(message, _OF_NEIGHBOURS):
             raise RemoteProtocolError(f"{type(message).__name__} is no gossip message")
+        # SPEC 03: A node MUST ignore gossip of who is no neighbour, other than `Interest`, `Neighbour`,
+        #   `NeighbourAnswer`, `Leave` and `Reports`, and MUST NOT blame the sender: it may have been on its way.
         if source not in self._links:
-            return []  # it was on its way when the neighbourhood ended
+            return []
         match message:
             case Records():
                 return self._on_records(source, message.records, now)
@@ -391,6 +393,7 @@ class Gossip:
             return []
         effects = self._settle(self._views.on_deadline(now), now)
         changes: list[Change] = []
+        # SPEC 04: A node MUST say a changed interest on each gossip stream that it has open.
         if self._interests.refresh(now):
             message = self._interests.message()
             changes += [Outgoing(node, message) for node in self._streams]

@@ -64,6 +64,7 @@ class Greeting:
     def on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
         """Take what a peer says of itself; its heartbeat is the directory's business."""
         self._waiting.cancel(peer)
+        # SPEC 01: The receiver MUST NOT set its clock by `clock_ms`.
         skew_ms = hello.clock_ms - now.wall_ms
         if abs(skew_ms) <= c.CLOCK_SKEW_MS_MAX:
             return []
@@ -71,6 +72,7 @@ class Greeting:
 
     def answer(self, stream: StreamId, peer: NodeId, now: Now) -> list[Effect]:
         """Our hello on a stream that the peer opened."""
+        # SPEC 01: A node MUST send exactly one `Hello` on a hello stream.
         return [Send(stream, encode_message(self._hello(peer, now))), FinishStream(stream)]
 
     def _greet(self, peer: NodeId, now: Now) -> list[Effect]:

@@ -120,6 +120,8 @@ class Hearsay:
         checked: list[tuple[Signed, ReportRecord]] = []
         repeated: list[NodeId] = []
         for record in records:
+            # SPEC 10: The receiver MUST take reports from every connected peer, and MUST bound how many it takes of one
+            #   asker, and how many it checks for one peer.
             if not self._sources.take(source, now.monotonic_s):
                 break
             try:

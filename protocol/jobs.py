@@ -76,6 +76,7 @@ def running_hash(previous: bytes, number: int, output_tokens: int, owed_uusd: in
 def cost_uusd(order: JobOpenRecord, prompt_tokens: int, output_tokens: int) -> int:
     """What cumulative counts cost, in whole micro-USD, rounded up once."""
     # SPEC 05: Both sides MUST compute the cost from cumulative counts and round it up once.
+    # SPEC 05: Both sides MUST compute it from the prices in the order, whatever the heartbeat says by then.
     token_price = prompt_tokens * order.price_in_uusd + output_tokens * order.price_out_uusd
     return order.price_job_uusd + -(-token_price // 1_000_000)
 
@@ -92,6 +93,7 @@ def order_extensions(*, may_hand_off: bool, queue_wait_ms: int) -> Extensions:
         extensions.append((EXTENSION_HANDOFF, b""))
     if queue_wait_ms:
         extensions.append((EXTENSION_QUEUE, min(queue_wait_ms, 2**32 - 1).to_bytes(4, "big")))
+    # SPEC 01: The signer of a record MUST write its extensions in strictly ascending order of type.
     return tuple(extensions)
 
 

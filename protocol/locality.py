@@ -11,6 +11,8 @@ def is_loopback(address: str | None) -> bool:
 
     Not so for a circuit: there the address is the relay's.
     """
+    # SPEC 08: A node MUST NOT treat whoever comes through a circuit as a process of its own machine, whatever the
+    #   address of the relay.
     ip = ip_of(address)
     return ip is not None and ip.is_loopback and not is_circuit(address)
 

@@ -39,8 +39,11 @@ class Ordering:
         ask, request = job.ask, job.request()
         heartbeat = entry.heartbeat
         assert heartbeat.sealing_key is not None
+        # SPEC 05: The asker MUST give every order of one job a higher attempt number than all before it, whoever it
+        #   goes to.
         number = job.attempts + 1
         context = seal_context(ask.job, number, self._signer.node, heartbeat.node, None)
+        # SPEC 05: The asker MUST draw a new response key for each order, and seal anew for each provider.
         response_key = self._rng.randbytes(32)
         sealed = seal_prompt(SealedPrompt(response_key, request), self._sealer, heartbeat.sealing_key, context)
         job.attempts = number
@@ -54,11 +57,15 @@ class Ordering:
             lease=None,
             reservation=held.reservation if held is not None and held.provider == heartbeat.node else None,
             kind=ask.kind,
+            # SPEC 05: The asker MUST name the provider, and as its model and fingerprint what the provider's heartbeat
+            #   offers.
             model=offer.name,
             fingerprint=offer.fingerprint,
             sampling=ask.sampling,
             prompt_tokens_max=offer.context_tokens,
             output_tokens_max=job.output_tokens_left,
+            # SPEC 05: The asker MUST repeat the prices of the offer; for a free job all three are 0 and there is no
+            #   lease.
             price_in_uusd=0,
             price_out_uusd=0,
             price_job_uusd=0,

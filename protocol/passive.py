@@ -69,6 +69,7 @@ class Passive:
         if not addresses:
             return
         network = network_of(addresses[0])
+        # SPEC 03: The passive view MUST be bounded.
         if len(self._order) >= self._candidates_max and not self._make_room(network):
             return
         self._candidates[node] = _Candidate(network, addresses, record, len(self._order))

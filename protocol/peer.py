@@ -347,6 +347,7 @@ class Peer:
 
     def _on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
         effects = self._greeting.on_hello(peer, hello, now) + self._reachable.on_hello(peer, hello, now)
+        # SPEC 01: The receiver MUST check the heartbeat in a `Hello` like one from gossip
         if hello.heartbeat is not None:
             effects += self._learn(hello.heartbeat, now, source=peer)
         return effects + self._gossip.on_greeted(peer, FEATURE_GOSSIP in hello.features, now)

@@ -173,6 +173,8 @@ class Providing:
     def shut_down(self, now: Now) -> list[Effect]:
         """Stop every run; each ends with its receipt."""
         effects: list[Effect] = []
+        # SPEC 05: A provider that drains MUST finish the orders that have a slot, or end them with a receipt with the
+        #   code `SHUTDOWN`.
         for run in list(self._runs.values()):
             effects += self._stop(run, Refusal.SHUTDOWN, now)
         return effects + self._refusing.handing_off.shut_down((Refusal.SHUTDOWN, "this node is shutting down"))
@@ -185,6 +187,7 @@ class Providing:
     # ------------------------------------------------------------ taking an order
 
     def _on_open(self, stream: StreamId, peer: NodeId, local: bool, message: JobOpen, now: Now) -> list[Effect]:
+        # SPEC 05: The provider MUST check the signature of an order before anything else about it.
         try:
             order = open_record(message.order, JobOpenRecord)
         except UnknownVersion as error:
@@ -213,6 +216,8 @@ class Providing:
         self._by_stream[stream] = run.run
         run.sealed += message.sealed
         if len(run.sealed) < order.sealed_bytes:
+            # SPEC 05: The provider MUST reject an order whose prompt is not complete within 20 seconds, with
+            #   `DEADLINE`.
             self._timers.set(("parts", run.run), now.monotonic_s + c.PARTS_DEADLINE_S)
         return effects + (self._begin(run, now) if has_slot else self._enqueue(run, now))
 
@@ -230,6 +235,7 @@ class Providing:
 
     def _fence(self, order: JobOpenRecord, now: Now) -> list[Effect]:
         """An asker has one attempt of a job open at a time: a higher one ends those before it."""
+        # SPEC 05: The provider MUST end every lower attempt of a job when it admits a higher one by the same asker.
         effects: list[Effect] = []
         for run in list(self._runs.values()):
             if (run.order.asker, run.order.job) == (order.asker, order.job):
@@ -246,6 +252,7 @@ class Providing:
 
     def _queue_refusal(self, order: JobOpenRecord, offer: ModelOffer, is_known: bool) -> Why | None:
         """Why this order may not wait for a slot."""
+        # SPEC 05: The provider MUST NOT let an order wait that does not allow it, or for longer than it allows.
         if not queue_wait_ms(order):
             return Refusal.BUSY, f"all {offer.concurrency} slots of this model are taken"
         # SPEC 05: The provider MUST bound its queue, and MUST keep half of it from askers that its owner does not know.
@@ -290,6 +297,7 @@ class Providing:
         try:
             prompt = open_prompt(sealed, self._sealer, context)
         except SealError:
+            # SPEC 05: The provider MUST answer with `CANNOT_OPEN_SEAL` when no key that it holds opens the seal.
             text = "the prompt is sealed for a key that this node no longer holds: here is its new heartbeat"
             return self._fail_offer(run, Refusal.CANNOT_OPEN_SEAL, text, now)
         except BadFrame as error:
@@ -373,6 +381,7 @@ class Providing:
         """Stop a run for this reason. With the engine at work the receipt follows when the slot is free."""
         if run.engine_runs:
             return self._running.stop(run, code, now)
+        # SPEC 05: The provider MUST give up an order that waits when its asker cancels or is gone.
         return self._fail_offer(run, code, "the job was stopped", now)
 
     def _ended(self, run: Run, now: Now) -> list[Effect]:
@@ -397,6 +406,8 @@ class Providing:
 
     def _retry_after_ms(self, model: str, now: Now) -> int:
         """When a slot should be free for one who comes again then. Never 0, which would mean: do not."""
+        # SPEC 05: The provider MUST say in `retry_after_ms` of a refusal with `BUSY` or `RATE_LIMITED` when it expects
+        #   a slot to be free for one who comes then;
         least_ms = c.OVERLOADED_RETRY_MS if self.is_overloaded else 1
         return max(least_ms, self._wait_ms(model, now))
 

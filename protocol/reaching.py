@@ -109,6 +109,7 @@ class Reaching:
         link = self._links.get(peer)
         if link is None or link.inbound or not link.is_direct:
             return
+        # SPEC 01: The receiver MUST NOT believe `observed_address` to be reachable because a peer states it.
         ip = ip_of(observed)
         if ip is not None:
             known = self._seen_at.get(ip.version)

@@ -145,6 +145,8 @@ class Signed(Struct, frozen=True, array_like=True, gc=False):
 # ---------------------------------------------------------------- records
 
 
+# SPEC 01: The receiver MUST ignore fields after those that it knows, in messages and in what is sealed. In a record it
+#   MUST refuse them.
 class Record(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all signed records. `TAG` is the domain of the signature, `SIGNER` the field with the signer's key."""
 

@@ -94,6 +94,7 @@ class Reporting:
 
     def decided(self, decision: Decision, now: Now) -> None:
         """A routing decision was made."""
+        # SPEC 10: A node MUST report only when its owner allows it.
         if not self._is_active:
             return
         chosen = decision.chosen.node if decision.chosen is not None else None
@@ -183,6 +184,7 @@ class Reporting:
         return ReportRecord(
             version=1,
             asker=self._signer.node,
+            # SPEC 10: A node MUST sign every report with a higher sequence than the one before, over restarts too.
             # The wall clock carries the sequence over a restart; it may stand still or go back while we run.
             sequence=max(self._sequence + 1, now.wall_ms),
             issued_at_ms=now.wall_ms,

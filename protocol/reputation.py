@@ -218,6 +218,7 @@ class Reputation:
         counted = []
         for entry in report.entries:
             offer = offer_of(entry.provider, entry.model)
+            # SPEC 10: The receiver MUST NOT let a report without a receipt change how it ranks a provider.
             if offer is None or entry.evidence is None or entry.provider in (report.asker, self._ourselves):
                 continue
             receipt = self._new_receipt(entry, report.asker, offer, wall_ms)
@@ -233,6 +234,8 @@ class Reputation:
             receipt = open_record(entry.evidence, ReceiptRecord)
         except RemoteProtocolError:
             return None
+        # SPEC 10: The receiver MUST check that the receipt is signed by the provider that the entry names, for the
+        #   asker that signed the report, and is no older than a day.
         if (receipt.provider, receipt.asker) != (entry.provider, asker):
             return None
         # The receipt does not name the model: the weights tie it to one, where they are known.
@@ -240,6 +243,8 @@ class Reputation:
             return None
         if not -c.CLOCK_SKEW_MS_MAX <= wall_ms - receipt.accepted_at_ms <= RECEIPT_AGE_MS_MAX:
             return None
+        # SPEC 10: The receiver MUST count each receipt once, and as one job, whatever the entry says about how many
+        #   there were.
         name = (receipt.provider, asker, receipt.job, receipt.attempt)
         if name in self._receipts:
             return None
@@ -345,6 +350,8 @@ def _quantile(ok_eighths: int, bad_eighths: int) -> float:
 
 def _bounded(words: list[_Word], own_jobs: float, wall_ms: int) -> tuple[float, float]:
     """What the word of others weighs, as successes and failures, within the limits."""
+    # SPEC 10: The receiver MUST NOT let one asker weigh more than a fifth of what all others may weigh, nor, after a
+    #   few jobs of its own, all others together more than its own experience.
     limit = max(OTHERS_JOBS_MIN, own_jobs * OTHERS_SHARE)
     ok = bad = 0.0
     for word in words:

@@ -157,6 +157,7 @@ class Reserving:
         return job, sign_record(record, self._signer), None
 
     def _against(self, order: JobOpenRecord, peer: NodeId, now: Now) -> Refusal | None:
+        # SPEC 05: The receiver of `Reserve` MUST judge the order by the rules for one of its own, sent by that peer;
         model = self._judge(order, peer, now)
         if not isinstance(model, ModelOffer):
             return model[0]
@@ -166,6 +167,7 @@ class Reserving:
         # SPEC 05: The provider MUST NOT hold more than half of a model's slots, or its only one, in reserve.
         if sum(record.model == model.name for record in records) >= max(1, model.concurrency // 2):
             return Refusal.BUSY
+        # SPEC 05: The provider MUST let a peer or an asker whose reservations lapse hold fewer for a while.
         if not self._peers.take(peer, now.monotonic_s):
             return Refusal.RATE_LIMITED
         if not self._askers.take(order.asker, now.monotonic_s):
@@ -185,6 +187,8 @@ class Reserving:
             expires_at_ms=now.wall_ms + c.RESERVATION_LIFETIME_MS_MAX,
             extensions=(),
         )
+        # SPEC 05: The provider MUST hold the slot until the reservation expires, at most 10 seconds later, and count it
+        #   as taken.
         self._reservations[record.reservation] = _Reservation(record, peer)
         self._timers.set(record.reservation, now.monotonic_s + RESERVATION_LIFETIME_S)
         return record

@@ -169,6 +169,7 @@ def exclusion(
         return Exclusion.TRIED
     if heartbeat.role is not Role.PROVIDER:
         return Exclusion.NOT_PROVIDER
+    # SPEC 05: The asker MUST seal only for a key from a heartbeat that it has verified and that has not expired.
     if heartbeat.expires_at_ms <= wall_ms:
         return Exclusion.EXPIRED
     if heartbeat.availability is Availability.DRAINING:
@@ -182,6 +183,7 @@ def exclusion(
         return Exclusion.NOT_FREE
     if heartbeat.sealing_key is None:
         return Exclusion.NO_SEALING_KEY
+    # SPEC 05: The asker MUST NOT send more bytes than the provider's heartbeat allows,
     if request.prompt_bytes > heartbeat.sealed_bytes_max:
         return Exclusion.TOO_LARGE
     if not set(request.features) <= set(heartbeat.features):

@@ -149,6 +149,8 @@ class Running:
     def _accept(self, run: Run, prompt_tokens: int, now: Now) -> list[Effect]:
         if run.state is not JobState.OFFERED or run.stream is None:
             return []
+        # SPEC 05: The provider MUST NOT accept a prompt of more than `prompt_tokens_max` tokens; it refuses it with
+        #   `CONTEXT_EXCEEDED`.
         if prompt_tokens > run.order.prompt_tokens_max:
             # The engine should have refused it; the asker would have to.
             return self.stop(run, Refusal.CONTEXT_EXCEEDED, now)
@@ -180,6 +182,8 @@ class Running:
         if run.stream is None or run.state is JobState.CANCELLING:
             return []
         effects: list[Effect] = []
+        # SPEC 05: A provider with feature 5 MUST send something at least every second while its engine has the prompt:
+        #   a chunk, or else `Progress` with the figures as they stand.
         if now.monotonic_s >= run.said_at_s + c.SIGN_INTERVAL_S:
             # SPEC 05: The provider MUST state in `Progress` only what its engine has really read.
             # A sign of life and no more: an engine that hangs shows in figures that stand still.
@@ -239,6 +243,7 @@ class Running:
 
     def _chunk(self, run: Run, body: ChunkBody) -> bytes:
         assert run.cipher is not None
+        # SPEC 05: The provider MUST number the chunks from 1 without a gap, and use a number once.
         run.chunks += 1
         owed = cost_uusd(run.order, run.prompt_tokens, run.output_tokens)
         sealed = run.cipher.seal(run.chunks, run.output_tokens, owed, body)
@@ -249,6 +254,7 @@ class Running:
 
     def _engine_ended(self, run: Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
         """The slot is free: account for the run and forget it."""
+        # SPEC 05: The provider MUST NOT count the slot as free before the engine has left it.
         run.engine_runs = False
         self._leave(run)
         return [*self._end(run, event, now), *self._ended(run, now)]
@@ -284,6 +290,8 @@ class Running:
         if run.accepted_at_ms == 0:
             return self._refused(run, code or Refusal.CANCELLED, "the job was stopped", now)
         order = run.order
+        # SPEC 05: The provider MUST state in the receipt the counts and the running hash of what it sent, not of what
+        #   it made.
         receipt = ReceiptRecord(
             version=1,
             job=order.job,
@@ -306,6 +314,8 @@ class Running:
             code=int(code) if code is not None else 0,
             extensions=(),
         )
+        # SPEC 05: The provider MUST end every order that it accepted with a `Receipt`, and close its half of the stream
+        #   after it, as long as there is a stream.
         return [Send(run.stream, encode_message(Receipt(sign_record(receipt, self._signer)))), FinishStream(run.stream)]
 
     def stop(self, run: Run, code: Refusal, now: Now) -> list[Effect]:
@@ -314,9 +324,11 @@ class Running:
             return []
         run.cancel_code = code
         run.state = advance(run.state, JobState.CANCELLING)
+        # SPEC 05: The provider MUST send nothing but the receipt after a `Cancel`;
         run.pending.clear()
         self._timers.cancel(("flush", run.run))
         self._timers.set(("cancel", run.run), now.monotonic_s + c.CANCEL_DEADLINE_S)
+        # SPEC 05: The provider MUST stop its engine within 1 second of a `Cancel`, and of the loss of the stream.
         return [CancelEngine(run.run)]
 
     def _leave(self, run: Run) -> None:

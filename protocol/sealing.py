@@ -63,6 +63,8 @@ class HpkeSealer:
     def public_key(self, wall_ms: int) -> bytes:
         if wall_ms >= self._rotate_at_ms:
             # SPEC 05: The provider MUST change its sealing key at least once a day.
+            # SPEC 05: It keeps the one before for prompts that are on their way, and no older one, and MUST NOT write
+            #   any to disk.
             self._keys = [X25519PrivateKey.generate(), *self._keys[:1]]
             self._rotate_at_ms = wall_ms + ROTATION_MS
         return self._keys[0].public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -103,8 +103,10 @@ class Traffic:
     def _on_message(self, number: StreamId, stream: Stream, message: Message, now: Now) -> list[Effect]:
         if not isinstance(message, MESSAGES_OF_PROTOCOL[stream.protocol]):
             raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
+        # SPEC 05: The provider MUST ignore a `Cancel` or a `Part` that arrives after it ended: they crossed its last
+        #   message.
         if stream.inbound and stream.local_done and not stream.greeted:
-            return []  # it was on its way when we had answered
+            return []
         if isinstance(message, Fault):
             return self._on_fault(number, stream, message, now)
         if stream.protocol == c.GOSSIP_PROTOCOL or isinstance(message, (JobOpen, Forward)):
@@ -181,17 +183,20 @@ class Traffic:
     def _blame(self, number: StreamId, stream: Stream, error: ProtocolError, now: Now) -> list[Effect]:
         """The peer broke a rule on this stream: say so, reset it, and hang up on the third time."""
         self.bad_frames += 1
+        # SPEC 08: The provider MUST NOT blame an aggregator for what an asker sends after its order.
         is_forwarded = self._asking.is_forwarded(number) or self._providing.is_forwarded(number)
         connection = self._connections.get(stream.peer)
         reason = str(error)[: c.TEXT_CHARACTERS_MAX]
         effects: list[Effect] = []
         if not stream.local_done:
             effects.append(Send(number, encode_message(Fault(int(Refusal.PROTOCOL), reason))))
+        # SPEC 01: After a bad frame the receiver MUST reset the stream.
         effects += [
             *self.lose_stream(number, Refusal.PROTOCOL, reason, now),
             ResetStream(number, reason),
             Note("peer.misbehaved", stream.peer, reason),
         ]
+        # SPEC 08: The asker MUST NOT blame an aggregator for what a provider sends through it.
         # Who passes on what others say is not to blame for it.
         if connection is not None and not is_forwarded:
             effects.append(Misbehaved(stream.peer, reason))

@@ -221,6 +221,7 @@ class Views:
         yes = Outgoing(source, NeighbourAnswer(1, ()))
         if source in self._neighbours:
             return [yes]
+        # SPEC 03: A node MUST bound how often a peer may ask;
         if not self._requests.take(source, now.monotonic_s):
             return [Outgoing(source, NeighbourAnswer(0, ()))]
         entry = self._directory.get(source)
@@ -451,6 +452,7 @@ class Views:
 
     def _replaceable(self, now: Now) -> list[NodeId]:
         """Those chosen for company, and long enough ago."""
+        # SPEC 03: It MUST NOT leave one that its owner asked for.
         return [
             node
             for node, each in self._neighbours.items()

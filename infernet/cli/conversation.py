@@ -139,6 +139,7 @@ class Conversation:
         if self._first_at_s is None and text:
             self._first_at_s, self._first_tokens = self._last_at_s, output_tokens
         self._text.append(text)
+        # SPEC 05: The asker MUST clean the text before it shows it: it is a stranger's.
         shown = self._cleaner.feed(text)
         if shown and not self._as_json:
             self._last_shown = shown

@@ -94,6 +94,7 @@ def _known(config: Config) -> tuple[_Known | None, list[_Known]]:
 
 def _own_addresses(config: Config, status: dict[str, Any]) -> list[str]:
     """Where the running node is reached: what it publishes, else where it listens in this network."""
+    # SPEC 03: The sender MUST NOT name an address of its own when its owner said that it publishes none.
     if not config.advertise:
         return []
     return _best(status.get("advertised_addresses") or status.get("addresses") or [])

@@ -91,6 +91,7 @@ def _usable(texts: Iterable[str]) -> Iterable[str]:
     for text in texts:
         try:
             yield read_peer(text)
+        # SPEC 03: The receiver MUST skip addresses of a form that it does not speak.
         except ValueError:
             warn(f"an address in the invite is left out, because this version does not know its form: {text}")
 
@@ -138,6 +139,8 @@ def _coordinator(config: Config, invite: Invite, arguments: argparse.Namespace) 
     if arguments.replace_coordinator:
         warn(f"the coordinator of this node is now {url} with the key {npub(offered[1])}, no longer {pinned[0]}")
         return offered
+    # SPEC 03: The receiver MUST NOT replace a coordinator's key that it pinned by the one in an invite unless its owner
+    #   confirms that.
     warn(
         f"this node keeps its coordinator {pinned[0]}; the invite names {url} with the key {npub(offered[1])}: "
         "--replace-coordinator takes that one"

@@ -56,6 +56,7 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(_cell(item) for item in value) or "-"
+    # SPEC 01: The receiver MUST clean every text of a heartbeat before it shows it: it is a stranger's.
     return clean_line(str(value)) or "-"
 
 

@@ -50,6 +50,8 @@ class Finds:
             await self._driver.post_with_backpressure(LearnRecord(record))
 
     def _admit(self) -> bool:
+        # SPEC 03: A node MUST bound what each source may cost it: how many nodes a minute, how long a text, how many
+        #   addresses a node.
         if self._rates.take(self._source, trio.current_time()):
             self.found += 1
             return True

@@ -250,6 +250,8 @@ class Dht:
             return
         heartbeat, record = self._heartbeat
         addresses = tuple(self._advertised())
+        # SPEC 03: A node MUST publish only addresses and heartbeats that it gives everybody, and nothing while it takes
+        #   no jobs.
         is_open = heartbeat.availability is Availability.AVAILABLE and bool(addresses)
         names = tuple(dict.fromkeys(offer.name for offer in heartbeat.models)) if is_open else ()
         offered = (addresses if names else (), names)

@@ -214,6 +214,8 @@ def _guard(host: Any, *, allow_private: bool) -> None:
     dial = swarm._dial_addr_single_attempt
 
     async def dial_if_allowed(address: Multiaddr, peer: Any, source: object = None) -> Any:
+        # SPEC 03: A node MUST NOT dial what peers of the DHT name unless it is an IP address of the Internet and a port
+        #   from 1024 on.
         if not allow_private and not _is_of_the_internet(str(address)):
             raise SwarmException("no address of the Internet")
         return await dial(address, peer, source)
@@ -317,6 +319,8 @@ class Providers(ProviderStore):
 
     def add_provider(self, key: bytes, provider: Any) -> None:
         """Remember a provider for others, within limits. The library has none for keys."""
+        # SPEC 03: A node MUST forget a provider one hour after it was told of it last, and MUST bound how many keys and
+        #   values it holds.
         if len(key) != KEY_BYTES or (key not in self.providers and len(self.providers) >= KEYS_MAX):
             return
         is_us = provider.peer_id == self.local_peer_id

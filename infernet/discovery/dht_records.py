@@ -51,6 +51,8 @@ def decode_heartbeat(value: bytes) -> Signed:
 
 def check_heartbeat(key: str, value: bytes, wall_ms: int) -> Heartbeat:
     """The heartbeat in a value: its own signature, its own key, and not expired. Raises RemoteProtocolError."""
+    # SPEC 03: A node MUST refuse a value that is not a heartbeat under its own node's key, with a good signature, not
+    #   expired
     # A directory of one applies the rules that hold for every heartbeat.
     heartbeat = Directory(records_max=1).add(decode_heartbeat(value), wall_ms)
     if heartbeat is None or heartbeat_key(heartbeat.node) != key:

@@ -246,7 +246,8 @@ class Participant:
             for peer in nearest[:ASKED_MAX]:
                 nursery.start_soon(ask, peer)
         found: dict[NodeId, list[str]] = {}
-        # One from each answer in turn.
+        # SPEC 03: The receiver MUST ask several peers, and MUST NOT let the answer of one displace those of others.
+        # So: one from each answer in turn.
         for info in filter(None, chain.from_iterable(zip_longest(*answers))):
             for node, address in _nodes_at(info.addrs):
                 if node in found or len(found) < NODES_MAX:

@@ -40,6 +40,7 @@ class Discovery:
         while True:
             try:
                 await source.run(finds)
+            # SPEC 03: A node SHOULD use every source that its owner allows, and MUST go on when one of them fails.
             except Exception as error:
                 # Mistakes of ours, above all on what strangers sent: the node must not die of a hint.
                 log.exception("discovery.failed", source=source.name, error=type(error).__name__)

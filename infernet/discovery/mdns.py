@@ -150,6 +150,8 @@ class Mdns:
     async def _answer(self, stream: trio.socket.SocketType, here: tuple[Link, ...]) -> None:
         while True:
             await self._asked.wait()
+            # SPEC 03: A node MUST wait for a random time from 20 to 120 ms before it answers, and MUST NOT answer more
+            #   often than once in a second.
             await trio.sleep(self._rng.uniform(*ANSWER_DELAY_S))
             self._asked = trio.Event()
             await self._send(stream, here, self._answer_on)
@@ -157,6 +159,8 @@ class Mdns:
 
     def _answer_on(self, link: Link, **lifetime: int) -> bytes | None:
         """That we are here, at the address that we have on this link; None where we do not listen."""
+        # SPEC 03: A node MUST answer on a link only with the IPv4 address that it has on this link, and only if it
+        #   listens there.
         start = f"/ip4/{link.host}/tcp/"
         address = next((text for text in self._listening() if text.startswith(start)), None)
         return answer(self._label, address, **lifetime) if address is not None else None

@@ -50,6 +50,7 @@ NOTHING: Final = Packet()
 
 def question() -> bytes:
     """Who is here?"""
+    # SPEC 03: A node MUST write the service name out, in lower case, at least once in each packet.
     message = dns.message.make_query(_SERVICE, dns.rdatatype.PTR, id=0, flags=0)
     return message.to_wire()
 
@@ -67,6 +68,7 @@ def answer(name: str, address: str, lifetime_s: int = LIFETIME_S) -> bytes:
 
 def read(data: bytes) -> Packet:
     """What a packet says to us; `NOTHING` for whatever is not about us or is broken."""
+    # SPEC 03: The receiver MUST ignore packets of more than 1,500 bytes, and records with a lifetime of 0.
     if len(data) > PACKET_BYTES_MAX or _SERVICE_BYTES not in data:
         return NOTHING
     try:

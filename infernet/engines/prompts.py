@@ -125,6 +125,8 @@ class Prompter:
         """The prompt of a chat or a completion. Raises Refused."""
         prompt = self._chat(request.messages) if kind is Kind.CHAT else self._completion(request.prompt)
         continuation = self._continuation(request) if request.continuation else Prompt([], [])
+        # SPEC 05: The provider MUST put the continuation directly after where the answer begins by the chat template,
+        #   as text without control tokens.
         prompt = prompt + continuation.tokens
         if not self._check_length(prompt):
             raise Refused(Refusal.BAD_REQUEST, "the prompt is empty")
@@ -137,6 +139,8 @@ class Prompter:
             tokens = self.text_tokens(text)
             return Prompt(tokens, tokens)
         spelt = self._spelt(given)
+        # SPEC 05: The provider MUST take `continuation_ids` only when they spell a beginning of `continuation` and the
+        #   text holds the name of no control token;
         # Who spelt it is a stranger. It must be this very text, in which nothing is a control token.
         if spelt is None or not text.startswith(spelt) or self._has_control_tokens(text):
             return Prompt(self.text_tokens(text), None)

@@ -15,6 +15,7 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], said: str = "") -> None:
         """`stops` are strings of at least one character; `said` is text before, in whose end one may have begun."""
         self._stops = tuple(stops)
+        # SPEC 05: The provider MUST look for stop strings that begin in the continuation and end in what it writes.
         self._held = said[len(said) - self._undecided(said) :]
         # How much of what is held was said by somebody else.
         self._said = len(self._held)
@@ -31,6 +32,7 @@ class StopMatcher:
             self.stopped = True
             self._held = ""
             return self._new(held[: min(ends)])
+        # SPEC 05: and MUST NOT send text that may still become a stop string.
         keep = self._undecided(held)
         self._held = held[len(held) - keep :]
         return self._new(held[: len(held) - keep])

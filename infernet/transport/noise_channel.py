@@ -158,6 +158,7 @@ async def secure_inbound(stream: trio.abc.Stream, identity: Identity) -> NoiseCh
     unproven = UnprovenStream(stream)
     io = _HandshakeIO(unproven, None)
     try:
+        # SPEC 01: A node MUST offer no security protocol but Noise,
         await multistream.respond(io.reader, io.write, {NOISE_PROTOCOL})
         peer, ciphers = await identity.prove_inbound(io)
         channel = NoiseChannel(unproven, ciphers, io.reader.rest(), peer)

@@ -55,6 +55,7 @@ def encode_invite(invite: Invite) -> str:
 
 def decode_invite(text: str) -> Invite:
     """Read an invite, however a message program has wrapped it. Raises LocalProtocolError, one line for people."""
+    # SPEC 03: The receiver MUST take out white space first:
     # Longer ones cannot be valid, however they are wrapped; nobody needs to look at all of them.
     line = "".join(text[: 2 * CHARACTERS_MAX].split())
     # SPEC 03: The receiver MUST refuse an invite that mixes upper and lower case
@@ -75,6 +76,8 @@ def decode_invite(text: str) -> Invite:
 def _read(data: bytes) -> Invite:
     try:
         value = codec.decode_value(data, _LIMITS)
+        # SPEC 03: The receiver MUST refuse an invite of a version that it does not know, and SHOULD say that it was
+        #   made by a newer program.
         if type(value) is list and value and type(value[0]) is int and value[0] > VERSION:
             raise LocalProtocolError("this invite was made by a newer infernet: upgrade this one")
         invite = codec.decode_struct(data, Invite, _LIMITS)
@@ -88,8 +91,12 @@ def _read(data: bytes) -> Invite:
 
 def _flaw(invite: Invite, data: bytes) -> str | None:
     """What is wrong with an invite whose fields are each in order, or None."""
+    # SPEC 03: The sender MUST write the payload in canonical form ([01](01-wire.md)), with 2,048 characters in the
+    #   whole line at most,
     if codec.encode_value(invite) != data:
         return "is not in canonical form"
+    # SPEC 03: The sender MUST name at least one node or a coordinator, each node once, and URL and key of the
+    #   coordinator together.
     if not invite.nodes and invite.coordinator_url is None:
         return "is empty"
     if (invite.coordinator_url is None) != (invite.coordinator_key is None):

@@ -184,8 +184,11 @@ class HopService:
             return Status.RESOURCE_LIMIT_EXCEEDED
         if source == target:
             return Status.PERMISSION_DENIED
+        # SPEC 08: A relay MUST connect nobody with a node that has no place with it, and MUST NOT dial anybody on
+        #   behalf of others.
         if not self._places.holds(target, now_s):
             return Status.NO_RESERVATION
+        # SPEC 08: A relay MUST bound places, circuits, and what it buffers for a circuit.
         is_full = (
             self._from.total() >= limits.circuits_max
             or self._from[source] >= limits.circuits_from_peer_max

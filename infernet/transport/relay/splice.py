@@ -84,6 +84,8 @@ async def splice(
     except* StreamBroken:
         pass  # an end of the circuit is gone, or it has had its share; the other end hears by the reset
     finally:
+        # SPEC 08: A relay MUST pass on that an end has finished sending, and MUST reset both ends when one of them
+        #   breaks or a limit is reached.
         if not is_done:
             near.reset()
             far.reset()
