@@ -257,8 +257,9 @@ class Providing:
             return Refusal.BUSY, f"all {offer.concurrency} slots of this model are taken"
         # SPEC 05: The provider MUST bound its queue, and MUST keep half of it from askers that its owner does not know.
         places = min(c.QUEUE_PER_SLOT * offer.concurrency, QUEUE_MAX)
-        strangers = sum(not (run.has_slot or run.is_known) for run in self._runs.values())
-        if len(self._lines.get(offer.name, ())) >= places or (not is_known and strangers >= places // 2):
+        waiting = [run for run in self._runs.values() if not run.has_slot and run.offer.name == offer.name]
+        strangers = sum(not run.is_known for run in waiting)
+        if len(waiting) >= places or (not is_known and strangers >= places // 2):
             return Refusal.BUSY, "all slots of this model are taken, and all places in its queue"
         return None
 

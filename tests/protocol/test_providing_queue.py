@@ -238,6 +238,17 @@ def test_strangers_leave_half_of_the_queue_to_those_whom_the_owner_knows() -> No
     assert places(bench, friend)
 
 
+def test_strangers_who_wait_for_one_model_take_no_place_of_another() -> None:
+    bench = Bench()
+    bench.provide(models=tuple(replace(OFFER, name=name, concurrency=1) for name in ("one", "other")))
+    for model in ("one", "other"):
+        ask(bench, f"runs {model}", model=model)
+    for number in range(c.QUEUE_PER_SLOT):
+        ask(bench, f"stranger {number}", address=FAR_AWAY, model="one")
+    stream, _ = ask(bench, "late stranger", address=FAR_AWAY, model="other")
+    assert places(bench, stream) == [0]
+
+
 def test_a_stranger_has_two_orders_here_those_that_wait_included() -> None:
     bench = bench_full()
     streams = [ask(bench, "stranger", address=FAR_AWAY, job=bytes([n]) * 16)[0] for n in range(3)]
