@@ -14,30 +14,34 @@ from msgspec.structs import replace
 from _vectors_common import NOW_MS, Vector, plain, signing_key
 from protocol import constants as c
 from protocol.codec import encode_message
-from protocol.envelope import SigningKey, open_record, sign_record
-from protocol.ids import NodeId
+from protocol.envelope import SigningKey, sign_record
+from protocol.ids import peer_id
 from protocol.messages import (
-    Digest,
     Find,
     Found,
-    Graft,
     Hello,
-    Interest,
-    Leave,
     Message,
-    Neighbour,
-    NeighbourAnswer,
-    Records,
-    Summary,
+    Reached,
+    ReachMe,
     Want,
 )
-from protocol.records import Availability, FreePolicy, Heartbeat, Kind, ModelOffer, Role, Signed
+from protocol.records import (
+    Availability,
+    FreePolicy,
+    Heartbeat,
+    Kind,
+    ModelOffer,
+    Reachability,
+    Role,
+    Signed,
+)
 
 NODE = signing_key("node")
 PEER = signing_key("peer")
 # Where the node sees the peer, and the peer the node.
 PEER_ADDRESS = "/ip4/198.51.100.7/tcp/51234"
 NODE_ADDRESS = "/ip4/203.0.113.5/tcp/46337"
+CIRCUIT_ADDRESS = f"/ip4/203.0.113.9/tcp/46337/p2p/{peer_id(signing_key('relay').node)}/p2p-circuit"
 STREAM = 1
 
 HOW_TO_REPLAY = (
@@ -53,11 +57,13 @@ HOW_TO_REPLAY = (
 class Conversation:
     """One conversation, written down step by step."""
 
-    def __init__(self, comment: str, *known: Signed, dialled_by: str = "peer") -> None:
+    def __init__(
+        self, comment: str, *known: Signed, dialled_by: str = "peer", peer_address: str = PEER_ADDRESS
+    ) -> None:
         self.comment = comment
         self._known = known
         self.steps: list[Vector] = []
-        address = PEER_ADDRESS if dialled_by == "peer" else NODE_ADDRESS
+        address = peer_address if dialled_by == "peer" else NODE_ADDRESS
         self._step(dialled_by, 0, "connect", address=address)
 
     def open(self, sender: str, at_ms: int, protocol: str, stream: int = STREAM) -> None:
@@ -106,7 +112,7 @@ class Conversation:
         }
 
 
-def _file(comment: str, *conversations: Conversation) -> Vector:
+def file_of(comment: str, *conversations: Conversation) -> Vector:
     return {"comment": f"{comment} {HOW_TO_REPLAY}", "conversations": [each.vector() for each in conversations]}
 
 
@@ -152,19 +158,21 @@ def _hello(at_ms: int, *, observed: str | None, heartbeat: Signed | None = None,
     return replace(hello, **changes)
 
 
-_HELLO_OF_PEER = _hello(100, observed=NODE_ADDRESS)
+HELLO_OF_PEER = _hello(100, observed=NODE_ADDRESS)
 # What a node says in its hello about itself is its own; what it says about the time and about the peer is not.
 _OWN_CHOICE = ("features", "agent", "records_held", "heartbeat")
 
 
-def _answer_hello(talk: Conversation, at_ms: int = 100, stream: int = STREAM) -> None:
-    talk.say("node", at_ms, _hello(at_ms, observed=PEER_ADDRESS), free=_OWN_CHOICE, stream=stream)
+def answer_hello(
+    talk: Conversation, at_ms: int = 100, stream: int = STREAM, *, peer_address: str = PEER_ADDRESS
+) -> None:
+    talk.say("node", at_ms, _hello(at_ms, observed=peer_address), free=_OWN_CHOICE, stream=stream)
     talk.close("node", at_ms, stream)
 
 
 def hello() -> Vector:
     """hello.json."""
-    return _file(
+    return file_of(
         "How two nodes greet each other (specs/01, Hello).",
         _greeted(),
         _greets(),
@@ -191,9 +199,9 @@ def _frame(value: object) -> bytes:
 def _greeted() -> Conversation:
     talk = Conversation("the peer has dialled, says hello, and is answered")
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.say("peer", 100, _HELLO_OF_PEER)
+    talk.say("peer", 100, HELLO_OF_PEER)
     talk.close("peer", 100)
-    _answer_hello(talk)
+    answer_hello(talk)
     return talk
 
 
@@ -209,21 +217,21 @@ def _greets() -> Conversation:
 
 def _greeted_with_a_heartbeat() -> Conversation:
     talk = Conversation("the peer's hello brings its heartbeat, which the node knows from then on")
-    signed = sign_record(_heartbeat(PEER, role=Role.PROVIDER, models=(_offer("model-a"),), **_TAKES_PROMPTS), PEER)
+    signed = sign_record(_heartbeat(PEER, role=Role.PROVIDER, models=(offer_of("model-a"),), **_TAKES_PROMPTS), PEER)
     talk.open("peer", 100, c.HELLO_PROTOCOL)
     talk.say("peer", 100, _hello(100, observed=NODE_ADDRESS, heartbeat=signed))
     talk.close("peer", 100)
-    _answer_hello(talk)
-    _ask(talk, 200, Find(7, "model-a", Kind.CHAT, 0, None, None, 4), signed, stream=2)
+    answer_hello(talk)
+    ask(talk, 200, Find(7, "model-a", Kind.CHAT, 0, None, None, 4), signed, stream=2)
     return talk
 
 
 def _greeted_byte_by_byte() -> Conversation:
     talk = Conversation("however the bytes are cut, they mean the same")
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    for byte in encode_message(_HELLO_OF_PEER):
+    for byte in encode_message(HELLO_OF_PEER):
         talk.send(100, bytes([byte]))
-    _answer_hello(talk)
+    answer_hello(talk)
     talk.close("peer", 100)
     return talk
 
@@ -235,21 +243,21 @@ def _greeted_by_the_future() -> Conversation:
     fields = [2, 9, [77], "future/9.9", NOW_MS + 100, NOW_MS, NODE_ADDRESS, 3, None, "a field that came later"]
     talk.send(100, _frame(fields))
     talk.close("peer", 100)
-    _answer_hello(talk)
+    answer_hello(talk)
     return talk
 
 
 def _greeted_twice() -> Conversation:
     talk = Conversation("a second hello on one stream; another stream is another matter")
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.say("peer", 100, _HELLO_OF_PEER)
-    _answer_hello(talk)
-    talk.say("peer", 200, _HELLO_OF_PEER)
+    talk.say("peer", 100, HELLO_OF_PEER)
+    answer_hello(talk)
+    talk.say("peer", 200, HELLO_OF_PEER)
     talk.reset(200)
     talk.open("peer", 300, c.HELLO_PROTOCOL, stream=2)
-    talk.say("peer", 300, _HELLO_OF_PEER, stream=2)
+    talk.say("peer", 300, HELLO_OF_PEER, stream=2)
     talk.close("peer", 300, stream=2)
-    _answer_hello(talk, 300, stream=2)
+    answer_hello(talk, 300, stream=2)
     return talk
 
 
@@ -260,9 +268,9 @@ def _not_greeted(comment: str, data: bytes) -> Conversation:
     talk.reset(100)
     # One mistake is not the end of the connection.
     talk.open("peer", 200, c.HELLO_PROTOCOL, stream=2)
-    talk.say("peer", 200, _HELLO_OF_PEER, stream=2)
+    talk.say("peer", 200, HELLO_OF_PEER, stream=2)
     talk.close("peer", 200, stream=2)
-    _answer_hello(talk, 200, stream=2)
+    answer_hello(talk, 200, stream=2)
     return talk
 
 
@@ -274,9 +282,9 @@ def _with_bad_heartbeat() -> Hello:
 def _silence() -> Conversation:
     talk = Conversation("a stream on which nothing comes is reset after ten seconds")
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.say("peer", 100, _HELLO_OF_PEER)
+    talk.say("peer", 100, HELLO_OF_PEER)
     talk.close("peer", 100)
-    _answer_hello(talk)
+    answer_hello(talk)
     talk.open("peer", 200, c.HELLO_PROTOCOL, stream=2)
     talk.reset(10_200, stream=2)
     return talk
@@ -285,7 +293,7 @@ def _silence() -> Conversation:
 def _half_a_hello() -> Conversation:
     talk = Conversation("the peer closes its half in the middle of its hello")
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.send(100, encode_message(_HELLO_OF_PEER)[:-1])
+    talk.send(100, encode_message(HELLO_OF_PEER)[:-1])
     talk.close("peer", 100)
     talk.reset(100)
     return talk
@@ -300,7 +308,7 @@ _TAKES_PROMPTS: dict[str, Any] = {
 }
 
 
-def _offer(name: str, **changes: Any) -> ModelOffer:
+def offer_of(name: str, **changes: Any) -> ModelOffer:
     offer = ModelOffer(
         name=name,
         fingerprint=hashlib.sha256(name.encode()).digest(),
@@ -314,23 +322,23 @@ def _offer(name: str, **changes: Any) -> ModelOffer:
     return replace(offer, **changes)
 
 
-def _provider(name: str, *offers: ModelOffer, **changes: Any) -> Signed:
+def provider_of(name: str, *offers: ModelOffer, **changes: Any) -> Signed:
     key = signing_key(name)
     addresses = (f"/ip4/203.0.113.{len(name)}/tcp/46337",)
     fields = {"role": Role.PROVIDER, "name": name, "models": offers, "addresses": addresses, **_TAKES_PROMPTS}
     return sign_record(_heartbeat(key, **{**fields, **changes}), key)
 
 
-CHEAP = _provider("cheap", _offer("model-a"), _offer("model-b"))
-DEAR = _provider("dear", _offer("model-a", price_in_uusd=50_000, price_out_uusd=200_000))
-LONG = _provider("long context", _offer("model-a", context_tokens=32_768, fingerprint=bytes([7] * 32)))
-VECTORS = _provider("vectors", _offer("model-e", kinds=(Kind.EMBEDDING,)))
-BRIEF = _provider("brief", _offer("model-c"), expires_at_ms=NOW_MS + 60_000)
+CHEAP = provider_of("cheap", offer_of("model-a"), offer_of("model-b"))
+DEAR = provider_of("dear", offer_of("model-a", price_in_uusd=50_000, price_out_uusd=200_000))
+LONG = provider_of("long context", offer_of("model-a", context_tokens=32_768, fingerprint=bytes([7] * 32)))
+VECTORS = provider_of("vectors", offer_of("model-e", kinds=(Kind.EMBEDDING,)))
+BRIEF = provider_of("brief", offer_of("model-c"), expires_at_ms=NOW_MS + 60_000)
 ASKER_ONLY = sign_record(_heartbeat(signing_key("asker only")), signing_key("asker only"))
 EVERYBODY = (CHEAP, DEAR, LONG, VECTORS, BRIEF, ASKER_ONLY)
 
 
-def _ask(talk: Conversation, at_ms: int, question: Find, *answers: Signed, stream: int = STREAM) -> None:
+def ask(talk: Conversation, at_ms: int, question: Find, *answers: Signed, stream: int = STREAM) -> None:
     talk.open("peer", at_ms, c.FIND_PROTOCOL, stream)
     talk.say("peer", at_ms, question, stream=stream)
     talk.close("peer", at_ms, stream)
@@ -340,23 +348,23 @@ def _ask(talk: Conversation, at_ms: int, question: Find, *answers: Signed, strea
 
 def _asked(comment: str, question: Find, *answers: Signed, at_ms: int = 1_000) -> Conversation:
     talk = _met(comment)
-    _ask(talk, at_ms, question, *answers, stream=2)
+    ask(talk, at_ms, question, *answers, stream=2)
     return talk
 
 
-def _met(comment: str) -> Conversation:
+def _met(comment: str, *, peer_address: str = PEER_ADDRESS) -> Conversation:
     """Two who have greeted each other."""
-    talk = Conversation(comment, *EVERYBODY)
+    talk = Conversation(comment, *EVERYBODY, peer_address=peer_address)
     talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.say("peer", 100, _HELLO_OF_PEER)
+    talk.say("peer", 100, HELLO_OF_PEER)
     talk.close("peer", 100)
-    _answer_hello(talk)
+    answer_hello(talk, peer_address=peer_address)
     return talk
 
 
 def find() -> Vector:
     """find.json."""
-    return _file(
+    return file_of(
         "Who serves a model under these limits (specs/01, Find)?",
         _asked("all who serve a model", Find(1, "model-a", Kind.CHAT, 0, None, None, 16), CHEAP, DEAR, LONG),
         _asked("a model that nobody serves", Find(2, "model-z", Kind.CHAT, 0, None, None, 16)),
@@ -378,165 +386,37 @@ def find() -> Vector:
     )
 
 
-def _wrong(comment: str, data: bytes) -> Conversation:
+def _wrong(comment: str, data: bytes, protocol: str = c.FIND_PROTOCOL) -> Conversation:
     talk = _met(comment)
-    talk.open("peer", 200, c.FIND_PROTOCOL, stream=2)
+    talk.open("peer", 200, protocol, stream=2)
     talk.send(200, data, stream=2)
     talk.reset(200, stream=2)
     return talk
 
 
-# ---------------------------------------------------------------- gossip
-
-# The peer's gossip stream, and the node's.
-THERE, BACK = 2, 3
-LOWEST, HIGHEST = NodeId(bytes(32)), NodeId(b"\xff" * 32)
-NEWCOMER = _provider("newcomer", _offer("model-n"))
+# ---------------------------------------------------------------- reach
 
 
-def _node_of(signed: Signed) -> NodeId:
-    return open_record(signed, Heartbeat).node
-
-
-def _entry(signed: Signed, older_by: int = 0) -> tuple[NodeId, int]:
-    record = open_record(signed, Heartbeat)
-    return record.node, record.sequence - older_by
-
-
-def _everything() -> tuple[tuple[NodeId, int], ...]:
-    return tuple(sorted(_entry(signed) for signed in EVERYBODY))
-
-
-def _gossiping(comment: str) -> Conversation:
-    """Two who have greeted each other, and the peer has opened its gossip stream."""
-    talk = Conversation(comment, *EVERYBODY)
-    talk.open("peer", 100, c.HELLO_PROTOCOL)
-    talk.say("peer", 100, replace(_HELLO_OF_PEER, features=(1,)))
-    talk.close("peer", 100)
-    _answer_hello(talk)
-    talk.open("peer", 200, c.GOSSIP_PROTOCOL, THERE)
-    return talk
-
-
-def _neighbours(comment: str) -> Conversation:
-    """Two neighbours, the first that either has. The node compares at once, and holds so little that it lists it."""
-    talk = _gossiping(comment)
-    talk.say("peer", 200, Interest(1, ()), stream=THERE)
-    talk.say("peer", 200, Neighbour(1), stream=THERE)
-    talk.open("node", 200, c.GOSSIP_PROTOCOL, BACK)
-    talk.say("node", 200, Interest(1, ()), free=("everything", "models"), stream=BACK)
-    talk.say("node", 200, NeighbourAnswer(1, ()), free=("others",), stream=BACK)
-    talk.say("node", 200, Digest(LOWEST, HIGHEST, _everything()), any_order=("entries",), stream=BACK)
-    return talk
-
-
-def _brings(talk: Conversation, *records: Signed, at_ms: int = 300) -> None:
-    talk.say("node", at_ms, Records(records), any_order=("records",), stream=BACK)
-
-
-def gossip() -> Vector:
-    """gossip.json."""
-    return _file(
-        "How neighbours bring each other up to date (specs/04).",
-        _neighbours("they become neighbours, and the node says what it holds"),
-        _wanted(),
-        _grafted(),
-        _compared(),
-        _summarised(),
-        _brought(),
-        _left(),
-        _no_gossip("a message that belongs to another protocol", Find(1, None, Kind.CHAT, 0, None, None, 1)),
-        _bad_gossip("a record with a signature that is none", Records((Signed(NEWCOMER.body, bytes(64)),))),
-        _bad_gossip("a digest that names a node twice", Digest(LOWEST, HIGHEST, (_entry(CHEAP), _entry(CHEAP)))),
-        _bad_gossip("a digest whose first id is above its last", Digest(HIGHEST, LOWEST, ())),
-        _bad_gossip(
-            "a summary whose ranges do not ascend", Summary(NOW_MS, ((HIGHEST, bytes(8)), (HIGHEST, bytes(8))))
-        ),
-        _bad_gossip("a summary that does not reach the highest id", Summary(NOW_MS, ((_node_of(CHEAP), bytes(8)),))),
+def reach() -> Vector:
+    """reach.json."""
+    return file_of(
+        "Who asks to be dialled back (specs/03, Reachability), as far as nobody is dialled: what comes of a dial-back "
+        "no conversation can say.",
+        _reached_through_a_relay(),
+        _wrong("a port that is none of a node's", _frame([48, 1023]), c.REACH_PROTOCOL),
+        _wrong("an answer without a question", encode_message(_NOT_TRIED), c.REACH_PROTOCOL),
+        _wrong("a question of another protocol", encode_message(Want(())), c.REACH_PROTOCOL),
     )
 
 
-def _wanted() -> Conversation:
-    talk = _neighbours("the peer wants two of those records, and one that nobody has")
-    talk.say("peer", 300, Want((_node_of(CHEAP), _node_of(VECTORS), NodeId(bytes(31) + b"\1"))), stream=THERE)
-    _brings(talk, CHEAP, VECTORS)
-    return talk
+_NOT_TRIED = Reached(Reachability.NOT_TRIED, None, "you are at no address that is dialled from here")
 
 
-def _grafted() -> Conversation:
-    talk = _neighbours("the peer has been told of a record that did not come, and grafts")
-    talk.say("peer", 300, Graft((_node_of(DEAR),)), stream=THERE)
-    _brings(talk, DEAR)
-    return talk
-
-
-def _compared() -> Conversation:
-    talk = _neighbours("the peer lists what it holds: one as the node does, one older, one that the node lacks")
-    entries = tuple(sorted((_entry(CHEAP), _entry(DEAR, older_by=1), _entry(NEWCOMER))))
-    talk.say("peer", 300, Digest(LOWEST, HIGHEST, entries), stream=THERE)
-    _brings(talk, DEAR, LONG, VECTORS, BRIEF, ASKER_ONLY)
-    talk.say("node", 300, Want((_node_of(NEWCOMER),)), any_order=("nodes",), stream=BACK)
-    talk.say("peer", 400, Records((NEWCOMER,)), stream=THERE)
-    _know_of_newcomer(talk, 500)
-    return talk
-
-
-def _know_of_newcomer(talk: Conversation, at_ms: int) -> None:
-    _ask(talk, at_ms, Find(9, "model-n", Kind.CHAT, 0, None, None, 4), NEWCOMER, stream=4)
-
-
-def _summarised() -> Conversation:
-    """The range with the node's own id always differs: what it says of itself nobody can know beforehand."""
-    talk = _neighbours("a summary: one range as the node has it, one with a record less; it lists what differs")
-    first, second, *rest = _everything()
-    assert rest[-1][0] < NODE.node
-    last = _next_to(NODE.node, -1)
-    parts = ((second[0], _fingerprint([first, second])), (last, _fingerprint(rest[1:])), (HIGHEST, bytes(8)))
-    talk.say("peer", 300, Summary(NOW_MS + 250, parts), stream=THERE)
-    after = _next_to(second[0], 1)
-    talk.say("node", 300, Digest(after, last, tuple(rest)), any_order=("entries",), stream=BACK)
-    talk.say("node", 300, Digest(NODE.node, HIGHEST, ()), any_order=("entries",), stream=BACK)
-    return talk
-
-
-def _fingerprint(entries: list[tuple[NodeId, int]]) -> bytes:
-    """What a summary says of a range, as specs/04 has it."""
-    return hashlib.sha256(b"".join(node + sequence.to_bytes(8, "big") for node, sequence in entries)).digest()[:8]
-
-
-def _next_to(node: NodeId, by: int) -> NodeId:
-    return NodeId((int.from_bytes(node, "big") + by).to_bytes(32, "big"))
-
-
-def _brought() -> Conversation:
-    talk = _neighbours("news: the node holds them from then on; what is older than what it holds changes nothing")
-    newer = _provider("cheap", _offer("model-a"), sequence=NOW_MS + 1)
-    talk.say("peer", 300, Records((NEWCOMER, newer)), stream=THERE)
-    talk.say("peer", 300, Records((CHEAP,)), stream=THERE)
-    _know_of_newcomer(talk, 400)
-    _ask(talk, 500, Find(10, "model-b", Kind.CHAT, 0, None, None, 4), stream=5)
-    return talk
-
-
-def _left() -> Conversation:
-    talk = _neighbours("the peer leaves: no word more, and what it holds is still known")
-    talk.say("peer", 300, Leave(), stream=THERE)
-    talk.close("node", 300, BACK)
-    _ask(talk, 400, Find(11, "model-b", Kind.CHAT, 0, None, None, 4), CHEAP, stream=4)
-    return talk
-
-
-def _no_gossip(comment: str, message: Message) -> Conversation:
-    talk = _gossiping(comment)
-    talk.say("peer", 200, message, stream=THERE)
-    talk.reset(200, THERE)
-    return talk
-
-
-def _bad_gossip(comment: str, message: Message) -> Conversation:
-    talk = _neighbours(comment)
-    talk.say("peer", 300, message, stream=THERE)
-    talk.reset(300, THERE)
-    talk.close("node", 300, BACK)
-    _ask(talk, 400, Find(12, "model-n", Kind.CHAT, 0, None, None, 4), stream=4)
+def _reached_through_a_relay() -> Conversation:
+    talk = _met("whoever comes through a relay is not dialled back", peer_address=CIRCUIT_ADDRESS)
+    talk.open("peer", 200, c.REACH_PROTOCOL, stream=2)
+    talk.say("peer", 200, ReachMe(46337), stream=2)
+    talk.close("peer", 200, stream=2)
+    talk.say("node", 200, _NOT_TRIED, free=("text",), stream=2)
+    talk.close("node", 200, stream=2)
     return talk
