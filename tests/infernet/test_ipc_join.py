@@ -11,7 +11,6 @@ import trio
 from infernet import ipc
 from infernet.daemon import handlers
 from infernet.ipc_server import JoinRequest
-from protocol.effects import Dial
 from protocol.errors import LocalProtocolError
 from protocol.ids import peer_id
 from tests.helpers_ipc import FakeNode, served
@@ -63,20 +62,3 @@ async def test_what_is_no_full_address_is_refused(address: str) -> None:
         node = await w.start(None)
         with pytest.raises(LocalProtocolError, match="peer must be like"):
             await handlers(node).join(JoinRequest((address,)))
-
-
-async def test_whoever_joins_does_not_wait_for_what_failed_before() -> None:
-    async with world() as w:
-        node = await w.start(None)
-        dials: list[Dial] = []
-        assert node.driver.dialer is not None
-        perform = node.driver.dialer.perform
-
-        def recording(effect: Any) -> None:
-            if isinstance(effect, Dial):
-                dials.append(effect)
-            perform(effect)
-
-        node.driver.dialer.perform = recording  # type: ignore[method-assign]  # to look at what passes
-        await node.join({PROVIDER.node: [ADDRESS]})
-        assert [dial.at_once for dial in dials] == [True]
