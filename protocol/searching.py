@@ -240,6 +240,8 @@ class Searching:
 
     def _ask_around(self, job: Job, now: Now) -> list[Effect]:
         """Ask a few peers, and soon others, until somebody knows or nobody is left."""
+        # SPEC 05: An asker that knows no provider SHOULD ask a few peers with `Find`, and a few others every half
+        #   second while nobody is known.
         effects = self._search(self._route_request(job), but=job.searched)
         job.searched.update(effect.peer for effect in effects if isinstance(effect, OpenStream))
         if effects:

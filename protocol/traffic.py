@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from protocol import constants as c
 from protocol import events as e
@@ -24,8 +25,14 @@ from protocol.ids import NodeId, StreamId
 from protocol.locality import is_loopback
 from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
 from protocol.providing import Providing
+from protocol.rates import Rates
 from protocol.reachable import Reachable
 from protocol.streams import Stream, Streams
+
+# Each costs a message, and perhaps a signature to check or a search in the directory. The busiest honest peer asks for
+# providers once for each of its jobs that knows none.
+CONTROL_STREAMS_PER_S: Final = 16.0
+CONTROL_STREAMS_BURST: Final = 128
 
 
 @dataclass(slots=True)
@@ -67,6 +74,7 @@ class Traffic:
         self._handing_off = handing_off
         self._providing = providing
         self._asking = asking
+        self._control: Rates[NodeId] = Rates(CONTROL_STREAMS_PER_S, CONTROL_STREAMS_BURST)
         self.bad_frames = 0
 
     def on_stream_opened(self, event: e.StreamOpened, now: Now) -> list[Effect]:
@@ -77,6 +85,9 @@ class Traffic:
         #   that its owner knows as many job streams as six times its slots, if more.
         is_job = event.protocol == c.JOB_PROTOCOL
         held_max = self._providing.job_streams_max(event.peer) if is_job else c.CONTROL_STREAMS_PER_PEER_MAX
+        # SPEC 01: A node MUST bound how often a peer opens control streams, and resets those beyond that:
+        if not is_job and not self._control.take(event.peer, now.monotonic_s):
+            return [ResetStream(event.stream, "too many streams")]
         if not self._streams.accept(event, held_max, now):
             return [ResetStream(event.stream, "too many streams")]
         return []

@@ -20,6 +20,7 @@ from protocol.messages import Cancel, Fault, Find, Found, Hello, JobReject, Reco
 from protocol.peer import PeerConfig
 from protocol.reaching import FEATURE_DIALS_BACK
 from protocol.records import Kind
+from protocol.traffic import CONTROL_STREAMS_BURST
 from tests.helpers_machines import (
     ALONE,
     Bench,
@@ -71,6 +72,27 @@ def test_who_leaves_gossip_out_takes_no_gossip_stream() -> None:
 def replace_config(**changes: Any) -> PeerConfig:
     fields = {"agent": ALONE.agent, "neighbours_min": 0, **changes}
     return PeerConfig(**fields)
+
+
+def test_a_peer_opens_control_streams_only_so_often(bench: Bench) -> None:
+    """One after the other, each ended before the next."""
+    bench.connect(A, inbound=True)
+    bench.connect(B, inbound=True)
+    answered = 0
+    for _ in range(CONTROL_STREAMS_BURST + 10):
+        stream = bench.accept_stream(A, c.FIND_PROTOCOL)
+        if bench.none_of(ResetStream):
+            bench.hear(stream, FIND)
+            answered += bool(bench.heard(stream, Found))
+            bench.feed(StreamFinished(stream))
+    assert answered == CONTROL_STREAMS_BURST
+    stream = bench.accept_stream(B, c.FIND_PROTOCOL)
+    assert bench.none_of(ResetStream), "others are not concerned"
+    bench.accept_stream(A, c.JOB_PROTOCOL)
+    assert bench.none_of(ResetStream), "and jobs have a bound of their own"
+    bench.wait(1.0)
+    bench.accept_stream(A, c.FIND_PROTOCOL)
+    assert bench.none_of(ResetStream)
 
 
 @pytest.mark.parametrize(
