@@ -417,14 +417,17 @@ class Providing:
         self._reserving.on_deadline(now)
         effects = self._running.on_deadline(now) + self._refusing.handing_off.on_deadline(now)
         for name, run_id in self._timers.pop_due(now.monotonic_s):
+            run = self._runs.get(run_id)
             if name == "tell":
                 effects += self._tell_all(now)
+            elif run is None:
+                continue  # its other deadline has ended it at this very instant
             elif name == "parts":
                 text = "the rest of the prompt did not arrive"
-                effects += self._fail_offer(self._runs[run_id], Refusal.DEADLINE, text, now)
+                effects += self._fail_offer(run, Refusal.DEADLINE, text, now)
             else:
                 text = "no slot came free as long as the order waits"
-                effects += self._fail_offer(self._runs[run_id], Refusal.BUSY, text, now)
+                effects += self._fail_offer(run, Refusal.BUSY, text, now)
         return effects + self._fill_slots(now)
 
     def _tell_all(self, now: Now) -> list[Effect]:
