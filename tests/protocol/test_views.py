@@ -12,6 +12,7 @@ from protocol import constants as c
 from protocol.contacts import Contacts
 from protocol.directory import Directory
 from protocol.effects import Dial
+from protocol.events import LearnAddresses
 from protocol.ids import NodeId
 from protocol.links import Budget, Link, Outgoing
 from protocol.locality import network_of
@@ -187,7 +188,7 @@ def test_the_first_are_sought_among_those_that_were_given() -> None:
     bench = Bench()
     bench.candidates(50)
     for number in (101, 102):
-        bench.contacts.learn(node(number), (address(number),), connect=False, connected=False)
+        bench.contacts.learn(LearnAddresses(node(number), (address(number),), connect=False), connected=False)
     assert bench.settle(30.0)[:2] == [node(101), node(102)]
 
 
@@ -261,7 +262,7 @@ def test_who_looks_for_nobody_dials_nobody_but_takes_others_in() -> None:
 
 def test_a_peer_that_somebody_asked_for_is_always_asked_and_asked_again() -> None:
     bench = Bench(chosen_min=0)
-    bench.contacts.learn(node(1), (address(1),), connect=True, connected=False)
+    bench.contacts.learn(LearnAddresses(node(1), (address(1),), connect=True), connected=False)
     assert said(bench.connect(node(1))) == [(node(1), Neighbour(1))]
     bench.hear(node(1), NO)
     assert said(bench.wait(0.4 * REST_S)) == []
@@ -440,7 +441,7 @@ def test_whoever_only_others_chose_is_in_need() -> None:
 def test_nobody_else_is_asked_before_one_of_those_that_were_given() -> None:
     bench = Bench()
     bench.candidates(50)
-    bench.contacts.learn(node(101), (address(101),), connect=False, connected=False)
+    bench.contacts.learn(LearnAddresses(node(101), (address(101),), connect=False), connected=False)
     assert [dial.peer for dial in only(bench.wait(10.0), Dial)] == [node(101)]
     bench.connect(node(101), 101)
     bench.hear(node(101), NO)
@@ -450,7 +451,7 @@ def test_nobody_else_is_asked_before_one_of_those_that_were_given() -> None:
 def test_a_peer_that_somebody_asked_for_is_not_replaced() -> None:
     bench = Bench()
     for number in range(1, AIM + 1):
-        bench.contacts.learn(node(number), (address(number),), connect=True, connected=False)
+        bench.contacts.learn(LearnAddresses(node(number), (address(number),), connect=True), connected=False)
         bench.connect(node(number), number)
         bench.hear(node(number), YES)
     for number in range(50, 90):
