@@ -221,8 +221,9 @@ class Views:
         yes = Outgoing(source, NeighbourAnswer(1, ()))
         if source in self._neighbours:
             return [yes]
+        # SPEC 03: A node MUST bound how often a peer may ask, and does not answer beyond that:
         if not self._requests.take(source, now.monotonic_s):
-            return [Outgoing(source, NeighbourAnswer(0, ()))]
+            return []
         entry = self._directory.get(source)
         is_leaf = entry is None or not direct(entry.heartbeat.addresses)
         is_taken, victim = self._place_for(peer.network, now, is_leaf=is_leaf, is_urgent=bool(message.is_urgent))
@@ -239,7 +240,9 @@ class Views:
         if source not in self._asked:
             # We have given it up since we asked.
             is_late = message.is_accepted and source in self._peers and source not in self._neighbours
-            return [Outgoing(source, Leave())] if is_late else []
+            # To say so takes a stream: whoever answers what nobody asked, again and again, is told no more.
+            is_told = is_late and self._requests.take(source, now.monotonic_s)
+            return [Outgoing(source, Leave())] if is_told else []
         if not message.is_accepted:
             self._give_up(source, now)
             return []

@@ -327,15 +327,22 @@ def test_whom_we_chose_makes_room_for_nobody() -> None:
     assert set(chosen) <= set(bench.links)
 
 
-def test_who_asks_all_the_time_is_refused_without_more() -> None:
+def test_who_asks_all_the_time_is_not_answered() -> None:
     bench = Bench(chosen_min=0)
     for number in range(TAKEN_MAX):
         bench.ask(bench.publishes(f"p{number}"), number)
     bench.passive.add(node(1), (address(1),), record_of("shown"))
     late = bench.publishes("late")
     bench.connect(late, 100)
-    answers = [said(bench.hear(late, Neighbour(0)))[0][1] for _ in range(REQUESTS_BURST + 3)]
-    assert [answer == NO for answer in answers] == [False] * REQUESTS_BURST + [True] * 3
+    answers = [said(bench.hear(late, Neighbour(0))) for _ in range(REQUESTS_BURST + 3)]
+    assert [bool(answer) for answer in answers] == [True] * REQUESTS_BURST + [False] * 3
+
+
+def test_who_answers_all_the_time_without_being_asked_is_told_no_more() -> None:
+    bench = Bench(chosen_min=0)
+    bench.connect(node(1))
+    told = [said(bench.hear(node(1), YES)) for _ in range(REQUESTS_BURST + 3)]
+    assert told == [[(node(1), Leave())]] * REQUESTS_BURST + [[]] * 3
 
 
 # ---------------------------------------------------------------- going
