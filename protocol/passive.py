@@ -14,6 +14,7 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.ids import NodeId
+from protocol.links import RECORDS_BYTES_MAX, packed
 from protocol.locality import network_of as _network_of
 from protocol.records import Signed
 
@@ -96,15 +97,19 @@ class Passive:
         networks = [network for network in fitting if network not in avoided] or list(fitting)
         return self._rng.choice(fitting[self._rng.choice(networks)]) if networks else None
 
-    def records(self, count: int, but: Iterable[NodeId] = ()) -> list[Signed]:
-        """Up to so many records of random candidates, for others; of each network one, as long as there are so many."""
+    def records(self, count: int, but: Iterable[NodeId] = (), bytes_max: int = RECORDS_BYTES_MAX) -> list[Signed]:
+        """Up to so many records of random candidates, for others; of each network one, as long as there are so many.
+
+        Together they fit a frame: large ones come from strangers, and whom we send too much would blame us for it.
+        """
         left_out = set(but)
         drawn = self._rng.sample(self._order, min(_CHOICE_SAMPLE, len(self._order)))
         known = [self._candidates[node] for node in drawn if node not in left_out]
         shown = [each for each in known if each.record is not None]
         first = {each.network: each for each in shown}
         chosen = [*first.values(), *(each for each in shown if first[each.network] is not each)]
-        return [each.record for each in chosen[: min(count, c.SHUFFLE_RECORDS_MAX)] if each.record is not None]
+        records = [each.record for each in chosen if each.record is not None][: min(count, c.SHUFFLE_RECORDS_MAX)]
+        return list(next(iter(packed(records, c.SHUFFLE_RECORDS_MAX, bytes_max)), ()))
 
     def _make_room(self, network: str) -> bool:
         """Drop one of the newcomer's own network, or of one that is more crowded; False when none was drawn."""

@@ -21,7 +21,7 @@ from protocol.directory import Directory
 from protocol.effects import Dial, Effect
 from protocol.events import Now
 from protocol.ids import NodeId
-from protocol.links import Link, Outgoing
+from protocol.links import RECORDS_BYTES_MAX, Link, Outgoing, cost_bytes
 from protocol.locality import direct
 from protocol.messages import Leave, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive, network_of
@@ -352,7 +352,8 @@ class Views:
         node = self._rng.choice(list(self._neighbours))
         own = self._directory.get(self._node)
         records: list[Signed] = [own.record] if own is not None and own.heartbeat.addresses else []
-        records += self._passive.records(c.SHUFFLE_RECORDS_MAX - len(records), (node,))
+        left_bytes = RECORDS_BYTES_MAX - sum(map(cost_bytes, records))
+        records += self._passive.records(c.SHUFFLE_RECORDS_MAX - len(records), (node,), left_bytes)
         self._shuffling.add(node)
         return [Outgoing(node, Shuffle(tuple(records)))] if records else []
 

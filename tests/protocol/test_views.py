@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.codec import CONTROL_LIMITS, FrameReader, encode_message
 from protocol.contacts import Contacts
 from protocol.directory import Directory
 from protocol.effects import Dial
@@ -19,6 +21,7 @@ from protocol.locality import network_of
 from protocol.messages import Leave, Message, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive
 from protocol.places import LEAVES_MAX, PROBATION_S, TAKEN_MAX, URGENT_AGE_S
+from protocol.records import Signed
 from protocol.views import (
     ATTEMPT_S,
     ATTEMPTS_MAX,
@@ -37,7 +40,7 @@ from protocol.views import (
     Views,
 )
 from tests.helpers_machines import now, record_of
-from tests.helpers_records import NOW_MS, signing_key
+from tests.helpers_records import NOW_MS, OFFER, signing_key
 
 Kind = TypeVar("Kind")
 ME = signing_key("me").node
@@ -513,3 +516,24 @@ def test_a_shuffle_is_answered_for_neighbours_and_not_without_end() -> None:
     answers = [said(bench.views.on_shuffle(node(1), now(bench.at_s))) for _ in range(REQUESTS_BURST + 2)]
     assert answers[0] == [(node(1), Shuffled((record_of("shown"),)))]
     assert answers[-1] == []
+
+
+def test_a_shuffle_fits_a_frame_however_large_the_records_of_strangers_are() -> None:
+    bench = Bench(chosen_min=0)
+    bench.directory.add(large_record("me"), NOW_MS)
+    for number in range(2, 2 + 2 * c.SHUFFLE_RECORDS_MAX):
+        bench.passive.add(node(number), (address(number),), large_record(str(number)))
+    bench.ask(node(1))
+    bench.wait(2 * SHUFFLE_S)
+    shuffle = bench.views.on_shuffle(node(1), now(bench.at_s)) + [
+        change for _ in range(4) for change in bench.wait(2 * SHUFFLE_S)
+    ]
+    assert {type(message) for _, message in said(shuffle)} == {Shuffle, Shuffled}
+    for _, message in said(shuffle):
+        assert list(FrameReader(CONTROL_LIMITS).feed(encode_message(message))) == [message]
+
+
+def large_record(name: str) -> Signed:
+    """A heartbeat that is as good as any, and has nearly as many bytes as one may have."""
+    models = tuple(replace(OFFER, name=f"{number:02}" + "m" * 100 + "\U0001f9ca" * 26) for number in range(32))
+    return record_of(name, models=models[:30], addresses=tuple(f"/dns4/{'a' * 120}{n}/tcp/5000" for n in range(8)))
