@@ -36,7 +36,7 @@ class _Candidate:
 
 
 class Passive:
-    """The state. A candidate's network is that of its first address."""
+    """The state. A candidate's network is that of its first address, which it claims, until it is connected."""
 
     def __init__(self, rng: random.Random, candidates_max: int = CANDIDATES_MAX) -> None:
         self._rng = rng
@@ -63,9 +63,7 @@ class Passive:
             known.record = record or known.record
             if addresses and addresses != known.addresses:
                 known.addresses = addresses
-                self._count(known.network, -1)
-                known.network = network_of(addresses[0])
-                self._count(known.network, 1)
+                self._move(known, network_of(addresses[0]))
             return
         if not addresses:
             return
@@ -75,6 +73,16 @@ class Passive:
         self._candidates[node] = _Candidate(network, addresses, record, len(self._order))
         self._order.append(node)
         self._count(network, 1)
+
+    def found_in(self, node: NodeId, network: str) -> None:
+        """A candidate is connected, and in this network, whatever its addresses claim."""
+        candidate = self._candidates.get(node)
+        if candidate is not None and network:
+            self._move(candidate, network)
+
+    def has_other(self, fits: Callable[[NodeId], bool], avoided: Collection[str]) -> bool:
+        """Whether some candidate that fits is in none of these networks, as far as is known."""
+        return any(each.network not in avoided and fits(node) for node, each in self._candidates.items())
 
     def forget(self, node: NodeId) -> None:
         """This node is no candidate any more."""
@@ -120,6 +128,11 @@ class Passive:
             return False
         self.forget(victim)
         return True
+
+    def _move(self, candidate: _Candidate, network: str) -> None:
+        self._count(candidate.network, -1)
+        candidate.network = network
+        self._count(network, 1)
 
     def _count(self, network: str, change: int) -> None:
         count = self._crowd.get(network, 0) + change

@@ -168,6 +168,7 @@ class Views:
 
     def on_connected(self, node: NodeId, network: str) -> None:
         self._peers[node] = _Acquaintance(network)
+        self._passive.found_in(node, network)
 
     def on_greeted(self, node: NodeId, speaks: bool, now: Now) -> list[Change]:
         """The peer's hello is here and says whether it speaks gossip."""
@@ -182,7 +183,25 @@ class Views:
             return []
         if node in self._neighbours:
             return []
-        return [self._ask(node, now)] if self._attempts.is_set(node) or self._contacts.is_wanted(node) else []
+        if self._contacts.is_wanted(node):
+            return [self._ask(node, now)]
+        if not self._attempts.is_set(node):
+            return []
+        if self._is_one_too_many(node, now):
+            self._give_up(node, now)
+            return []
+        return [self._ask(node, now)]
+
+    def _is_one_too_many(self, node: NodeId, now: Now) -> bool:
+        """Whether a candidate turns out to be in the network of a neighbour that we chose, and others are elsewhere.
+
+        Where it is, its addresses have only claimed until now: several may lead to one network, and names anywhere.
+        """
+        chosen = [each.network for each in self._neighbours.values() if each.is_chosen]
+        is_given = len(chosen) < CHOSEN_GIVEN and node in self._contacts.given()
+        if node in self._for_models or is_given or self._peers[node].network not in chosen:
+            return False
+        return self._passive.has_other(lambda other: self._fits(other, now), chosen)
 
     def on_wanted(self, node: NodeId, now: Now) -> list[Change]:
         """Somebody may have asked for a lasting connection to this node: then it is asked to be a neighbour."""

@@ -181,6 +181,23 @@ def test_neighbours_are_chosen_in_distinct_networks_as_long_as_there_are_so_many
     assert len({network_of(bench.passive.addresses(peer)[0]) for peer in met}) == AIM
 
 
+def test_whoever_claims_to_be_in_many_networks_is_chosen_once() -> None:
+    bench = Bench()
+    for number in range(1, 101):
+        bench.passive.add(node(number), (address(number),))
+    for number in range(101, 108):
+        bench.passive.add(node(number), (address(number),))
+    for _ in range(300):
+        for dial in only(bench.wait(1.0), Dial):
+            for _, message in said(bench.connect(dial.peer, 200 if dial.peer[-1] <= 100 else dial.peer[-1])):
+                assert isinstance(message, Neighbour)
+                bench.hear(dial.peer, YES)
+            if dial.peer not in bench.links:
+                bench.lose(dial.peer)
+    assert len(bench.links) == AIM
+    assert sum(peer[-1] <= 100 for peer in bench.links) == 1
+
+
 def test_in_a_single_network_neighbours_are_chosen_all_the_same() -> None:
     bench = Bench()
     bench.candidates(20, network=7)
