@@ -112,9 +112,10 @@ class Hearsay:
     def take(self, source: NodeId, records: Iterable[Signed], now: Now) -> tuple[list[NodeId], list[NodeId]]:
         """Take reports that a peer sent: whose were news, and whose we had.
 
-        Raises RemoteProtocolError for bytes or a signature that are bad: nobody honest passes those on.
+        Raises RemoteProtocolError for bytes or a signature that are bad: nobody honest passes those on. Nothing of such
+        a message is kept, or whoever sent it could slip reports in that nobody else hears of.
         """
-        news: list[NodeId] = []
+        checked: list[tuple[Signed, ReportRecord]] = []
         repeated: list[NodeId] = []
         for record in records:
             if not self._sources.take(source, now.monotonic_s):
@@ -127,11 +128,16 @@ class Hearsay:
                 repeated.append(report.asker)
             elif _is_fresh(report, now.wall_ms):
                 verify(report.asker, ReportRecord.TAG, record.body, record.signature)
-                if self._askers.take(report.asker, now.monotonic_s):
-                    self.keep(record, report)
-                    self._believe(report, now.wall_ms)
-                    news.append(report.asker)
-        return news, repeated
+                checked.append((record, report))
+        return [report.asker for record, report in checked if self._take_one(record, report, now)], repeated
+
+    def _take_one(self, record: Signed, report: ReportRecord, now: Now) -> bool:
+        """Keep a report that is good, unless the same message brought a newer one, or its asker says too much."""
+        if report.sequence <= self.sequence(report.asker) or not self._askers.take(report.asker, now.monotonic_s):
+            return False
+        self.keep(record, report)
+        self._believe(report, now.wall_ms)
+        return True
 
     def keep(self, record: Signed, report: ReportRecord) -> None:
         """Hold a report, one of ours or one that was checked, for those who are to hear of it."""

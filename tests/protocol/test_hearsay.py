@@ -119,6 +119,19 @@ def test_a_forged_one_is_the_fault_of_whoever_brings_it(listener: Listener) -> N
     assert listener.take(good) == [asker("x")]
 
 
+def test_nothing_is_kept_of_what_comes_with_a_forged_one(listener: Listener) -> None:
+    good, other = signed_report("x"), signed_report("y")
+    with pytest.raises(BadSignature):
+        listener.take(good, Signed(other.body, bytes(64)))
+    assert listener.last_hour() == Heard()
+    assert listener.take(good) == [asker("x")], "it is still news, and goes on to others"
+
+
+def test_of_two_in_one_message_the_newer_one_is_kept(listener: Listener) -> None:
+    assert listener.take(signed_report("x", sequence=6), signed_report("x", sequence=5)) == [asker("x")]
+    assert listener.hearsay.sequence(asker("x")) == 6
+
+
 def test_our_own_report_comes_back_as_nothing_new(listener: Listener) -> None:
     ours = sign_record(report(OURS, report_entry(OTHER)), OURS)
     assert listener.hearsay.take(SOURCE, [ours], now()) == ([], [OURS.node])
