@@ -164,6 +164,8 @@ class TransportCarrier:
                 await written.wait()
                 nursery.cancel_scope.cancel()
         except* StreamBroken as group:
+            # What has come and was not read counts against the connection until somebody drops it.
+            stream.reset()
             if not outbox.is_reset():
                 self._driver.post(e.StreamBroken(number, str(group.exceptions[0])))
         except* Exception as group:  # a bug in one stream must not end the node

@@ -86,6 +86,8 @@ class Job:
     retried: set[NodeId] = field(default_factory=set)
     resealed: set[NodeId] = field(default_factory=set)
     detoured: set[NodeId] = field(default_factory=set)
+    #: Aggregators of which we have heard during a search.
+    aggregators: set[NodeId] = field(default_factory=set)
     last_failure: tuple[Refusal, str, int] | None = None
     #: The weights that the answer has begun with.
     fingerprint: bytes | None = None

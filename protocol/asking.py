@@ -84,6 +84,8 @@ class Asking:
         )
         self._jobs: dict[JobId, Job] = {}
         self._by_stream: dict[StreamId, JobId] = {}
+        # Until the stream is gone, for what a provider sends after the end of its job is not the aggregator's either.
+        self._forwarded: set[StreamId] = set()
         self._timers: Timers[tuple[str, JobId]] = Timers()
         self.zombie_chunks = 0
 
@@ -101,8 +103,11 @@ class Asking:
 
     def is_forwarded(self, stream: StreamId) -> bool:
         """Whether what comes on this stream is from a provider, and not from the peer that it comes by way of."""
-        job = self._jobs.get(self._by_stream.get(stream, JobId(b"")))
-        return job is not None and job.attempt is not None and job.attempt.via is not None
+        return stream in self._forwarded
+
+    def on_stream_dropped(self, stream: StreamId) -> None:
+        """Nothing comes on this stream any more."""
+        self._forwarded.discard(stream)
 
     # ------------------------------------------------------------ commands
 
@@ -175,6 +180,8 @@ class Asking:
         job.attempt = attempt
         job.stage = Stage.OFFERED
         self._by_stream[attempt.stream] = job.ask.job
+        if attempt.via is not None:
+            self._forwarded.add(attempt.stream)
         # The answer can come only once the whole prompt has arrived, over however slow a line.
         self._await(job, c.ACCEPT_DEADLINE_S + attempt.transfer_s + attempt.reach_s, now)
         if attempt.acknowledges:

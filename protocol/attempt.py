@@ -39,6 +39,7 @@ class Attempt:
     is_acknowledged: bool = False
     is_accepted: bool = False
     chunks: int = 0
+    sealed_bytes: int = 0
     prompt_tokens: int = 0
     read_tokens: int = 0
     output_tokens: int = 0
@@ -99,6 +100,9 @@ class Attempt:
             raise RemoteProtocolError("a chunk whose token count is not possible")
         if chunk.owed_uusd != cost_uusd(order, self.prompt_tokens, chunk.output_tokens):
             raise RemoteProtocolError("a chunk that asks for another price")
+        # SPEC 05: The asker MUST bound the bytes of an answer:
+        if self.sealed_bytes + len(chunk.sealed) > c.ANSWER_BYTES_MAX:
+            raise RemoteProtocolError("more text than any number of tokens spells")
         body = self.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
         if len(body.token_ids) % c.TOKEN_ID_BYTES:
             raise RemoteProtocolError("a chunk with a part of a token")
@@ -110,6 +114,7 @@ class Attempt:
     def fold(self, chunk: Chunk) -> None:
         """Count a chunk without looking into it: all that is done with one that comes after a cancel."""
         self.chunks = chunk.number
+        self.sealed_bytes += len(chunk.sealed)
         self.output_tokens = chunk.output_tokens
         self.running_hash = running_hash(
             self.running_hash, chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed

@@ -203,7 +203,8 @@ class Broadcast:
         link = self._links.get(neighbour)
         if link is None:
             return []
-        link.pushes.update(dict.fromkeys((kind, signer) for signer in signers))
+        # What we do not hold would wait behind what the budget does not cover yet: as many names as anybody invents.
+        link.pushes.update(dict.fromkeys((kind, signer) for signer in signers if kind.record(signer) is not None))
         return self._flush(now)
 
     def send(self, neighbour: NodeId, kind: Kind, signers: Iterable[NodeId], now: Now) -> list[Outgoing]:

@@ -122,6 +122,9 @@ PROMPT_BYTES_PER_S_MIN: Final = 64 * 1024
 FIRST_CHUNK_DEADLINE_S: Final = 30.0
 # Between any two chunks afterwards.
 NEXT_CHUNK_DEADLINE_S: Final = 20.0
+# The longest answer in the smallest chunks, with room. Tokens say little about bytes: one may spell half a line, and
+# nobody checks that an empty one spells nothing.
+ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 # The provider waits this long for the rest of a prompt that arrives in parts.
 PARTS_DEADLINE_S: Final = 20.0
 # Orders that wait for a slot, as a multiple of the slots: whoever comes later would wait longer than people do.

@@ -33,7 +33,7 @@ class DialingBack:
 
     def __init__(self, *, is_enabled: bool) -> None:
         self._is_enabled = is_enabled
-        self._probes: dict[int, tuple[StreamId, str]] = {}
+        self._probes: dict[int, tuple[StreamId | None, str]] = {}
         self._numbers = itertools.count(1)
         self._of_peer: Rates[NodeId] = Rates(PEER_PER_S, PEER_BURST)
         self._of_network: Rates[str] = Rates(NETWORK_PER_S, NETWORK_BURST)
@@ -78,10 +78,10 @@ class DialingBack:
         return [] if stream is None else _answer(stream, event.reachability, address, event.reason)
 
     def on_stream_lost(self, stream: StreamId) -> None:
-        """Nobody waits for the answer any more."""
-        for probe, (asked_on, _) in self._probes.items():
+        """Nobody waits for the answer any more. The dial goes on and holds its socket all the same."""
+        for probe, (asked_on, address) in self._probes.items():
             if asked_on == stream:
-                del self._probes[probe]
+                self._probes[probe] = (None, address)
                 return
 
 

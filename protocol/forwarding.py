@@ -44,9 +44,9 @@ DIALS_MAX: Final = 32
 # A provider says something every second or, without feature 5, sends a chunk every 20 s; an asker whose order waits in
 # a queue hears every few seconds.
 IDLE_DEADLINE_S: Final = 60.0
-# The order, its prompt and what an asker says later; and the longest answer in the smallest chunks, with room.
+# The order, its prompt and what an asker says later.
 BYTES_TO_PROVIDER_MAX: Final = c.SEALED_BYTES_MAX + 192 * 1024
-BYTES_TO_ASKER_MAX: Final = 16 * 1024 * 1024
+BYTES_TO_ASKER_MAX: Final = c.ANSWER_BYTES_MAX
 # Pairs of asker and provider that are accounted for.
 ACCOUNTS_MAX: Final = 1024
 

@@ -23,7 +23,7 @@ from protocol.events import Now
 from protocol.exchange import Exchange
 from protocol.ids import NodeId, StreamId
 from protocol.interest import Interests, scope_of
-from protocol.links import RECORDS_BYTES_MAX, Budget, Kind, Link, Outgoing, packed
+from protocol.links import BURST_BYTES, BYTES_PER_S, RECORDS_BYTES_MAX, Budget, Kind, Link, Outgoing, packed
 from protocol.locality import direct
 from protocol.messages import (
     Digest,
@@ -54,9 +54,12 @@ NEW_KEYS_BURST: Final = 2048
 # New records of one key that are worth a signature check; others hear of one in five seconds.
 UPDATES_PER_S: Final = 2 / c.RECORD_INTERVAL_S
 UPDATES_BURST: Final = 4
-# Whoever brings more of what is refused than this is no clumsy neighbour.
-REFUSED_PER_S: Final = 1.0
-REFUSED_BURST: Final = 256
+# An honest neighbour passes on what many networks, or one key by way of many nodes, have brought it: more than we take.
+# But it spends no more on us than its budget allows. Who brings more of what is refused, were it as small as can be, is
+# to blame for it himself.
+RECORD_BYTES_MIN: Final = 128
+REFUSED_PER_S: Final = BYTES_PER_S / RECORD_BYTES_MIN
+REFUSED_BURST: Final = BURST_BYTES // RECORD_BYTES_MIN
 # Load is told on change, and not more often than this.
 LOAD_S: Final = 1.0
 # Neighbours that have to do with each model of interest.

@@ -112,11 +112,11 @@ class Hearsay:
     def take(self, source: NodeId, records: Iterable[Signed], now: Now) -> tuple[list[NodeId], list[NodeId]]:
         """Take reports that a peer sent: whose were news, and whose we had.
 
-        Raises RemoteProtocolError for bytes or a signature that are bad: nobody honest passes those on.
+        Raises RemoteProtocolError for bytes or a signature that are bad: nobody honest passes those on. Nothing of such
+        a message is kept, or whoever sent it could slip reports in that nobody else hears of.
         """
         # SPEC 04: The receiver MUST keep and forward nothing of a message that holds a record whose bytes or signature
         #   are bad.
-        # Else a forgery behind good reports would have them held here, and repeated to nobody.
         checked: list[tuple[Signed, ReportRecord]] = []
         repeated: list[NodeId] = []
         for record in records:
@@ -134,14 +134,15 @@ class Hearsay:
                 # SPEC 10: The receiver MUST check the signature of a report before it uses or forwards it.
                 verify(report.asker, ReportRecord.TAG, record.body, record.signature)
                 checked.append((record, report))
-        news: list[NodeId] = []
-        for record, report in checked:
-            # The same message may have brought a newer one.
-            if not self._is_old(report) and self._askers.take(report.asker, now.monotonic_s):
-                self.keep(record, report)
-                self._believe(report, now.wall_ms)
-                news.append(report.asker)
-        return news, repeated
+        return [report.asker for record, report in checked if self._take_one(record, report, now)], repeated
+
+    def _take_one(self, record: Signed, report: ReportRecord, now: Now) -> bool:
+        """Keep a report that is good, unless the same message brought a newer one, or its asker says too much."""
+        if self._is_old(report) or not self._askers.take(report.asker, now.monotonic_s):
+            return False
+        self.keep(record, report)
+        self._believe(report, now.wall_ms)
+        return True
 
     def _is_old(self, report: ReportRecord) -> bool:
         # SPEC 10: The receiver MUST take of each asker only what has a higher sequence than what it took before.

@@ -14,6 +14,7 @@ from typing import Final
 
 from protocol import constants as c
 from protocol.ids import NodeId
+from protocol.links import RECORDS_BYTES_MAX, packed
 from protocol.locality import network_of as _network_of
 from protocol.records import Signed
 
@@ -35,7 +36,7 @@ class _Candidate:
 
 
 class Passive:
-    """The state. A candidate's network is that of its first address."""
+    """The state. A candidate's network is that of its first address, which it claims, until it is connected."""
 
     def __init__(self, rng: random.Random, candidates_max: int = CANDIDATES_MAX) -> None:
         self._rng = rng
@@ -62,9 +63,7 @@ class Passive:
             known.record = record or known.record
             if addresses and addresses != known.addresses:
                 known.addresses = addresses
-                self._count(known.network, -1)
-                known.network = network_of(addresses[0])
-                self._count(known.network, 1)
+                self._move(known, network_of(addresses[0]))
             return
         if not addresses:
             return
@@ -75,6 +74,16 @@ class Passive:
         self._candidates[node] = _Candidate(network, addresses, record, len(self._order))
         self._order.append(node)
         self._count(network, 1)
+
+    def found_in(self, node: NodeId, network: str) -> None:
+        """A candidate is connected, and in this network, whatever its addresses claim."""
+        candidate = self._candidates.get(node)
+        if candidate is not None and network:
+            self._move(candidate, network)
+
+    def has_other(self, fits: Callable[[NodeId], bool], avoided: Collection[str]) -> bool:
+        """Whether some candidate that fits is in none of these networks, as far as is known."""
+        return any(each.network not in avoided and fits(node) for node, each in self._candidates.items())
 
     def forget(self, node: NodeId) -> None:
         """This node is no candidate any more."""
@@ -97,15 +106,20 @@ class Passive:
         networks = [network for network in fitting if network not in avoided] or list(fitting)
         return self._rng.choice(fitting[self._rng.choice(networks)]) if networks else None
 
-    def records(self, count: int, but: Iterable[NodeId] = ()) -> list[Signed]:
-        """Up to so many records of random candidates, for others; of each network one, as long as there are so many."""
+    def records(self, count: int, but: Iterable[NodeId] = (), bytes_max: int = RECORDS_BYTES_MAX) -> list[Signed]:
+        """Up to so many records of random candidates, for others; of each network one, as long as there are so many.
+
+        Together they fit a frame: large ones come from strangers, and whom we send too much would blame us for it.
+        """
         left_out = set(but)
         drawn = self._rng.sample(self._order, min(_CHOICE_SAMPLE, len(self._order)))
         known = [self._candidates[node] for node in drawn if node not in left_out]
         shown = [each for each in known if each.record is not None]
         first = {each.network: each for each in shown}
         chosen = [*first.values(), *(each for each in shown if first[each.network] is not each)]
-        return [each.record for each in chosen[: min(count, c.SHUFFLE_RECORDS_MAX)] if each.record is not None]
+        records = [each.record for each in chosen if each.record is not None][: min(count, c.SHUFFLE_RECORDS_MAX)]
+        # SPEC 01: The sender MUST NOT send a frame whose body is longer than 65,536 bytes,
+        return list(next(iter(packed(records, c.SHUFFLE_RECORDS_MAX, bytes_max)), ()))
 
     def _make_room(self, network: str) -> bool:
         """Drop one of the newcomer's own network, or of one that is more crowded; False when none was drawn."""
@@ -116,6 +130,11 @@ class Passive:
             return False
         self.forget(victim)
         return True
+
+    def _move(self, candidate: _Candidate, network: str) -> None:
+        self._count(candidate.network, -1)
+        candidate.network = network
+        self._count(network, 1)
 
     def _count(self, network: str, change: int) -> None:
         count = self._crowd.get(network, 0) + change

@@ -359,6 +359,8 @@ class Peer:
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
+        self._providing.on_stream_dropped(number)
+        self._asking.on_stream_dropped(number)
         if stream.protocol == c.GOSSIP_PROTOCOL:
             self._gossip.on_stream_lost(number, stream.peer, inbound=stream.inbound)
 

@@ -53,6 +53,8 @@ class Providing:
         self._running = Running(signer, refused=self._refuse, ended=self._ended)
         self._runs: dict[RunId, Run] = {}
         self._by_stream: dict[StreamId, RunId] = {}
+        # Until the stream is gone: whatever became of the order, what follows it is its asker's, too.
+        self._forwarded: set[StreamId] = set()
         self._lines: defaultdict[str, Line] = defaultdict(Line)
         self._paces: defaultdict[str, Pace] = defaultdict(Pace)
         self._next_run = 1
@@ -118,9 +120,12 @@ class Providing:
         return stream in self._by_stream or self._refusing.handing_off.is_pending(stream)
 
     def is_forwarded(self, stream: StreamId) -> bool:
-        """Whether the order on this stream is by somebody else than the peer that sent it."""
-        run = self._runs.get(self._by_stream.get(stream, RunId(0)))
-        return run is not None and run.peer != run.order.asker
+        """Whether the order on this stream is, or was, by somebody else than the peer that sent it."""
+        return stream in self._forwarded
+
+    def on_stream_dropped(self, stream: StreamId) -> None:
+        """Nothing comes on this stream any more."""
+        self._forwarded.discard(stream)
 
     # ------------------------------------------------------------ messages of a job stream
 
@@ -194,6 +199,8 @@ class Providing:
             return self._refusing.refuse_unknown(stream, message.order, str(error))
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
+        if order.asker != peer:
+            self._forwarded.add(stream)
         offer = self._admission.admit(order, peer, local, self._held(order), now)
         if not isinstance(offer, ModelOffer):
             return self._reject(stream, order, message.order, offer, now)
@@ -429,14 +436,17 @@ class Providing:
         self._reserving.on_deadline(now)
         effects = self._running.on_deadline(now) + self._refusing.handing_off.on_deadline(now)
         for name, run_id in self._timers.pop_due(now.monotonic_s):
+            run = self._runs.get(run_id)
             if name == "tell":
                 effects += self._tell_all(now)
+            elif run is None:
+                continue  # its other deadline has ended it at this very instant
             elif name == "parts":
                 text = "the rest of the prompt did not arrive"
-                effects += self._fail_offer(self._runs[run_id], Refusal.DEADLINE, text, now)
+                effects += self._fail_offer(run, Refusal.DEADLINE, text, now)
             else:
                 text = "no slot came free as long as the order waits"
-                effects += self._fail_offer(self._runs[run_id], Refusal.BUSY, text, now)
+                effects += self._fail_offer(run, Refusal.BUSY, text, now)
         return effects + self._fill_slots(now)
 
     def _tell_all(self, now: Now) -> list[Effect]:

@@ -101,6 +101,8 @@ class Relays:
             is_news = self._is_wanted and self._is_lacking() and FEATURE_RELAYS in self._links[peer].features
             return self._look(now) if is_news else []
         if relay.state is _State.DIALLING and self._links[peer].is_direct:
+            # Until now its network was what the first of its addresses claims.
+            relay.network = network_of(self._links[peer].address)
             return self._reserve(peer, relay, now)
         return []
 

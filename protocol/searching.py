@@ -110,11 +110,33 @@ class Searching:
         """The directory learnt something: jobs that search or wait for this node's record go on."""
         effects: list[Effect] = []
         for job in list(self._jobs.values()):
-            if job.stage is Stage.SEARCHING:
+            if job.stage is Stage.SEARCHING and self._may_help(job, heartbeat.node, now):
                 effects += self._next_candidate(job, now)
             elif job.stage is Stage.REACHING and job.provider == heartbeat.node:
                 effects += self._check_ready(job, now)
         return effects
+
+    def _may_help(self, job: Job, node: NodeId, now: Now) -> bool:
+        """Whether a record that has just come may be what a search waits for.
+
+        To choose is to look at hundreds of providers, and records come by the hundred: from strangers, too.
+        """
+        entry = self._directory.get(node)
+        if entry is None:
+            return False
+        if self._connected(node) and node not in job.aggregators and node in self._aggregators():
+            job.aggregators.add(node)
+            return True
+        against = exclusion(
+            entry,
+            self._route_request(job),
+            now.wall_ms,
+            ourselves=NodeId(b""),
+            tried=job.tried,
+            connected=self._connected,
+            has_address=lambda node: bool(self._addresses(node) or self._detours(job, node)),
+        )
+        return against is None
 
     def on_connected(self, peer: NodeId, now: Now) -> list[Effect]:
         effects: list[Effect] = []

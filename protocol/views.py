@@ -21,7 +21,7 @@ from protocol.directory import Directory
 from protocol.effects import Dial, Effect
 from protocol.events import Now
 from protocol.ids import NodeId
-from protocol.links import RECORDS_BYTES_MAX, Link, Outgoing, packed
+from protocol.links import RECORDS_BYTES_MAX, Link, Outgoing, cost_bytes
 from protocol.locality import direct
 from protocol.messages import Leave, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive, network_of
@@ -168,6 +168,7 @@ class Views:
 
     def on_connected(self, node: NodeId, network: str) -> None:
         self._peers[node] = _Acquaintance(network)
+        self._passive.found_in(node, network)
 
     def on_greeted(self, node: NodeId, speaks: bool, now: Now) -> list[Change]:
         """The peer's hello is here and says whether it speaks gossip."""
@@ -182,7 +183,25 @@ class Views:
             return []
         if node in self._neighbours:
             return []
-        return [self._ask(node, now)] if self._attempts.is_set(node) or self._contacts.is_wanted(node) else []
+        if self._contacts.is_wanted(node):
+            return [self._ask(node, now)]
+        if not self._attempts.is_set(node):
+            return []
+        if self._is_one_too_many(node, now):
+            self._give_up(node, now)
+            return []
+        return [self._ask(node, now)]
+
+    def _is_one_too_many(self, node: NodeId, now: Now) -> bool:
+        """Whether a candidate turns out to be in the network of a neighbour that we chose, and others are elsewhere.
+
+        Where it is, its addresses have only claimed until now: several may lead to one network, and names anywhere.
+        """
+        chosen = [each.network for each in self._neighbours.values() if each.is_chosen]
+        is_given = len(chosen) < CHOSEN_GIVEN and node in self._contacts.given()
+        if node in self._for_models or is_given or self._peers[node].network not in chosen:
+            return False
+        return self._passive.has_other(lambda other: self._fits(other, now), chosen)
 
     def on_wanted(self, node: NodeId, now: Now) -> list[Change]:
         """Somebody may have asked for a lasting connection to this node: then it is asked to be a neighbour."""
@@ -221,15 +240,15 @@ class Views:
         yes = Outgoing(source, NeighbourAnswer(1, ()))
         if source in self._neighbours:
             return [yes]
-        # SPEC 03: A node MUST bound how often a peer may ask;
+        # SPEC 03: A node MUST bound how often a peer may ask, and does not answer beyond that:
         if not self._requests.take(source, now.monotonic_s):
-            return [Outgoing(source, NeighbourAnswer(0, ()))]
+            return []
         entry = self._directory.get(source)
         is_leaf = entry is None or not direct(entry.heartbeat.addresses)
         is_taken, victim = self._place_for(peer.network, now, is_leaf=is_leaf, is_urgent=bool(message.is_urgent))
         if not is_taken:
             others = self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,))
-            return [Outgoing(source, NeighbourAnswer(0, _framed(others)))]
+            return [Outgoing(source, NeighbourAnswer(0, tuple(others)))]
         changes: list[Change] = []
         if victim is not None:
             changes += [Outgoing(victim, Leave()), *self._remove(victim, now)]
@@ -240,7 +259,9 @@ class Views:
         if source not in self._asked:
             # We have given it up since we asked.
             is_late = message.is_accepted and source in self._peers and source not in self._neighbours
-            return [Outgoing(source, Leave())] if is_late else []
+            # To say so takes a stream: whoever answers what nobody asked, again and again, is told no more.
+            is_told = is_late and self._requests.take(source, now.monotonic_s)
+            return [Outgoing(source, Leave())] if is_told else []
         if not message.is_accepted:
             self._give_up(source, now)
             return []
@@ -264,7 +285,7 @@ class Views:
         """A neighbour has told us of some nodes: tell it of others."""
         if source not in self._neighbours or not self._requests.take(source, now.monotonic_s):
             return []
-        return [Outgoing(source, Shuffled(_framed(self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,)))))]
+        return [Outgoing(source, Shuffled(tuple(self._passive.records(c.SHUFFLE_RECORDS_MAX, (source,)))))]
 
     def expects_shuffled(self, source: NodeId) -> bool:
         """Whether we wait for such an answer; it comes once."""
@@ -350,9 +371,10 @@ class Views:
         node = self._rng.choice(list(self._neighbours))
         own = self._directory.get(self._node)
         records: list[Signed] = [own.record] if own is not None and own.heartbeat.addresses else []
-        records += self._passive.records(c.SHUFFLE_RECORDS_MAX - len(records), (node,))
+        left_bytes = RECORDS_BYTES_MAX - sum(map(cost_bytes, records))
+        records += self._passive.records(c.SHUFFLE_RECORDS_MAX - len(records), (node,), left_bytes)
         self._shuffling.add(node)
-        return [Outgoing(node, Shuffle(_framed(records)))] if records else []
+        return [Outgoing(node, Shuffle(tuple(records)))] if records else []
 
     # ------------------------------------------------------------ choosing
 
@@ -475,9 +497,3 @@ class Views:
             return []
         self._rest(least, now)
         return [Outgoing(least, Leave()), *self._remove(least, now)]
-
-
-def _framed(records: Sequence[Signed]) -> tuple[Signed, ...]:
-    """As many of these as one message holds: strangers who sign large ones must not have us break a rule."""
-    # SPEC 01: The sender MUST NOT send a frame whose body is longer than 65,536 bytes,
-    return next(iter(packed(records, c.SHUFFLE_RECORDS_MAX, RECORDS_BYTES_MAX)), ())

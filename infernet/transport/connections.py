@@ -95,6 +95,10 @@ class Connections:
         """Those to one peer, newest first: an old one may be dead without knowing."""
         return self._by_peer.get(peer, [])[::-1]
 
+    def has_dialled(self, peer: NodeId) -> bool:
+        """Whether a connection that we dialled stands and takes new streams."""
+        return any(connection.origin is None and connection.muxer.is_open() for connection in self.of(peer))
+
     # ------------------------------------------------------------ who may come
 
     def has_room(self, newcomer: Origin) -> bool:

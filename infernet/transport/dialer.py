@@ -41,6 +41,8 @@ BACKOFF_JITTER: Final = 0.25
 # Failed addresses that we remember; the oldest is forgotten first.
 BACKOFF_ENTRIES_MAX: Final = 1024
 
+_NO_PLACE: Final = "too many other dials are under way"
+
 
 class AttemptFailed(Exception):
     """One address did not lead to the peer; the message says why."""
@@ -158,7 +160,9 @@ class Dialer(Generic[Connected]):
         reason = await self._run_in_place(race, peer, address)
         if reason is not None:
             race.reasons[text] = reason
-            self._note_failure(peer, text)
+            # An address that was not tried has not failed, whoever took the places.
+            if reason != _NO_PLACE:
+                self._note_failure(peer, text)
             failed.set()
         else:
             self._backoffs.pop((peer, text), None)
@@ -169,7 +173,7 @@ class Dialer(Generic[Connected]):
         with trio.move_on_after(ADDRESS_TIMEOUT_S) as waiting:
             await places.acquire()
         if waiting.cancelled_caught:
-            return "too many other dials are under way"
+            return _NO_PLACE
         try:
             with trio.fail_after(ADDRESS_TIMEOUT_S):
                 connected = await self._attempt(peer, address)

@@ -46,6 +46,7 @@ class Handshakes:
         self._limits = limits
         self._exempt_loopback = exempt_loopback
         self._crowd: Crowd[_Place] = Crowd()
+        self._turns = trio.Lock()
         self._next_turn_s = 0.0
         self.evicted = 0
 
@@ -72,9 +73,10 @@ class Handshakes:
 
     async def turn(self) -> None:
         """Wait for one's turn to be worked for: once somebody has said something, for silence costs no work."""
-        turn_s = max(trio.current_time(), self._next_turn_s)
-        self._next_turn_s = turn_s + TURN_S
-        await trio.sleep_until(turn_s)
+        # Whoever loses the place while waiting takes no turn: else those who come and go would put off everybody's.
+        async with self._turns:
+            await trio.sleep_until(self._next_turn_s)
+            self._next_turn_s = trio.current_time() + TURN_S
 
     def _make_room(self, newcomer: Origin) -> bool:
         crowd, limits = self._crowd, self._limits

@@ -137,7 +137,7 @@ class Libp2pTransport:
         self._protocols = frozenset((*protocols, IDENTIFY_PROTOCOL, PING_PROTOCOL))
         self._relaying = Relaying(self, self._identity, self._limits.relay)
         self._dialer = Dialer[Connection](self._attempt, randomness)
-        self._dialling: dict[NodeId, trio.Lock] = {}
+        self._dialling: dict[tuple[NodeId, tuple[str, ...]], trio.Lock] = {}
         self._watched = frozenset(watched)
         self._guards = Guards(
             bans=Bans(exempt_loopback=allow_private),
@@ -173,24 +173,31 @@ class Libp2pTransport:
                 listener.socket.close()
 
     async def dial(self, peer: NodeId, addresses: Sequence[str], *, at_once: bool = False) -> None:
-        """As `Transport.dial`. Two dials of the same peer wait for each other."""
+        """As `Transport.dial`. Two dials of the same peer at the same addresses wait for each other."""
         running = self._require_running()
         if peer == self.node_id:
             raise DialFailed(peer, {"this node": "a node does not dial itself"})
         if (ban := self._guards.bans.of_peer(peer)) is not None:
             raise DialFailed(peer, {"this node": f"that peer is banned for a while: {ban.reason}"})
-        lock = self._dialling.setdefault(peer, trio.Lock())
+        # Not those at other addresses: that of a relay comes from whoever says that he is reached through it, and a
+        # dead one would keep us from the relay itself.
+        key = (peer, tuple(addresses))
+        lock = self._dialling.setdefault(key, trio.Lock())
         try:
             async with lock:
                 if any(connection.muxer.is_open() for connection in running.connections.of(peer)):
                     return
-                self._add_dialled(running, await self._dialer.dial(peer, addresses, at_once=at_once))
+                connection = await self._dialer.dial(peer, addresses, at_once=at_once)
+                if running.connections.has_dialled(peer):
+                    await connection.aclose()  # at other addresses it was faster
+                else:
+                    self._add_dialled(running, connection)
         except DialFailed:
             self._counts.dials_failed += 1
             raise
         finally:
             if not (lock.locked() or lock.statistics().tasks_waiting):
-                self._dialling.pop(peer, None)
+                self._dialling.pop(key, None)
 
     def _add_dialled(self, running: _Running, connection: Connection) -> None:
         self._counts.handshakes_out += 1

@@ -250,3 +250,38 @@ async def test_the_other_sides_reset_is_one_broken_stream() -> None:
         assert s.carrier.streams == 0
 
     await run(test)
+
+
+class BreakingStream:
+    """A double of a stream that breaks while something is sent, before what has come on it is read."""
+
+    peer = key_of(2).node
+    protocol = JOB_PROTOCOL
+
+    def __init__(self) -> None:
+        self.was_reset = False
+
+    async def send(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        raise StreamBroken("the peer reset the stream")
+
+    async def receive(self) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async def finish(self) -> None:
+        raise AssertionError
+
+    def reset(self) -> None:
+        self.was_reset = True
+
+
+async def test_what_was_not_read_of_a_broken_stream_is_dropped() -> None:
+    async def test(s: Setting) -> None:
+        stream, outbox = BreakingStream(), s.carrier._outboxes.open(STREAM)
+        s.carrier.perform(Send(STREAM, b"data"))
+        await s.carrier._carry(STREAM, stream, outbox)
+        assert stream.was_reset
+        assert len(s.driver.of(e.StreamBroken)) == 1
+
+    await run(test)

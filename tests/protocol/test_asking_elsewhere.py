@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.effects import Dial, Effect, JobAccepted, JobDone, JobFailed, JobText, OpenStream
+from protocol.effects import Dial, Effect, HangUp, JobAccepted, JobDone, JobFailed, JobText, OpenStream
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
 from protocol.events import BytesReceived, DialFailed, LearnAddresses, LearnRecord, PeerDisconnected, StreamBroken
@@ -186,6 +186,18 @@ def test_what_a_provider_does_wrong_is_not_the_aggregators_fault() -> None:
                 bench.feed(BytesReceived(provider.stream, b"\0\0\0\x01\xc1"))
     assert bench.peer.statistics().bad_frames > c.BAD_FRAMES_MAX
     assert bench.peer.statistics().connections == 1
+
+
+def test_nor_is_what_it_sends_after_its_last_word() -> None:
+    bench, providers = market("p", "q", "r", "s")
+    bench.feed(chat(via=AGGREGATOR))
+    for provider in providers:
+        take_from_aggregator(bench, provider)
+        bench.hear(provider.stream, provider.reject(Refusal.NO_MODEL))
+        bench.feed(BytesReceived(provider.stream, b"\0\0\0\x01\xc1"))
+        assert bench.none_of(HangUp)
+        assert not bench.peer._asking.is_forwarded(provider.stream), "nothing is kept of a stream that is gone"
+    assert bench.peer.statistics().bad_frames > c.BAD_FRAMES_MAX
 
 
 # ---------------------------------------------------------------- through an aggregator because nothing else helps

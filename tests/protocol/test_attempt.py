@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from protocol import constants as c
 from protocol.attempt import Attempt
 from protocol.envelope import sign_record
 from protocol.errors import BadSignature, RemoteProtocolError, SealError
@@ -54,6 +55,15 @@ def test_the_debt_of_a_priced_order_is_checked_to_the_last_unit() -> None:
         with pytest.raises(RemoteProtocolError):
             attempt.take(chunk(2, 3, owed=wrong))
     assert attempt.take(chunk(2, 3, owed=5 + 17 + 6)).text == "x"
+
+
+def test_an_answer_does_not_go_on_without_end_because_it_counts_no_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "ANSWER_BYTES_MAX", 10_000)
+    attempt = attempt_for(order())
+    for number in range(1, 10):
+        attempt.take(chunk(number, 1, text="x" * 1000))
+    with pytest.raises(RemoteProtocolError, match="more text"):
+        attempt.take(chunk(10, 1, text="x" * 1000))
 
 
 def test_a_chunk_that_fails_leaves_no_trace() -> None:

@@ -297,6 +297,17 @@ def test_a_graft_is_answered_with_what_is_held_and_makes_the_link_eager() -> Non
     assert set(by_neighbour(tree.news(record_of("q"), source=Y, at_s=30.0))) == {X}
 
 
+def test_what_is_asked_for_and_not_held_is_not_kept() -> None:
+    """Nothing leaves while the budget is used up, so all that was asked for would be held here."""
+    tree = Tree(X)
+    tree.directory.add(record_of("p"), NOW_MS)
+    tree.links[X].budget = Budget(0.0, per_s=0.001, burst_bytes=1)
+    for number in range(20):
+        invented = tuple(NodeId(bytes((number, each)) * 16) for each in range(64))
+        assert tree.broadcast.on_graft(X, Graft((P, *invented[1:])), now()) == []
+    assert list(tree.links[X].pushes) == [(tree.kind, P)]
+
+
 def test_promises_of_one_neighbour_are_bounded() -> None:
     """Whoever announces what does not exist cannot fill our memory, nor keep others from being heard."""
     tree = Tree(X, Y)

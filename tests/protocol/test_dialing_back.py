@@ -105,6 +105,19 @@ def test_nobody_is_told_what_came_of_it_when_the_asker_has_gone() -> None:
     assert machine.active == 0
 
 
+def test_who_asks_and_goes_away_has_no_more_dialled_at_once_than_others() -> None:
+    machine = DialingBack(is_enabled=True)
+    for number in range(AT_ONCE_MAX):
+        [effect] = ask(machine, number, f"/ip4/203.{number}.113.7/tcp/1")
+        assert isinstance(effect, DialBack)
+        machine.on_stream_lost(StreamId(2 * number))
+    assert machine.active == AT_ONCE_MAX
+    assert answer(ask(machine, 99, "/ip4/198.51.100.7/tcp/1")).reachability is Reachability.NOT_TRIED
+    machine.on_dialed_back(DialedBack(1, Reachability.REACHED, ""))
+    [effect] = ask(machine, 99, "/ip4/198.51.100.7/tcp/1")
+    assert isinstance(effect, DialBack)
+
+
 def test_an_answer_is_no_question() -> None:
     with pytest.raises(RemoteProtocolError):
         DialingBack(is_enabled=True).on_message(

@@ -11,23 +11,26 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.codec import CONTROL_LIMITS, FrameReader
+from protocol.codec import CONTROL_LIMITS, FrameReader, encode_record
 from protocol.contacts import Contacts
-from protocol.directory import FIRST_ID, LAST_ID, Directory
+from protocol.directory import FIRST_ID, LAST_ID, Directory, Entry, HeartbeatReader
 from protocol.effects import Effect, FinishStream, Misbehaved, Note, OpenStream, RecordLearnt, Send
 from protocol.errors import BadSignature, RemoteProtocolError
 from protocol.gossip import (
     NEIGHBOURS_PER_MODEL,
     NEW_KEYS_BURST,
+    NEW_KEYS_PER_S,
+    RECORD_BYTES_MIN,
     REFUSED_BURST,
     SEARCH_S_MAX,
     SEARCH_S_MIN,
     UPDATES_BURST,
     Gossip,
     GossipConfig,
+    Heartbeats,
 )
 from protocol.ids import NodeId, StreamId
-from protocol.links import Outgoing
+from protocol.links import Budget, Outgoing, cost_bytes
 from protocol.messages import (
     Digest,
     Find,
@@ -45,7 +48,7 @@ from protocol.messages import (
     Shuffled,
     Want,
 )
-from protocol.records import Kind, Signed
+from protocol.records import Availability, FreePolicy, Heartbeat, Kind, Role, Signed
 from tests.helpers_machines import now, record_of
 from tests.helpers_records import NOW_MS, OFFER, signing_key
 
@@ -56,8 +59,14 @@ ME, X, Y, Z, P = (signing_key(name).node for name in ("me", "x", "y", "z", "p"))
 class Bench:
     """One gossip machine; the test is everybody else. What is said is read back from the bytes."""
 
-    def __init__(self, *, records_max: int = 1000, interval_s: float | None = c.GOSSIP_INTERVAL_S) -> None:
-        self.directory = Directory(records_max, random.Random(1))
+    def __init__(
+        self,
+        *,
+        records_max: int = 1000,
+        interval_s: float | None = c.GOSSIP_INTERVAL_S,
+        reader: HeartbeatReader | None = None,
+    ) -> None:
+        self.directory = Directory(records_max, random.Random(1), reader)
         self.searched: list[str] = []
         self.at_s = 100.0
         self._streams = iter(range(1, 10_000, 2))
@@ -310,6 +319,42 @@ def test_an_honest_neighbour_that_brings_changes_twice_as_fast_is_not_blamed() -
         effects = bench.hear(X, Records((record_of("p", sequence=sequence),)))
         assert not any(isinstance(effect, Misbehaved) for effect in effects)
         bench.wait(0.5 * c.RECORD_INTERVAL_S)
+
+
+def test_a_neighbour_is_not_blamed_for_a_flood_that_it_passes_on() -> None:
+    """What it was brought by many networks is more than one network may bring us; its budget for us bounds it."""
+    bench = Bench(records_max=10_000, reader=Unchecked())
+    bench.join(X)
+    budget, keys = Budget(bench.at_s), iter(range(1, 100_000))
+    for _ in range(100):
+        records = []
+        while budget.take(cost_bytes(record := smallest(next(keys))), bench.at_s):
+            records.append(record)
+        for message in Heartbeats(bench.directory).pack(records):
+            assert not any(isinstance(effect, Misbehaved) for effect in bench.hear(X, message))
+        bench.wait(0.2)
+    assert next(keys) > 2 * NEW_KEYS_BURST
+    assert len(bench.directory) < NEW_KEYS_BURST + 25 * NEW_KEYS_PER_S
+
+
+def smallest(number: int) -> Signed:
+    """A heartbeat that says as little as one can; nobody has signed it."""
+    beat = Heartbeat(
+        *(1, NodeId(number.to_bytes(32, "big")), 1, NOW_MS, NOW_MS + 600_000, Role.CLIENT, Availability.AVAILABLE),
+        *("", "", (), (), (), 0, FreePolicy.NOBODY, None, 0, (), (), ()),
+    )
+    return Signed(encode_record(beat), bytes(64))
+
+
+class Unchecked(HeartbeatReader):
+    """Takes every signature, which nobody could make so fast here."""
+
+    def verify(self, entry: Entry) -> None:
+        """It is good."""
+
+
+def test_no_record_is_smaller_than_the_smallest() -> None:
+    assert cost_bytes(smallest(1)) >= RECORD_BYTES_MIN
 
 
 def test_in_a_full_directory_the_near_and_the_interesting_stay() -> None:

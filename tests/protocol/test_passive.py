@@ -128,3 +128,18 @@ def test_a_newer_record_replaces_the_one_that_is_shown() -> None:
     passive.add(node(1), address(1), record_of("a", sequence=9))
     passive.add(node(1), address(1))
     assert passive.records(1) == [record_of("a", sequence=9)]
+
+
+def test_where_a_candidate_is_found_counts_and_not_where_it_claims_to_be() -> None:
+    passive = view()
+    passive.add(node(1), address(1))
+    passive.add(node(2), address(2))
+    passive.found_in(node(1), network_of(address(2)[0]))
+    passive.found_in(node(2), "")
+    passive.found_in(node(3), network_of(address(3)[0]))
+    taken = {network_of(address(2)[0])}
+    assert not passive.has_other(lambda _: True, taken)
+    passive.add(node(4), address(4))
+    assert passive.has_other(lambda _: True, taken)
+    assert not passive.has_other(lambda other: other != node(4), taken)
+    assert {passive.choose(lambda _: True, taken) for _ in range(20)} == {node(4)}

@@ -171,6 +171,17 @@ def test_a_prompt_that_does_not_arrive_gives_its_place_up() -> None:
     assert bench.peer.statistics().jobs_waiting == 0
 
 
+def test_an_order_whose_two_deadlines_come_at_once_ends_once() -> None:
+    bench = bench_full()
+    long = JobRequest(messages=(ChatMessage("user", "x" * 100_000),))
+    extensions = order_extensions(may_hand_off=False, queue_wait_ms=round(c.PARTS_DEADLINE_S * 1000))
+    stream, wanted = job_stream(bench), order_for(bench, request=long, extensions=extensions)
+    bench.hear(stream, wanted.opening)
+    bench.wait(c.PARTS_DEADLINE_S)
+    assert [type(message) for message in bench.said[stream]].count(JobReject) == 1
+    assert bench.peer.statistics().jobs_waiting == 0
+
+
 # ---------------------------------------------------------------- leaving
 
 

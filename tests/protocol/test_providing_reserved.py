@@ -8,13 +8,13 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.effects import HangUp, HeartbeatSigned, ResetStream, RunEngine
+from protocol.effects import FinishStream, HangUp, HeartbeatSigned, ResetStream, RunEngine
 from protocol.envelope import open_record, sign_record
 from protocol.errors import Refusal
 from protocol.events import BytesReceived, EngineFinished, EngineStarted, Pressure
 from protocol.ids import JobId, RunId, StreamId
 from protocol.jobs import order_extensions
-from protocol.messages import JobReject, Queued, Reserve, Reserved
+from protocol.messages import Cancel, JobReject, Queued, Reserve, Reserved
 from protocol.records import Availability, FreePolicy, Heartbeat, Outcome, ReservationRecord
 from tests.helpers_machines import ADDRESS, Bench
 from tests.helpers_puppets import Order, order_for
@@ -199,6 +199,23 @@ def test_an_aggregator_is_not_blamed_for_what_its_askers_send(bench: Bench) -> N
         bench.feed(BytesReceived(stream, b"\0\0\0\x01\xc1"))
         assert stream in [reset.stream for reset in bench.all(ResetStream)]
         assert not bench.all(HangUp)
+
+
+@pytest.mark.parametrize("ending", ["refused", "stopped"])
+def test_nor_for_what_they_send_when_their_order_has_come_to_its_end(bench: Bench, ending: str) -> None:
+    for job in range(1, c.BAD_FRAMES_MAX + 2):
+        model = "unknown" if ending == "refused" else OFFER.name
+        stream = bench.accept_stream(FULL.node, c.JOB_PROTOCOL)
+        wanted = order_for(bench, signing_key(f"asker {job}"), job=number(job), model=model)
+        bench.hear(stream, *wanted.messages)
+        if ending == "stopped":
+            bench.hear(stream, Cancel(wanted.record.job, wanted.record.attempt, Refusal.CANCELLED))
+            bench.feed(EngineFinished(RunId(job), Outcome.CANCELLED, 0))
+        assert stream in [finish.stream for finish in bench.all(FinishStream)]
+        bench.feed(BytesReceived(stream, b"\0\0\0\x01\xc1"))
+        assert stream in [reset.stream for reset in bench.all(ResetStream)]
+        assert not bench.all(HangUp)
+        assert not bench.peer._providing.is_forwarded(stream), "nothing is kept of a stream that is gone"
 
 
 def test_whoever_sends_nonsense_of_its_own_is(bench: Bench) -> None:

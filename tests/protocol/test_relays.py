@@ -10,7 +10,7 @@ from protocol.effects import Dial, Effect, OwnAddresses, ReleaseRelay, ReserveRe
 from protocol.events import RelayLost, RelayReserved
 from protocol.ids import NodeId
 from protocol.reaching import Link
-from protocol.relays import FEATURE_RELAYS, LOOK_S, RELAYS_MIN, TAKING_S_MAX, Relays
+from protocol.relays import FEATURE_RELAYS, LOOK_S, LOOK_SELDOM_S, RELAYS_MIN, TAKING_S_MAX, Relays
 from tests.helpers_machines import now, record_of
 from tests.helpers_records import NOW_MS, signing_key
 
@@ -128,6 +128,20 @@ def test_a_peer_that_begins_to_relay_is_taken_when_its_heartbeat_says_so() -> No
     bench.know(1)
     bench.wait(LOOK_S)
     assert bench.asked() == [node(1)]
+
+
+def test_two_relays_that_only_claim_to_be_in_different_networks_are_one_owners() -> None:
+    bench = Bench()
+    for number in (1, 2):
+        bench.know(number)
+    bench.want()
+    assert set(bench.dialled()) == {node(1), node(2)}
+    for number in (1, 2):
+        bench.connect(number, network=7)
+    bench.reserved(1, 2)
+    bench.know(3)
+    bench.wait(LOOK_SELDOM_S)
+    assert bench.dialled() == [node(3)]
 
 
 def test_networks_differ_where_they_can() -> None:

@@ -14,11 +14,13 @@ from protocol.events import DialFailed, LearnAddresses, LearnRecord, PeerDisconn
 from protocol.ids import NodeId
 from protocol.jobs import FEATURE_ACKNOWLEDGES, may_hand_off, queue_wait_ms
 from protocol.messages import Find, Found, Progress, Queued
-from protocol.records import ChatMessage, JobRequest, Outcome
+from protocol.peer import FEATURE_FORWARDS
+from protocol.records import ChatMessage, JobRequest, Outcome, Role
+from protocol.router import Router
 from tests.helpers_asking import bench_with
 from tests.helpers_machines import Bench, chat, provider_record, record_of, sealer_of
 from tests.helpers_puppets import Provider
-from tests.helpers_records import NOW_MS, signing_key
+from tests.helpers_records import NOW_MS, OFFER, signing_key
 
 JOB = chat().job
 
@@ -476,3 +478,44 @@ def test_nobody_else_is_asked_once_somebody_is_found() -> None:
     assert bench.one(Dial).peer == signing_key("p").node
     bench.wait(c.FIND_MORE_S)
     assert bench.none_of(OpenStream)
+
+
+# ---------------------------------------------------------------- what comes while it searches
+
+
+def test_records_that_do_not_help_a_search_are_not_the_beginning_of_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.feed(chat())
+    choose, chosen = Router.choose, []
+
+    def count(self: Router, *arguments: Any) -> Any:
+        chosen.append(1)
+        return choose(self, *arguments)
+
+    monkeypatch.setattr(Router, "choose", count)
+    for number in range(64):
+        bench.feed(LearnRecord(provider_record(f"small {number}", models=(replace(OFFER, context_tokens=1),))))
+        bench.feed(LearnRecord(provider_record(f"other {number}", models=(replace(OFFER, name="other"),))))
+    assert chosen == []
+    bench.feed(LearnRecord(provider_record("p")))
+    assert bench.one(Dial).peer == signing_key("p").node
+
+
+@pytest.mark.parametrize("comes_last", ["aggregator", "provider"])
+def test_a_search_goes_on_with_the_record_of_an_aggregator_and_that_of_a_provider(comes_last: str) -> None:
+    """Nobody can dial the provider, so both are needed."""
+    bench = Bench()
+    aggregator = signing_key("aggregator").node
+    bench.connect(aggregator)
+    bench.feed(chat())
+    records = {
+        "aggregator": record_of("aggregator", role=Role.AGGREGATOR, models=(), features=(FEATURE_FORWARDS,)),
+        "provider": provider_record("p", addresses=()),
+    }
+    last = records.pop(comes_last)
+    bench.feed(*map(LearnRecord, records.values()))
+    assert not orders(bench)
+    bench.feed(LearnRecord(last))
+    assert bench.one(OpenStream).peer == aggregator

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.codec import CONTROL_LIMITS, FrameReader, encode_message
@@ -20,6 +21,7 @@ from protocol.locality import network_of
 from protocol.messages import Leave, Message, Neighbour, NeighbourAnswer, Shuffle, Shuffled
 from protocol.passive import Passive
 from protocol.places import LEAVES_MAX, PROBATION_S, TAKEN_MAX, URGENT_AGE_S
+from protocol.records import Signed
 from protocol.views import (
     ATTEMPT_S,
     ATTEMPTS_MAX,
@@ -38,7 +40,7 @@ from protocol.views import (
     Views,
 )
 from tests.helpers_machines import now, record_of
-from tests.helpers_records import NOW_MS, signing_key
+from tests.helpers_records import NOW_MS, OFFER, signing_key
 
 Kind = TypeVar("Kind")
 ME = signing_key("me").node
@@ -177,6 +179,23 @@ def test_neighbours_are_chosen_in_distinct_networks_as_long_as_there_are_so_many
     met = bench.settle(30.0)
     assert len(met) == AIM
     assert len({network_of(bench.passive.addresses(peer)[0]) for peer in met}) == AIM
+
+
+def test_whoever_claims_to_be_in_many_networks_is_chosen_once() -> None:
+    bench = Bench()
+    for number in range(1, 101):
+        bench.passive.add(node(number), (address(number),))
+    for number in range(101, 108):
+        bench.passive.add(node(number), (address(number),))
+    for _ in range(300):
+        for dial in only(bench.wait(1.0), Dial):
+            for _, message in said(bench.connect(dial.peer, 200 if dial.peer[-1] <= 100 else dial.peer[-1])):
+                assert isinstance(message, Neighbour)
+                bench.hear(dial.peer, YES)
+            if dial.peer not in bench.links:
+                bench.lose(dial.peer)
+    assert len(bench.links) == AIM
+    assert sum(peer[-1] <= 100 for peer in bench.links) == 1
 
 
 def test_in_a_single_network_neighbours_are_chosen_all_the_same() -> None:
@@ -328,15 +347,22 @@ def test_whom_we_chose_makes_room_for_nobody() -> None:
     assert set(chosen) <= set(bench.links)
 
 
-def test_who_asks_all_the_time_is_refused_without_more() -> None:
+def test_who_asks_all_the_time_is_not_answered() -> None:
     bench = Bench(chosen_min=0)
     for number in range(TAKEN_MAX):
         bench.ask(bench.publishes(f"p{number}"), number)
     bench.passive.add(node(1), (address(1),), record_of("shown"))
     late = bench.publishes("late")
     bench.connect(late, 100)
-    answers = [said(bench.hear(late, Neighbour(0)))[0][1] for _ in range(REQUESTS_BURST + 3)]
-    assert [answer == NO for answer in answers] == [False] * REQUESTS_BURST + [True] * 3
+    answers = [said(bench.hear(late, Neighbour(0))) for _ in range(REQUESTS_BURST + 3)]
+    assert [bool(answer) for answer in answers] == [True] * REQUESTS_BURST + [False] * 3
+
+
+def test_who_answers_all_the_time_without_being_asked_is_told_no_more() -> None:
+    bench = Bench(chosen_min=0)
+    bench.connect(node(1))
+    told = [said(bench.hear(node(1), YES)) for _ in range(REQUESTS_BURST + 3)]
+    assert told == [[(node(1), Leave())]] * REQUESTS_BURST + [[]] * 3
 
 
 # ---------------------------------------------------------------- going
@@ -527,3 +553,24 @@ def test_a_shuffle_is_answered_for_neighbours_and_not_without_end() -> None:
     answers = [said(bench.views.on_shuffle(node(1), now(bench.at_s))) for _ in range(REQUESTS_BURST + 2)]
     assert answers[0] == [(node(1), Shuffled((record_of("shown"),)))]
     assert answers[-1] == []
+
+
+def test_a_shuffle_fits_a_frame_however_large_the_records_of_strangers_are() -> None:
+    bench = Bench(chosen_min=0)
+    bench.directory.add(large_record("me"), NOW_MS)
+    for number in range(2, 2 + 2 * c.SHUFFLE_RECORDS_MAX):
+        bench.passive.add(node(number), (address(number),), large_record(str(number)))
+    bench.ask(node(1))
+    bench.wait(2 * SHUFFLE_S)
+    shuffle = bench.views.on_shuffle(node(1), now(bench.at_s)) + [
+        change for _ in range(4) for change in bench.wait(2 * SHUFFLE_S)
+    ]
+    assert {type(message) for _, message in said(shuffle)} == {Shuffle, Shuffled}
+    for _, message in said(shuffle):
+        assert list(FrameReader(CONTROL_LIMITS).feed(encode_message(message))) == [message]
+
+
+def large_record(name: str) -> Signed:
+    """A heartbeat that is as good as any, and has nearly as many bytes as one may have."""
+    models = tuple(replace(OFFER, name=f"{number:02}" + "m" * 100 + "\U0001f9ca" * 26) for number in range(32))
+    return record_of(name, models=models[:30], addresses=tuple(f"/dns4/{'a' * 120}{n}/tcp/5000" for n in range(8)))

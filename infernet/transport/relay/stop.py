@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Container
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -25,8 +27,9 @@ logger = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S: Final = 5.0
 # As over TCP, and through one more machine.
 HANDSHAKE_TIMEOUT_S: Final = 8.0
-# Circuits whose other end has not proven itself. A relay cannot open more than its share of our streams.
-HANDSHAKES_MAX: Final = 32
+# Circuits of one relay whose other end has not proven itself. There are three relays at most: none of them, nor anybody
+# behind it who says nothing, takes the places of those who come through the others.
+HANDSHAKES_PER_RELAY_MAX: Final = 12
 
 
 class StopService:
@@ -45,7 +48,7 @@ class StopService:
         self._relays = relays
         self._is_full = is_full
         self._serve_channel = serve_channel
-        self._handshakes = 0
+        self._handshakes: Counter[NodeId] = Counter()
 
     async def serve(self, stream: Stream, remote: str | None) -> None:
         """Serve one stream that a relay opened; returns when the circuit in it has ended. Raises StreamBroken."""
@@ -65,12 +68,9 @@ class StopService:
         if refusal is not None:
             await stream.send(wire.encode_stop_answer(refusal))
             return
-        self._handshakes += 1
-        try:
+        with self._counted(stream.peer):
             await stream.send(wire.encode_stop_answer(Status.OK))
             channel = await self._prove(stream, reader.rest(), request)
-        finally:
-            self._handshakes -= 1
         if channel is not None:
             await self._serve_channel(channel, circuit_multiaddr(remote, stream.peer))
 
@@ -79,9 +79,19 @@ class StopService:
         #   that is no circuit itself.
         if relay not in self._relays or is_circuit(remote):
             return Status.PERMISSION_DENIED
-        if self._handshakes >= HANDSHAKES_MAX or self._is_full():
+        if self._handshakes[relay] >= HANDSHAKES_PER_RELAY_MAX or self._is_full():
             return Status.RESOURCE_LIMIT_EXCEEDED
         return None
+
+    @contextmanager
+    def _counted(self, relay: NodeId) -> Iterator[None]:
+        self._handshakes[relay] += 1
+        try:
+            yield
+        finally:
+            self._handshakes[relay] -= 1
+            if not self._handshakes[relay]:
+                del self._handshakes[relay]
 
     async def _prove(self, stream: Stream, received: bytes, request: ConnectRequest) -> NoiseChannel | None:
         """Make the handshake; None when the other end is not who the relay said, or nobody."""

@@ -352,3 +352,15 @@ async def test_circuits_and_the_dials_of_their_relays_do_not_wait_for_each_other
         for number in range(ATTEMPTS_MAX + CIRCUIT_ATTEMPTS_MAX):
             nursery.start_soon(network.dialer.dial, PEER, [through(2 * number + 2)])
     assert trio.current_time() - network.start_s < ADDRESS_TIMEOUT_S / 2
+
+
+async def test_an_address_for_which_there_was_no_place_has_not_failed() -> None:
+    network = Network()
+    network.answers[1] = 0.1
+    async with trio.open_nursery() as nursery:
+        for _ in range(ATTEMPTS_MAX):
+            nursery.start_soon(network.dialer._places.acquire_on_behalf_of, object())
+        await trio.testing.wait_all_tasks_blocked()
+        assert await network.reasons(at(1)) == {at(1): "too many other dials are under way"}
+    network.dialer._places.total_tokens += 1
+    assert await network.dial(1) == 1

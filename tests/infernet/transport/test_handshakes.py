@@ -166,3 +166,15 @@ async def test_programs_of_this_machine_share_one_address_where_that_is_allowed(
     with ExitStack() as stack:
         places = [stack.enter_context(handshakes.place(from_("127.0.0.1"), TIMEOUT_S)) for _ in range(12)]
     assert sum(place is not None for place in places) == placed
+
+
+async def test_whoever_loses_the_place_while_waiting_takes_no_turn() -> None:
+    handshakes = Handshakes(LIMITS, exempt_loopback=False)
+    async with trio.open_nursery() as nursery:
+        for _ in range(1000):
+            nursery.start_soon(handshakes.turn)
+        await trio.sleep(2.5 * TURN_S)
+        nursery.cancel_scope.cancel()
+    began_s = trio.current_time()
+    await handshakes.turn()
+    assert trio.current_time() - began_s <= TURN_S

@@ -319,6 +319,19 @@ async def test_dials_of_one_peer_at_once_make_one_connection() -> None:
         assert other._dialling == {}
 
 
+async def test_dials_of_one_peer_at_different_addresses_make_one_connection_too() -> None:
+    async with our_node() as (world, node, handler):
+        dialer = await world.start(2, RecordingHandler())
+        address = node.addresses()[0]
+        async with trio.open_nursery() as nursery:
+            for addresses in ([address], [address.partition("/p2p/")[0]], [address.replace("/ip4/", "/dns4/")]):
+                nursery.start_soon(dialer.dial, node.node_id, addresses)
+        assert dialer.statistics().connections == 1
+        await eventually(lambda: node.statistics().connections == 1)
+        assert dialer.peers() == [node.node_id]
+        assert len(handler.infos) == 1
+
+
 async def test_a_peer_that_comes_back_too_often_loses_its_oldest_connection() -> None:
     async with our_node(HostLimits(ConnectionLimits(per_peer_max=2))) as (_, node, handler):
         address = node.addresses()[0]

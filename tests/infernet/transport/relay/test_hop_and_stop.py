@@ -282,6 +282,23 @@ async def test_a_full_node_takes_no_circuit() -> None:
             await c.connect()
 
 
+async def test_a_relay_that_brings_nobody_keeps_nobody_from_coming_through_another() -> None:
+    async with relay_world() as world:
+        false, honest = [await world.start_relay(seed) for seed in (RELAY, RELAY + 10)]
+        hidden, asker = node(HIDDEN, listens=False), node(ASKER, listens=False)
+        await world.run(hidden)
+        await world.run(asker)
+        place = [await world.reserve(hidden, relay) for relay in (false, honest)][-1]
+        answers = []
+        for _ in range(40):
+            stream = false.open_direct_stream(hidden.node_id, STOP_PROTOCOL)
+            await stream.send(wire.encode_stop_connect(identity(77), Limit()))
+            answers.append(await stop_answer(stream))
+        assert set(answers) == {Status.OK, Status.RESOURCE_LIMIT_EXCEEDED}
+        await asker.dial(hidden.node_id, place.heard[-1])
+        assert hidden.node_id in asker.peers()
+
+
 async def test_ends_that_ignore_the_limits_are_cut_by_the_relay() -> None:
     async with relay_world() as world:
         relay = await world.start_relay(limits=relay_limits(circuit=Limit(duration_s=600, data_bytes=100_000)))

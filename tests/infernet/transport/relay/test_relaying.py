@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ import trio.testing
 
 from infernet.transport.connections import Circuit
 from infernet.transport.contract import DialFailed, StreamBroken
+from infernet.transport.dialer import ADDRESS_TIMEOUT_S
 from infernet.transport.relay.renewing import renew
 from infernet.transport.relay.service import _claimed_address
 from infernet.transport.relay.wire import Limit
@@ -162,6 +164,26 @@ async def test_a_circuit_is_tried_when_the_direct_address_is_dead() -> None:
     async with circuit() as c:
         await c.asker.dial(c.hidden.node_id, ["/ip4/127.0.0.1/tcp/1", *c.addresses])
         assert await say(c, b"x") == b"x"
+
+
+async def test_who_names_a_dead_address_of_a_relay_keeps_nobody_from_that_relay() -> None:
+    async with circuit() as c:
+        [silent] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = silent.socket.getsockname()[1]
+        dead = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id(c.relay.node_id)}/p2p-circuit"
+        async with silent, trio.open_nursery() as nursery:
+
+            async def dial_in_vain() -> None:
+                with suppress(DialFailed):
+                    await c.asker.dial(identity(99), [dead])
+
+            nursery.start_soon(dial_in_vain)
+            knocking = await silent.accept()
+            with trio.fail_after(ADDRESS_TIMEOUT_S / 2):
+                await c.asker.dial(c.relay.node_id, c.relay.addresses())
+            assert c.relay.node_id in c.asker.peers()
+            await knocking.aclose()
+            nursery.cancel_scope.cancel()
 
 
 # ---------------------------------------------------------------- who is refused
