@@ -13,6 +13,7 @@ import trio
 
 from _dev_network_faults import BLACKHOLE, CUT, NONE, Faults
 from _dev_network_nodes import Answer, NodeProcess
+from _environment import Failure
 from tests.helpers_cluster import Cluster
 from tests.helpers_engine import WORDS
 
@@ -60,6 +61,7 @@ class Chaos:
     healed_at_s: float = 0.0
     lull_s_max: float = 8.0
     _is_asking: bool = True
+    _kills: Counter[str] = field(default_factory=Counter)
 
     # ------------------------------------------------------------ load
 
@@ -132,6 +134,7 @@ class Chaos:
             return
         node = self.rng.choice(candidates)
         self.faults["kill -9"] += 1
+        self._kills[node.name] += 1
         await self.cluster.network.kill(node)
         await trio.sleep(self._lull_s())
         await self._revive(node)
@@ -139,8 +142,15 @@ class Chaos:
     async def _revive(self, node: NodeProcess) -> None:
         # Not half: a process that nobody waits for could not be told from one that hangs.
         with trio.CancelScope(shield=True):
-            if not node.is_running:
+            if node.is_running:
+                return
+            kills = self._kills[node.name]
+            try:
                 await self.cluster.network.start(node)
+            except Failure:
+                # Whoever killed it again while it started brings it back.
+                if self._kills[node.name] == kills:
+                    raise
 
     async def _freeze(self) -> None:
         node = self.rng.choice(self.cluster.running)
