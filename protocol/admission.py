@@ -6,6 +6,7 @@ so that no attempt runs twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from protocol.timers import Timers
 
 # Under `FreePolicy.ALL` a stranger may have this many orders here at once, those that wait for a slot included.
 FREE_RUNS_PER_STRANGER_MAX = 2
+# A key is free, and whoever orders and cancels in haste fills the memory of a minute: but its network's share only.
+SHARES_OF_MEMORY = 8
 
 Why = tuple[Refusal, str]
 
@@ -39,7 +42,9 @@ class Admission:
         self._started_at_ms = started_at_ms
         self.offer: Offer | None = None
         self.allowed: frozenset[NodeId] = frozenset()
-        self._seen: dict[tuple[NodeId, JobId], int] = {}
+        # The attempt, and the network that it came from; empty for whom the owner knows.
+        self._seen: dict[tuple[NodeId, JobId], tuple[int, str]] = {}
+        self._seen_from: Counter[str] = Counter()
         self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
 
     def admit(
@@ -71,18 +76,32 @@ class Admission:
         why = self._payment_refusal(offer, order, peer, local, held) or _size_refusal(offer, order)
         return why or model
 
-    def remember(self, order: JobOpenRecord, now: Now) -> Why | None:
-        """Admit this attempt, and from now on neither it again nor an earlier one; or why not."""
+    def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:
+        """Admit this attempt, and from now on neither it again nor an earlier one; or why not.
+
+        `network` is the one that it came from, empty for an asker whom the owner knows.
+        """
         for key in self._seen_until.pop_due(now.monotonic_s):
-            del self._seen[key]
-        if len(self._seen) >= c.JOB_MEMORIES_MAX:
+            self._forget(key)
+        share = c.JOB_MEMORIES_MAX // SHARES_OF_MEMORY if network else c.JOB_MEMORIES_MAX
+        # SPEC 05: The provider MUST NOT let the strangers of one network fill more than an eighth of that memory.
+        if len(self._seen) >= c.JOB_MEMORIES_MAX or self._seen_from[network] >= share:
             return Refusal.RATE_LIMITED, "this node remembers too many recent orders: try again in a minute"
         # SPEC 05: The provider MUST remember what it admitted for longer than an order can be valid on arrival: twice
         #   60 seconds.
         key = (order.asker, order.job)
-        self._seen[key] = order.attempt
+        if key in self._seen:
+            self._forget(key)
+        self._seen[key] = (order.attempt, network)
+        self._seen_from[network] += 1
         self._seen_until.set(key, now.monotonic_s + c.JOB_MEMORY_S)
         return None
+
+    def _forget(self, key: tuple[NodeId, JobId]) -> None:
+        network = self._seen.pop(key)[1]
+        self._seen_from[network] -= 1
+        if not self._seen_from[network]:
+            del self._seen_from[network]
 
     def knows(self, asker: NodeId, peer: NodeId, local: bool) -> bool:
         """Whether the owner knows who asks: by name, or because it sits at this machine."""
@@ -115,7 +134,7 @@ class Admission:
         return None
 
     def _repeat_refusal(self, order: JobOpenRecord) -> Why | None:
-        seen = self._seen.get((order.asker, order.job))
+        seen, _ = self._seen.get((order.asker, order.job), (None, ""))
         # SPEC 05: The provider MUST refuse an order whose attempt is not higher than every attempt of that job
         #   by that asker that it has admitted.
         if seen is not None and order.attempt <= seen:

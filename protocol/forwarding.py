@@ -165,9 +165,17 @@ class Forwarding:
         against = self._against(job, now)
         if against is not None:
             return self._fail(job, *against)
+        made_room: list[Effect] = []
+        if len(self._jobs) > FORWARDS_MAX:
+            victim = next((other for other in self._jobs.values() if not other.is_ordered and other is not job), None)
+            if victim is None:
+                return self._fail(job, Refusal.BUSY, f"this node forwards {FORWARDS_MAX} jobs already")
+            # SPEC 08: A full aggregator MUST let the oldest job without an order make room for a new one.
+            # Keys are free, and so are streams on which nothing comes.
+            made_room = self._fail(victim, Refusal.BUSY, "no order came, and others wait")
         self._timers.set(("order", stream), now.monotonic_s + c.CONTROL_DEADLINE_S)
         self._timers.set(("total", stream), now.monotonic_s + c.JOB_LIFETIME_MS_MAX / 1000)
-        return []
+        return made_room
 
     def _against(self, new: _Job, now: Now) -> tuple[Refusal, str] | None:
         """Why a job is not taken. It is in the table already, so that these counts include it."""
@@ -189,8 +197,6 @@ class Forwarding:
             return Refusal.RATE_LIMITED, f"this node forwards {FORWARDS_PER_ASKER_MAX} jobs of one asker at once"
         if sum(job.named == provider for job in self._jobs.values()) > FORWARDS_PER_PROVIDER_MAX:
             return Refusal.BUSY, f"this node forwards {FORWARDS_PER_PROVIDER_MAX} jobs to one provider at once"
-        if len(self._jobs) > FORWARDS_MAX:
-            return Refusal.BUSY, f"this node forwards {FORWARDS_MAX} jobs already"
         return None
 
     def _take_order(self, job: _Job, now: Now) -> list[Effect]:

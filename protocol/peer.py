@@ -31,6 +31,7 @@ from protocol.gossip import Gossip, GossipConfig
 from protocol.greeting import Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
+from protocol.locality import network_of
 from protocol.messages import Hello, Message, Reports
 from protocol.providing import Providing
 from protocol.reachable import Reachable
@@ -46,6 +47,8 @@ from protocol.views import CHOSEN_MIN
 
 FEATURE_GOSSIP: Final = 1
 FEATURE_FORWARDS: Final = 3
+# The network of peers whose address is not known.
+NOWHERE: Final = "nowhere"
 _BEAT = "beat"
 _REFRESH = "refresh"
 
@@ -171,7 +174,7 @@ class Peer:
             own_record=lambda: self._heartbeat,
         )
         self._handing_off = self._refusing.handing_off
-        self._providing = Providing(signer, sealer, rng, now.wall_ms, self._refusing)
+        self._providing = Providing(signer, sealer, rng, now.wall_ms, self._refusing, self._network_of)
         self._forwarding = Forwarding(
             self.node,
             self.directory,
@@ -456,6 +459,10 @@ class Peer:
 
     def _has_jobs(self) -> bool:
         return bool(self._providing.active or self._asking.active or self._forwarding.active)
+
+    def _network_of(self, peer: NodeId) -> str:
+        connection = self._connections.get(peer)
+        return (network_of(connection.address) if connection is not None else "") or NOWHERE
 
     def _shut_down(self, now: Now) -> list[Effect]:
         effects = self._asking.shut_down(now) + self._providing.shut_down(now) + self._forwarding.shut_down()

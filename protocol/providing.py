@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
+from collections.abc import Callable
 
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
@@ -45,8 +46,11 @@ class Providing:
         rng: random.Random,
         started_at_ms: int,
         refusing: Refusing,
+        network_of: Callable[[NodeId], str],
     ) -> None:
+        """`network_of` says from which network a connected peer is."""
         self._sealer = sealer
+        self._network_of = network_of
         self._refusing = refusing
         self._admission = Admission(signer.node, started_at_ms)
         self._reserving = Reserving(signer, rng, self._judge_another)
@@ -209,7 +213,7 @@ class Providing:
         goes_first = self._reserving.is_expected(order) or not self._lines.get(offer.name)
         has_slot = self._slots_free(offer.name, order) > 0 and goes_first
         why = self._full() or (None if has_slot else self._queue_refusal(order, offer, is_known))
-        why = why or self._admission.remember(order, now)
+        why = why or self._admission.remember(order, "" if is_known else self._network_of(peer), now)
         if why is not None:
             return effects + self._reject(stream, order, message.order, why, now)
         self._reserving.use(order)

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
-from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Admission, Held
+from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, SHARES_OF_MEMORY, Admission, Held
 from protocol.errors import Refusal
 from protocol.ids import JobId, NodeId
 from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
@@ -31,12 +31,13 @@ def ask(
     peer: NodeId = ASKER.node,
     local: bool = False,
     running: tuple[Held, ...] = (),
+    network: str = "",
     at_s: float = 0.0,
 ) -> Refusal | None:
     """The code of the refusal, or None for an order that is admitted."""
     wanted = wanted or order()
     answer = admission.admit(wanted, peer, local, running, now(at_s))
-    why = admission.remember(wanted, now(at_s)) if isinstance(answer, ModelOffer) else answer
+    why = admission.remember(wanted, network, now(at_s)) if isinstance(answer, ModelOffer) else answer
     if why is None:
         return None
     code, text = why
@@ -212,6 +213,25 @@ def test_the_memory_is_bounded_and_a_full_one_admits_nobody(monkeypatch: pytest.
     fresh = order(job=JobId(b"\x09" * 16), created_at_ms=NOW_MS + round(later * 1000), expires_at_ms=NOW_MS + 400_000)
     assert ask(admission, fresh, at_s=later) is None
     assert len(admission._seen) == 1
+
+
+def test_the_strangers_of_one_network_fill_their_share_of_the_memory_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "JOB_MEMORIES_MAX", 3 * SHARES_OF_MEMORY)
+    admission = admission_of()
+    orders = [order(job=JobId(bytes([number]) * 16)) for number in range(8)]
+    crowded, other = "203.0.0.0/16", "198.51.0.0/16"
+    for each in orders[:3]:
+        assert ask(admission, each, network=crowded) is None
+    assert ask(admission, orders[3], network=crowded) is Refusal.RATE_LIMITED
+    assert ask(admission, orders[3], network=other) is None
+    assert ask(admission, orders[4]) is None, "and whom the owner knows is not concerned"
+    # A further attempt at a job is no further memory, wherever it comes from.
+    again = order(job=orders[3].job, attempt=2)
+    assert ask(admission, again, network=other) is None
+    later = c.JOB_MEMORY_S + 1
+    fresh = order(job=JobId(b"\x09" * 16), created_at_ms=NOW_MS + round(later * 1000), expires_at_ms=NOW_MS + 400_000)
+    assert ask(admission, fresh, network=crowded, at_s=later) is None
+    assert admission._seen_from == {crowded: 1}
 
 
 # ---------------------------------------------------------------- by way of others

@@ -446,11 +446,28 @@ def test_a_provider_is_sent_no_more_jobs_at_once_than_it_takes_from_one_peer(ben
 
 
 def test_there_is_a_most_in_all(bench: Bench) -> None:
+    """Of jobs with an order. One on which nothing came makes room, the oldest first."""
+    provider_keys = [signing_key(f"provider {number}") for number in range(f.FORWARDS_MAX // 16)]
+    for key in provider_keys:
+        bench.connect(key.node)
+    streams = []
     for number in range(f.FORWARDS_MAX):
         key = signing_key(f"asker {number // 4}")
         bench.connect(key.node, inbound=True)
-        assert _refused(bench, key, signing_key(f"provider {number}").node) is None
-    assert _refused(bench, ASKER) is Refusal.BUSY
+        streams.append((stream_of(bench, key), key, provider_keys[number % len(provider_keys)].node))
+        bench.hear(streams[-1][0], Forward(streams[-1][2]))
+    silent, others = streams[0], streams[1:]
+    for stream, key, provider in others:
+        bench.hear(stream, JobOpen(sign_record(order(asker=key.node, provider=provider), key), b""))
+    assert bench.peer.statistics().forwards.active == f.FORWARDS_MAX
+    assert _refused(bench, ASKER) is None
+    assert fault_on(bench, silent[0]) is Refusal.BUSY
+    assert not any(isinstance(message, Fault) for stream, *_ in others for message in bench.said[stream])
+    last = stream_of(bench, ASKER)
+    bench.hear(last, Forward(PROVIDER.node))
+    newcomer = signing_key("newcomer")
+    bench.connect(newcomer.node, inbound=True)
+    assert _refused(bench, newcomer) is None, "the newest without an order are those that just came"
 
 
 def test_few_providers_are_dialled_at_once(bench: Bench) -> None:
