@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from infernet.engines.contract import Engine, EngineEvent
+from infernet.notes import Notes
 from protocol.effects import (
     CancelEngine,
     Dial,
@@ -137,6 +138,7 @@ class Driver:
         # Since when the queue of events was never empty, and whether the peer has been told that this is too long.
         self._behind_since_s: float | None = None
         self._is_overloaded = False
+        self._notes = Notes()
         self._inbound_numbers = itertools.count(2, 2)
         self._carrier_of_peer: dict[NodeId, Carrier] = {}
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
@@ -286,8 +288,7 @@ class Driver:
             if self._engine is not None:
                 self._engine.cancel(effect.run)
         elif isinstance(effect, Note):
-            peer = short(effect.peer) if effect.peer is not None else None
-            log.info(effect.event, peer=peer, detail=effect.detail)
+            self._notes.write(effect, trio.current_time())
         else:
             self._observe(effect)
 
