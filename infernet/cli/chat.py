@@ -199,11 +199,16 @@ def _read_via(word: str | None, *, is_running: bool) -> str | None:
 
 def _own_engine(here: Config, model: str | None) -> str | None:
     """The loopback address of the node here when it is the only provider that it knows; else None."""
-    if any(_serves(peer, model) and not peer.get("ourselves") for peer in ipc.call(here.socket_path, "peers")):
+    if any(_serves(peer, model) and _may_answer(peer) for peer in ipc.call(here.socket_path, "peers")):
         return None
     status = ipc.call(here.socket_path, "status")
     addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
     return addresses[0] if addresses and _serves(status, model) else None
+
+
+def _may_answer(peer: dict[str, Any]) -> bool:
+    """Whether it is somebody else who has not said goodbye."""
+    return not peer.get("ourselves") and peer.get("availability") != "offline"
 
 
 def _serves(node: dict[str, Any], model: str | None) -> bool:

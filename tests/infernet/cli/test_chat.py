@@ -321,6 +321,8 @@ async def test_ctrl_c_cancels_the_job_and_ends_with_130(home: Home, when: str) -
         ([known_provider(models=[])], None, ["tiny-135m"], [ADDRESS], True),
         ([known_provider()], None, ["tiny-135m"], [ADDRESS], False),
         ([known_provider()], "big", ["big"], [ADDRESS], True),
+        ([known_provider(availability="offline")], None, ["tiny-135m"], [ADDRESS], True),
+        ([known_provider(availability="offline"), known_provider()], None, ["tiny-135m"], [ADDRESS], False),
         ([], "big", ["tiny-135m"], [ADDRESS], False),
         ([], None, [], [ADDRESS], False),
         ([], None, ["tiny-135m"], [], False),
