@@ -29,7 +29,8 @@ Ask a question. The answer streams to standard output as it is made; who served 
 error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
 
 Who is asked:
-  by default   any provider that the node running here knows, peer to peer; if none, its own engine
+  by default   any provider that the node running here knows, peer to peer; if none, its own engine, unless it
+               opens no port (--no-advertise, --no-p2p)
   --peer       this one node, peer to peer, also when no node runs here
   --via        the same, but through this aggregator, which passes on what it cannot read
   --remote     the coordinator's public chat, which sees question and answer"""
