@@ -31,7 +31,7 @@ ADVICE: Final = {
     "too_large": "shorten the question",
     "stale": "set this machine's clock",
     "clock_skew": "set this machine's clock",
-    "no_route": "name another aggregator with --via, or ask directly",
+    "no_route": "ask again in a moment, or name an aggregator that reaches the provider with --via",
     "engine_unavailable": "its engine is down: try again in a moment, or ask another provider",
     "engine_failed": "try again, or ask another provider",
     "peer_lost": "ask again: another provider may answer",

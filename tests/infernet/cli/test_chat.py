@@ -235,6 +235,14 @@ async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
 
 
 @pytest.mark.anyio
+async def test_who_named_no_aggregator_is_not_sent_to_another_one(home: Home, capsys: Capture) -> None:
+    async with running(node(JobFailed(JOB, Refusal.NO_ROUTE, "the aggregator does not pass it on")), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert "ask again in a moment, or name an aggregator" in outcome.complaint
+    assert "another aggregator" not in outcome.complaint
+
+
+@pytest.mark.anyio
 async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Capture) -> None:
     async with running(node(ACCEPTED, PARIS, JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
