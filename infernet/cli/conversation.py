@@ -20,7 +20,7 @@ from protocol.formats.text import TerminalCleaner, clean_line
 ADVICE: Final = {
     "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, or try --remote",
     "no_model": "leave --model out, or choose one that `infernet peers` shows",
-    "not_free": "it answers free jobs only from keys that its owner allows: ask for yours to be added, or ask another",
+    "not_free": "ask its owner to --allow your key (the npub of `infernet status`), or ask another provider",
     "not_allowed": "ask its owner, or ask another provider",
     "price": "it wants to be paid, which this version cannot do: ask another provider",
     "lease": "it wants to be paid, which this version cannot do: ask another provider",

@@ -235,6 +235,16 @@ async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
 
 
 @pytest.mark.anyio
+async def test_who_is_not_allowed_free_jobs_hears_so_once_and_how_that_changes(home: Home, capsys: Capture) -> None:
+    refused = JobFailed(JOB, Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows")
+    async with running(node(refused), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert outcome.complaint.count("free jobs") == 1
+    assert "--allow" in outcome.complaint
+    assert "infernet status" in outcome.complaint
+
+
+@pytest.mark.anyio
 async def test_who_named_no_aggregator_is_not_sent_to_another_one(home: Home, capsys: Capture) -> None:
     async with running(node(JobFailed(JOB, Refusal.NO_ROUTE, "the aggregator does not pass it on")), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
