@@ -53,6 +53,7 @@ class Inspection:
         """What `infernet status --json` prints; every number is measured here and now."""
         statistics = self._driver.peer.statistics()
         engine = self._engine.statistics() if self._engine is not None else None
+        ourselves = self._driver.peer.directory.get(self._driver.peer.node)
         return {
             "version": infernet.__version__,
             "node_id": self._driver.peer.node.hex(),
@@ -83,6 +84,7 @@ class Inspection:
             if self.link is not None
             else None,
             "peers": statistics.connections,
+            "peers_known": statistics.records - (ourselves is not None),
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
             "dht": self._dht.status() if self._dht is not None else None,

@@ -69,7 +69,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",
         ),
         ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
-        ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
+        ("peers", f"{status.get('peers', 0)} connected, {status.get('peers_known', 0)} known"),
         ("heard of from", _discovered(status.get("discovered") or {})),
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),

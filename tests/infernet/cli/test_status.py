@@ -1,4 +1,4 @@
-"""How `infernet status` says in words whether this node is reached."""
+"""infernet/cli/status.py: what a node says of itself, in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import pytest
 
 from infernet.cli.status import fields_of
 from infernet.config import Config
+
+NOWHERE = Path("/nonexistent")
+CONFIG = Config(config_dir=NOWHERE, state_dir=NOWHERE, data_dir=NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,9 @@ from infernet.config import Config
     ],
 )
 def test_reachability_in_words(reached: dict[str, Any] | None, words: str) -> None:
-    nowhere = Path("/nonexistent")
-    config = Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere)
-    assert dict(fields_of({"reached": reached}, config))["reached"] == words
+    assert dict(fields_of({"reached": reached}, CONFIG))["reached"] == words
+
+
+def test_this_node_is_not_among_those_it_knows() -> None:
+    status = {"peers": 0, "peers_known": 0, "records": 1}
+    assert dict(fields_of(status, CONFIG))["peers"] == "0 connected, 0 known"
