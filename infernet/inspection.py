@@ -13,6 +13,7 @@ from infernet.being_reached import BeingReached
 from infernet.config import Config
 from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
+from infernet.draining import Draining
 from infernet.driver import Driver
 from infernet.engines.contract import Engine
 from infernet.link_carrier import LinkCarrier
@@ -38,6 +39,7 @@ class Inspection:
         reached: BeingReached,
         discovery: Discovery,
         dht: Dht | None,
+        draining: Draining,
     ) -> None:
         self._config = config
         self._driver = driver
@@ -46,6 +48,7 @@ class Inspection:
         self._reached = reached
         self._discovery = discovery
         self._dht = dht
+        self._draining = draining
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -94,6 +97,7 @@ class Inspection:
             "jobs_forwarded": self._forwarded() if self._config.forward else None,
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
+            "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,

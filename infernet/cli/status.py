@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"running": True, **status})
         return 0
     print(f"{status['name']} ({status['role']}) has been running for {duration(status['uptime_s'])}")
+    if status.get("ends_in_s") is not None:
+        print(f"It is ending: it takes no new jobs, and waits {status['ends_in_s']:.0f} s at most for those that run.")
     print_fields(fields_of(status, config))
     return 0
 
