@@ -185,10 +185,9 @@ def _complaint(arguments: Arguments) -> str:
 
 
 def _count(word: str) -> int:
-    number = int(word)
-    if not 1 <= number <= NODES_MAX:
+    if not word.isdecimal() or not 1 <= int(word) <= NODES_MAX:
         raise argparse.ArgumentTypeError(f"1 to {NODES_MAX} nodes")
-    return number
+    return int(word)
 
 
 def _words(word: str) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ def test_routers_come_with_namespaces() -> None:
     ("words", "complaint"),
     [
         (["0"], "nodes"),
+        (["many"], "1 to 200 nodes"),
         ([str(NODES_MAX + 1)], "nodes"),
         (["3", "--providers", "4"], "more than N"),
         (["3", "--providers", "0"], "n1 must be"),
