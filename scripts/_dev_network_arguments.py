@@ -131,7 +131,7 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument(
         "--check", action="store_true", help="after all that, let every node ask every model, and end (1: one failed)"
     )
-    parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so many seconds")
+    parser.add_argument("--for", dest="for_s", type=_seconds, metavar="S", help="end after so many seconds")
     parser.add_argument("--json", action="store_true", help="print what happens as lines of JSON")
     parsed = parser.parse_args(words)
     arguments = Arguments(
@@ -188,6 +188,12 @@ def _count(word: str) -> int:
     if not word.isdecimal() or not 1 <= int(word) <= NODES_MAX:
         raise argparse.ArgumentTypeError(f"1 to {NODES_MAX} nodes")
     return int(word)
+
+
+def _seconds(word: str) -> float:
+    if re.fullmatch(r"\d+(?:\.\d+)?", word) is None:
+        raise argparse.ArgumentTypeError("a number of seconds, as 60")
+    return float(word)
 
 
 def _words(word: str) -> tuple[str, ...]:
