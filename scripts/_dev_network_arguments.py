@@ -40,8 +40,9 @@ faults, joined by commas:
 A pair is NAME-NAME; * is everybody. On loopback a proxy before each node does this to its connections. In namespaces it
 is done to packets, so that real TCP meets it; dribble and cut are not there, and all behind one router share its line.
 
-Faults need root, to tell which process a connection comes from; so do namespaces. Everything ends with this command,
-also when it is killed. Homes, keys and logs of the nodes lie in a temporary folder and go, too."""
+Faults need root, to tell which process a connection comes from; so do namespaces. Every process and namespace
+ends with this command, also when it is killed. Homes, keys and logs of the nodes lie in a temporary folder, infernet-*,
+that goes, too; only kill -9 leaves it."""
 
 
 @dataclass(frozen=True)
