@@ -120,8 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException as error:
         conversation.end_line()
         failed = innermost(error)
-        if arguments.peer is not None and isinstance(failed, NoAnswer):
-            raise failed.of_one() from None
+        if isinstance(failed, NoAnswer):
+            raise failed.told(asked_one=arguments.peer is not None, has_begun=conversation.tokens > 0) from None
         raise
     return conversation.finish()
 

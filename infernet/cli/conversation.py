@@ -52,16 +52,26 @@ SUCCESS: Final = ("stop", "length")
 class NoAnswer(Failure):
     """The question was not answered, or not to the end."""
 
-    def __init__(self, text: str, code: str | None, retry_after_ms: int = 0, *, advice: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        code: str | None,
+        retry_after_ms: int = 0,
+        *,
+        advice: str | None = None,
+        what: str = "no answer",
+    ) -> None:
         self._said = (text, code, retry_after_ms)
         advice = advice if advice is not None else ADVICE.get(code or "", "")
         wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
-        super().__init__(f"no answer: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
+        super().__init__(f"{what}: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
 
-    def of_one(self) -> NoAnswer:
-        """The same, for somebody who asked one provider and no other."""
+    def told(self, *, asked_one: bool, has_begun: bool) -> NoAnswer:
+        """The same, for somebody who asked one provider and no other, or who has read half an answer."""
         text, code, retry_after_ms = self._said
-        return NoAnswer(text, code, retry_after_ms, advice=ADVICE_FOR_ONE.get(code or ""))
+        advice = ADVICE_FOR_ONE.get(code or "") if asked_one else None
+        what = "the answer broke off" if has_begun else "no answer"
+        return NoAnswer(text, code, retry_after_ms, advice=advice, what=what)
 
 
 @dataclass

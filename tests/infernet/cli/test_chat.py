@@ -257,7 +257,7 @@ async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Captu
     async with running(node(ACCEPTED, PARIS, JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert (outcome.code, outcome.out) == (1, "Paris\n")
-    assert "no answer: it is gone" in outcome.complaint
+    assert "infernet: the answer broke off: it is gone" in outcome.complaint
 
 
 @pytest.mark.anyio
