@@ -131,6 +131,8 @@ class BeingReached:
     @property
     def advice(self) -> str:
         """One sentence for the owner; empty while nothing is known."""
+        if not self._config.p2p_enabled:
+            return "libp2p is off here, so only a coordinator's link carries jobs: --p2p turns it on"
         return self._learnt.advice
 
     def status(self) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class BeingReached:
         return {
             "reachability": self._learnt.reachability.name.lower(),
             "reached_at": self._learnt.address,
-            "advice": self._learnt.advice,
+            "advice": self.advice,
             "circuits": list(self._circuits),
             "relays_for_others": self.relays,
         }

@@ -13,6 +13,7 @@ from infernet.being_reached import BeingReached
 from infernet.config import Config
 from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
+from infernet.draining import Draining
 from infernet.driver import Driver
 from infernet.engines.contract import Engine
 from infernet.link_carrier import LinkCarrier
@@ -38,6 +39,7 @@ class Inspection:
         reached: BeingReached,
         discovery: Discovery,
         dht: Dht | None,
+        draining: Draining,
     ) -> None:
         self._config = config
         self._driver = driver
@@ -46,6 +48,7 @@ class Inspection:
         self._reached = reached
         self._discovery = discovery
         self._dht = dht
+        self._draining = draining
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -53,6 +56,7 @@ class Inspection:
         """What `infernet status --json` prints; every number is measured here and now."""
         statistics = self._driver.peer.statistics()
         engine = self._engine.statistics() if self._engine is not None else None
+        ourselves = self._driver.peer.directory.get(self._driver.peer.node)
         return {
             "version": infernet.__version__,
             "node_id": self._driver.peer.node.hex(),
@@ -83,6 +87,7 @@ class Inspection:
             if self.link is not None
             else None,
             "peers": statistics.connections,
+            "peers_known": statistics.records - (ourselves is not None),
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
             "dht": self._dht.status() if self._dht is not None else None,
@@ -92,6 +97,7 @@ class Inspection:
             "jobs_forwarded": self._forwarded() if self._config.forward else None,
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
+            "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,

@@ -114,6 +114,7 @@ class Node:
             reached=self._reached,
             discovery=self._discovery,
             dht=self._dht,
+            draining=self._draining,
         )
 
     # ------------------------------------------------------------ life

@@ -366,8 +366,10 @@ def _bounded(words: list[_Word], own_jobs: float, wall_ms: int) -> tuple[float, 
 
 def _estimate(own: _Mean, others: list[float], prior: float) -> float:
     """A mean of what we measured, what others did, and what is assumed of a stranger."""
-    total, weight = math.log(own.value) * own.weight + math.log(prior) * ASSUMED_WEIGHT, own.weight + ASSUMED_WEIGHT
     told = [value for value in others if value > 0]
+    if not own.weight and not told:
+        return prior  # to the last digit, by which others tell that nothing was measured
+    total, weight = math.log(own.value) * own.weight + math.log(prior) * ASSUMED_WEIGHT, own.weight + ASSUMED_WEIGHT
     if told:
         factor = min(max(median(told) / prior, 1 / OTHERS_SPEED_FACTOR_MAX), OTHERS_SPEED_FACTOR_MAX)
         total, weight = total + math.log(prior * factor) * ASSUMED_WEIGHT, weight + ASSUMED_WEIGHT

@@ -40,8 +40,9 @@ faults, joined by commas:
 A pair is NAME-NAME; * is everybody. On loopback a proxy before each node does this to its connections. In namespaces it
 is done to packets, so that real TCP meets it; dribble and cut are not there, and all behind one router share its line.
 
-Faults need root, to tell which process a connection comes from; so do namespaces. Everything ends with this command,
-also when it is killed. Homes, keys and logs of the nodes lie in a temporary folder and go, too."""
+Faults need root, to tell which process a connection comes from; so do namespaces. Every process and namespace
+ends with this command, also when it is killed. Homes, keys and logs of the nodes lie in a temporary folder, infernet-*,
+that goes, too; only kill -9 leaves it."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def parse(words: list[str]) -> Arguments:
     parser.add_argument(
         "--check", action="store_true", help="after all that, let every node ask every model, and end (1: one failed)"
     )
-    parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so many seconds")
+    parser.add_argument("--for", dest="for_s", type=_seconds, metavar="S", help="end after so many seconds")
     parser.add_argument("--json", action="store_true", help="print what happens as lines of JSON")
     parsed = parser.parse_args(words)
     arguments = Arguments(
@@ -185,10 +186,15 @@ def _complaint(arguments: Arguments) -> str:
 
 
 def _count(word: str) -> int:
-    number = int(word)
-    if not 1 <= number <= NODES_MAX:
+    if not word.isdecimal() or not 1 <= int(word) <= NODES_MAX:
         raise argparse.ArgumentTypeError(f"1 to {NODES_MAX} nodes")
-    return number
+    return int(word)
+
+
+def _seconds(word: str) -> float:
+    if re.fullmatch(r"\d+(?:\.\d+)?", word) is None:
+        raise argparse.ArgumentTypeError("a number of seconds, as 60")
+    return float(word)
 
 
 def _words(word: str) -> tuple[str, ...]:

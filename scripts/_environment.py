@@ -54,6 +54,14 @@ def run_main(main: Callable[[], int], name: str = "") -> int:
     except Failure as failure:
         print(f"{name or Path(sys.argv[0]).name}: {failure}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        # `sudo` on one day leaves files that the same person may not change the next day.
+        print(
+            f"{name or Path(sys.argv[0]).name}: cannot use {error.filename} (permission denied): another user has made "
+            "it, perhaps sudo: make it yours (chown), or run this as that user",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         return 130
 

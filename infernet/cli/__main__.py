@@ -44,7 +44,14 @@ INFERNET_HOME moves all files below one folder. INFERNET_DEBUG=1 shows what is b
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the verb that the command line names; gives the exit code: 0 done, 1 failed, 2 misused."""
+    """Run the verb that the command line names; gives the exit code: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    try:
+        return _main(words)
+    except KeyboardInterrupt:
+        return 130  # before there was anything to undo: while a verb is loaded and its words are read
+
+
+def _main(words: list[str] | None) -> int:
     words = sys.argv[1:] if words is None else words
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("-h", "--help", "help"):

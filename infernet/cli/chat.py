@@ -29,7 +29,8 @@ Ask a question. The answer streams to standard output as it is made; who served 
 error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
 
 Who is asked:
-  by default   any provider that the node running here knows, peer to peer; if none, its own engine
+  by default   any provider that the node running here knows, peer to peer; if none, its own engine, unless it
+               opens no port (--no-advertise, --no-p2p)
   --peer       this one node, peer to peer, also when no node runs here
   --via        the same, but through this aggregator, which passes on what it cannot read
   --remote     the coordinator's public chat, which sees question and answer"""
@@ -119,8 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException as error:
         conversation.end_line()
         failed = innermost(error)
-        if arguments.peer is not None and isinstance(failed, NoAnswer):
-            raise failed.of_one() from None
+        if isinstance(failed, NoAnswer):
+            raise failed.told(asked_one=arguments.peer is not None, has_begun=conversation.tokens > 0) from None
         raise
     return conversation.finish()
 
@@ -199,11 +200,16 @@ def _read_via(word: str | None, *, is_running: bool) -> str | None:
 
 def _own_engine(here: Config, model: str | None) -> str | None:
     """The loopback address of the node here when it is the only provider that it knows; else None."""
-    if any(_serves(peer, model) and not peer.get("ourselves") for peer in ipc.call(here.socket_path, "peers")):
+    if any(_serves(peer, model) and _may_answer(peer) for peer in ipc.call(here.socket_path, "peers")):
         return None
     status = ipc.call(here.socket_path, "status")
     addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
     return addresses[0] if addresses and _serves(status, model) else None
+
+
+def _may_answer(peer: dict[str, Any]) -> bool:
+    """Whether it is somebody else who has not said goodbye."""
+    return not peer.get("ourselves") and peer.get("availability") != "offline"
 
 
 def _serves(node: dict[str, Any], model: str | None) -> bool:

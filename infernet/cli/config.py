@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from infernet.cli.command import Misuse, warn
+from infernet.cli.command import Misuse
 from infernet.cli.output import print_json, print_table
-from infernet.cli.settings_flags import add_settings, load_config, settings_given
+from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running
 from infernet.config import save
-from infernet.lock import running_pid
 from infernet.settings import BY_NAME, as_plain
 
 USAGE: Final = "show|set [SETTINGS] [--json]"
@@ -48,8 +47,7 @@ def _set(arguments: argparse.Namespace) -> int:
         print_json({"file": str(config.config_file), "set": {name: as_plain(value) for name, value in values.items()}})
     else:
         print(f"Written to {config.config_file}.")
-    if running_pid(config.pid_file) is not None:
-        warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
+    warn_if_running(config)
     return 0
 
 

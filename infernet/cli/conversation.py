@@ -20,7 +20,7 @@ from protocol.formats.text import TerminalCleaner, clean_line
 ADVICE: Final = {
     "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, or try --remote",
     "no_model": "leave --model out, or choose one that `infernet peers` shows",
-    "not_free": "it answers free jobs only from keys that its owner allows: ask for yours to be added, or ask another",
+    "not_free": "ask its owner to --allow your key (the npub of `infernet status`), or ask another provider",
     "not_allowed": "ask its owner, or ask another provider",
     "price": "it wants to be paid, which this version cannot do: ask another provider",
     "lease": "it wants to be paid, which this version cannot do: ask another provider",
@@ -31,7 +31,7 @@ ADVICE: Final = {
     "too_large": "shorten the question",
     "stale": "set this machine's clock",
     "clock_skew": "set this machine's clock",
-    "no_route": "name another aggregator with --via, or ask directly",
+    "no_route": "ask again in a moment, or name an aggregator that reaches the provider with --via",
     "engine_unavailable": "its engine is down: try again in a moment, or ask another provider",
     "engine_failed": "try again, or ask another provider",
     "peer_lost": "ask again: another provider may answer",
@@ -52,16 +52,26 @@ SUCCESS: Final = ("stop", "length")
 class NoAnswer(Failure):
     """The question was not answered, or not to the end."""
 
-    def __init__(self, text: str, code: str | None, retry_after_ms: int = 0, *, advice: str | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        code: str | None,
+        retry_after_ms: int = 0,
+        *,
+        advice: str | None = None,
+        what: str = "no answer",
+    ) -> None:
         self._said = (text, code, retry_after_ms)
         advice = advice if advice is not None else ADVICE.get(code or "", "")
         wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
-        super().__init__(f"no answer: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
+        super().__init__(f"{what}: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
 
-    def of_one(self) -> NoAnswer:
-        """The same, for somebody who asked one provider and no other."""
+    def told(self, *, asked_one: bool, has_begun: bool) -> NoAnswer:
+        """The same, for somebody who asked one provider and no other, or who has read half an answer."""
         text, code, retry_after_ms = self._said
-        return NoAnswer(text, code, retry_after_ms, advice=ADVICE_FOR_ONE.get(code or ""))
+        advice = ADVICE_FOR_ONE.get(code or "") if asked_one else None
+        what = "the answer broke off" if has_begun else "no answer"
+        return NoAnswer(text, code, retry_after_ms, advice=advice, what=what)
 
 
 @dataclass

@@ -12,9 +12,8 @@ from infernet import identity
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
-from infernet.cli.settings_flags import add_settings, settings_given
+from infernet.cli.settings_flags import add_settings, settings_given, warn_if_running
 from infernet.config import Config, ConfigError, default_name, places, read_file, save, values_in
-from infernet.lock import running_pid
 from infernet.settings import BY_NAME, as_plain
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, npub, peer_id
@@ -250,8 +249,7 @@ def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: boo
         "coordinator_url": values.get("coordinator_url"),
         "coordinator_key": npub(coordinator) if coordinator is not None else None,
     }
-    if running_pid(here.pid_file) is not None:
-        warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
+    warn_if_running(here)
     if as_json:
         print_json(result)
         return

@@ -182,6 +182,9 @@ def _as_json(line: str, invite: Invite) -> dict[str, Any]:
 
 def _draw(line: str, shorter: str) -> None:
     """A picture of the line, or, on a terminal that is too small for it, of a shorter one."""
+    if not _has_blocks(sys.stdout.encoding):
+        warn(f"no picture: it cannot be drawn in {sys.stdout.encoding}: set a locale of UTF-8, such as LC_ALL=C.UTF-8")
+        return
     import segno
 
     # Capitals, so that the code can use its denser alphabet. A screen is not scratched: little correction is enough.
@@ -194,3 +197,12 @@ def _draw(line: str, shorter: str) -> None:
             return
     width, height = codes[-1].symbol_size(border=_QUIET_ZONE)
     warn(f"this terminal is too small for the picture: it needs {width} columns and {(height + 1) // 2 + 1} lines")
+
+
+def _has_blocks(encoding: str) -> bool:
+    """Whether it has the characters of which a picture is made: what it lacks would come out as question marks."""
+    try:
+        "█▄▀".encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

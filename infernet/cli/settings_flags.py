@@ -10,6 +10,7 @@ from typing import Final
 from infernet import identity
 from infernet.cli.command import warn
 from infernet.config import Config, LoadedConfig, load, save, values_in
+from infernet.lock import running_pid
 from infernet.settings import BY_NAME, SETTINGS
 from protocol.envelope import SigningKey
 
@@ -65,6 +66,13 @@ def keep_choices(config: Config, arguments: argparse.Namespace) -> None:
         save(config.config_file, changed, keep=True)
         words = ", ".join(as_flags(changed))
         print(f"infernet: {words} is kept in {config.config_file} and holds for all commands", file=sys.stderr)
+        warn_if_running(config)
+
+
+def warn_if_running(config: Config) -> None:
+    """Say that a node goes on with the settings that it was started with: an open port stays open."""
+    if running_pid(config.pid_file) is not None:
+        warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
 
 
 def load_config(arguments: argparse.Namespace) -> LoadedConfig:

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"running": True, **status})
         return 0
     print(f"{status['name']} ({status['role']}) has been running for {duration(status['uptime_s'])}")
+    if status.get("ends_in_s") is not None:
+        print(f"It is ending: it takes no new jobs, and waits {status['ends_in_s']:.0f} s at most for those that run.")
     print_fields(fields_of(status, config))
     return 0
 
@@ -69,7 +71,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",
         ),
         ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
-        ("peers", f"{status.get('peers', 0)} connected, {status.get('records', 0)} known"),
+        ("peers", f"{status.get('peers', 0)} connected, {status.get('peers_known', 0)} known"),
         ("heard of from", _discovered(status.get("discovered") or {})),
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),

@@ -138,7 +138,9 @@ def verify(path: Path, sha256: bytes) -> None:
         )
 
 
-_HOW_TO_GET: Final = "run `infernet model pull`, or configure the path of a model that you have"
+_HOW_TO_GET: Final = (
+    "run `infernet model pull`, give the path of a model that you have (--model), or only ask others (--role client)"
+)
 
 
 def _marker(path: Path) -> Path:

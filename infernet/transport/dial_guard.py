@@ -79,7 +79,7 @@ class DialGuard:
         found = [literal] if literal is not None else await self._look_up(address.host)
         allowed = [ip for ip in found if is_free or is_globally_routable(ip)]
         if not allowed:
-            raise AddressRefused("it is no address of the Internet, and was not given by the owner of this node")
+            raise AddressRefused("it is no address of the Internet: --allow-private, an invite or --peers permits it")
         return allowed
 
     async def _look_up(self, name: str) -> list[IpAddress]:

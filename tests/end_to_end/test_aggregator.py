@@ -103,5 +103,5 @@ def test_a_provider_that_is_killed_behind_an_aggregator_leaves_no_answer_that_lo
             os.kill(process.pid, signal.SIGKILL)
             _, complaint = chat.communicate(timeout=60)
             assert chat.returncode == 1
-            assert b"no answer" in complaint
+            assert b"the answer broke off" in complaint
             assert aggregator.run("status", "--json").json["jobs_forwarded"]["active"] == 0

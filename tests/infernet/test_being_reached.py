@@ -74,6 +74,14 @@ def test_circuits_come_after_direct_addresses_and_within_the_limit() -> None:
     assert len(reached.advertised()) == HEARTBEAT_ADDRESSES_MAX
 
 
+def test_who_has_no_libp2p_is_told_that_and_nothing_about_ports() -> None:
+    reached = being_reached(p2p_enabled=False)
+    reached.observe(learnt(Reachability.UNKNOWN))
+    for advice in (reached.advice, reached.status()["advice"]):
+        assert "--p2p turns it on" in advice
+    assert being_reached().status()["advice"] == ""
+
+
 def test_who_hides_publishes_nothing_whatever_was_learnt() -> None:
     reached = being_reached(advertise=False)
     reached.observe(learnt(Reachability.REACHED, PUBLIC))

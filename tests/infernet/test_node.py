@@ -87,7 +87,9 @@ async def test_a_node_that_drains_finishes_what_runs_and_then_ends() -> None:
             async for event in answer:
                 events.append(event)
                 if isinstance(event, JobText) and event.output_tokens == 5:
+                    assert provider.status()["ends_in_s"] is None
                     provider.drain(30.0)
+                    assert 29 < provider.status()["ends_in_s"] <= 30
                     refused = (await ask(client, question(provider=provider.node_id)))[-1]
                     assert isinstance(refused, JobFailed)
                     assert refused.code is Refusal.DRAINING

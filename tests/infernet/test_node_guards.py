@@ -129,6 +129,6 @@ async def test_a_configured_peer_is_dialled_wherever_it_is_and_others_are_not() 
             await eventually(lambda: asker.status()["peers"] == 1)
             stranger = transport_of(key_of(4), listens=False, allow_private=False)
             await nursery.start(stranger.run, Deaf())
-            with pytest.raises(DialFailed, match="no address of the Internet"):
+            with pytest.raises(DialFailed, match="no address of the Internet: --allow-private"):
                 await stranger.dial(node.node_id, [address])
             nursery.cancel_scope.cancel()

@@ -66,6 +66,13 @@ def test_jobs_count_and_refusals_do_not() -> None:
     assert known.account(P, M, NOW_MS).refused == 1
 
 
+def test_jobs_that_measured_nothing_leave_the_assumed_speed_as_it_was() -> None:
+    for known in (experienced(bad=1), Reputation(OURS)):
+        known.refused(P, M, NOW_MS)
+        standing = known.standing(P, M, NOW_MS)
+        assert (standing.first_token_s, standing.tokens_per_s) == (STRANGER.first_token_s, STRANGER.tokens_per_s)
+
+
 def test_silence_is_a_failure_that_is_counted_apart() -> None:
     known = experienced(8)
     known.was_silent(P, M, NOW_MS)

@@ -34,6 +34,10 @@ def test_faults_and_kills_name_pairs_and_times() -> None:
     assert arguments.kills == (("n1", 7.0),)
 
 
+def test_it_may_end_by_itself() -> None:
+    assert (parse(["3"]).for_s, parse(["3", "--for", "2.5"]).for_s) == (None, 2.5)
+
+
 def test_routers_come_with_namespaces() -> None:
     arguments = parse(["7", "--nat", "n3", "--nat", "n6,n7"])
     assert arguments.namespaces
@@ -44,6 +48,7 @@ def test_routers_come_with_namespaces() -> None:
     ("words", "complaint"),
     [
         (["0"], "nodes"),
+        (["many"], "1 to 200 nodes"),
         ([str(NODES_MAX + 1)], "nodes"),
         (["3", "--providers", "4"], "more than N"),
         (["3", "--providers", "0"], "n1 must be"),
@@ -54,6 +59,8 @@ def test_routers_come_with_namespaces() -> None:
         (["3", "--serve", "n1=a"], "--serve goes with --paced"),
         (["3", "--kill", "n9@1"], "there is no node 'n9'"),
         (["3", "--kill", "n1"], "a name and a second"),
+        (["3", "--for", "-1"], "a number of seconds"),
+        (["3", "--for", "nan"], "a number of seconds"),
         (["3", "--nat", "n1"], "n1 cannot be behind"),
         (["3", "--nat", "n2", "--nat", "n2,n3"], "one router only"),
         (["3", "--fault", "n1"], "a pair and its faults"),

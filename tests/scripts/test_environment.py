@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_a_failure_is_one_line_and_exit_status_one(capsys: pytest.CaptureFixture
 
     assert run_main(main) == 1
     assert capsys.readouterr().err == f"{Path(sys.argv[0]).name}: this happened: do that\n"
+
+
+def test_what_another_user_made_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/.venv")
+
+    assert run_main(main, "up") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("up: cannot use /somewhere/.venv (permission denied): ")
+    assert "chown" in line
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,11 +235,29 @@ async def test_nobody_answering_is_exit_code_1_with_reason_and_way_out(
 
 
 @pytest.mark.anyio
+async def test_who_is_not_allowed_free_jobs_hears_so_once_and_how_that_changes(home: Home, capsys: Capture) -> None:
+    refused = JobFailed(JOB, Refusal.NOT_FREE, "this node runs free jobs only for those its owner knows")
+    async with running(node(refused), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert outcome.complaint.count("free jobs") == 1
+    assert "--allow" in outcome.complaint
+    assert "infernet status" in outcome.complaint
+
+
+@pytest.mark.anyio
+async def test_who_named_no_aggregator_is_not_sent_to_another_one(home: Home, capsys: Capture) -> None:
+    async with running(node(JobFailed(JOB, Refusal.NO_ROUTE, "the aggregator does not pass it on")), home.config):
+        outcome = await invoke_beside(capsys, "chat", "Hi")
+    assert "ask again in a moment, or name an aggregator" in outcome.complaint
+    assert "another aggregator" not in outcome.complaint
+
+
+@pytest.mark.anyio
 async def test_an_answer_that_breaks_off_is_no_success(home: Home, capsys: Capture) -> None:
     async with running(node(ACCEPTED, PARIS, JobFailed(JOB, Refusal.PEER_LOST, "it is gone")), home.config):
         outcome = await invoke_beside(capsys, "chat", "Hi")
     assert (outcome.code, outcome.out) == (1, "Paris\n")
-    assert "no answer: it is gone" in outcome.complaint
+    assert "infernet: the answer broke off: it is gone" in outcome.complaint
 
 
 @pytest.mark.anyio
@@ -321,6 +339,8 @@ async def test_ctrl_c_cancels_the_job_and_ends_with_130(home: Home, when: str) -
         ([known_provider(models=[])], None, ["tiny-135m"], [ADDRESS], True),
         ([known_provider()], None, ["tiny-135m"], [ADDRESS], False),
         ([known_provider()], "big", ["big"], [ADDRESS], True),
+        ([known_provider(availability="offline")], None, ["tiny-135m"], [ADDRESS], True),
+        ([known_provider(availability="offline"), known_provider()], None, ["tiny-135m"], [ADDRESS], False),
         ([], "big", ["tiny-135m"], [ADDRESS], False),
         ([], None, [], [ADDRESS], False),
         ([], None, ["tiny-135m"], [], False),

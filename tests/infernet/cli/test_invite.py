@@ -163,10 +163,10 @@ def test_a_picture_needs_a_terminal(home: Home, capsys: pytest.CaptureFixture[st
         assert (outcome.code, outcome.complaint) == (2, "infernet: --qr draws on a terminal: leave it out here")
 
 
-def on_a_terminal(home: Home, columns: int, lines: int) -> str:
+def on_a_terminal(home: Home, columns: int, lines: int, encoding: str = "utf-8") -> str:
     """What `infernet invite --qr` shows on a terminal of this size."""
     ours, its = pty.openpty()
-    environ = home.environment(COLUMNS=str(columns), LINES=str(lines), PYTHONIOENCODING="utf-8")
+    environ = home.environment(COLUMNS=str(columns), LINES=str(lines), PYTHONIOENCODING=encoding)
     with os.fdopen(ours, "rb", buffering=0) as screen:
         process = subprocess.Popen(home.command("invite", "--qr"), stdout=its, stderr=its, env=environ)
         os.close(its)
@@ -190,3 +190,10 @@ def test_the_picture_fits_the_terminal_or_is_not_drawn(home: Home, tmp_path: Pat
     *line, complaint = on_a_terminal(home, 30, 40).splitlines()
     assert len(line) == 1
     assert complaint.startswith("infernet: warning: this terminal is too small for the picture: it needs ")
+
+
+def test_where_a_picture_would_be_question_marks_the_line_stands_alone(home: Home) -> None:
+    assert home.run("init", "--yes", "--address", "node.example.org").code == 0
+    line, complaint = on_a_terminal(home, 80, 40, "ascii").splitlines()
+    assert line.startswith("infernet:")
+    assert complaint.startswith("infernet: warning: no picture: it cannot be drawn in ascii: set a locale of UTF-8")

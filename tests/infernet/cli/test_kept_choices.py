@@ -75,6 +75,7 @@ def test_it_is_kept_even_when_the_node_runs_already(made: Home) -> None:
         outcome = made.run("start", "--no-advertise")
         assert outcome.code == 1
         assert "a node is running already" in outcome.err or "already" in outcome.complaint
+        assert "for the changes to take effect" in outcome.err, "its port is still open"
     assert kept(made)["advertise"] is False
 
 

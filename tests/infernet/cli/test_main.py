@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+from types import ModuleType
 
 import pytest
 
 import infernet
 from infernet.cli.__main__ import HIDDEN, VERBS
-from tests.helpers_cli import Home, invoke
+from tests.helpers_cli import Home, Outcome, invoke
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["help", "nonsense"]])
@@ -71,6 +72,16 @@ def test_a_flag_that_does_not_exist_is_one_line_and_exit_code_2(
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.count("\n") == 1
     assert f"(see infernet {words[0]} --help)" in outcome.err
+
+
+def test_ctrl_c_while_a_verb_is_loaded_is_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_name: str) -> ModuleType:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert invoke(capsys, "status") == Outcome(130, "", "")
 
 
 def test_a_process_with_closed_streams_does_not_break(home: Home) -> None:

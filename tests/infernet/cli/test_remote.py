@@ -187,7 +187,7 @@ def test_an_error_of_the_job_is_told(ask: Any) -> None:
     stream = [*ANSWER[:4], frame(9, "error", {"message": "the provider\nleft", "code": "peer_lost"})]
     outcome = ask(FakeCoordinator(streams=[stream]))
     assert (outcome.code, outcome.out) == (1, "Par\n")
-    assert "no answer: the provider left; ask again" in outcome.complaint
+    assert "the answer broke off: the provider left; ask again" in outcome.complaint
 
 
 def test_a_refusal_is_told_with_the_coordinators_own_hint(ask: Any) -> None:

@@ -1,4 +1,4 @@
-"""How `infernet status` says in words whether this node is reached."""
+"""infernet/cli/status.py: what a node says of itself, in words."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import pytest
 
 from infernet.cli.status import fields_of
 from infernet.config import Config
+from tests.helpers_cli import Home, invoke_beside, running
+from tests.helpers_ipc import FakeNode
+
+NOWHERE = Path("/nonexistent")
+CONFIG = Config(config_dir=NOWHERE, state_dir=NOWHERE, data_dir=NOWHERE)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,21 @@ from infernet.config import Config
     ],
 )
 def test_reachability_in_words(reached: dict[str, Any] | None, words: str) -> None:
-    nowhere = Path("/nonexistent")
-    config = Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere)
-    assert dict(fields_of({"reached": reached}, config))["reached"] == words
+    assert dict(fields_of({"reached": reached}, CONFIG))["reached"] == words
+
+
+def test_this_node_is_not_among_those_it_knows() -> None:
+    status = {"peers": 0, "peers_known": 0, "records": 1}
+    assert dict(fields_of(status, CONFIG))["peers"] == "0 connected, 0 known"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("ends_in_s", "is_told"), [(None, False), (27.3, True)])
+async def test_a_node_that_drains_says_so(
+    home: Home, capsys: pytest.CaptureFixture[str], ends_in_s: float | None, is_told: bool
+) -> None:
+    node = FakeNode()
+    node.state |= {"role": "provider", "uptime_s": 3.0, "ends_in_s": ends_in_s}
+    async with running(node, home.config):
+        outcome = await invoke_beside(capsys, "status")
+    assert (outcome.code, "It is ending" in outcome.out, "27 s at most" in outcome.out) == (0, is_told, is_told)
