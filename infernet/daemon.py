@@ -29,7 +29,7 @@ from protocol.records import ChatMessage
 
 log = structlog.get_logger(__name__)
 
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RunNode(Protocol):
@@ -77,7 +77,9 @@ class _Stop:
         self._scope = scope
 
     async def on_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.open_signal_receiver(*_SIGNALS) as received:
+        # The end of a terminal ends a node in its foreground like any other stop, unless `nohup` has said otherwise.
+        signals = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        with trio.open_signal_receiver(*signals) as received:
             task_status.started()
             count = 0
             async for number in received:

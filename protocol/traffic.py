@@ -147,10 +147,11 @@ class Traffic:
         return self._asking.on_message(number, message, now)
 
     def _on_fault(self, number: StreamId, stream: Stream, fault: Fault, now: Now) -> list[Effect]:
-        reason = f"the peer reported a fault, code {fault.code}"
+        code = refusal_from_code(fault.code)
+        reason = f"the peer reported a fault: {code.name.lower()}"
         return [
             Note("peer.fault", stream.peer, f"code {fault.code}"),
-            *self.lose_stream(number, refusal_from_code(fault.code), reason, now),
+            *self.lose_stream(number, code, reason, now),
             ResetStream(number, reason),
         ]
 

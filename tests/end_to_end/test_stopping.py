@@ -101,10 +101,11 @@ async def test_a_limit_that_is_too_short_cuts_the_job_and_the_answer_goes_on_els
         assert "node.not_drained" in cluster[question.provider].log.read_text()
 
 
-async def test_the_first_sigterm_waits_and_the_second_does_not() -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+async def test_the_first_signal_waits_and_the_second_does_not(first: signal.Signals) -> None:
     async with under_way() as (cluster, question):
         node = cluster[question.provider]
-        node.send_signal(signal.SIGTERM)
+        node.send_signal(first)
         await until(lambda: "node.draining" in node.log.read_text(), "it has heard", SOON_S)
         assert jobs_running(cluster, question.provider) == 1
         node.send_signal(signal.SIGTERM)
