@@ -327,7 +327,9 @@ def test_the_engine_process_ends_when_the_node_is_killed(starter_model_path: Pat
         import sys, trio
         from pathlib import Path
         from infernet.engines.isolated import IsolatedEngine
-        from protocol.events import EngineText, RunEngine, RunId
+        from protocol.effects import RunEngine
+        from protocol.events import EngineText
+        from protocol.ids import RunId
         from protocol.records import JobRequest, Kind
         from tests.helpers_engine import GREEDY
         from tests.infernet.engines.conftest import starter_config
