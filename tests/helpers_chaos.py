@@ -62,6 +62,7 @@ class Chaos:
     lull_s_max: float = 8.0
     _is_asking: bool = True
     _kills: Counter[str] = field(default_factory=Counter)
+    _killed: set[str] = field(default_factory=set)
 
     # ------------------------------------------------------------ load
 
@@ -114,6 +115,8 @@ class Chaos:
     async def heal(self) -> None:
         """Everything as it should be: fair weather, right clocks, all nodes up."""
         cluster = self.cluster
+        for node in cluster.network.all.values():
+            assert node.is_running or node.name in self._killed, f"{node.name} ended by itself: {node.last_words()}"
         cluster.heal()
         for node in self.frozen:
             node.send_signal(signal.SIGCONT)
@@ -135,6 +138,7 @@ class Chaos:
         node = self.rng.choice(candidates)
         self.faults["kill -9"] += 1
         self._kills[node.name] += 1
+        self._killed.add(node.name)
         await self.cluster.network.kill(node)
         await trio.sleep(self._lull_s())
         await self._revive(node)
@@ -147,6 +151,7 @@ class Chaos:
             kills = self._kills[node.name]
             try:
                 await self.cluster.network.start(node)
+                self._killed.discard(node.name)
             except Failure:
                 # Whoever killed it again while it started brings it back.
                 if self._kills[node.name] == kills:
