@@ -57,7 +57,6 @@ class Chaos:
     spared: frozenset[str]
     asked: list[Asked] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    frozen: list[NodeProcess] = field(default_factory=list)
     healed_at_s: float = 0.0
     lull_s_max: float = 8.0
     _is_asking: bool = True
@@ -118,8 +117,6 @@ class Chaos:
         for node in cluster.network.all.values():
             assert node.is_running or node.name in self._killed, f"{node.name} ended by itself: {node.last_words()}"
         cluster.heal()
-        for node in self.frozen:
-            node.send_signal(signal.SIGCONT)
         for node in cluster.running:
             await node.insides(do="clock", offset_ms=0)
         async with trio.open_nursery() as nursery:
@@ -160,11 +157,12 @@ class Chaos:
     async def _freeze(self) -> None:
         node = self.rng.choice(self.cluster.running)
         self.faults["freeze"] += 1
-        self.frozen.append(node)
         node.send_signal(signal.SIGSTOP)
-        await trio.sleep(self._lull_s())
-        node.send_signal(signal.SIGCONT)
-        self.frozen.remove(node)
+        try:
+            await trio.sleep(self._lull_s())
+        finally:
+            # Also when the storm is over: somebody may wait for it to be up.
+            node.send_signal(signal.SIGCONT)
 
     async def _partition(self) -> None:
         names = list(self.cluster.network.all)
