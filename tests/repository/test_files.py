@@ -85,6 +85,17 @@ def test_the_pattern_for_machine_paths_sees_paths_and_spares_addresses() -> None
     assert not MACHINE_PATH.search("docs/work/plan.md")
 
 
+def test_no_page_waits_to_be_written() -> None:
+    """A word in capitals alone on a line stands where something is still to come."""
+    waiting = [
+        place(path, text, match.start())
+        for path in tracked()
+        if path.suffix == ".md" and (text := text_of(path)) is not None
+        for match in re.finditer(r"^[A-Z]{4,}$", text, re.MULTILINE)
+    ]
+    assert not waiting, waiting
+
+
 def test_every_module_says_what_it_is_for() -> None:
     silent = [
         str(path.relative_to(ROOT))
