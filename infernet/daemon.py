@@ -14,12 +14,12 @@ import trio
 
 import infernet
 from infernet import ipc_server
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
 from infernet.ipc_server import DRAIN_LIMIT_S, ChatRequest, Handlers, JoinRequest
 from infernet.node import Node, run_node
 from infernet.own_addresses import peer_of
-from infernet.questions import AskOptions
 from infernet.settings import read_node, read_peer
 from protocol.effects import JobEvent
 from protocol.envelope import SigningKey

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 import infernet
+from infernet.answers import Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
 from infernet.config import Config
@@ -36,7 +37,6 @@ from infernet.inspection import Inspection
 from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
 from infernet.own_addresses import peer_of, uses_local_network
-from infernet.questions import AskOptions, Questions
 from infernet.store import Store
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
@@ -99,7 +99,7 @@ class Node:
         peer = Peer(settings, key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
-        self._questions = Questions(self.driver)
+        self._answers = Answers(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
@@ -291,7 +291,7 @@ class Node:
         """
         if self._draining.has_begun:
             raise LocalProtocolError("this node is stopping and takes no new questions")
-        return self._questions.ask(options)
+        return self._answers.ask(options)
 
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
@@ -314,7 +314,7 @@ class Node:
         elif isinstance(effect, Drained):
             self._draining.drained()
         else:
-            self._questions.answer(effect)
+            self._answers.deliver(effect)
 
     # ------------------------------------------------------------ what people ask about it
 

@@ -16,9 +16,9 @@ import psutil
 import trio
 
 from infernet import ipc
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.node import Node, client_node
-from infernet.questions import AskOptions
 from protocol.effects import JobDone, JobEvent, JobText
 from protocol.envelope import SigningKey
 from protocol.records import ChatMessage, Role

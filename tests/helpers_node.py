@@ -9,10 +9,10 @@ from pathlib import Path
 
 import trio
 
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.engines.contract import Engine
 from infernet.node import Node
-from infernet.questions import AskOptions
 from infernet.store import Store
 from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS

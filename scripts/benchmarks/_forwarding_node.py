@@ -22,11 +22,11 @@ from typing import Any, Final
 import trio
 from _relay_worker import Stream, ask_all, question, run, say, serve
 
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.driver import wall_ms
 from infernet.node import AGENT, Node
 from infernet.own_addresses import peer_of
-from infernet.questions import AskOptions
 from infernet.transport.contract import ConnectionInfo
 from infernet.transport.contract import Stream as Carried
 from infernet.transport.libp2p_host import Libp2pTransport

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 from _relay_worker import Stream, ask_all, question, run, say, serve
 
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.node import Node, client_node
 from infernet.own_addresses import peer_of
-from infernet.questions import AskOptions
 from protocol.constants import JOB_STREAMS_PER_PEER_MAX
 from protocol.effects import JobDone, JobFailed, JobText
 from protocol.envelope import SigningKey

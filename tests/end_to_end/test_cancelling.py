@@ -17,8 +17,8 @@ import pytest
 import trio
 from rich.console import Console
 
+from infernet.answers import AskOptions
 from infernet.node import Node
-from infernet.questions import AskOptions
 from protocol.effects import JobAccepted, JobText
 from protocol.records import ChatMessage
 from tests.helpers_end_to_end import JOB_S, NodeProcess, asker

@@ -16,9 +16,9 @@ import pytest
 import trio
 
 from infernet import identity, ipc
+from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.node import Node, client_node
-from infernet.questions import AskOptions
 from infernet.transport.addresses import parse_tcp
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.libp2p_library import Identity

@@ -14,9 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from infernet import log
+from infernet.answers import AskOptions
 from infernet.engines.contract import Report
 from infernet.node import Node
-from infernet.questions import AskOptions
 from infernet.store import Store
 from protocol import events as e
 from protocol.effects import Effect, JobAccepted, JobDone, JobFailed, JobText, RunEngine

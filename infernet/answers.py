@@ -1,4 +1,4 @@
-"""Questions of this node's user: each is a job, and what becomes of it comes to whoever asked."""
+"""Answers to the questions of this node's user: each is a job, and what becomes of it comes to whoever asked."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class AskOptions:
         return structs.replace(sampling, top_p_milli=round(self.top_p * 1000))
 
 
-class Questions:
-    """Those that are under way."""
+class Answers:
+    """Those that are awaited."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._answers: dict[JobId, trio.MemorySendChannel[JobEvent]] = {}
+        self._waiting: dict[JobId, trio.MemorySendChannel[JobEvent]] = {}
 
     @asynccontextmanager
     async def ask(self, options: AskOptions) -> AsyncIterator[AsyncIterator[JobEvent]]:
@@ -82,28 +82,28 @@ class Questions:
             options.via,
         )
         send, receive = trio.open_memory_channel[JobEvent](ANSWER_EVENTS_MAX)
-        self._answers[job] = send
+        self._waiting[job] = send
         try:
             self._driver.command(ask)
             async with receive:
                 yield receive
         finally:
-            if self._answers.pop(job, None) is not None:
+            if self._waiting.pop(job, None) is not None:
                 self._driver.post(StopAsking(job))
 
-    def answer(self, event: JobEvent) -> None:
+    def deliver(self, event: JobEvent) -> None:
         """Something happened to a job: tell whoever asked, if they are still there."""
-        send = self._answers.get(event.job)
+        send = self._waiting.get(event.job)
         if send is None:
             return
         try:
             send.send_nowait(event)
         except trio.WouldBlock:
             # The reader stands still: its job is stopped, and its iterator ends where the queue does.
-            del self._answers[event.job]
+            del self._waiting[event.job]
             self._driver.post(StopAsking(event.job, Refusal.SLOW_READER))
             send.close()
             return
         if isinstance(event, (JobDone, JobFailed)):
-            del self._answers[event.job]
+            del self._waiting[event.job]
             send.close()

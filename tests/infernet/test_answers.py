@@ -58,7 +58,7 @@ async def test_an_impossible_request_is_refused_on_the_spot() -> None:
 
 
 async def test_a_reader_that_stands_still_loses_its_own_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infernet.questions.ANSWER_EVENTS_MAX", 4)
+    monkeypatch.setattr("infernet.answers.ANSWER_EVENTS_MAX", 4)
     async with world() as w:
         provider, paced, client = await pair(w, tokens_per_s=100)
         async with client.ask(question()) as stalled:
