@@ -22,6 +22,8 @@ MAX_TOKENS_DEFAULT: Final = 512
 TEMPERATURE_DEFAULT: Final = 0.7
 TIMEOUT_S_DEFAULT: Final = 600.0
 QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
+# What is said when nobody is there who could answer.
+NOBODY_REACHED: Final = frozenset({"no_provider", "peer_lost", "no_route"})
 
 USAGE: Final = "[QUESTION] [--peer MULTIADDR | --remote] [--via MULTIADDR] [OPTIONS]"
 DESCRIPTION: Final = """\
@@ -29,8 +31,8 @@ Ask a question. The answer streams to standard output as it is made; who served 
 error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
 
 Who is asked:
-  by default   any provider that the node running here knows, peer to peer; if none, its own engine, unless it
-               opens no port (--no-advertise, --no-p2p)
+  by default   any provider that the node running here knows, peer to peer; if none is reached, its own engine,
+               unless it opens no port (--no-advertise, --no-p2p)
   --peer       this one node, peer to peer, also when no node runs here
   --via        the same, but through this aggregator, which passes on what it cannot read
   --remote     the coordinator's public chat, which sees question and answer"""
@@ -170,12 +172,7 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
         return (_through_node(here, peer, via) if is_running else _directly(peer, via, _own_key(here))), route
     if not is_running:
         raise Failure(_nobody_to_ask(), code="daemon-unreachable")
-    own = _own_engine(here, arguments.model)
-    if own is not None:
-        print("infernet: no other provider is known; asking this node's own engine", file=sys.stderr)
-        # A node never sends a job to itself, so somebody without a name asks it, over loopback.
-        return _directly(own, None, identity.generate()), "self"
-    return _through_node(here, None, None), "node"
+    return _through_node_or_itself(here, arguments.model), "node"
 
 
 def _read_peer(flag: str, word: str | None) -> str | None:
@@ -198,10 +195,34 @@ def _read_via(word: str | None, *, is_running: bool) -> str | None:
     return word
 
 
+def _through_node_or_itself(here: Config, model: str | None) -> Ask:
+    """Whoever the node here chooses; when it knows or reaches nobody else, its own engine, if it can be asked."""
+    asked_by_node = _through_node(here, None, None)
+
+    def ask_itself(own: str, why: str, question: Question, conversation: Conversation) -> None:
+        print(f"infernet: no other provider {why}; asking this node's own engine", file=sys.stderr)
+        conversation.route = "self"
+        # A node never sends a job to itself, so somebody without a name asks it, over loopback.
+        _directly(own, None, identity.generate())(question, conversation)
+
+    def ask(question: Question, conversation: Conversation) -> None:
+        own = _own_engine(here, model)
+        others = [peer for peer in ipc.call(here.socket_path, "peers") if _serves(peer, model) and _may_answer(peer)]
+        if own is not None and not others:
+            ask_itself(own, "is known", question, conversation)
+            return
+        try:
+            asked_by_node(question, conversation)
+        except NoAnswer as failed:
+            if own is None or conversation.tokens or failed.details["code"] not in NOBODY_REACHED:
+                raise
+            ask_itself(own, "was reached", question, conversation)
+
+    return ask
+
+
 def _own_engine(here: Config, model: str | None) -> str | None:
-    """The loopback address of the node here when it is the only provider that it knows; else None."""
-    if any(_serves(peer, model) and _may_answer(peer) for peer in ipc.call(here.socket_path, "peers")):
-        return None
+    """The loopback address of the node here when it serves the model and can be asked there; else None."""
     status = ipc.call(here.socket_path, "status")
     addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
     return addresses[0] if addresses and _serves(status, model) else None

@@ -110,7 +110,8 @@ class Conversation:
     """Takes what happens to a question, prints the answer, and keeps account."""
 
     def __init__(self, route: str, *, as_json: bool) -> None:
-        self._route = route
+        #: By which way it is asked; told with the result.
+        self.route = route
         self._as_json = as_json
         self._cleaner = TerminalCleaner()
         self._text: list[str] = []
@@ -213,7 +214,7 @@ class Conversation:
             "first_token_s": None if first_s is None else round(first_s, 3),
             "duration_s": round(self._last_at_s - self._asked_at_s, 3),
             "tokens_per_s": self._tokens_per_s(),
-            "route": self._route,
+            "route": self.route,
             "via": self._accepted.get("via"),
             "served": done.get("served"),
         }

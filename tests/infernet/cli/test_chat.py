@@ -367,6 +367,30 @@ async def test_a_node_that_knows_no_other_provider_asks_its_own_engine(
     assert len(fake.requests) == (0 if asks_itself else 1)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("code", "has_begun", "asks_itself"),
+    [
+        (Refusal.PEER_LOST, False, True),
+        (Refusal.NO_PROVIDER, False, True),
+        (Refusal.PEER_LOST, True, False),
+        (Refusal.NOT_FREE, False, False),
+    ],
+)
+async def test_a_node_that_reaches_no_other_provider_asks_its_own_engine(
+    home: Home, capsys: Capture, code: Refusal, has_begun: bool, asks_itself: bool
+) -> None:
+    failed = JobFailed(JOB, code, "cannot be reached")
+    fake = node(*([ACCEPTED, PARIS] if has_begun else []), failed)
+    fake.known = [known_provider()]
+    fake.state |= {"models": ["tiny-135m"], "addresses": [ADDRESS]}
+    async with running(fake, home.config):
+        outcome = await invoke_beside(capsys, "chat", "--timeout", "1", "Hi")
+    assert outcome.code == 1
+    assert len(fake.requests) == 1
+    assert ("no other provider was reached; asking this node's own engine" in outcome.err) is asks_itself
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_model_path: Path) -> None:
