@@ -21,6 +21,7 @@ from libp2p import new_host
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.custom_types import TProtocol
+from libp2p.host.autonat import AutoNATService
 from libp2p.host.exceptions import StreamFailure
 from libp2p.host.ping import ID as PING
 from libp2p.host.ping import perform_ping_roundtrip
@@ -178,6 +179,13 @@ class _Hosts:
         """Learn an address of somebody, and do nothing about it."""
         self._hosts[host].get_peerstore().add_addrs(ID.from_string(peer), [Multiaddr(address)], 3600)
         return True
+
+    async def dial_back(self, server: int, client: int, address: str) -> object:
+        """What the server of AutoNAT says of this address of a client that is connected to it; 0: reached."""
+        AutoNATService(self._hosts[server])
+        asking = AutoNATService(self._hosts[client], serve=False)
+        status, _ = await asking.query_server(self._hosts[server].get_id(), [Multiaddr(address).to_bytes()])
+        return status
 
     async def close(self, host: int) -> object:
         """Close the host; the seconds that this takes."""

@@ -29,17 +29,6 @@ def address_of(listener: trio.SocketListener) -> str:
     return f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
 
 
-async def test_a_standing_connection_proves_nothing() -> None:
-    async with relay_world() as world:
-        left, right = node(1), node(2, listens=False)
-        left_handler = await world.run(left)
-        await world.run(right)
-        await right.dial(left.node_id, left.addresses())
-        await eventually(lambda: left_handler.infos)
-        assert await tried(left, right.node_id, NOBODY) is Reachability.NOT_REACHED
-        assert left.peers() == [right.node_id], "the standing connection is not touched"
-
-
 async def test_whoever_answers_is_reached_and_the_connection_is_closed_again() -> None:
     async with relay_world() as world:
         left, right = node(1), node(2)

@@ -35,7 +35,10 @@ from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.ids import NodeId, peer_id
 from protocol.messages import Digest
+from protocol.records import Reachability
 from tests.helpers_node import config_of_nobody, key_of
+from tests.helpers_relay import node as relay_node
+from tests.helpers_relay import relay_world
 from tests.helpers_stock_libp2p import GOSSIPSUB, StockHost
 from tests.helpers_transport import (
     ECHO,
@@ -385,6 +388,31 @@ async def test_fault_13_nobody_is_dialled_because_of_what_others_say(shared_stoc
             await node.disconnect(handler.infos[0].peer)
             await eventually(lambda: not node.peers())
             assert dialled == []
+
+
+# ---------------------------------------------------------------- 14: everybody is reached, says a dial-back
+
+NOBODY = "/ip4/127.0.0.1/tcp/1025"
+
+
+@pytest.mark.slow
+async def test_fault_14_a_stock_host_reaches_an_address_where_nobody_listens(own_stock: StockHost) -> None:
+    server, address = await start_stock(own_stock)
+    client = (await own_stock.ask(op="start", seed=STOCK + 2))["host"]
+    bare = address.partition("/p2p/")[0]
+    assert "seconds" in await own_stock.ask(op="dial", host=client, peer=peer_id(identity(STOCK)), addresses=[bare])
+    assert await own_stock.ask(op="dial_back", server=server, client=client, address=NOBODY) == 0
+
+
+async def test_fault_14_a_standing_connection_proves_nothing_about_an_address() -> None:
+    async with relay_world() as world:
+        ours, hidden = relay_node(1), relay_node(2, listens=False)
+        handler = await world.run(ours)
+        await world.run(hidden)
+        await hidden.dial(ours.node_id, ours.addresses())
+        await eventually(lambda: handler.infos)
+        reachability, _ = await ours.dial_back(hidden.node_id, NOBODY)
+        assert reachability is Reachability.NOT_REACHED
 
 
 # ---------------------------------------------------------------- 16: IPv6 peers come from nowhere
