@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +18,10 @@ from protocol.timers import Timers
 # An inbound connection is greeted by its dialler. When both sides dial at once, each may take the other's dial for the
 # first connection and wait: after this long the one that waits greets, too.
 GREETING_DELAY_S: Final = 2.0
+# A connection can stand while a hello is lost on it, when it was silent for longer than a stream waits. Whoever has not
+# said hello is nobody to gossip with, so it is greeted again, ever more seldom: it may speak another protocol.
+AGAIN_S_MIN: Final = 15.0
+AGAIN_S_MAX: Final = 600.0
 
 
 class Greeting:
@@ -41,6 +46,8 @@ class Greeting:
         self._address_of = address_of
         self._next_stream = next_stream
         self._waiting: Timers[NodeId] = Timers()
+        #: How often we have greeted those who have not said hello.
+        self._greeted: Counter[NodeId] = Counter()
 
     def next_deadline(self) -> float | None:
         return self._waiting.next_deadline()
@@ -53,7 +60,7 @@ class Greeting:
         return []
 
     def on_disconnected(self, peer: NodeId) -> None:
-        self._waiting.cancel(peer)
+        self._forget(peer)
 
     def on_deadline(self, now: Now) -> list[Effect]:
         effects: list[Effect] = []
@@ -63,7 +70,7 @@ class Greeting:
 
     def on_hello(self, peer: NodeId, hello: Hello, now: Now) -> list[Effect]:
         """Take what a peer says of itself; its heartbeat is the directory's business."""
-        self._waiting.cancel(peer)
+        self._forget(peer)
         # SPEC 01: The receiver MUST NOT set its clock by `clock_ms`.
         skew_ms = hello.clock_ms - now.wall_ms
         if abs(skew_ms) <= c.CLOCK_SKEW_MS_MAX:
@@ -75,7 +82,14 @@ class Greeting:
         # SPEC 01: A node MUST send exactly one `Hello` on a hello stream.
         return [Send(stream, encode_message(self._hello(peer, now))), FinishStream(stream)]
 
+    def _forget(self, peer: NodeId) -> None:
+        self._waiting.cancel(peer)
+        del self._greeted[peer]
+
     def _greet(self, peer: NodeId, now: Now) -> list[Effect]:
+        # SPEC 01: A node SHOULD greet a connected peer again from which no hello has come, ever more seldom.
+        self._waiting.set(peer, now.monotonic_s + min(AGAIN_S_MAX, AGAIN_S_MIN * 2.0 ** min(self._greeted[peer], 16)))
+        self._greeted[peer] += 1
         stream = self._next_stream()
         return [OpenStream(stream, peer, c.HELLO_PROTOCOL), *self.answer(stream, peer, now)]
 

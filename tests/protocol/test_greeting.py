@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from protocol import constants as c
 from protocol.codec import FrameReader, limits_of_protocol
 from protocol.effects import Effect, FinishStream, Note, OpenStream, Send
 from protocol.events import Now
-from protocol.greeting import GREETING_DELAY_S, Greeting
+from protocol.greeting import AGAIN_S_MAX, AGAIN_S_MIN, GREETING_DELAY_S, Greeting
 from protocol.ids import NodeId, StreamId
 from protocol.messages import Hello
 
@@ -33,9 +35,11 @@ def greeting() -> Greeting:
 
 def hello_in(effects: list[Effect]) -> Hello:
     opened, sent, finished = effects
-    assert opened == OpenStream(StreamId(1), PEER, c.HELLO_PROTOCOL)
-    assert finished == FinishStream(StreamId(1))
+    assert isinstance(opened, OpenStream)
+    assert (opened.peer, opened.protocol) == (PEER, c.HELLO_PROTOCOL)
+    assert finished == FinishStream(opened.stream)
     assert isinstance(sent, Send)
+    assert sent.stream == opened.stream
     (hello,) = FrameReader(limits_of_protocol(c.HELLO_PROTOCOL)).feed(sent.data)
     assert isinstance(hello, Hello)
     return hello
@@ -58,7 +62,27 @@ def test_the_dialled_one_waits_and_greets_when_nothing_came() -> None:
     assert machine.next_deadline() == at(GREETING_DELAY_S).monotonic_s
     assert machine.on_deadline(at(GREETING_DELAY_S - 0.01)) == []
     hello_in(machine.on_deadline(at(GREETING_DELAY_S)))
+
+
+def test_who_has_not_said_hello_is_greeted_again_ever_more_seldom() -> None:
+    """Its hello may have been lost although the connection stands; and it may be none of us."""
+    machine = greeting()
+    hello_in(machine.on_connected(PEER, at(0), inbound=False))
+    greeted_s = [0.0]
+    for _ in range(8):
+        deadline_s = machine.next_deadline()
+        assert deadline_s is not None
+        after_s = deadline_s - at(0).monotonic_s
+        assert machine.on_deadline(at(after_s - 0.01)) == []
+        hello_in(machine.on_deadline(at(after_s)))
+        greeted_s.append(after_s)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(greeted_s)]
+    assert pauses[:3] == [AGAIN_S_MIN, 2 * AGAIN_S_MIN, 4 * AGAIN_S_MIN]
+    assert pauses[-1] == AGAIN_S_MAX
+    machine.on_hello(PEER, hello_of(at(9000).wall_ms), at(9000))
     assert machine.next_deadline() is None
+    hello_in(machine.on_connected(PEER, at(9001), inbound=False))
+    assert machine.next_deadline() == at(9001 + AGAIN_S_MIN).monotonic_s, "what was is forgotten"
 
 
 def test_one_that_was_greeted_or_left_is_not_greeted_late() -> None:
