@@ -18,7 +18,6 @@ import structlog
 import trio
 
 from infernet.engines.contract import Engine, EngineEvent
-from infernet.notes import Notes
 from protocol.effects import (
     CancelEngine,
     Dial,
@@ -63,6 +62,7 @@ from protocol.events import (
     StreamBroken,
 )
 from protocol.ids import NodeId, StreamId, short
+from protocol.noting import Noting
 from protocol.peer import Peer
 from protocol.records import Reachability
 
@@ -138,7 +138,7 @@ class Driver:
         # Since when the queue of events was never empty, and whether the peer has been told that this is too long.
         self._behind_since_s: float | None = None
         self._is_overloaded = False
-        self._notes = Notes()
+        self._noting = Noting()
         self._inbound_numbers = itertools.count(2, 2)
         self._carrier_of_peer: dict[NodeId, Carrier] = {}
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
@@ -288,7 +288,9 @@ class Driver:
             if self._engine is not None:
                 self._engine.cancel(effect.run)
         elif isinstance(effect, Note):
-            self._notes.write(effect, trio.current_time())
+            if (dropped := self._noting.admit(effect, trio.current_time())) is not None:
+                peer = short(effect.peer) if effect.peer is not None else None
+                log.info(effect.event, peer=peer, detail=effect.detail, dropped=dropped)
         else:
             self._observe(effect)
 

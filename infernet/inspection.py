@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ class Inspection:
         driver: Driver,
         *,
         engine: Engine | None,
+        models: Callable[[], tuple[ModelOffer, ...]],
         transport: Transport | None,
         reached: BeingReached,
         discovery: Discovery,
@@ -44,6 +46,7 @@ class Inspection:
         self._config = config
         self._driver = driver
         self._engine = engine
+        self._models = models
         self._transport = transport
         self._reached = reached
         self._discovery = discovery
@@ -160,6 +163,3 @@ class Inspection:
             }
             for heartbeat in (entry.heartbeat for entry in self._driver.peer.directory.entries())
         ]
-
-    def _models(self) -> tuple[ModelOffer, ...]:
-        return self._engine.models() if self._engine is not None else ()

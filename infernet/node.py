@@ -110,6 +110,7 @@ class Node:
             config,
             self.driver,
             engine=engine,
+            models=self._models,
             transport=transport,
             reached=self._reached,
             discovery=self._discovery,

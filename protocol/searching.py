@@ -127,12 +127,16 @@ class Searching:
         if self._connected(node) and node not in job.aggregators and node in self._aggregators():
             job.aggregators.add(node)
             return True
+        return self._is_fit(job, entry, job.tried, now)
+
+    def _is_fit(self, job: Job, entry: Entry, tried: Collection[NodeId], now: Now) -> bool:
+        """Whether this node may be ordered from."""
         against = exclusion(
             entry,
             self._route_request(job),
             now.wall_ms,
             ourselves=NodeId(b""),
-            tried=job.tried,
+            tried=tried,
             connected=self._connected,
             has_address=lambda node: bool(self._addresses(node) or self._detours(job, node)),
         )
@@ -155,7 +159,7 @@ class Searching:
         return effects
 
     def on_dial_failed(self, event: DialFailed, now: Now) -> list[Effect]:
-        """No address led to this peer, or none that did not fail not long ago."""
+        """No address led to this peer, or some were left out because they had failed not long ago."""
         if not event.left_out:
             return self.on_unreachable(event.peer, event.reason, now)
         effects: list[Effect] = []
@@ -215,16 +219,7 @@ class Searching:
         if job.provider == held.provider or entry is None or not may_be_tried:
             job.reservation = None
             return False
-        against = exclusion(
-            entry,
-            self._route_request(job),
-            now.wall_ms,
-            ourselves=NodeId(b""),
-            tried=(),
-            connected=self._connected,
-            has_address=lambda node: bool(self._addresses(node) or self._detours(job, node)),
-        )
-        if against is not None:
+        if not self._is_fit(job, entry, (), now):
             job.reservation = None
             return False
         job.provider, job.model, job.queue_wait_ms = held.provider, held.model, 0

@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from coordinator.config import Config
-from coordinator.core.driver import JobEffect, PeerDriver
+from coordinator.core.driver import PeerDriver
 from coordinator.core.feed import Feed, FeedFull
 from coordinator.core.limits import Client
 from coordinator.core.links import Links
@@ -25,7 +25,7 @@ from coordinator.core.views import iso_time
 from coordinator.store import job_events, jobs
 from coordinator.store.db import Database
 from protocol import events as e
-from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, JobVector
+from protocol.effects import JobAccepted, JobDone, JobEvent, JobFailed, JobQueued, JobResumed, JobText, JobVector
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId, NodeId
 from protocol.records import JobRequest, Kind, Outcome, Sampling
@@ -156,7 +156,7 @@ class Chats:
 
     # ------------------------------------------------------------ what the peer tells
 
-    def on_effect(self, effect: JobEffect) -> None:
+    def on_effect(self, effect: JobEvent) -> None:
         """Turn an effect of the peer into an event of the feed."""
         chat = self._chats.get(effect.job)
         if chat is None or chat.has_ended:

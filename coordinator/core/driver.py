@@ -46,11 +46,10 @@ from protocol.effects import (
     Send,
 )
 from protocol.ids import short
+from protocol.noting import Noting
 from protocol.peer import Peer
 
 log = structlog.get_logger(__name__)
-
-JobEffect = JobEvent
 
 
 class Network(Protocol):
@@ -65,7 +64,7 @@ class PeerDriver:
     """Feeds one peer and performs what it asks for. `on_job` hears what becomes of the jobs asked."""
 
     def __init__(
-        self, peer: Peer, network: Network, on_job: Callable[[JobEffect], None], wall_ms: Callable[[], int]
+        self, peer: Peer, network: Network, on_job: Callable[[JobEvent], None], wall_ms: Callable[[], int]
     ) -> None:
         self.peer = peer
         self._network = network
@@ -73,6 +72,7 @@ class PeerDriver:
         self._wall_ms = wall_ms
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[e.Event] = deque()
+        self._noting = Noting()
         self._is_handling = False
         self._timer: asyncio.TimerHandle | None = None
         self._idle: asyncio.Event | None = None
@@ -150,7 +150,9 @@ class PeerDriver:
                 # Nodes connect to the coordinator, never the other way round.
                 self._inbox.append(e.DialFailed(effect.peer, "this node has no link open"))
             case Note():
-                log.info(effect.event, peer=short(effect.peer) if effect.peer else None, detail=effect.detail)
+                if (dropped := self._noting.admit(effect, self._loop.time())) is not None:
+                    peer = short(effect.peer) if effect.peer is not None else None
+                    log.info(effect.event, peer=peer, detail=effect.detail, dropped=dropped)
             case RecordLearnt() | SearchWanted() | HeartbeatSigned():
                 pass  # the store has records from their nodes only, and the coordinator offers nothing itself
             case Misbehaved() | Drained():

@@ -63,7 +63,7 @@ class Network:
         self._circuits = Circuits(
             schedule, latency_s=self._latency, is_separated=self._is_separated, end=self._break, tell=self._tell
         )
-        self.bytes_sent = 0
+        self.bytes_sent = self.messages_sent = 0
 
     def attach(self, machine: Machine) -> int:
         """Plug a machine in that is down; returns its index."""
@@ -133,6 +133,7 @@ class Network:
         if stream.recording is not None and side == stream.opener_side:
             stream.recording += effect.data
         self.bytes_sent += len(effect.data)
+        self.messages_sent += 1
         stream.queued_bytes[side] += len(effect.data)
         for piece in self._cut(effect.data):
             self._put(connection, 1 - side, Kind.DATA, stream, piece)

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from protocol.effects import Send
 from protocol.events import SetOffer
 from protocol.ids import NodeId
 from protocol.records import Availability
 from protocol.sim import Scenario, Simulation, Topology
-from protocol.sim.checkers import Checker, Seen
+from protocol.sim.network import Network
 
 # Peers start at this rate, which is a storm: a network of this size grows over days.
 STARTS_PER_S = 33.0
@@ -34,22 +33,6 @@ NEARLY = 0.99
 CHANGES = 5
 # As many serve each model whatever the size of the network: more peers, more models.
 PEERS_PER_MODEL = 100
-
-
-class Sent(Checker):
-    """Counts what is sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-        self.messages = 0
-
-    def interests(self) -> dict[type, object]:  # type: ignore[override]  # what is observed is the checker's own business
-        return {Send: self._on_send}
-
-    def _on_send(self, seen: Seen) -> None:
-        self.bytes += len(seen.item.data)
-        self.messages += 1
 
 
 @dataclass
@@ -91,25 +74,25 @@ def measure(peers: int, minutes: float, seed: int) -> Row:
     scenario = Scenario(
         seed=seed, peers=peers, providers=max(1, peers // 5), models=10, topology=Topology.STAR, start_s=start_s
     )
-    sent = Sent()
-    simulation = Simulation(scenario, [sent])
+    simulation = Simulation(scenario, [])
+    sent = simulation.network
     nearly_full_view_s = None
     while not simulation.has_converged():
         simulation.run(simulation.now_s + STEP_S)
         if nearly_full_view_s is None and _known_share(simulation) >= NEARLY:
             nearly_full_view_s = max(0.0, simulation.now_s - start_s)
     full_view_s = simulation.now_s - start_s
-    start_bytes = sent.bytes / peers
+    start_bytes = sent.bytes_sent / peers
     # Young nodes still meet each other; then, before the first records are renewed, nothing happens at all.
     simulation.run(start_s + 4 * CALM_S)
-    before = sent.bytes
+    before = sent.bytes_sent
     simulation.run(simulation.now_s + CALM_S)
-    idle_bytes = (sent.bytes - before) / peers * 60 / CALM_S
+    idle_bytes = (sent.bytes_sent - before) / peers * 60 / CALM_S
     # All records are renewed once in ten minutes.
-    before, messages, used_s = sent.bytes, sent.messages, time.process_time()
+    before, messages, used_s = sent.bytes_sent, sent.messages_sent, time.process_time()
     simulation.run(simulation.now_s + minutes * 60)
     cpu_s, share = time.process_time() - used_s, 1 / peers / minutes
-    per_minute, messages_per_minute = (sent.bytes - before) * share, (sent.messages - messages) * share
+    per_minute, messages_per_minute = (sent.bytes_sent - before) * share, (sent.messages_sent - messages) * share
     statistics = [host.peer.statistics() for host in simulation.hosts if host.peer is not None]
     neighbours = [each.neighbours for each in statistics]
     medians, alls, costs = zip(*(_change(simulation, sent, number) for number in range(CHANGES)), strict=True)
@@ -147,13 +130,13 @@ def measure_narrow(peers: int, room: int, minutes: float, seed: int) -> NarrowRo
         start_s=peers / STARTS_PER_S,
         records_max=room,
     )
-    sent = Sent()
-    simulation = Simulation(scenario, [sent])
+    simulation = Simulation(scenario, [])
+    sent = simulation.network
     simulation.run(scenario.start_s + 4 * CALM_S)
-    before = sent.bytes
+    before = sent.bytes_sent
     simulation.run(simulation.now_s + CALM_S)
-    idle_bytes = (sent.bytes - before) / peers * 60 / CALM_S
-    before, used_s = sent.bytes, time.process_time()
+    idle_bytes = (sent.bytes_sent - before) / peers * 60 / CALM_S
+    before, used_s = sent.bytes_sent, time.process_time()
     simulation.run(simulation.now_s + minutes * 60)
     share = 1 / peers / minutes
     neighbours = sum(host.peer.statistics().neighbours for host in simulation.hosts if host.peer is not None)
@@ -162,7 +145,7 @@ def measure_narrow(peers: int, room: int, minutes: float, seed: int) -> NarrowRo
         peers,
         room,
         idle_bytes,
-        (sent.bytes - before) * share,
+        (sent.bytes_sent - before) * share,
         (time.process_time() - used_s) * share * 1000,
         neighbours / peers,
         min(known),
@@ -188,16 +171,16 @@ def _known_of_own_models(simulation: Simulation) -> list[float]:
     return shares
 
 
-def _change(simulation: Simulation, sent: Sent, number: int) -> tuple[float, float, float]:
+def _change(simulation: Simulation, sent: Network, number: int) -> tuple[float, float, float]:
     """One peer says something new: when half of the others know, when all do, and what it cost each."""
     hosts = simulation.hosts
     host = hosts[number * len(hosts) // CHANGES]
     assert host.offer is not None
     simulation.run(simulation.now_s + 15.0)
-    quiet = sent.bytes
+    quiet = sent.bytes_sent
     simulation.run(simulation.now_s + 10.0)
-    quiet = sent.bytes - quiet
-    before, began_s = sent.bytes, simulation.now_s
+    quiet = sent.bytes_sent - quiet
+    before, began_s = sent.bytes_sent, simulation.now_s
     drained = Availability.DRAINING if number % 2 else Availability.AVAILABLE
     host.receive(SetOffer(replace(host.offer, availability=drained, name=f"changed {number}")))
     sequence = host.sequence_of(host.node)
@@ -209,7 +192,7 @@ def _change(simulation: Simulation, sent: Sent, number: int) -> tuple[float, flo
         half_s = half_s or (simulation.now_s - began_s if 2 * reached["now"] >= len(hosts) else 0.0)
         all_s = simulation.now_s - began_s if reached["now"] == len(hosts) else 0.0
     simulation.run(began_s + 10.0)
-    return half_s, all_s, max(0, sent.bytes - before - quiet) / len(hosts)
+    return half_s, all_s, max(0, sent.bytes_sent - before - quiet) / len(hosts)
 
 
 def main() -> None:
