@@ -68,6 +68,15 @@ EMBEDDING_INPUTS_MAX: Final = 64
 STOP_STRINGS_MAX: Final = 8
 STOP_CHARACTERS_MAX: Final = 64
 
+BASIS_POINTS: Final = 10_000
+LEASE_CAP_UUSD_MAX: Final = 10**12
+LEASE_SERVE_S_MAX: Final = 7 * 24 * 60 * 60
+LEASE_SKEW_MS: Final = 5_000
+WINDOW_TOKENS_MIN: Final = 8
+WINDOW_UUSD_MIN: Final = 1_000
+WINDOW_PAID_SHARE: Final = 16
+HEADS_MAX: Final = 4
+
 # ---------------------------------------------------------------- implementation constants
 
 # The coordinator calls a node live for 60 s (specs/07), so two heartbeats fit.

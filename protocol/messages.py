@@ -101,6 +101,12 @@ class Reports(Message, frozen=True, tag=19):
     records: Annotated[tuple[Signed, ...], Meta(max_length=c.REPORTS_MAX)]
 
 
+class Heads(Message, frozen=True, tag=21):
+    """Signed heads of ledgers. The receiver checks those of coordinators that it uses, and passes on what is new."""
+
+    records: Annotated[tuple[Signed, ...], Meta(min_length=1, max_length=c.HEADS_MAX)]
+
+
 class Have(Message, frozen=True, tag=22):
     """Lazy push: the sender holds news of these nodes, as (id, sequence). The receiver asks for what it still lacks
     after a moment with `Graft`.
@@ -279,8 +285,7 @@ class JobReject(Message, frozen=True, tag=70):
 class Chunk(Message, frozen=True, tag=72, gc=False):
     """A piece of the answer: its number from 1, cumulative output tokens, cumulative debt, and the sealed piece.
 
-    Both sides fold it into the running hash. The asker drops and counts chunks after it cancelled. Type 74 is kept
-    for the payer's vouchers.
+    Both sides fold it into the running hash. The asker drops and counts chunks after it cancelled.
     """
 
     job: JobKey
@@ -289,6 +294,12 @@ class Chunk(Message, frozen=True, tag=72, gc=False):
     output_tokens: TokenCount
     owed_uusd: UnsignedInteger
     sealed: Annotated[bytes, Meta(min_length=16, max_length=c.BYTES_MAX)]
+
+
+class Voucher(Message, frozen=True, tag=74, gc=False):
+    """The payer's new total on the lease of this job. The provider keeps it, and goes on sending."""
+
+    voucher: Signed
 
 
 class Cancel(Message, frozen=True, tag=76):
@@ -339,6 +350,7 @@ AnyMessage = (
     | Load
     | Records
     | Reports
+    | Heads
     | Want
     | Have
     | Graft
@@ -361,6 +373,7 @@ AnyMessage = (
     | JobAccept
     | JobReject
     | Chunk
+    | Voucher
     | Cancel
     | Receipt
     | Reserve
@@ -377,6 +390,7 @@ MESSAGES_OF_PROTOCOL: dict[str, tuple[type[Message], ...]] = {
         Load,
         Records,
         Reports,
+        Heads,
         Want,
         Have,
         Graft,
@@ -400,6 +414,7 @@ MESSAGES_OF_PROTOCOL: dict[str, tuple[type[Message], ...]] = {
         JobAccept,
         JobReject,
         Chunk,
+        Voucher,
         Cancel,
         Receipt,
         Reserve,
