@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from protocol.effects import (
     CancelEngine,
+    ContinueEngine,
     Dial,
     DialBack,
     Effect,
@@ -180,6 +181,9 @@ class Host:
         elif isinstance(effect, CancelEngine):
             assert self.engine is not None
             self.engine.cancel(effect, self.now().monotonic_s)
+        elif isinstance(effect, ContinueEngine):
+            assert self.engine is not None
+            self.engine.proceed(effect, self.now().monotonic_s)
 
     def _arm(self) -> None:
         """See to it that we wake up at the next deadline; a plan for an earlier one arms the next one when it comes."""

@@ -19,7 +19,7 @@ SOMEBODY = signing_key("somebody").node
 
 
 def admission_of(**changes: Any) -> Admission:
-    admission = Admission(PROVIDER.node, NOW_MS - 1000)
+    admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: (Refusal.LEASE, "nothing pays here"))
     admission.offer = offer(**changes)
     return admission
 
@@ -36,7 +36,7 @@ def ask(
 ) -> Refusal | None:
     """The code of the refusal, or None for an order that is admitted."""
     wanted = wanted or order()
-    answer = admission.admit(wanted, peer, local, running, now(at_s))
+    answer = admission.admit(wanted, None, peer, local, running, now(at_s))
     why = admission.remember(wanted, network, now(at_s)) if isinstance(answer, ModelOffer) else answer
     if why is None:
         return None
@@ -69,7 +69,7 @@ def test_a_good_order_is_admitted() -> None:
     ],
 )
 def test_every_refusal_of_an_order(changes: dict[str, Any], code: Refusal) -> None:
-    admission = Admission(PROVIDER.node, NOW_MS - 1000)
+    admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: (Refusal.LEASE, "nothing pays here"))
     if "created_at_ms" in changes and changes["created_at_ms"] < NOW_MS - 1001:
         admission = Admission(PROVIDER.node, 0)  # so that age is the only reason
     admission.offer = offer()
