@@ -140,6 +140,7 @@ class PayerSide:
             chunks=chunks,
             output_tokens=output_tokens,
             running_hash=running_hash,
+            extensions=(),
         )
         self.signed_uusd = total_uusd
         self.voucher_job = (order.job, order.attempt)

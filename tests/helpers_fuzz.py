@@ -66,6 +66,8 @@ BODIES: tuple[bytes, ...] = tuple(
         JobAccept(sign_record(acceptance(), PROVIDER)),
         JobReject(JOB, 1, 1, 2000, "full", (RECORD,), None),
         Chunk(JOB, 1, 1, 4, 0, bytes(80)),
+        Voucher(sign_record(VOUCHER, ASKER)),
+        Heads((RECORD,)),
         Cancel(JOB, 1, 65),
         Receipt(sign_record(receipt(), PROVIDER)),
         Load(3, 900),
