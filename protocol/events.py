@@ -355,6 +355,7 @@ class RestoreProvider(Struct, frozen=True):
     voucher: Signed | None
     receipt: Signed | None
     claimed_uusd: int
+    is_closed: bool = False
 
 
 class ClaimNow(Struct, frozen=True):
@@ -362,7 +363,9 @@ class ClaimNow(Struct, frozen=True):
 
 
 class CloseLease(Struct, frozen=True):
-    """The payer of a lease given to us wants its rest back: redeem what we have, and give up the remainder."""
+    """The payer of this lease wants its rest back: a provider redeems what it has and gives up the remainder, the payer
+    itself orders no more under it.
+    """
 
     lease: LeaseId
 

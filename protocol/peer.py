@@ -313,6 +313,7 @@ class Peer:
             case e.ClaimNow():
                 return self.till.claim_now(now)
             case e.CloseLease():
+                self.purse.close(event.lease)
                 return self.till.on_close_wanted(event, now)
             case e.SetOffer():
                 return self._set_offer(event.offer, now)

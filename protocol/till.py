@@ -120,8 +120,7 @@ class Till:
             self._settling[stream] = lease
             self._timers.set(("settle", stream), now.monotonic_s + LAST_VOUCHER_S)
         self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
-        if side.is_closed:
-            self._forget(side)
+        self._forget_if_over(side)
 
     def took(self, side: ProviderSide) -> list[Effect]:
         """A better voucher has come."""
@@ -211,8 +210,7 @@ class Till:
             if side.unclaimed_uusd:
                 lost = f"lease {event.lease.hex()[:8]} was closed with {side.unclaimed_uusd} micro-USD unclaimed"
                 effects.append(Note("claim.lost", None, lost))
-            if not side.in_use:
-                self._forget(side)
+            self._forget_if_over(side)
         elif side.unclaimed_uusd or side.is_final_wanted:
             self._timers.set(("claim", event.lease), now.monotonic_s + CLAIM_DELAY_S)
         return effects
@@ -235,8 +233,7 @@ class Till:
             return self._retry(side, event.text, now)
         side.is_closed = True
         note = Note("claim.refused", None, f"lease {event.lease.hex()[:8]}: {event.text}")
-        if not side.in_use:
-            self._forget(side)
+        self._forget_if_over(side)
         return [note, StoreClaimed(event.lease, side.claimed_uusd, True, None)]
 
     def _retry(self, side: ProviderSide, text: str, now: Now) -> list[Effect]:
@@ -246,8 +243,12 @@ class Till:
         self._timers.set(("claim", lease), now.monotonic_s + delay_s)
         return [Note("claim.failed", None, f"lease {lease.hex()[:8]}: {text}")]
 
-    def _forget(self, side: ProviderSide) -> None:
+    def _forget_if_over(self, side: ProviderSide) -> None:
+        """Forget a lease that is closed and cannot be ordered under any more."""
         lease = side.record.lease
+        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under.
+        if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
+            return
         self._sides.pop(lease, None)
         self._tries.pop(lease, None)
         self._sent.pop(lease, None)
@@ -260,7 +261,13 @@ class Till:
         """Take up a lease from before a restart, and redeem what it holds. What does not hold is left, and noted."""
         try:
             record = open_record(event.signed, LeaseRecord)
-            side = ProviderSide(record, event.signed, receipt=event.receipt, claimed_uusd=event.claimed_uusd)
+            side = ProviderSide(
+                record,
+                event.signed,
+                receipt=event.receipt,
+                claimed_uusd=event.claimed_uusd,
+                is_closed=event.is_closed,
+            )
             if event.voucher is not None:
                 side.take(event.voucher)
         except RemoteProtocolError as error:
@@ -286,6 +293,7 @@ class Till:
                 continue
             if name == "served":
                 side.is_final_wanted = True
+                self._forget_if_over(side)
             elif side.in_use:
                 self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
             effects += self._claim(side, now)
