@@ -246,7 +246,7 @@ class Till:
     def _forget_if_over(self, side: ProviderSide) -> None:
         """Forget a lease that is closed and cannot be ordered under any more."""
         lease = side.record.lease
-        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under.
+        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under,
         if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
             return
         self._sides.pop(lease, None)
