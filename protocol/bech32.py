@@ -34,7 +34,7 @@ def decode(prefix: str, text: str, constant: int, what: str) -> bytes:
 
 
 def decode_words(prefix: str, text: str, constant: int, what: str) -> list[int]:
-    """The five-bit words behind lower-case characters, without their checksum, as `decode`. Raises LocalProtocolError."""
+    """The five-bit words that `decode` makes bytes of, without their checksum. Raises LocalProtocolError."""
     words = words_of(text, what)
     if len(words) < _CHECKSUM_WORDS or _polymod([*_expand(prefix), *words]) != constant:
         raise LocalProtocolError(f"the checksum of this {what} is wrong: a character is missing or mistyped")
@@ -50,7 +50,7 @@ def words_of(text: str, what: str) -> list[int]:
 
 
 def bytes_of(words: list[int], what: str) -> bytes:
-    """The bytes that were cut into these words, which end in zero bits and in no word too many, or LocalProtocolError."""
+    """The bytes that were cut into these words; raises LocalProtocolError where none were."""
     data = bytes(_regroup(words, 5, 8, pad=False))
     if [*_regroup(data, 8, 5, pad=True)] != words:
         raise LocalProtocolError(f"this {what} has stray bits at its end")

@@ -1,8 +1,8 @@
 """Amounts of money as people and other programs write them, and as the ledger counts them: integers of small units.
 
-No float comes in or goes out. A text is digits with at most one point, nothing else: no sign, no exponent, no spaces, no
-grouping (a comma is a thousand to some and a point to others), no digits of other scripts. What has more decimals than
-the ledger keeps is refused, unless the caller says which way to round: down when crediting, up when charging.
+No float comes in or goes out. A text is digits with at most one point, nothing else: no sign, no exponent, no spaces,
+no grouping (a comma is a thousand to some and a point to others), no digits of other scripts. What has more decimals
+than the ledger keeps is refused, unless the caller says which way to round: down when crediting, up when charging.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parse_usd(text: str) -> int:
 
 
 def format_usd(uusd: int) -> str:
-    """µUSD as dollars with cents, and with as many more decimals as it takes: "$1.50", "$0.000123". Raises BadAmount."""
+    """µUSD as dollars with cents, and as many more decimals as it takes: "$1.50", "$0.000123". Raises BadAmount."""
     return f"${_text(uusd, USD_DECIMALS, _CENTS)}"
 
 
@@ -95,7 +95,7 @@ def _digits(text: str, decimals_max: int, code: str) -> tuple[str, str]:
     """The digits before and after the point of a well-formed amount."""
     if type(text) is not str:
         raise BadAmount(AmountFault.NOT_TEXT, "an amount is given as text, so that no digit of it is rounded")
-    # A sign, a point and a few digits too many are still answered by what is wrong with them; the rest is not looked at.
+    # A few digits too many are answered by what is wrong with them; what is longer still is not looked at.
     match = _AMOUNT.fullmatch(text) if len(text) <= 4 * DIGITS_MAX else None
     if match is None:
         raise BadAmount(AmountFault.NOT_A_NUMBER, "an amount is written in digits with one point, such as 12 or 0.05")

@@ -1,7 +1,8 @@
 """The one table of coins and networks, and the many names that people and programs have for them.
 
-Sixteen pairs of a coin and the network it moves on. Everything that needs a list of coins reads this one: the ledger (its
-asset names and scales), the address checks, the payment gateway and the commands. Two lists would one day disagree.
+Sixteen pairs of a coin and the network it moves on. Everything that needs a list of coins reads this one: the ledger
+(its asset names and scales), the address checks, the payment gateway and the commands. Two lists would one day
+disagree.
 """
 
 from __future__ import annotations
