@@ -42,7 +42,8 @@ class Till:
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self._sides: dict[LeaseId, ProviderSide] = {}
-        self._settling: dict[StreamId, LeaseId] = {}
+        # Where the last voucher of a job is waited for: the lease, and the total that the receipt came to.
+        self._settling: dict[StreamId, tuple[LeaseId, int]] = {}
         self._sent: dict[LeaseId, int] = {}
         self._tries: dict[LeaseId, int] = {}
         self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
@@ -112,13 +113,17 @@ class Till:
         self._timers.set(("claim", order.lease), now.monotonic_s + CLAIM_INTERVAL_S)
         return side, [self._store(side)]
 
-    def end(self, side: ProviderSide, stream: StreamId | None, now: Now) -> None:
-        """The job is over; on its stream the last voucher may still come."""
-        side.in_use = False
+    def end(self, side: ProviderSide, stream: StreamId | None, total_uusd: int, now: Now) -> None:
+        """The job is over, and came to this total; on its stream what is missing may still come.
+
+        Until then the next job of the lease waits, or it would begin with the money of this one.
+        """
         lease = side.record.lease
-        if stream is not None:
-            self._settling[stream] = lease
+        if stream is not None and side.paid_uusd < total_uusd:
+            self._settling[stream] = lease, total_uusd
             self._timers.set(("settle", stream), now.monotonic_s + LAST_VOUCHER_S)
+        else:
+            side.in_use = False
         self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
         self._forget_if_over(side)
 
@@ -136,19 +141,26 @@ class Till:
         return stream in self._settling
 
     def on_last_voucher(self, stream: StreamId, message: Voucher) -> list[Effect]:
-        """The payer agrees to the receipt. Raises RemoteProtocolError."""
-        side = self._sides.get(self._settling[stream])
-        self.on_stream_dropped(stream)
-        if side is None:
-            return []
+        """The payer signs for what the receipt says, at once or in the steps that were under way. Raises
+        RemoteProtocolError.
+        """
+        lease, total_uusd = self._settling[stream]
+        side = self._sides[lease]
         before_uusd = side.paid_uusd
         side.take(message.voucher)
+        if side.paid_uusd >= total_uusd:
+            self.on_stream_dropped(stream)
         return self.took(side) if side.paid_uusd > before_uusd else []
 
     def on_stream_dropped(self, stream: StreamId) -> None:
-        """Nothing comes on this stream any more."""
-        if self._settling.pop(stream, None) is not None:
-            self._timers.cancel(("settle", stream))
+        """Nothing comes on this stream any more: the lease is free for the next job."""
+        lease, _ = self._settling.pop(stream, (None, 0))
+        if lease is None:
+            return
+        self._timers.cancel(("settle", stream))
+        side = self._sides[lease]
+        side.in_use = False
+        self._forget_if_over(side)
 
     @staticmethod
     def _store(side: ProviderSide) -> StoreVoucher:
@@ -282,7 +294,7 @@ class Till:
         effects: list[Effect] = []
         for name, key in self._timers.pop_due(now.monotonic_s):
             if isinstance(key, int):
-                self._settling.pop(StreamId(key), None)
+                self.on_stream_dropped(StreamId(key))
                 continue
             side = self._sides.get(LeaseId(key))
             if side is None:

@@ -14,11 +14,13 @@ from protocol.envelope import SigningKey
 from protocol.events import Ask, Event, LearnAddresses, Listening, Offer, SetOffer, StopAsking
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
+from protocol.ledger import Entry
 from protocol.peer import Peer, PeerConfig
 from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
 from protocol.sim.bank import Bank
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
 from protocol.sim.host import WALL_MS_AT_START, Host, Trace
+from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from protocol.sim.network import Network
 from protocol.sim.reader import SharedReader
 from protocol.sim.scenario import Crash, Happening, Money, Outage, Partition, Scenario, Topology
@@ -41,7 +43,8 @@ class Simulation:
         assert 0 <= scenario.providers <= scenario.peers
         self.scenario = scenario
         self.summary = Summary()
-        self.checkers = list(all_checkers() if checkers is None else checkers)
+        judges_of_money = money_checkers() if scenario.money is not None else []
+        self.checkers = list([*all_checkers(), *judges_of_money] if checkers is None else checkers)
         self._schedule = Schedule()
         self._trace = Trace()
         self._observers: defaultdict[type, list[Callable[[Seen], None]]] = defaultdict(list)
@@ -161,6 +164,8 @@ class Simulation:
             statistics=[host.peer.statistics() for host in self.hosts if host.peer is not None],
             network_streams=self.network.open_streams,
             engine_runs=sum(host.engine.active for host in self.hosts if host.engine is not None),
+            bank=self.bank,
+            wall_ms=self.wall_ms(),
         )
         for checker in self.checkers:
             checker.finish(ending)
@@ -211,8 +216,14 @@ class Simulation:
 
     def _deposit(self) -> None:
         if self.bank is not None and self.scenario.money is not None:
+            self.bank.on_entry = self._on_entry
             for host in self.hosts:
                 self.bank.deposit(host.node, self.scenario.money.deposit_uusd, self.wall_ms())
+
+    def _on_entry(self, entry: Entry, at_ms: int) -> None:
+        assert self.bank is not None
+        for callback in self._observers.get(LedgerChanged, ()):
+            callback(Seen(self.now_s, -1, self.bank.node, 0, LedgerChanged(entry, at_ms)))
 
     def wall_ms(self) -> int:
         """The true time, which is the coordinator's clock."""
