@@ -362,6 +362,12 @@ class ClaimNow(Struct, frozen=True):
     """Redeem everything that can be redeemed, without waiting for more."""
 
 
+class LearnHead(Struct, frozen=True):
+    """Our coordinator has told us the head of its ledger."""
+
+    signed: Signed
+
+
 class CloseLease(Struct, frozen=True):
     """The payer of this lease wants its rest back: a provider redeems what it has and gives up the remainder, the payer
     itself orders no more under it.
@@ -420,6 +426,7 @@ Event = (
     | RestoreProvider
     | ClaimNow
     | CloseLease
+    | LearnHead
     | Drain
     | Pressure
     | Shutdown
