@@ -12,14 +12,13 @@ from typing import Final
 
 UUSD_DECIMALS: Final = 6
 UUSD_PER_CENT: Final = 10_000
-# Gateways keep dollars with two decimals; what they would round is not sent to them.
-USD_DECIMALS: Final = 2
+# Significant ones: 0.000012345678901234567 is how JavaScript writes a number, and none too many.
 DIGITS_MAX: Final = 20
 # What SQLite keeps as an integer; sums of more than that would turn into floating point there.
 UNITS_MAX: Final = 2**63 - 1
 
 # No sign, no exponent, no NaN, and only the digits of ASCII.
-_DECIMAL: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?")
+_DECIMAL: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,30}))?")
 
 
 class BadAmount(ValueError):
@@ -34,23 +33,27 @@ class RawAmount:
 
     def units(self, decimals: int) -> int:
         """In units of 10^-decimals, rounded down. Raises BadAmount."""
-        match = _DECIMAL.fullmatch(self.text)
-        if match is None:
-            raise BadAmount("not a plain decimal number")
-        whole, fraction = match[1], match[2] or ""
-        if len(whole) + len(fraction) > DIGITS_MAX:
-            raise BadAmount(f"more than {DIGITS_MAX} digits")
-        units = int(whole + fraction[:decimals].ljust(decimals, "0"))
+        whole, fraction = self.digits()
+        units = int((whole or "0") + fraction[:decimals].ljust(decimals, "0"))
         if units > UNITS_MAX:
             raise BadAmount("more than 64 bits hold")
         return units
 
+    def digits(self) -> tuple[str, str]:
+        """The digits before and after the point, without zeros that say nothing. Raises BadAmount."""
+        match = _DECIMAL.fullmatch(self.text)
+        if match is None:
+            raise BadAmount("not a plain decimal number")
+        whole, fraction = match[1].lstrip("0"), (match[2] or "").rstrip("0")
+        if len((whole + fraction).lstrip("0")) > DIGITS_MAX:
+            raise BadAmount(f"more than {DIGITS_MAX} digits")
+        return whole, fraction
+
     def exact_units(self, decimals: int) -> int:
         """As `units`, where nothing may be lost by it. Raises BadAmount."""
-        units = self.units(decimals)
-        if self.text.partition(".")[2][decimals:].strip("0"):
+        if len(self.digits()[1]) > decimals:
             raise BadAmount(f"more than {decimals} decimals")
-        return units
+        return self.units(decimals)
 
 
 def dollars(amount_uusd: int) -> str:

@@ -312,23 +312,27 @@ class CoinPayPortal:
 
 
 async def _read(response: httpx.Response) -> _Answer:
-    """Status and fields. Bytes are counted as they come over the wire: nothing is unpacked."""
-    content: bytearray | None = bytearray()
-    if response.headers.get("content-encoding", "identity") != "identity":
-        content = None
-    else:
-        async for piece in response.aiter_raw():
-            content += piece
-            if len(content) > ANSWER_BYTES_MAX:
-                content = None
-                break
+    """Status and fields."""
+    content = await _content(response)
     retry_after = response.headers.get("retry-after", "")
     is_seconds = re.fullmatch(r"[0-9]{1,9}", retry_after) is not None
     return _Answer(
         response.status_code,
-        None if content is None else _fields(bytes(content)),
+        None if content is None else _fields(content),
         min(int(retry_after), RETRY_AFTER_MAX_S) if is_seconds else None,
     )
+
+
+async def _content(response: httpx.Response) -> bytes | None:
+    """The body, counted as it comes over the wire; None when it is too long, or packed: nothing is unpacked."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        return None
+    content = bytearray()
+    async for piece in response.aiter_raw():
+        content += piece
+        if len(content) > ANSWER_BYTES_MAX:
+            return None
+    return bytes(content)
 
 
 def _fields(content: bytes) -> dict[str, Any] | None:

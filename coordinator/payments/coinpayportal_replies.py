@@ -116,7 +116,7 @@ def _payment_in(reply: Mapping[str, Any]) -> object:
 def _invoice(fields: _Payment) -> Invoice:
     asset = _asset(fields)
     amount = _coin_amount(fields)
-    received = _one(fields.customer_paid_amount, fields.received_amount)
+    received = _one_amount(fields.customer_paid_amount, fields.received_amount)
     decimals = ASSETS[asset][1]
     is_dollars = fields.currency == "USD" and fields.amount is not None
     status = _required(_one(fields.status, fields.payment_status), "status")
@@ -147,7 +147,7 @@ def _invoice(fields: _Payment) -> Invoice:
 
 def _coin_amount(fields: _Payment) -> RawAmount:
     """How many coins are asked for. `amount` is dollars wherever `currency` says so, and coins where it does not."""
-    amount = _one(fields.crypto_amount, fields.pay_amount)
+    amount = _one_amount(fields.crypto_amount, fields.pay_amount)
     if amount is None and fields.currency != "USD":
         amount = fields.amount
     return _required(amount, "amount")
@@ -216,6 +216,13 @@ def _one(*values: T | None) -> T | None:
     if any(value != said[0] for value in said):
         raise BadReply("two names of one field say different things")
     return said[0] if said else None
+
+
+def _one_amount(first: RawAmount | None, second: RawAmount | None) -> RawAmount | None:
+    """As `_one`, for what may be written in several ways. Raises BadReply or BadAmount."""
+    if first is not None and second is not None and first.digits() != second.digits():
+        raise BadReply("two names of one amount say different things")
+    return second if first is None else first
 
 
 def _required(value: T | None, what: str) -> T:
