@@ -7,7 +7,6 @@ credited must not be more than what came.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 UUSD_DECIMALS: Final = 6
@@ -25,11 +24,16 @@ class BadAmount(ValueError):
     """The text is no amount that we take: signed, with an exponent, too long, too large, or no number at all."""
 
 
-@dataclass(frozen=True, slots=True)
 class RawAmount:
-    """An amount exactly as it was sent, as a number or as text."""
+    """An amount exactly as it was sent, as a number or as text. Not a dataclass: msgspec would look for its fields."""
 
-    text: str
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return f"RawAmount({self.text!r})"
 
     def units(self, decimals: int) -> int:
         """In units of 10^-decimals, rounded down. Raises BadAmount."""
