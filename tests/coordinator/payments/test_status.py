@@ -20,7 +20,11 @@ def look_alikes() -> list[str]:
     stems = ["paid", "confirmed", "success", "successful", "completed", "forwarded", "settled"]
     before = ["un", "under", "not_", "not ", "partially_", "semi-", "pre", "over", "re", "never ", "to_be_", "is", "a"]
     after = ["_not", " not", "_failed", "?", " ", "\n", "\x00", "less", "0", "_pending", ".", "!"]
-    whole = [*stems[:5], stems[6], *(stem.upper() for stem in stems), *(stem.title() for stem in stems)]
+    whole = [
+        *(stem for stem in stems if stem not in PAID),
+        *(stem.upper() for stem in stems),
+        *(stem.title() for stem in stems),
+    ]
     spelled = [
         "c0nfirmed",
         "c\u043enfirmed",
