@@ -175,6 +175,7 @@ async def outcomes(seed: int) -> tuple[list[bool], dict[str, int]]:
         return clear, fake.book()["sends_of_intent"]
 
 
+@pytest.mark.slow
 async def test_a_seed_means_the_same_every_time() -> None:
     first, again, other = await outcomes(3), await outcomes(3), await outcomes(4)
     assert first == again != other
