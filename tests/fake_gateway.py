@@ -311,9 +311,14 @@ class Connection:
 
     async def _flood(self, status: int) -> None:
         self._writer.write(self._head(status, HUGE_BYTES))
-        for _ in range(HUGE_BYTES // CHUNK_BYTES):
-            self._writer.write(b" " * CHUNK_BYTES)
-            await self._writer.drain()
+        sent = 0
+        try:
+            while sent < HUGE_BYTES:
+                self._writer.write(b" " * CHUNK_BYTES)
+                await self._writer.drain()
+                sent += CHUNK_BYTES
+        finally:
+            self._gateway.book.note("flooded", bytes=sent)
 
     async def _answer(self, status: int, body: bytes, extra: dict[str, str] | None = None) -> None:
         self._writer.write(self._head(status, len(body), extra) + body)

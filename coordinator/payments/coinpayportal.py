@@ -255,7 +255,7 @@ class CoinPayPortal:
             raise GatewayUnreachable("unreachable", detail=type(error).__name__) from None
         except httpx.TimeoutException:
             raise GatewayUnclear("timeout") from None
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as error:
             # The texts of these can quote what was sent; their names are enough.
             raise GatewayUnclear("connection_lost", detail=type(error).__name__) from None
 
