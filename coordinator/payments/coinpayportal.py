@@ -52,8 +52,8 @@ BASE_URL: Final = "https://coinpayportal.com/api"
 ANSWER_BYTES_MAX: Final = 1024 * 1024
 DETAIL_CHARACTERS_MAX: Final = 200
 PAGE_ROWS: Final = 100
-# 1,000 requests an hour is what the gateway grants; a listing of 20 pages every few minutes stays far below it.
-LISTED_MAX: Final = 2000
+# 100 pages, a tenth of what the gateway grants for an hour. Who asks for a recent instant needs one or two.
+LISTED_MAX: Final = 10_000
 RETRY_AFTER_MAX_S: Final = 86_400
 CONNECTIONS_MAX: Final = 8
 
@@ -198,7 +198,7 @@ class CoinPayPortal:
             raise GatewayUnclear("mismatch", status=answer.status, detail="another payout than the one asked for")
         return payout
 
-    async def list_payouts(self, at_most: int = LISTED_MAX) -> PayoutListing:
+    async def list_payouts(self, *, since_ms: int = 0, at_most: int = LISTED_MAX) -> PayoutListing:
         """See `Gateway.list_payouts`. Raises GatewayRefused, GatewayUnclear, ValueError.
 
         Pages are counted from the newest, so payouts that come meanwhile push others onto the next page, where they
@@ -211,12 +211,13 @@ class CoinPayPortal:
         offset = 0
         while True:
             page = await self._page(offset)
-            ids = [payout.gateway_id for payout in page]
-            if found and next(reversed(found)) not in ids:
+            if found and next(reversed(found)) not in {payout.gateway_id for payout in page}:
                 raise GatewayUnclear("listing_moved", detail="payouts vanished while they were listed")
-            found.update((payout.gateway_id, found.get(payout.gateway_id, payout)) for payout in page)
-            if len(page) < PAGE_ROWS or len(found) >= at_most:
-                return PayoutListing(tuple(found.values())[:at_most], len(page) < PAGE_ROWS and len(found) <= at_most)
+            for payout in page:
+                found.setdefault(payout.gateway_id, payout)
+            at_end = len(page) < PAGE_ROWS or (page[-1].created_at_ms or since_ms) < since_ms
+            if at_end or len(found) >= at_most:
+                return PayoutListing(tuple(found.values())[:at_most], complete=at_end and len(found) <= at_most)
             offset += PAGE_ROWS - 1
 
     # ---------------------------------------------------------------- requests
@@ -233,9 +234,13 @@ class CoinPayPortal:
         target = f"{self._payouts_path}?limit={PAGE_ROWS}&offset={offset}"
         answer = await self._send("GET", target, self._payout_credential)
         try:
-            return read_payouts(self._success(answer), PAGE_ROWS)
+            page = read_payouts(self._success(answer), PAGE_ROWS)
         except BadReply as error:
             raise GatewayUnclear("malformed_answer", status=answer.status, detail=str(error)) from None
+        times = [payout.created_at_ms for payout in page if payout.created_at_ms is not None]
+        if times != sorted(times, reverse=True):
+            raise GatewayUnclear("contradiction", status=answer.status, detail="payouts are not the newest first")
+        return page
 
     async def _send(self, method: str, target: str, credential: str, body: Mapping[str, Any] | None = None) -> _Answer:
         content = None if body is None else msgspec.json.encode(body)

@@ -95,6 +95,7 @@ class _Payout(msgspec.Struct, frozen=True):
     status: str
     amount_crypto: RawAmount | None = None
     tx_hash: str | None = None
+    created_at: str | None = None
     metadata: dict[str, Any] | None = None
 
 
@@ -192,6 +193,7 @@ def read_payout(value: object) -> Payout:
         amount_raw=None if fields.amount_crypto is None else printable(fields.amount_crypto.text, 64),
         status=PayoutStatus(fields.status) if listed else None,
         status_text=printable(fields.status, _STATUS_CHARACTERS_MAX),
+        created_at_ms=_instant_ms(fields.created_at),
         tx_hash=_optional(_TX_HASH, fields.tx_hash),
     )
 

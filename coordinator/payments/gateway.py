@@ -126,12 +126,13 @@ class Payout:
     amount_raw: str | None
     status: PayoutStatus | None
     status_text: str
+    created_at_ms: int | None
     tx_hash: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class PayoutListing:
-    """Payouts, the newest first. `complete`: there are no others than these."""
+    """Payouts, the newest first. `complete`: since the instant that was asked for there are no others than these."""
 
     payouts: tuple[Payout, ...]
     complete: bool
@@ -155,6 +156,9 @@ class Gateway(Protocol):
         """Send coins, at most once. Look at the status: a payout that comes back may have failed, or be unclear."""
         ...
 
-    async def list_payouts(self, at_most: int = ...) -> PayoutListing:
-        """The newest payouts, page after page, until there are no more or at most so many."""
+    async def list_payouts(self, *, since_ms: int = 0, at_most: int = ...) -> PayoutListing:
+        """The newest payouts, page after page: back to an instant of the gateway's clock, and at most so many.
+
+        Whoever looks for a payout leaves a margin, because that clock is not ours.
+        """
         ...

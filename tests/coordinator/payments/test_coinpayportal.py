@@ -162,11 +162,11 @@ async def test_a_payout_comes_back_with_how_it_stands(
 async def test_the_list_is_read_to_its_end_and_no_further_than_asked() -> None:
     with fake_gateway() as fake:
         async with fake.client() as client:
-            assert await client.list_payouts() == await client.list_payouts(1)
+            assert await client.list_payouts() == await client.list_payouts(at_most=1)
             for number in range(PAGE_ROWS + 30):
                 await client.create_payout(intent(number))
             everything = await client.list_payouts()
-            some = await client.list_payouts(PAGE_ROWS + 5)
+            some = await client.list_payouts(at_most=PAGE_ROWS + 5)
         pages = [event for event in fake.history("call") if event["call"] == "list_payouts"]
     newest_first = [f"intent-{number}" for number in reversed(range(PAGE_ROWS + 30))]
     assert [payout.intent_id for payout in everything.payouts] == newest_first
@@ -174,6 +174,35 @@ async def test_the_list_is_read_to_its_end_and_no_further_than_asked() -> None:
     assert [payout.intent_id for payout in some.payouts] == newest_first[: PAGE_ROWS + 5]
     assert not some.complete
     assert len(pages) == 2 + 2 + 2
+
+
+async def test_the_list_ends_where_the_time_that_was_asked_for_begins() -> None:
+    with fake_gateway() as fake:
+        async with fake.client() as client:
+            for number in range(2 * PAGE_ROWS):
+                await client.create_payout(intent(number))
+            fake.tell("set", clock_s=7200)
+            recent = await client.create_payout(intent(0, "recent"))
+            assert recent.created_at_ms is not None
+            before = len(fake.history("call"))
+            listed = await client.list_payouts(since_ms=recent.created_at_ms - 3_600_000)
+            assert len(fake.history("call")) - before == 1
+            fake.fault("list_payouts", "say", fields={"created_at": None})
+            unknown = await client.list_payouts(since_ms=recent.created_at_ms)
+    assert listed.complete
+    assert listed.payouts[0] == recent
+    # A page without times cannot say that what comes after it is older.
+    assert len(unknown.payouts) == 2 * PAGE_ROWS - 1
+
+
+async def test_a_list_that_is_not_the_newest_first_is_unclear() -> None:
+    with fake_gateway() as fake:
+        async with fake.client() as client:
+            await client.create_payout(intent(0))
+            fake.tell("set", clock_s=-7200)
+            await client.create_payout(intent(1))
+            with pytest.raises(GatewayUnclear, match="contradiction"):
+                await client.list_payouts()
 
 
 async def test_payouts_that_come_while_a_list_is_read_hide_none() -> None:
@@ -332,8 +361,9 @@ async def test_another_payment_than_the_one_asked_for_is_unclear(
 async def test_nobody_there_is_a_refusal() -> None:
     config = CoinPayPortalConfig(API_KEY, BUSINESS, f"http://127.0.0.1:{free_port()}", payout_email="a@example.org")
     async with CoinPayPortal(config) as client:
-        with pytest.raises(GatewayUnreachable, match="unreachable"):
+        with pytest.raises(GatewayUnreachable, match="unreachable") as caught:
             await client.create_payout(INTENT)
+    assert caught.value.__cause__ is None
 
 
 async def test_the_limits_of_the_gateway_are_a_refusal() -> None:

@@ -103,9 +103,7 @@ async def test_an_answer_without_end_is_not_read_to_its_end(fake: FakeGatewayPro
     assert fake.history("flooded")[-1]["bytes"] < HUGE_BYTES // 2
 
 
-async def test_waiting_is_bounded_whatever_the_gateway_asks_for(
-    fake: FakeGatewayProcess, client: CoinPayPortal
-) -> None:
+async def test_waiting_is_bounded_whatever_is_asked_for(fake: FakeGatewayProcess, client: CoinPayPortal) -> None:
     fake.fault("list_payouts", "refuse", status=429, retry_after_s=999_999_999)
     with pytest.raises(GatewayRefused) as caught:
         await client.list_payouts()
@@ -208,5 +206,5 @@ async def test_a_payout_that_makes_no_sense_is_not_sent(fake: FakeGatewayProcess
     with pytest.raises(ValueError):
         await client.get_invoice("../businesses/x")
     with pytest.raises(ValueError):
-        await client.list_payouts(0)
+        await client.list_payouts(at_most=0)
     assert len(fake.history()) == before
