@@ -10,7 +10,7 @@ prints its address. Below /api it is the gateway; below /control it is told what
     POST /control/rates     {"rates": {"create_payout": {"timeout": 0.3}}, "seed"}   faults by chance
     POST /control/payout    {"payout_id", "status", "sent"?}   a payout ends otherwise
     POST /control/set       {"callback"?, "clock_s"?, "per_minute"?, "per_hour"?}
-    POST /control/release   deliver held webhooks        POST /control/drain   wait until all are delivered
+    POST /control/release   deliver held webhooks        POST /control/drain   wait for deliveries, 5 s at most
     GET  /control/history   all that happened            GET  /control/book    what was paid and what was sent
 """
 
@@ -40,6 +40,7 @@ BUSINESS = "biz_fake"
 BODY_BYTES_MAX = 64 * 1024
 PAGE_DEFAULT, PAGE_MAX = 50, 1000
 NO_ANSWER_S = 600.0
+DRAIN_S = 5.0
 HUGE_BYTES = 64 * 1024 * 1024
 CHUNK_BYTES = 64 * 1024
 
@@ -172,7 +173,7 @@ class FakeGateway:
             case "release":
                 self.webhooks.release()
             case "drain":
-                await self.webhooks.drain()
+                return {"waiting": await self.webhooks.drain(DRAIN_S)}
             case "history":
                 return self.book.history
             case "book":

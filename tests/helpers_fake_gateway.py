@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.fake_gateway import API_KEY, BUSINESS, PAYOUT_TOKEN
 
 ROOT = Path(__file__).resolve().parents[1]
 DEADLINE_S = 30.0
+DRAIN_DEADLINE_S = 300.0
 MANY = "1000000"
 
 
@@ -47,6 +49,12 @@ class FakeGatewayProcess:
     def advance(self, payment_id: str, status: str | None = None) -> None:
         """One step on, or this status."""
         self.tell("advance", payment_id=payment_id, **({} if status is None else {"status": status}))
+
+    def drain(self) -> None:
+        """Wait until every webhook is delivered or given up, but for held ones. Not from the loop that receives."""
+        deadline = time.monotonic() + DRAIN_DEADLINE_S
+        while self.tell("drain")["waiting"]:
+            assert time.monotonic() < deadline, "webhooks are still on their way"
 
     def history(self, what: str | None = None) -> list[dict[str, Any]]:
         """All that happened, or all of one kind."""

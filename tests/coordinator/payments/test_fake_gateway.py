@@ -91,7 +91,7 @@ async def test_webhooks_tell_of_a_payment_from_end_to_end() -> None:
             await tell(fake, "pay", payment_id=payment)
             for _ in range(5):
                 await tell(fake, "advance", payment_id=payment)
-                await tell(fake, "drain")
+                await asyncio.to_thread(fake.drain)
     assert [(event.payment_id, event.status) for event in callback.events] == [
         (payment, "detected"), (payment, "confirmed"), (payment, "confirmed"), (payment, "forwarded")
     ]  # fmt: skip
@@ -118,11 +118,11 @@ async def test_webhooks_go_wrong_as_told(kind: str, events: int, refused: dict[s
             payment = await invoice(fake)
             await tell(fake, "fault", on="webhook", kind=kind, times=4)
             await tell(fake, "advance", payment_id=payment, status="confirmed")
-            await tell(fake, "drain")
+            await asyncio.to_thread(fake.drain)
             assert (len(callback.events), dict(callback.refused)) == (events, refused)
             await tell(fake, "advance", payment_id=payment, status="forwarded")
             await tell(fake, "release")
-            await tell(fake, "drain")
+            await asyncio.to_thread(fake.drain)
     late = 1 if kind in ("hold", "reorder") else 0
     assert Counter(event.status for event in callback.events) == Counter(
         {"confirmed": events + late, "forwarded": 1} if events + late else {"forwarded": 1}
@@ -135,7 +135,7 @@ async def test_a_callback_that_fails_is_tried_three_times() -> None:
             payment = await invoice(fake)
             callback.answers = [500, 503]
             await tell(fake, "advance", payment_id=payment, status="confirmed")
-            await tell(fake, "drain")
+            await asyncio.to_thread(fake.drain)
             outcomes = [event["outcome"] for event in fake.history("delivery")]
     assert outcomes == [500, 503, 200]
     assert len(callback.events) == 1
