@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from protocol import constants as c
+from protocol.directory import Scope
 from protocol.effects import Effect, Equivocation, Note
 from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
 from protocol.events import Now
 from protocol.ids import NodeId
-from protocol.interest import Scope
 from protocol.messages import Heads as HeadsMessage
 from protocol.messages import Message
 from protocol.money_records import ClaimAckRecord, LedgerHeadRecord
