@@ -67,6 +67,11 @@ class Ledger:
         self._cache = _Cache(Head(0, GENESIS_HEAD), 1, 0)
         self._is_read = False
 
+    @property
+    def downtime_ms(self) -> int:
+        """What the last transaction knew of it; from any thread."""
+        return self._cache.downtime_ms
+
     @contextmanager
     def begin(self, tx: sqlite3.Connection) -> Iterator[LedgerTransaction]:
         """A block of commands, inside a transaction that is open. What they changed is written when the block ends."""
@@ -293,6 +298,15 @@ def read_head(tx: sqlite3.Connection) -> Head:
 def _next_account(tx: sqlite3.Connection) -> int:
     number: int = tx.execute("SELECT coalesce(max(account), 0) + 1 FROM accounts").fetchone()[0]
     return number
+
+
+def accounts_with_money(tx: sqlite3.Connection, prefix: str) -> list[str]:
+    """The names of accounts that start so and are not empty, in order."""
+    rows = tx.execute(
+        "SELECT name FROM accounts WHERE name >= ? AND name < ? AND balance > 0 ORDER BY name",
+        (prefix, prefix + "\U0010ffff"),
+    )
+    return [row[0] for row in rows]
 
 
 LEASE_COLUMNS: Final = """

@@ -64,7 +64,8 @@ LEDGER_STEP: Final[tuple[str, ...]] = (
     WHEN EXISTS (SELECT 1 FROM postings WHERE entry = NEW.entry AND position = NEW.position)
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: postings'); END
     """,
-    "CREATE INDEX postings_by_account ON postings (account, entry)",
+    # With the amount, so that histories and sums need nothing but this index.
+    "CREATE INDEX postings_by_account ON postings (account, entry, amount)",
     # `entry` is the last one that changed the lease.
     """
     CREATE TABLE leases (
@@ -84,8 +85,9 @@ LEDGER_STEP: Final[tuple[str, ...]] = (
         downtime_ms    INTEGER NOT NULL
     ) STRICT
     """,
-    "CREATE INDEX leases_by_account ON leases (account)",
-    "CREATE INDEX leases_by_provider ON leases (provider)",
+    "CREATE INDEX leases_by_account ON leases (account, is_closed)",
+    "CREATE INDEX leases_by_provider ON leases (provider, is_closed)",
+    "CREATE INDEX leases_by_relay ON leases (relay) WHERE relay IS NOT NULL",
     "CREATE INDEX leases_open_by_end ON leases (claim_by_ms - downtime_ms) WHERE is_closed = 0",
     """
     CREATE TRIGGER leases_only_advance BEFORE UPDATE ON leases
@@ -133,6 +135,7 @@ LEDGER_STEP: Final[tuple[str, ...]] = (
         is_resolved INTEGER NOT NULL CHECK (is_resolved IN (0, 1))
     ) STRICT
     """,
+    "CREATE INDEX payouts_by_account ON payouts (account)",
     """
     CREATE TABLE heads (
         entry     INTEGER PRIMARY KEY,
