@@ -11,7 +11,7 @@ from protocol import constants as c
 from protocol.envelope import open_record, tagged_hash
 from protocol.errors import BadSignature, RemoteProtocolError, Stale
 from protocol.ids import LeaseId, NodeId
-from protocol.ledger import AnyCommand, Claim, Lease, OpenLease
+from protocol.ledger import AMOUNT_MAX, AnyCommand, Claim, Lease, OpenLease
 from protocol.money_records import (
     ClaimRecord,
     CloseRecord,
@@ -134,8 +134,13 @@ def command_of(checked: CheckedClaim, lease: Lease) -> Claim:
     parties = (lease.lease, lease.provider, lease.payer)
     if receipt is not None and (receipt.lease, receipt.provider, receipt.asker) != parties:
         raise BadSignature("the receipt is for another lease")
-    paid_uusd = voucher.paid_uusd if voucher is not None else 0
+    paid_uusd = _in_bounds(voucher) if voucher is not None else 0
     return Claim(lease.lease, claim.provider, paid_uusd, claim.is_final, claim.voucher)
+
+
+def _in_bounds(voucher: VoucherRecord) -> int:
+    """What the ledger takes of it. A payer that signs for more than there is in the world owes what there is."""
+    return min(voucher.paid_uusd, AMOUNT_MAX)
 
 
 def claim_command(claim: ClaimRecord, lease: Lease) -> Claim:
@@ -165,5 +170,5 @@ def check_evidence(command: AnyCommand) -> None:
             raise BadSignature("the lease is not what its client asked for")
     elif isinstance(command, Claim) and command.voucher is not None:
         voucher = open_record(command.voucher, VoucherRecord)
-        if (voucher.lease, voucher.paid_uusd) != (command.lease, command.paid_uusd):
+        if (voucher.lease, _in_bounds(voucher)) != (command.lease, command.paid_uusd):
             raise BadSignature("the claim is not what its payer signed")
