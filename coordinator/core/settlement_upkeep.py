@@ -158,6 +158,8 @@ class SettlementUpkeep:
             head = await asyncio.to_thread(check_file, self._database.path)
         except Drift as drift:
             self._settlement.stop_because(str(drift))
+        except sqlite3.OperationalError:
+            log.exception("ledger_not_checked")  # no file descriptor, say: that tells nothing about the ledger
         except sqlite3.DatabaseError as error:
             self._settlement.stop_because(f"the ledger cannot be read: {error}")
         else:
