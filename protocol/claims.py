@@ -11,7 +11,7 @@ from protocol import constants as c
 from protocol.envelope import open_record, tagged_hash
 from protocol.errors import BadSignature, RemoteProtocolError, Stale
 from protocol.ids import LeaseId, NodeId
-from protocol.ledger import AnyCommand, Claim, Lease, OpenLease
+from protocol.ledger import AMOUNT_MAX, AnyCommand, Claim, Lease, OpenLease
 from protocol.money_records import (
     ClaimRecord,
     CloseRecord,
@@ -103,22 +103,49 @@ def open_claim(signed: Signed) -> ClaimRecord:
     return open_record(signed, ClaimRecord)
 
 
-def claim_command(claim: ClaimRecord, lease: Lease) -> Claim:
-    """What a claim asks of the ledger: its voucher must be the payer's, for this lease. Raises RemoteProtocolError."""
-    paid_uusd = 0
-    if claim.voucher is not None:
-        # SPEC 06: The coordinator MUST credit only what the payer of that lease has signed, for that lease.
-        voucher = open_record(claim.voucher, VoucherRecord)
-        if voucher.lease != lease.lease:
-            raise BadSignature("the voucher is for another lease")
-        if voucher.payer != lease.payer:
-            raise BadSignature("the voucher is not signed by the payer of the lease")
-        paid_uusd = voucher.paid_uusd
-    if claim.receipt is not None:
-        receipt = open_record(claim.receipt, ReceiptRecord)
-        if (receipt.lease, receipt.provider, receipt.asker) != (lease.lease, lease.provider, lease.payer):
-            raise BadSignature("the receipt is for another lease")
+@dataclass(frozen=True, slots=True)
+class CheckedClaim:
+    """A claim of which every signature holds. Whether it is for this lease is not checked yet."""
+
+    claim: ClaimRecord
+    voucher: VoucherRecord | None
+    receipt: ReceiptRecord | None
+
+
+def check_claim(signed: Signed) -> CheckedClaim:
+    """Check every signature of a claim, which takes most of its time and no lease. Raises RemoteProtocolError."""
+    return _check_papers(open_claim(signed))
+
+
+def _check_papers(claim: ClaimRecord) -> CheckedClaim:
+    voucher = open_record(claim.voucher, VoucherRecord) if claim.voucher is not None else None
+    receipt = open_record(claim.receipt, ReceiptRecord) if claim.receipt is not None else None
+    return CheckedClaim(claim, voucher, receipt)
+
+
+def command_of(checked: CheckedClaim, lease: Lease) -> Claim:
+    """What a claim asks of the ledger: its voucher must be the payer's, for this lease. Raises BadSignature."""
+    claim, voucher, receipt = checked.claim, checked.voucher, checked.receipt
+    # SPEC 06: The coordinator MUST credit only what the payer of that lease has signed, for that lease.
+    if voucher is not None and voucher.lease != lease.lease:
+        raise BadSignature("the voucher is for another lease")
+    if voucher is not None and voucher.payer != lease.payer:
+        raise BadSignature("the voucher is not signed by the payer of the lease")
+    parties = (lease.lease, lease.provider, lease.payer)
+    if receipt is not None and (receipt.lease, receipt.provider, receipt.asker) != parties:
+        raise BadSignature("the receipt is for another lease")
+    paid_uusd = _in_bounds(voucher) if voucher is not None else 0
     return Claim(lease.lease, claim.provider, paid_uusd, claim.is_final, claim.voucher)
+
+
+def _in_bounds(voucher: VoucherRecord) -> int:
+    """What the ledger takes of it. A payer that signs for more than there is in the world owes what there is."""
+    return min(voucher.paid_uusd, AMOUNT_MAX)
+
+
+def claim_command(claim: ClaimRecord, lease: Lease) -> Claim:
+    """`command_of` for a claim of which only the provider's own signature was checked. Raises RemoteProtocolError."""
+    return command_of(_check_papers(claim), lease)
 
 
 def check_close(signed: Signed, lease: Lease) -> CloseRecord:
@@ -143,5 +170,5 @@ def check_evidence(command: AnyCommand) -> None:
             raise BadSignature("the lease is not what its client asked for")
     elif isinstance(command, Claim) and command.voucher is not None:
         voucher = open_record(command.voucher, VoucherRecord)
-        if (voucher.lease, voucher.paid_uusd) != (command.lease, command.paid_uusd):
+        if (voucher.lease, _in_bounds(voucher)) != (command.lease, command.paid_uusd):
             raise BadSignature("the claim is not what its payer signed")

@@ -16,6 +16,9 @@ from protocol.envelope import sign_record
 from protocol.ids import LeaseId
 from protocol.link import (
     Announce,
+    ClaimAnswer,
+    ClaimFrame,
+    Closing,
     Data,
     Finish,
     Frame,
@@ -312,6 +315,9 @@ def _link_frames() -> Iterator[Vector]:
         Ping(7),
         Pong(7),
         Announce(SMALL_RECORD),
+        ClaimFrame(9, SMALL_RECORD),
+        ClaimAnswer(9, SMALL_RECORD, "", ""),
+        Closing(SMALL_RECORD),
     )
     for frame in frames:
         yield valid(
