@@ -29,11 +29,13 @@ from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
 from protocol.gossip import Gossip, GossipConfig
 from protocol.greeting import Greeting
+from protocol.heads import Heads as LedgerHeads
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import network_of
-from protocol.messages import Hello, Message, Reports
+from protocol.messages import Heads, Hello, Message, Reports
 from protocol.providing import Providing
+from protocol.purse import Purse
 from protocol.reachable import Reachable
 from protocol.reaching import FEATURE_DIALS_BACK
 from protocol.records import Availability, Kind, Signed
@@ -151,12 +153,15 @@ class Peer:
             spread=self._gossip.spread,
             reports=config.reports,
         )
+        self.purse = Purse(signer, rng)
+        self.heads = LedgerHeads()
         self._asking = Asking(
             signer,
             sealer,
             self.directory,
             rng,
             self.experience.router,
+            self.purse,
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
             aggregators=self._aggregators,
@@ -175,6 +180,7 @@ class Peer:
         )
         self._handing_off = self._refusing.handing_off
         self._providing = Providing(signer, sealer, rng, now.wall_ms, self._refusing, self._network_of)
+        self.till = self._providing.till
         self._forwarding = Forwarding(
             self.node,
             self.directory,
@@ -205,6 +211,7 @@ class Peer:
         effects: list[Effect] = []
         self._absorb(self._dispatch(event, now), effects, now)
         self._absorb(self._gossip.on_streams_lost(now), effects, now)
+        self._absorb(self.purse.take_effects(), effects, now)
         self._absorb(self._tell_load(now), effects, now)
         if self._is_draining and not self._is_drained and not self._has_jobs():
             self._is_drained = True
@@ -288,6 +295,31 @@ class Peer:
                 return self._asking.ask(event, now)
             case e.StopAsking():
                 return self._asking.stop(event, now)
+            case e.UseCoordinator():
+                self.purse.coordinator = event.coordinator
+                self._use_coordinators()
+                return []
+            case e.LeaseGranted():
+                return self._asking.on_lease_granted(event, now)
+            case e.LeaseDenied():
+                return self._asking.on_lease_denied(event, now)
+            case e.MarkStored():
+                return self._asking.on_mark_stored(event)
+            case e.RestorePayer():
+                return self.purse.restore(event)
+            case e.RestoreProvider():
+                return self.till.restore(event, now)
+            case e.ClaimAnswered():
+                return self.till.on_answered(event, now) + self.heads.acknowledged(event.acknowledgement)
+            case e.ClaimFailed():
+                return self.till.on_failed(event, now)
+            case e.ClaimNow():
+                return self.till.claim_now(now)
+            case e.CloseLease():
+                self.purse.close(event.lease)
+                return self.till.on_close_wanted(event, now)
+            case e.LearnHead():
+                return self._learn_heads(None, (event.signed,), now)
             case e.SetOffer():
                 return self._set_offer(event.offer, now)
             case e.Allow():
@@ -358,7 +390,23 @@ class Peer:
     def _on_gossip(self, peer: NodeId, message: Message, now: Now) -> list[Effect]:
         if isinstance(message, Reports):
             return self._gossip.deliver(self.experience.on_reports(peer, message, now), now)
+        if isinstance(message, Heads):
+            return self._learn_heads(peer, message.records, now)
         return self._gossip.on_message(peer, message, now)
+
+    def _use_coordinators(self) -> None:
+        ours = self.purse.coordinator
+        theirs = self._announcing.offer.coordinators if self._announcing.offer is not None else ()
+        self.heads.use((*theirs, *((ours,) if ours is not None else ())))
+
+    def _learn_heads(self, source: NodeId | None, records: tuple[Signed, ...], now: Now) -> list[Effect]:
+        try:
+            news, effects = self.heads.take(source, records, now)
+        except RemoteProtocolError as error:
+            if source is not None:
+                raise
+            return [Note("head.bad", None, str(error))]
+        return effects + self._gossip.deliver(self._gossip.spread(self.heads, news, now, source=source), now)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
@@ -412,6 +460,7 @@ class Peer:
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
+        self._use_coordinators()
         self._gossip.serve(model.name for model in offer.models)
         begun = self._providing.set_offer(offer, now) + self._reachable.on_offer(offer, now)
         return begun + self._beat(now, spread=True)
