@@ -16,7 +16,7 @@ from coordinator.store.journal import MAGIC, Journal, JournalFollower, JournalRe
 from coordinator.store.ledger import Head, Ledger, read_head
 from coordinator.store.migrations import migrate
 from protocol.ledger import Deposit
-from tests.helpers_ledger import NOW_MS, node
+from tests.helpers_ledger_commands import NOW_MS, node
 
 
 @pytest.fixture
