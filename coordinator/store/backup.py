@@ -91,12 +91,9 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
     """
     if not backup.is_file():
         raise BackupRefused(f"there is no file {backup}")
-    for ending in LOG_ENDINGS:
-        if (left := home / (DATABASE_NAME + ending)).exists():
-            # SQLite would write what is in it over the database that is restored.
-            raise BackupRefused(f"{left} is left of another database; move it away together with that")
     lock = take_lock(home / LOCK_NAME)
     try:
+        _check_nothing_is_left(home / DATABASE_NAME)
         with _new_file(home / DATABASE_NAME) as draft:
             with (
                 closing(sqlite3.connect(f"file:{backup}?mode=ro", uri=True)) as reader,
@@ -111,6 +108,17 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
                 return check(connection, replayed_entries_max=0)
     finally:
         os.close(lock)
+
+
+def _check_nothing_is_left(database: Path) -> None:
+    """What another database has left beside it, SQLite would write over the one that is restored."""
+    if database.exists():
+        return  # a better reason to refuse
+    for ending in LOG_ENDINGS:
+        left = database.with_name(database.name + ending)
+        if ending != "-shm" and left.exists() and left.stat().st_size:
+            raise BackupRefused(f"{left} is left of another database; move it away together with that")
+        left.unlink(missing_ok=True)
 
 
 def _catch_up(connection: sqlite3.Connection, journal: Path, sign_lease: SignLease) -> None:
