@@ -56,6 +56,7 @@ def sign_voucher(payer: SigningKey, lease: LeaseId, paid_uusd: int, **changes: A
         "chunks": 1,
         "output_tokens": 8,
         "running_hash": bytes(32),
+        "extensions": (),
         **changes,
     }
     return sign_record(VoucherRecord(**fields), payer)
