@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import sys
-import time
-from typing import Any, Final
-
-import httpx
+from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.config import Config, ConfigRefused, load
-from coordinator.identity import KeyRefused, load_key
-from protocol.envelope import AUTH_HEADER, SigningKey, sign_request
+
+if TYPE_CHECKING:
+    from protocol.envelope import SigningKey
 
 TIMEOUT_S: Final = 60.0
+COMMANDS: Final = ("payouts", "deposits")
 
 PAYOUTS: Final = """\
 Payouts that have not ended, and what stops them.
@@ -65,7 +63,8 @@ def _parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--home", help="directory of the coordinator's key and config.toml")
+    # No default: it may stand before the command, too.
+    parser.add_argument("--home", default=argparse.SUPPRESS, help="directory of the coordinator's key and config.toml")
     parser.add_argument("--url", help="where it listens, if not where its configuration says")
     parser.add_argument("--json", action="store_true", help="print the answer as it is")
     return parser
@@ -75,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask, print, and return the exit code."""
     try:
         route, body = _what(arguments)
-        config = load({"home": arguments.home} if arguments.home else {})
+        config = load({name: getattr(arguments, name) for name in ("home",) if hasattr(arguments, name)})
         answer = ask(config, arguments.url, route, body)
-    except (AdminFailed, ConfigRefused, KeyRefused) as error:
+    except (AdminFailed, ConfigRefused) as error:
         sys.stderr.write(f"infernet-coordinator: {error}\n")
         return 1
     sys.stdout.write(json.dumps(answer) + "\n" if arguments.json else _text(answer))
@@ -105,9 +104,18 @@ def _what(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 
 def ask(config: Config, url: str | None, route: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The `data` of the running coordinator's answer. Raises AdminFailed, KeyRefused."""
+    """The `data` of the running coordinator's answer. Raises AdminFailed."""
+    # These take a second to load; --help need not wait for them.
+    import httpx
+
+    from coordinator.identity import KeyRefused, load_key
+    from protocol.envelope import AUTH_HEADER
+
     base = (url or _url_of(config)).rstrip("/")
-    key = load_key(config.home_path)
+    try:
+        key = load_key(config.home_path)
+    except KeyRefused as error:
+        raise AdminFailed(str(error)) from None
     target, content = f"/api/v1/admin/{route}", json.dumps(body).encode()
     try:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as http:
@@ -115,7 +123,9 @@ def ask(config: Config, url: str | None, route: str, body: dict[str, Any]) -> di
             response = http.post(base + target, content=content, headers=headers)
             answer = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise AdminFailed(f"no coordinator answers at {base} ({type(error).__name__}); start it, or use --url") from None
+        raise AdminFailed(
+            f"no coordinator answers at {base} ({type(error).__name__}); start it, or use --url"
+        ) from None
     if response.status_code != 200:
         raise AdminFailed(f"refused: {answer.get('error', response.status_code)}")
     data: dict[str, Any] = answer["data"]
@@ -123,6 +133,11 @@ def ask(config: Config, url: str | None, route: str, body: dict[str, Any]) -> di
 
 
 def _sign(key: SigningKey, target: str, content: bytes) -> str:
+    import secrets
+    import time
+
+    from protocol.envelope import sign_request
+
     now_ms = time.time_ns() // 1_000_000
     return sign_request(key, key.node, "POST", target, content, now_ms, now_ms, secrets.randbits(32) | 1)
 
@@ -136,8 +151,7 @@ def _text(answer: dict[str, Any]) -> str:
     lines = []
     if frozen := answer.get("frozen"):
         lines.append(f"PAYOUTS ARE STOPPED since {frozen['since']}: {frozen['reason']}")
-    for stray in answer.get("strays", []):
-        lines.append(f"at the gateway: {stray['gateway_id']}: {stray['reason']}")
+    lines += [f"at the gateway: {stray['gateway_id']}: {stray['reason']}" for stray in answer.get("strays", [])]
     rows = answer.get("rows", [answer["row"]] if "row" in answer else [])
     for row in rows:
         mark = "* " if row.get("needs_person") or row["status"] == "review" else "  "

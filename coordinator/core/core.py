@@ -18,6 +18,7 @@ from coordinator.core.driver import PeerDriver
 from coordinator.core.heartbeats import NotRegistered, check_heartbeat, record_heartbeat
 from coordinator.core.limits import RateLimiter
 from coordinator.core.links import Links
+from coordinator.core.payments import Payments
 from coordinator.core.settlement import Settlement
 from coordinator.core.settlement_upkeep import SettlementUpkeep
 from coordinator.store import jobs, nodes, replay
@@ -72,6 +73,7 @@ class Core:
         self.node_requests = RateLimiter(config.node_requests_per_hour, "requests of nodes", monotonic_s)
         self.settlement = Settlement(config, key, database, wall_ms, self._on_close_wish)
         self.settlement_upkeep = SettlementUpkeep(config, key, database, self.settlement, wall_ms)
+        self.payments = Payments(config, database, self.settlement, wall_ms, monotonic_s)
         self.links = Links(self.on_announce, self.settlement.claim_many)
         self.chats = Chats(config, database, self.links, wall_ms, self.spawn)
         self.chat_rate = RateLimiter(config.chats_per_hour, "chats", monotonic_s)
@@ -89,6 +91,7 @@ class Core:
     async def start(self) -> None:
         """End what an earlier process left open, start the peer and the upkeep."""
         await self.settlement_upkeep.start()
+        await self.payments.start()
         left_open = await self.database.write(lambda tx: jobs.fail_open(tx, self.wall_ms()))
         if left_open:
             log.warning("jobs_failed_by_restart", jobs=left_open)
@@ -122,6 +125,7 @@ class Core:
         self.links.close_all("the coordinator is shutting down")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._driver.stop()
+        await self.payments.stop()
         await self.settlement_upkeep.stop()
         self.settlement.close()
 

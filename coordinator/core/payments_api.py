@@ -188,5 +188,3 @@ def read_request_id(text: str | None) -> str:
     if REQUEST_ID.fullmatch(text) is None:
         raise BadRequest("request_id is 1 to 64 letters, digits and _ . : -")
     return text
-
-

@@ -122,8 +122,8 @@ def impossible(intent: Intent, why: str, now_ms: int) -> Step:
 
 def unclear(intent: Intent, reason: str, now_ms: int) -> Step:
     """No answer, half an answer, a crash, a fault of the server: it may have been sent."""
-    # SPEC 06: The coordinator MUST NOT send a payout again whose fate it does not know: it looks for the payout's number
-    #   in the gateway's own list.
+    # SPEC 06: The coordinator MUST NOT send a payout again whose fate it does not know: it looks for the payout's
+    #   number in the gateway's own list.
     return Step(replace(intent, status=PayoutState.UNKNOWN, next_ms=now_ms, reason=reason))
 
 
@@ -150,9 +150,7 @@ def listed(intent: Intent, listing: PayoutListing, now_ms: int, resend_uusd_max:
 def _absent(intent: Intent, now_ms: int, resend_uusd_max: int) -> Step:
     """A complete list without it."""
     since_ms = now_ms if intent.absent_since_ms is None else intent.absent_since_ms
-    after = replace(
-        intent, absences=intent.absences + 1, absent_since_ms=since_ms, next_ms=now_ms + LIST_PAUSE_MS
-    )
+    after = replace(intent, absences=intent.absences + 1, absent_since_ms=since_ms, next_ms=now_ms + LIST_PAUSE_MS)
     # SPEC 07: The coordinator MUST NOT send a payout again before three complete lists over 30 minutes were without it.
     if after.absences < ABSENCES_MIN or now_ms - since_ms < ABSENT_MS_MIN:
         return Step(after)

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -28,7 +28,7 @@ from coordinator.store.payouts import Frozen
 from protocol.formats.amounts import format_usd
 from protocol.formats.coins import Pair
 from protocol.ids import NodeId
-from protocol.ledger import OrderPayout, Refused, available
+from protocol.ledger import OrderPayout, Refused, ReturnPayout, SettlePayout, available
 
 DAY_MS: Final = 24 * 60 * 60 * 1000
 RECONCILE_MS: Final = 60 * 60 * 1000
@@ -77,6 +77,7 @@ class Payouts:
         self._on_broken = on_broken
         self._is_stopped = is_stopped
         self._next_reconcile_ms = 0
+        self._is_compared = False
         self._hint = asyncio.Event()
         self._working = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -177,7 +178,9 @@ class Payouts:
             text = f"{format_usd(amount_uusd)} is less than the smallest payout here, {format_usd(limits.least)}"
             return MoneyRefused(400, "bad_amount", text)
         if payouts.ordered_since(tx, day_ago_ms, node) + amount_uusd > limits.per_day_and_key:
-            text = f"a key is paid out {format_usd(limits.per_day_and_key)} within a day at most; ask for less, or later"
+            text = (
+                f"a key is paid out {format_usd(limits.per_day_and_key)} within a day at most; ask for less, or later"
+            )
             return MoneyRefused(429, "payout_limit", text, retry_after_s=3600)
         if payouts.ordered_since(tx, day_ago_ms) + amount_uusd > limits.per_day:
             text = "this coordinator has paid out as much today as it may; ask again tomorrow"
@@ -190,20 +193,25 @@ class Payouts:
         """Everything that is due now, once."""
         async with self._working:
             await self._write(self._recover)
-            await self._send_queued()
-            await self._look()
             if self._wall_ms() >= self._next_reconcile_ms:
                 await self._reconcile()
                 await self._order_automatically()
+            await self._send_queued()
+            await self._look()
 
     def _recover(self, tx: sqlite3.Connection) -> None:
         """Nothing is being sent now, so what says that it is has been interrupted."""
         now_ms = self._wall_ms()
         for intent in payouts.open_in(tx, PayoutState.SENDING):
             self._carry_out(tx, rules.unclear(intent, "interrupted while it was being sent", now_ms))
+        for number in payouts.without_row(tx):
+            payouts.freeze(tx, f"payout {number.hex()} is in the ledger and in no list: was a backup restored?", now_ms)
         self.frozen = payouts.frozen(tx)
 
     async def _send_queued(self) -> None:
+        # Rows that came out of a backup may be older than what the gateway has done since.
+        if not self._is_compared:
+            return
         queued = await self._database.write(lambda tx: payouts.open_in(tx, PayoutState.QUEUED))
         for intent in queued:
             if intent.next_ms <= self._wall_ms() and self.frozen is None:
@@ -233,6 +241,11 @@ class Payouts:
     def _begin(self, tx: sqlite3.Connection, number: bytes) -> Intent | None:
         intent = payouts.get(tx, number)
         if intent is None or intent.status is not PayoutState.QUEUED or payouts.frozen(tx) is not None:
+            return None
+        with self._ledger.begin(tx) as ledger:
+            held = ledger.payout(number)
+        if held is None or held.is_resolved:
+            self._freeze(tx, f"payout {number.hex()} is to be sent, and its money is not set aside")
             return None
         begun = rules.begin(intent, self._wall_ms())
         payouts.update(tx, begun)
@@ -289,16 +302,18 @@ class Payouts:
         """Hold the gateway's list beside ours. What does not fit stops payouts, and nothing else."""
         now_ms = self._wall_ms()
         since_ms = max(await self._database.write(lambda tx: payouts.since_ms(tx, now_ms)), now_ms - RECONCILED_MS)
-        listing = await self._list(since_ms)
+        listing = await self._list(since_ms - rules.LIST_MARGIN_MS)
         if listing is None:
             return
         await self._write(lambda tx: self._compare(tx, listing, since_ms))
         self._next_reconcile_ms = now_ms + RECONCILE_MS
+        self._is_compared = True
 
     def _compare(self, tx: sqlite3.Connection, listing: PayoutListing, since_ms: int) -> None:
         numbers = [row.intent_id for row in listing.payouts if row.intent_id is not None]
         found = rules.strays(listing, payouts.by_number(tx, numbers, since_ms), since_ms)
-        # SPEC 07: The coordinator MUST stop payouts, and not deposits, when the gateway's list of them and its own differ.
+        # SPEC 07: The coordinator MUST stop payouts, and not deposits, when the gateway's list of them and its own
+        #   differ.
         new = [
             (gateway_id, reason)
             for gateway_id, reason in found.items()
@@ -310,9 +325,7 @@ class Payouts:
     async def _order_automatically(self) -> None:
         if not self._limits.automatic or self.frozen is not None:
             return
-        keys = await self._database.write(
-            lambda tx: payouts.rich(tx, self._limits.automatic, AUTOMATIC_AT_ONCE_MAX)
-        )
+        keys = await self._database.write(lambda tx: payouts.rich(tx, self._limits.automatic, AUTOMATIC_AT_ONCE_MAX))
         for node in keys:
             try:
                 await self.request(node, f"automatic:{secrets.token_hex(8)}", None, None, lambda _tx: None)
@@ -334,7 +347,13 @@ class Payouts:
     def _decide(self, tx: sqlite3.Connection, number: bytes, decision: str) -> Intent | MoneyRefused:
         intent, now_ms = payouts.get(tx, number), self._wall_ms()
         if intent is None:
+            intent = self._intent_of_ledger(tx, number, now_ms)
+        if intent is None:
             return MoneyRefused(404, "unknown_payout", "there is no such payout")
+        if not intent.code:
+            if decision == "resend":
+                return MoneyRefused(409, "conflict", "nobody knows any more where to: give it back, or say it was sent")
+            return self._resolve_without_row(tx, intent, decision, now_ms)
         if intent.status is not PayoutState.UNKNOWN:
             return MoneyRefused(409, "conflict", f"this payout is {intent.status.value}; only unknown ones are decided")
         steps = {"sent": rules.confirmed, "return": rules.given_back, "resend": rules.sent_again}
@@ -342,6 +361,26 @@ class Payouts:
         log.warning("payout_decided", intent=number.hex(), decision=decision)
         self._carry_out(tx, step)
         return step.intent
+
+    def _intent_of_ledger(self, tx: sqlite3.Connection, number: bytes, now_ms: int) -> Intent | None:
+        """A payout that only the ledger has, because a backup was restored: nobody knows its coin or address."""
+        with self._ledger.begin(tx) as ledger:
+            held = ledger.payout(number)
+        if held is None or held.is_resolved:
+            return None
+        node = NodeId(bytes.fromhex(held.account.partition(":")[2]))
+        return Intent(number, node, "", held.amount_uusd, "", "", "", PayoutState.UNKNOWN, created_ms=now_ms)
+
+    def _resolve_without_row(
+        self, tx: sqlite3.Connection, intent: Intent, decision: str, now_ms: int
+    ) -> Intent | MoneyRefused:
+        command = ReturnPayout(intent.intent) if decision == "return" else SettlePayout(intent.intent, "unknown", 0)
+        verdict = self._ledger.command(tx, command, now_ms)
+        if isinstance(verdict, Refused):
+            return of_verdict(verdict)
+        log.warning("payout_decided", intent=intent.intent.hex(), decision=decision)
+        status = PayoutState.FAILED if decision == "return" else PayoutState.CONFIRMED
+        return replace(intent, status=status, ended_ms=now_ms)
 
     async def unfreeze(self) -> None:
         """A person has looked at everything that did not fit."""

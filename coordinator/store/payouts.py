@@ -95,9 +95,7 @@ def open_in(tx: sqlite3.Connection, *states: PayoutState) -> list[Intent]:
 
 def ordered_since(tx: sqlite3.Connection, since_ms: int, node: NodeId | None = None) -> int:
     """What was ordered since then and has not come back, of one key or of all."""
-    statement = (
-        "SELECT coalesce(sum(amount_uusd), 0) FROM payout_intents WHERE created_ms > ? AND status <> 'failed'"
-    )
+    statement = "SELECT coalesce(sum(amount_uusd), 0) FROM payout_intents WHERE created_ms > ? AND status <> 'failed'"
     if node is None:
         total: int = tx.execute(statement, (since_ms,)).fetchone()[0]
     else:
@@ -145,11 +143,19 @@ def unfreeze(tx: sqlite3.Connection) -> None:
 
 def put_stray(tx: sqlite3.Connection, gateway_id: str, reason: str, now_ms: int) -> bool:
     """Keep one that does not fit; whether a person has yet to look at it."""
-    tx.execute(
-        "INSERT INTO payout_strays VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING", (gateway_id, reason, now_ms)
-    )
+    tx.execute("INSERT INTO payout_strays VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING", (gateway_id, reason, now_ms))
     is_known: int = tx.execute("SELECT is_known FROM payout_strays WHERE gateway_id = ?", (gateway_id,)).fetchone()[0]
     return not is_known
+
+
+def without_row(tx: sqlite3.Connection) -> list[bytes]:
+    """Payouts that the ledger has set money aside for and that nobody would send: of an older backup."""
+    rows = tx.execute(
+        """
+        SELECT intent FROM payouts WHERE is_resolved = 0 AND intent NOT IN (SELECT intent FROM payout_intents) LIMIT 100
+        """
+    )
+    return [row[0] for row in rows]
 
 
 def rich(tx: sqlite3.Connection, least_uusd: int, limit: int) -> list[NodeId]:
