@@ -16,7 +16,7 @@ from protocol.ledger import available
 from tests.fake_gateway import API_KEY, BUSINESS, PAYOUT_TOKEN, SECRET
 from tests.helpers_coordinator import NodeClient, Served, WallClock, make_key, serving
 from tests.helpers_fake_gateway import FakeGatewayProcess
-from tests.helpers_money import balance
+from tests.helpers_money import balance, deposit
 
 # Of the published vectors: an address of Ethereum's kind, with its checksum.
 EVM_ADDRESS = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
@@ -96,6 +96,36 @@ class Paid:
             self.fake.advance(payment)
         return invoice
 
+    def pass_time(self, passed_ms: int) -> None:
+        """On our clock and on the gateway's."""
+        self.served.clock.offset_ms += passed_ms
+        self.fake.tell("set", clock_s=self.served.clock.offset_ms // 1000)
+
+    async def with_address(self, credit_uusd: int = 100_000_000) -> None:
+        """Money, and an address that holds."""
+        await deposit(self.served, self.client.key.node, credit_uusd)
+        await self.data("payouts/set", coin="USDC", network="base", address=EVM_ADDRESS)
+        self.pass_time(DAY_MS + 1000)
+
+    async def payout(self, amount: str = "5.00", **more: Any) -> dict[str, Any]:
+        """Order one; it is sent when somebody works."""
+        payout: dict[str, Any] = (await self.data("payouts/request", amount_usd=amount, **more))["payout"]
+        return payout
+
+    async def state_of(self, payout: dict[str, Any]) -> str:
+        rows = (await self.data("payments/list", limit=100))["rows"]
+        return next(str(row["state"]) for row in rows if row["id"] == payout["id"])
+
+    def sends_of(self, payout: dict[str, Any]) -> int:
+        """How often coins left for it."""
+        return int(self.fake.book()["sends_of_intent"].get(payout["id"], 0))
+
+    async def work(self, after_ms: int = 0) -> None:
+        """Let time pass, and do what is due."""
+        if after_ms:
+            self.pass_time(after_ms)
+        await self.payouts.work()
+
     async def poll(self, after_ms: int = HOUR_MS) -> None:
         """Let time pass, and the gateway be asked."""
         self.served.clock.offset_ms += after_ms
@@ -108,7 +138,7 @@ async def paid_serving(
 ) -> AsyncIterator[Paid]:
     """A coordinator beside a fake gateway, for the length of a block."""
     async with serving(home, clock, **gateway_settings(fake, home, **settings)) as served:
-        fake.tell("set", callback=f"{served.url}/api/payments/webhook")
+        fake.tell("set", callback=f"{served.url}/api/payments/webhook", clock_s=served.clock.offset_ms // 1000)
         client = NodeClient(served, key or make_key())
         assert (await client.register(role="client")).status_code == 200
         yield Paid(served, fake, client)
