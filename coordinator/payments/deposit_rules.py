@@ -158,6 +158,8 @@ def by_hand(deposit: Deposit, received: int, now_ms: int) -> Judged:
 
 
 def _paid(deposit: Deposit, received: int | None, now_ms: int, hour_uusd: int, limits: Limits) -> Judged:
+    # SPEC 07: The coordinator MUST NOT credit a payment whose received amount the gateway does not tell, however it
+    #   calls its state; a person decides.
     if received is None:
         return Judged(_review(deposit, "the gateway does not say how much came", now_ms))
     try:

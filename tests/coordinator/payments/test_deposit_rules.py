@@ -92,6 +92,7 @@ def test_nothing_is_credited_before_it_is_confirmed(status: PaymentStatus | None
 def test_a_confirmed_payment_of_an_unknown_amount_waits_for_a_person() -> None:
     judged = judge(deposit(), replace(confirmed(), received=None, received_raw=None), NOW_MS, 0, LIMITS)
     assert (judged.command, judged.deposit.stage, judged.deposit.next_poll_ms) == (None, Stage.REVIEW, None)
+    assert "does not say how much" in judged.deposit.reason
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
 pytestmark = pytest.mark.anyio
 
 HOUR_MS = 3_600_000
-KEYS = 50
+# A key may have twenty invoices a day that were not paid.
+INVOICES_PER_KEY = 10
 COPIES = 5
 AT_ONCE = 200
 STEPS = ("detected", "confirmed", "forwarded", "expired")
@@ -62,11 +63,13 @@ async def live(home: Path, payments: int, seed: int) -> tuple[int, int]:
 
 
 async def _live(house: MoneyHouse, payments: int, dice: random.Random) -> tuple[int, int]:
-    book, keys = house.gateway.book, nodes(KEYS)
+    book, keys = house.gateway.book, nodes(payments // INVOICES_PER_KEY)
     for number in range(payments):
         pair = dice.choice(PAIRS)
-        await house.deposits.create(keys[number % KEYS], str(number), dice.randrange(1, 9_999) * 10_000, pair, free)
-        house.now_ms += 24 * HOUR_MS // payments * 2  # a key may have so many invoices a day
+        await house.deposits.create(
+            keys[number % len(keys)], str(number), dice.randrange(1, 9_999) * 10_000, pair, free
+        )
+        house.now_ms += 24 * HOUR_MS // payments
     letters: list[tuple[str, bytes]] = []
     for number, payment in enumerate(list(book.payments.values())):
         how = dice.choice(("exact", "exact", "over", "under", "", plain(payment.amount * Decimal("0.995"))))

@@ -1,4 +1,4 @@
-"""What becomes of a payout by what is heard of it: every rule alone, and all of them while a gateway does as it likes."""
+"""What becomes of a payout by what is heard of it: every rule alone, and all while a gateway does as it likes."""
 
 from __future__ import annotations
 
