@@ -151,6 +151,20 @@ async def test_a_payout_leaves_the_wallet_first_and_the_gateway_once(paid: Paid)
     assert rows[0]["tx_hash"]
 
 
+async def test_r1_a_request_that_comes_a_hundred_times_at_once_is_one_payout(paid: Paid) -> None:
+    """R1: each repetition made another payment."""
+    await paid.with_address(10_000_000)
+    answers = await asyncio.gather(
+        *(paid.post("payouts/request", amount_usd="1.00", request_id="same") for _ in range(100))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["data"]["payout"]["id"] for answer in answers}) == 1
+    await paid.work()
+    await paid.work(HOUR_MS)
+    assert list(paid.fake.book()["sends_of_intent"].values()) == [1]
+    assert await paid.available() == 9_000_000
+
+
 async def test_without_an_amount_all_whole_cents_leave_and_the_rest_stays(paid: Paid) -> None:
     await paid.with_address(7_654_321)
     payout = (await paid.data("payouts/request"))["payout"]

@@ -150,7 +150,8 @@ EVENTS = (
 )
 
 
-def test_R4_no_order_of_events_credits_twice_or_takes_back() -> None:  # noqa: N802 - named after the failure it shows
+def test_r4_no_order_of_events_credits_twice_or_takes_back() -> None:
+    """R4: a late `expired` took a confirmed payment back, and repetitions credited again."""
     for order in itertools.permutations(EVENTS):
         row, times, credited_at = deposit(), 0, None
         for at, (word, received) in enumerate(order):

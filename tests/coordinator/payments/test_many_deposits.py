@@ -143,14 +143,14 @@ async def _assert_credited_is_paid(house: MoneyHouse) -> None:
 
 
 @pytest.mark.slow
-async def test_M6_what_is_credited_is_what_was_paid(tmp_path: Path) -> None:  # noqa: N802 - the name of the bar
+async def test_m6_what_is_credited_is_what_was_paid(tmp_path: Path) -> None:
     letters, refused = await live(tmp_path, 150, 1)
     assert letters > 2_000
     assert refused > 100
 
 
 @pytest.mark.nightly
-async def test_M6_a_hundred_thousand_webhooks(tmp_path: Path) -> None:  # noqa: N802 - the name of the bar
+async def test_m6_a_hundred_thousand_webhooks(tmp_path: Path) -> None:
     letters, _ = await live(tmp_path, 5_700, 2)
     assert letters >= 100_000
 

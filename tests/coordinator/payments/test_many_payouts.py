@@ -92,13 +92,13 @@ async def _assert_all_left_once(house: MoneyHouse, payouts: int) -> None:
 
 
 @pytest.mark.slow
-async def test_M7_every_payout_leaves_once_or_comes_back(tmp_path: Path) -> None:  # noqa: N802 - the name of the bar
+async def test_m7_every_payout_leaves_once_or_comes_back(tmp_path: Path) -> None:
     house = await live(tmp_path, 40, 5, 1)
     assert house.crashes > 3
 
 
 @pytest.mark.nightly
-async def test_M7_ten_thousand_payouts(tmp_path: Path) -> None:  # noqa: N802 - the name of the bar
+async def test_m7_ten_thousand_payouts(tmp_path: Path) -> None:
     await live(tmp_path, 400, 25, 2)
 
 
@@ -112,7 +112,7 @@ def fake() -> Iterator[FakeGatewayProcess]:
 
 
 @pytest.mark.slow
-async def test_M7_over_http_with_a_gateway_that_fails(tmp_path: Path, fake: FakeGatewayProcess) -> None:  # noqa: N802
+async def test_m7_over_http_with_a_gateway_that_fails(tmp_path: Path, fake: FakeGatewayProcess) -> None:
     async with paid_serving(tmp_path, fake, payouts_per_day_and_key_uusd=1_000_000_000) as paid:
         await paid.with_address()
         rates = {"error_before": 0.15, "error_after": 0.1, "close": 0.1, "malformed": 0.05}
