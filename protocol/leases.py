@@ -7,6 +7,7 @@ come, in small steps: whoever is cheated loses no more than one window (specs/06
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -232,7 +233,7 @@ class Meter:
     def window_tokens(self) -> int:
         """Two round trips at the rate of the engine, as far as both are known."""
         # SPEC 06: The window holds 8 tokens, or as many as two round trips take, whichever is more.
-        return max(c.WINDOW_TOKENS_MIN, int(2 * self.round_trip_s * self.tokens_per_s))
+        return max(c.WINDOW_TOKENS_MIN, math.ceil(2 * self.round_trip_s * self.tokens_per_s))
 
     @property
     def window_uusd(self) -> int:
