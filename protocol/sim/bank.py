@@ -41,7 +41,7 @@ class Bank:
         """Another one that knows the same, and to which nobody listens."""
         other = Bank(self.key, self._terms)
         other.book = copy.deepcopy(self.book)
-        other._granted = dict(self._granted)
+        other._granted, other._deposits = dict(self._granted), self._deposits
         return other
 
     def command(self, command: AnyCommand, now_ms: int) -> Verdict:
