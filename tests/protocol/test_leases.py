@@ -268,6 +268,8 @@ def test_the_window_follows_the_round_trip_and_the_rate_and_does_not_shrink() ->
     assert made.window_tokens == c.WINDOW_TOKENS_MIN
     made.take(voucher(17), 10.25)
     made.measure(100, 1.0)
+    assert made.window_tokens == c.WINDOW_TOKENS_MIN
+    made.side.vouched_tokens = 60
     assert made.window_tokens == 50
     assert made.window_uusd == 100
     made.measure(10, 1.0)
@@ -279,9 +281,25 @@ def test_the_next_job_of_the_lease_begins_with_what_this_one_learnt() -> None:
     first = meter()
     first.take(voucher(17), 10.25)
     first.measure(100, 1.0)
+    first.side.vouched_tokens = 60
     second = Meter(first.side, paid_order())
     second.accept(17, HASH, 20.0)
     assert second.window_tokens == 50
+
+
+def test_a_payer_earns_its_window_by_what_it_signs_for() -> None:
+    made = meter()
+    made.take(voucher(17), 20.0)
+    made.measure(1_000, 1.0)
+    for number, tokens in enumerate((8, 16, 32), 1):
+        made.sent(number, bytes([number]) * 32, 17, 20.0)
+        signed = voucher(17 + 2 * tokens, chunks=number, output_tokens=tokens, running_hash=bytes([number]) * 32)
+        made.take(signed, 30.0)
+        assert made.window_tokens == tokens
+    made.sent(4, b"4" * 32, 17, 30.0)
+    again = voucher(17 + 65, chunks=4, output_tokens=32, running_hash=b"4" * 32)
+    made.take(again, 31.0)
+    assert made.side.vouched_tokens == 32
 
 
 def test_a_voucher_states_what_was_sent() -> None:
