@@ -19,7 +19,7 @@ from coordinator.core.heartbeats import NotRegistered, check_heartbeat, record_h
 from coordinator.core.limits import RateLimiter
 from coordinator.core.links import Links
 from coordinator.store import jobs, nodes, replay
-from coordinator.store.db import Database, StoreBusy
+from coordinator.store.db import Database, StoreBusy, StoreFailed
 from protocol import events as e
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
@@ -144,7 +144,7 @@ class Core:
         while True:
             try:
                 await self.database.write(self._prune)
-            except (sqlite3.Error, StoreBusy):
+            except (sqlite3.Error, StoreBusy, StoreFailed):
                 log.exception("upkeep_failed")
             await asyncio.sleep(UPKEEP_INTERVAL_S)
 

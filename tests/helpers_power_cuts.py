@@ -1,0 +1,373 @@
+"""Power cuts: from what a recording disk saw, every file set that a cut may leave, opened again and looked through.
+
+The model of a disk is the pessimist's (Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014): what was
+synced is there; of everything later, each write, truncation, new name and removed name came through or did not, in
+any combination; a write may be torn between sectors of 512 bytes, and a file may have grown without its content.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.store import db
+from tests.helpers_apsw import open_on, open_with_apsw
+from tests.helpers_disk import (
+    DATABASE,
+    Create,
+    Delete,
+    Forget,
+    Operation,
+    RecordingDisk,
+    Resize,
+    Sync,
+    SyncDirectory,
+    Write,
+)
+from tests.helpers_workloads import Lost, Step, Unbalanced, Workload
+
+SECTOR_BYTES: Final = 512
+Image = dict[str, bytes]
+Opener = Callable[[Path], sqlite3.Connection]
+OPENERS: Final[dict[str, Opener]] = {"sqlite3": db.open_writer, "apsw": open_with_apsw}
+
+
+# ---------------------------------------------------------------- recording
+
+
+@dataclass
+class Recording:
+    """What a disk saw, and after how many operations what was acknowledged."""
+
+    initial: Image
+    operations: list[Operation]
+    acknowledged: list[tuple[int, Any]] = field(default_factory=list)
+
+
+def commit_then_acknowledge(
+    connection: sqlite3.Connection, batch: list[db._Write], acknowledge: Callable[[db._Write], None]
+) -> None:
+    """The store's own group commit; what did not fail is acknowledged after it has returned."""
+    db._commit(connection, batch)
+    for write in batch:
+        if write.error is None:
+            acknowledge(write)
+
+
+Commit = Callable[[sqlite3.Connection, list[db._Write], Callable[[db._Write], None]], None]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a workload is run. Small logs and little memory, so that checkpoints and spills happen often."""
+
+    batches: int
+    batch_max: int = 5
+    restart_every: int = 25
+    checkpoint_pages: int = 24
+    cache_pages: int = 12
+    # Applied after the store's own, by tests that take a guarantee away.
+    pragmas: tuple[str, ...] = ()
+    commit: Commit = commit_then_acknowledge
+
+
+def opened(disk: RecordingDisk, workload: Workload, conditions: Conditions) -> sqlite3.Connection:
+    """The store on this disk, ready for the workload."""
+    connection = open_on(disk)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {conditions.checkpoint_pages}")
+    connection.execute(f"PRAGMA cache_size = {conditions.cache_pages}")
+    for pragma in conditions.pragmas:
+        connection.execute(f"PRAGMA {pragma}")
+    workload.prepare(connection)
+    return connection
+
+
+def record(workload: Workload, seed: int, conditions: Conditions) -> Recording:
+    """Run a workload from an empty disk on, with a clean restart now and then and at the end."""
+    rng = random.Random(seed)
+    steps = workload.steps(rng)
+    with RecordingDisk(seed=seed) as disk:
+        recording = Recording(disk.initial, disk.operations)
+        connection = opened(disk, workload, conditions)
+
+        def acknowledge(write: db._Write) -> None:
+            recording.acknowledged.append((len(disk.operations), write.result))
+
+        for number in range(conditions.batches):
+            if number % conditions.restart_every == conditions.restart_every - 1:
+                connection.close()
+                connection = opened(disk, workload, conditions)
+            size = rng.choice((1, 1, 2, conditions.batch_max))
+            batch = [waiting(next(steps)) for _ in range(size)]
+            conditions.commit(connection, batch, acknowledge)
+            for write in batch:
+                if write.error is not None and not isinstance(write.error, workload.refusals):
+                    raise write.error
+        connection.close()
+    return recording
+
+
+def waiting(step: Step) -> db._Write:
+    """A write as the store's queue holds it, with nobody waiting: `_commit` looks at neither loop nor future."""
+    return db._Write(step, None, None)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what a cut may leave
+
+# What became of one unsynced operation: which of its sectors were kept, and whether the file grew all the same.
+Fate = tuple[int, bool]
+KEPT: Final[Fate] = (-1, True)
+DROPPED: Final[Fate] = (0, False)
+FAMILIES: Final = 4
+
+
+class Disk:
+    """The disk as the operations so far left it: what is safe, and what is not yet."""
+
+    def __init__(self, initial: Image) -> None:
+        self._safe = {number: data for number, data in enumerate(initial.values())}
+        self._names = {name: number for number, name in enumerate(initial)}
+        self.pending: list[Write | Resize | Create | Delete] = []
+
+    def follow(self, operation: Operation) -> None:
+        """One operation further."""
+        match operation:
+            case Sync(file):
+                self._settle(lambda each: isinstance(each, Write | Resize) and each.file == file)
+            case SyncDirectory():
+                self._settle(lambda each: isinstance(each, Create | Delete))
+            case Forget(file):
+                self.pending = [p for p in self.pending if not (isinstance(p, Write | Resize) and p.file == file)]
+            case Write() | Resize() | Create() | Delete():
+                self.pending.append(operation)
+
+    def _settle(self, belongs: Callable[[Operation], bool]) -> None:
+        settled = [each for each in self.pending if belongs(each)]
+        self._names, self._safe = self._carried_out(settled, [KEPT] * len(settled))
+        self.pending = [each for each in self.pending if not belongs(each)]
+
+    def image(self, fates: tuple[Fate, ...]) -> Image:
+        """The files after a cut in which this became of what is pending."""
+        names, contents = self._carried_out(self.pending, fates)
+        return {name: contents.get(file, b"") for name, file in names.items()}
+
+    def _carried_out(self, operations: Any, fates: Any) -> tuple[dict[str, int], dict[int, bytes]]:
+        names = dict(self._names)
+        changed: dict[int, bytearray] = {}
+        for operation, fate in zip(operations, fates, strict=True):
+            if fate == DROPPED:
+                continue
+            match operation:
+                case Create(name, file):
+                    names[name] = file
+                case Delete(name):
+                    names.pop(name, None)
+                case Resize(file, size_bytes):
+                    content = changed.setdefault(file, bytearray(self._safe.get(file, b"")))
+                    del content[size_bytes:]
+                case Write(file, offset, data):
+                    _put(changed.setdefault(file, bytearray(self._safe.get(file, b""))), offset, data, fate)
+        return names, {**self._safe, **{file: bytes(content) for file, content in changed.items()}}
+
+
+def _put(content: bytearray, offset: int, data: bytes, fate: Fate) -> None:
+    sectors, grows = fate
+    end = offset + len(data)
+    if sectors == -1:
+        pieces = [(offset, end)]
+    else:
+        pieces = [piece for number, piece in enumerate(_sectors(offset, end)) if sectors >> number & 1]
+    reached = end if grows else max((stop for _, stop in pieces), default=0)
+    if len(content) < reached:
+        content.extend(bytes(reached - len(content)))
+    for start, stop in pieces:
+        content[start:stop] = data[start - offset : stop - offset]
+
+
+def _sectors(start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        stop = min(end, (start // SECTOR_BYTES + 1) * SECTOR_BYTES)
+        yield start, stop
+        start = stop
+
+
+def _sector_count(operation: Operation) -> int:
+    if not isinstance(operation, Write) or not operation.data:
+        return 1
+    last = operation.offset + len(operation.data) - 1
+    return last // SECTOR_BYTES - operation.offset // SECTOR_BYTES + 1
+
+
+def fates(pending: list[Any], rng: random.Random, at_most: int) -> set[tuple[Fate, ...]]:
+    """Different things that may have become of what is pending: nothing kept, all kept, and seeded others."""
+    count = len(pending)
+    found: set[tuple[Fate, ...]] = {(DROPPED,) * count, (KEPT,) * count}
+    # With one small write pending there are only a few.
+    for _ in range(2 * at_most if count else 0):
+        if len(found) >= at_most:
+            break
+        found.add(_fates_of_a_family(pending, rng))
+    return found
+
+
+def _fates_of_a_family(pending: list[Any], rng: random.Random) -> tuple[Fate, ...]:
+    count = len(pending)
+    at = rng.randrange(count)
+    match rng.randrange(FAMILIES):
+        case 0:  # in order up to here, the last one torn at a sector
+            torn = (1 << rng.randrange(_sector_count(pending[at]) + 1)) - 1
+            return (KEPT,) * at + ((torn, rng.random() < 0.3),) + (DROPPED,) * (count - at - 1)
+        case 1:  # all but one
+            return (KEPT,) * at + ((0, rng.random() < 0.5),) + (KEPT,) * (count - at - 1)
+        case 2:  # one alone
+            return (DROPPED,) * at + (KEPT,) + (DROPPED,) * (count - at - 1)
+        case _:
+            return tuple(_any_fate(operation, rng) for operation in pending)
+
+
+def _any_fate(operation: Any, rng: random.Random) -> Fate:
+    if rng.random() < 0.4:
+        return KEPT
+    if rng.random() < 0.5:
+        return (0, isinstance(operation, Write) and rng.random() < 0.3)
+    return (rng.getrandbits(_sector_count(operation)), rng.random() < 0.5)
+
+
+# ---------------------------------------------------------------- looking
+
+
+@dataclass
+class Figures:
+    """How many cuts were looked at and what was found; the first findings in words."""
+
+    operations: int = 0
+    cuts: int = 0
+    lost: int = 0
+    unbalanced: int = 0
+    corrupt: int = 0
+    seconds: float = 0.0
+    findings: list[str] = field(default_factory=list)
+
+    def note(self, where: str, finding: Exception) -> None:
+        """Count a finding."""
+        match finding:
+            case Lost():
+                self.lost += 1
+            case Unbalanced():
+                self.unbalanced += 1
+            case _:
+                self.corrupt += 1
+        if len(self.findings) < 5:
+            self.findings.append(f"{where}: {type(finding).__name__}: {finding}")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.cuts} power cuts over {self.operations} disk operations: {self.lost} with loss, "
+            f"{self.unbalanced} unbalanced, {self.corrupt} corrupt; {self.cuts / max(self.seconds, 1e-9):.0f}/s"
+            + "".join(f"\n  {finding}" for finding in self.findings)
+        )
+
+
+class Corrupt(Exception):
+    """The database cannot be opened, or SQLite's own checks find it damaged."""
+
+
+class Bench:
+    """A directory in memory where images are laid out and opened. A context manager."""
+
+    def __init__(self) -> None:
+        memory = Path("/dev/shm")
+        self._home = Path(tempfile.mkdtemp(prefix="cuts-", dir=memory if memory.is_dir() else None))
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def lay(self, image: Image) -> Path:
+        """Make the directory hold these files and no others; returns the database's path."""
+        for name in os.listdir(self._home):
+            if name not in image:
+                os.unlink(self._home / name)
+        for name, data in image.items():
+            file = os.open(self._home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(file, data)
+            os.close(file)
+        return self._home / DATABASE
+
+    def look(self, image: Image, workload: Workload, acknowledged: list[Any], opener: Opener) -> None:
+        """Recover as the store does at its start, and check everything. Raises Lost, Unbalanced or Corrupt."""
+        path = self.lay(image)
+        try:
+            connection = opener(path)
+        except Exception as error:
+            raise Corrupt(f"cannot be opened: {error}") from error
+        try:
+            inspect(connection, workload, acknowledged)
+        except sqlite3.Error as error:
+            raise Corrupt(str(error)) from error
+        finally:
+            connection.close()
+
+
+def inspect(connection: sqlite3.Connection, workload: Workload, acknowledged: list[Any]) -> None:
+    """Everything that must hold in an open store. Raises Lost, Unbalanced or Corrupt."""
+    workload.prepare(connection)
+    if (found := connection.execute("PRAGMA integrity_check").fetchall()) != [("ok",)]:
+        raise Corrupt(f"integrity_check: {found[:3]}")
+    if found := connection.execute("PRAGMA foreign_key_check").fetchall():
+        raise Corrupt(f"foreign_key_check: {found[:3]}")
+    workload.check(connection, acknowledged)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One moment and one thing that may have become of what was pending then."""
+
+    operation: int
+    image: Image
+    acknowledged: list[Any]
+
+
+def cuts(recording: Recording, rng: random.Random, per_operation: int) -> Iterator[Cut]:
+    """Cuts before the first operation, and after each one."""
+    disk = Disk(recording.initial)
+    acknowledged: list[Any] = []
+    waiting_acknowledgements = iter([*recording.acknowledged, (len(recording.operations) + 1, None)])
+    position, result = next(waiting_acknowledgements)
+    for number in range(len(recording.operations) + 1):
+        if number:
+            disk.follow(recording.operations[number - 1])
+        while position <= number:
+            acknowledged = [*acknowledged, result]
+            position, result = next(waiting_acknowledgements)
+        for fate in sorted(fates(disk.pending, rng, per_operation)):
+            yield Cut(number, disk.image(fate), acknowledged)
+
+
+def cut_everywhere(
+    recording: Recording, workload: Workload, seed: int, per_operation: int, figures: Figures, *, alternately: bool
+) -> None:
+    """Look at every cut with each SQLite, or with one after the other, and add to the figures."""
+    openers = list(OPENERS.items())
+    started_s = time.perf_counter()
+    figures.operations += len(recording.operations)
+    with Bench() as bench:
+        for number, cut in enumerate(cuts(recording, random.Random(seed), per_operation)):
+            figures.cuts += 1
+            for name, opener in [openers[number % 2]] if alternately else openers:
+                try:
+                    bench.look(cut.image, workload, cut.acknowledged, opener)
+                except (Lost, Unbalanced, Corrupt) as finding:
+                    figures.note(f"operation {cut.operation}, {name}", finding)
+                    break
+    figures.seconds += time.perf_counter() - started_s
