@@ -95,6 +95,15 @@ class RecordingDisk(apsw.VFS):
         self.contents = {self.names[name]: bytearray(data) for name, data in self.initial.items()}
         self._random = random.Random(seed)
         super().__init__(self.name, base="")
+        self._seed_sqlite()
+
+    def _seed_sqlite(self) -> None:
+        """Make the salts and nonces of SQLite the same every time. It has one generator, seeded by the default VFS."""
+        default = apsw.vfs_names()[0]
+        apsw.set_default_vfs(self.name)
+        apsw.randomness(0)
+        apsw.randomness(1)
+        apsw.set_default_vfs(default)
 
     def __enter__(self) -> Self:
         return self

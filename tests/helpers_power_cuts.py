@@ -339,25 +339,33 @@ class Cut:
 
 
 def cuts(recording: Recording, rng: random.Random, per_operation: int) -> Iterator[Cut]:
-    """Cuts before the first operation, and after each one."""
+    """Cuts before the first operation and after each one, each of them leaving something else than the others."""
     disk = Disk(recording.initial)
+    seen: set[object] = set()
     acknowledged: list[Any] = []
     waiting_acknowledgements = iter([*recording.acknowledged, (len(recording.operations) + 1, None)])
     position, result = next(waiting_acknowledgements)
     for number in range(len(recording.operations) + 1):
+        before = len(disk.pending)
         if number:
             disk.follow(recording.operations[number - 1])
+        if len(disk.pending) < before or position <= number:
+            seen.clear()
         while position <= number:
             acknowledged = [*acknowledged, result]
             position, result = next(waiting_acknowledgements)
         for fate in sorted(fates(disk.pending, rng, per_operation)):
-            yield Cut(number, disk.image(fate), acknowledged)
+            # Pending operations keep their places until a sync, so what was kept of them says it all.
+            kept = tuple((place, each) for place, each in enumerate(fate) if each != DROPPED)
+            if kept not in seen:
+                seen.add(kept)
+                yield Cut(number, disk.image(fate), acknowledged)
 
 
 def cut_everywhere(
     recording: Recording, workload: Workload, seed: int, per_operation: int, figures: Figures, *, alternately: bool
 ) -> None:
-    """Look at every cut with each SQLite, or with one after the other, and add to the figures."""
+    """Look at every cut with each SQLite, or with one and the other in turn, and add to the figures."""
     openers = list(OPENERS.items())
     started_s = time.perf_counter()
     figures.operations += len(recording.operations)
@@ -371,3 +379,23 @@ def cut_everywhere(
                     figures.note(f"operation {cut.operation}, {name}", finding)
                     break
     figures.seconds += time.perf_counter() - started_s
+
+
+def recovery(cut: Cut, workload: Workload) -> Recording:
+    """What a start after a cut does to the disk: to cut it again."""
+    with RecordingDisk(cut.image) as disk:
+        connection = open_on(disk)
+        workload.prepare(connection)
+        connection.close()
+    return Recording(disk.initial, disk.operations, [(0, result) for result in cut.acknowledged])
+
+
+def cut_recoveries(
+    recording: Recording, workload: Workload, seed: int, share: float, per_operation: int, figures: Figures
+) -> None:
+    """Cut the power again while the store recovers from some of the cuts."""
+    rng = random.Random(seed)
+    for cut in cuts(recording, rng, per_operation):
+        if rng.random() < share:
+            again = recovery(cut, workload)
+            cut_everywhere(again, workload, rng.getrandbits(32), per_operation, figures, alternately=True)
