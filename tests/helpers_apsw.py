@@ -7,6 +7,7 @@ not refused.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,9 @@ class AdaptedConnection:
         return AdaptedCursor([], sum(cursor.rowcount for cursor in cursors), self.apsw.last_insert_rowid())
 
     def close(self) -> None:
-        self.apsw.close(force=True)
+        # SQLite closes whatever its last checkpoint meets; apsw would raise what the disk raised meanwhile.
+        with contextlib.suppress(apsw.Error):
+            self.apsw.close(force=True)
 
 
 def adapted(connection: apsw.Connection) -> sqlite3.Connection:
@@ -113,3 +116,18 @@ def open_on(disk: RecordingDisk) -> sqlite3.Connection:
     # The files of a VFS in Python have no shared memory.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     return _prepared(connection)
+
+
+def checkpoint_every(connection: sqlite3.Connection, pages: int) -> None:
+    """As `PRAGMA wal_autocheckpoint` and SQLite's own hook: after a commit, and whatever comes of it the commit stands.
+
+    The hook of SQLite would do the same, but apsw raises what the disk raised although SQLite has passed it over.
+    """
+
+    def hook(committed: apsw.Connection, database: str, pages_in_log: int) -> int:
+        if pages_in_log >= pages:
+            with contextlib.suppress(apsw.Error):
+                committed.wal_checkpoint(database, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return apsw.SQLITE_OK
+
+    cast("AdaptedConnection", connection).apsw.set_wal_hook(hook)

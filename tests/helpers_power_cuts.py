@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from coordinator.store import db
-from tests.helpers_apsw import open_on, open_with_apsw
+from tests.helpers_apsw import checkpoint_every, open_on, open_with_apsw
 from tests.helpers_disk import (
     DATABASE,
     Create,
@@ -82,7 +82,7 @@ class Conditions:
 def opened(disk: RecordingDisk, workload: Workload, conditions: Conditions) -> sqlite3.Connection:
     """The store on this disk, ready for the workload."""
     connection = open_on(disk)
-    connection.execute(f"PRAGMA wal_autocheckpoint = {conditions.checkpoint_pages}")
+    checkpoint_every(connection, conditions.checkpoint_pages)
     connection.execute(f"PRAGMA cache_size = {conditions.cache_pages}")
     for pragma in conditions.pragmas:
         connection.execute(f"PRAGMA {pragma}")
@@ -133,7 +133,7 @@ class Disk:
     """The disk as the operations so far left it: what is safe, and what is not yet."""
 
     def __init__(self, initial: Image) -> None:
-        self._safe = {number: data for number, data in enumerate(initial.values())}
+        self._safe = dict(enumerate(initial.values()))
         self._names = {name: number for number, name in enumerate(initial)}
         self.pending: list[Write | Resize | Create | Delete] = []
 
@@ -287,7 +287,7 @@ class Bench:
         memory = Path("/dev/shm")
         self._home = Path(tempfile.mkdtemp(prefix="cuts-", dir=memory if memory.is_dir() else None))
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -49,6 +49,8 @@ PRAGMAS: Final = (
     ("foreign_keys", "ON", 1),
     ("trusted_schema", "OFF", 0),
     ("busy_timeout", "5000", 5000),
+    # What a savepoint may have to take back else goes to files in /tmp, which may be full or not ours to write to.
+    ("temp_store", "MEMORY", 2),
 )
 
 log = structlog.get_logger(__name__)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
 from coordinator.store import db
 from tests.helpers_power_cuts import Conditions, Figures, Recording, cut_everywhere, cut_recoveries, record
@@ -54,8 +55,7 @@ def test_nothing_is_lost_in_a_hundred_thousand_power_cuts() -> None:
         cut_everywhere(recording, workload, seed, 6, figures, alternately=False)
         cut_recoveries(recording, workload, seed, 0.005, 4, again)
         seed += 1
-    print(figures)
-    print("while recovering:", again)
+    Console(width=120).print(f"{figures}\nwhile recovering: {again}")
     assert_nothing_was_found(figures)
     assert_nothing_was_found(again)
 
