@@ -7,6 +7,7 @@ and their events through the store's own functions, and moves money between acco
 
 from __future__ import annotations
 
+import itertools
 import random
 import sqlite3
 from collections.abc import Callable, Collection, Iterator
@@ -68,6 +69,9 @@ class DemonstrationLedger:
 
     refusals = (ChangedItsMind,)
 
+    def __init__(self, first_transfer: int = 1) -> None:
+        self._first_transfer = first_transfer
+
     def prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         for statement in TABLES:
@@ -77,9 +81,7 @@ class DemonstrationLedger:
         connection.execute("COMMIT")
 
     def steps(self, rng: random.Random) -> Iterator[Step]:
-        transfer = 0
-        while True:
-            transfer += 1
+        for transfer in itertools.count(self._first_transfer):
             paying, paid = rng.sample(range(ACCOUNTS), 2)
             kind = rng.random()
             if kind < 0.1:
