@@ -15,7 +15,7 @@ from rich.console import Console
 
 from coordinator.store.db import Database, StoreFailed, StoreRefused, open_database
 from tests.helpers_apsw import AdaptedConnection, AdaptedCursor, open_on
-from tests.helpers_disk import RecordingDisk
+from tests.helpers_disk import DATABASE, RecordingDisk
 from tests.helpers_disk_faults import (
     Failing,
     Full,
@@ -265,3 +265,31 @@ async def test_a_rollback_that_fails_ends_the_store_and_leaves_nobody_waiting(tm
             with pytest.raises(StoreFailed, match="disk I/O error"):
                 await database.write(closure)
     await database.close()
+
+
+async def test_a_damaged_database_ends_the_store(prepared: dict[str, bytes], tmp_path: Path) -> None:
+    """Although a closure's failure alone would only undo that closure."""
+    with RecordingDisk(prepared) as disk:
+        connection = open_on(disk)
+        root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'test_postings'").fetchone()[0]
+        connection.close()
+        content = disk.contents[disk.names[DATABASE]]
+        content[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
+        async with store_on(disk, tmp_path, DemonstrationLedger()) as database:
+            with pytest.raises(StoreFailed, match="malformed"):
+                await database.write(transfers)
+            with pytest.raises(StoreFailed):
+                await database.write(lambda _tx: None)
+
+
+async def test_savepoints_need_no_temporary_file(prepared: dict[str, bytes], tmp_path: Path) -> None:
+    """What two closures of one commit change twice is kept in memory. A recording disk has no temporary files."""
+
+    def change_many_pages(tx: sqlite3.Connection) -> None:
+        for number in range(60):
+            tx.execute("INSERT OR REPLACE INTO test_papers VALUES (?, randomblob(3900))", (number,))
+
+    with RecordingDisk(prepared) as disk:
+        async with store_on(disk, tmp_path, DemonstrationLedger()) as database:
+            await database.write(change_many_pages)
+            assert await together(database, [change_many_pages] * 3, Gate()) == [None] * 3
