@@ -111,7 +111,12 @@ def open_with_apsw(path: Path) -> sqlite3.Connection:
 
 def open_on(disk: RecordingDisk) -> sqlite3.Connection:
     """What `db.open_writer` does, on a recording disk."""
-    disk.create(DATABASE)  # as open_writer does, before SQLite looks
+    # As open_writer does, before SQLite looks.
+    disk.create(DATABASE)
+    if (log_file := disk.names.get(f"{DATABASE}-wal")) is not None:
+        if disk.contents[log_file]:
+            disk.write(log_file, 0, bytes(disk.contents[log_file]))
+        disk.sync(log_file)
     connection = adapted(apsw.Connection(DATABASE, vfs=disk.name))
     # The files of a VFS in Python have no shared memory.
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")

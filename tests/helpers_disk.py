@@ -2,8 +2,8 @@
 
 What SQLite does to its files (database, -wal, journal) comes out as a list of operations with their data, in order.
 The rest answers as SQLite's own "unix" VFS does: sectors of 4096 bytes, power-safe overwrite, and the directory is
-synced with the first sync of a journal or WAL that was just created. Files of apsw have no shared memory, so a
-connection must take `locking_mode = EXCLUSIVE`; the -shm file is no loss, because recovery never reads it.
+synced with the first sync of an open journal or WAL. Files of apsw have no shared memory, so a connection must take
+`locking_mode = EXCLUSIVE`; the -shm file is no loss, because recovery never reads it.
 """
 
 from __future__ import annotations
@@ -117,6 +117,15 @@ class RecordingDisk(apsw.VFS):
         """The files as the running system sees them: what a process that was killed leaves to the next one."""
         return {name: bytes(self.contents[file]) for name, file in self.names.items()}
 
+    def after_a_kill(self) -> RecordingDisk:
+        """The same disk under the next process: what the kernel holds, and what of it is safe, is as it was."""
+        next_disk = RecordingDisk()
+        next_disk.initial = self.initial
+        next_disk.operations = list(self.operations)
+        next_disk.names = dict(self.names)
+        next_disk.contents = {file: bytearray(content) for file, content in self.contents.items()}
+        return next_disk
+
     # ------------------------------------------------------------ what is recorded
 
     def create(self, name: str) -> int:
@@ -165,10 +174,10 @@ class RecordingDisk(apsw.VFS):
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> _File:
         assert name is not None, "a temporary file: the store should need none"
         plain = name.filename() if isinstance(name, apsw.URIFilename) else name
-        is_new = plain not in self.names
-        if is_new and not flags[0] & apsw.SQLITE_OPEN_CREATE:
-            raise apsw.CantOpenError(plain)
-        return _File(self, self.create(plain), syncs_directory=is_new and bool(flags[0] & JOURNALS))
+        creates = bool(flags[0] & apsw.SQLITE_OPEN_CREATE)
+        if plain not in self.names and not creates:
+            raise apsw.exception_for(apsw.SQLITE_CANTOPEN)
+        return _File(self, self.create(plain), syncs_directory=creates and bool(flags[0] & JOURNALS))
 
     def xDelete(self, name: str, sync_directory: bool) -> None:
         if name not in self.names:

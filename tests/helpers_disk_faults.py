@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sqlite3
 from collections.abc import AsyncIterator
@@ -149,11 +150,29 @@ def look_after_a_kill(image: Image, workload: Workload, acknowledged: list[Any])
             bench.look(image, workload, acknowledged, opener)
 
 
-def look_after_power_cuts(disk: RecordingDisk, workload: Workload, acknowledged: list[Any], since: int) -> int:
-    """Cut the power at every operation from this one on, by when all of this was acknowledged. Returns how often."""
-    recording = Recording(disk.initial, disk.operations, [(0, result) for result in acknowledged])
+async def start_again(disk: RecordingDisk, home: Path, workload: Workload) -> list[tuple[int, Any]]:
+    """What the next process does after one was killed. Returns what was acknowledged, each with its place in time."""
+    acknowledged: list[tuple[int, Any]] = []
+    async with store_on(disk, home, workload) as database:
+        for _, step in zip(range(STEPS_AFTER), workload.steps(random.Random(0)), strict=False):
+            with contextlib.suppress(*workload.refusals):
+                result = await database.write(step)
+                acknowledged.append((len(disk.operations), result))
+    return acknowledged
+
+
+def look_after_power_cuts(
+    disk: RecordingDisk, workload: Workload, acknowledged: list[tuple[int, Any]], since: int
+) -> int:
+    """Cut the power at every operation from this one on, and look. Returns how often."""
+    recording = Recording(disk.initial, disk.operations, acknowledged)
     late: list[Cut] = [cut for cut in cuts(recording, random.Random(since), 2) if cut.operation >= since]
     with Bench() as bench:
         for cut in late:
             bench.look(cut.image, workload, cut.acknowledged, OPENERS["sqlite3"])
     return len(late)
+
+
+def from_the_start(acknowledged: list[Any]) -> list[tuple[int, Any]]:
+    """Acknowledged before anything that is looked at."""
+    return [(0, result) for result in acknowledged]

@@ -269,9 +269,10 @@ class Figures:
             self.findings.append(f"{where}: {type(finding).__name__}: {finding}")
 
     def __str__(self) -> str:
+        speed = self.cuts / max(self.cpu_s, 1e-9)
         return (
             f"{self.cuts} power cuts over {self.operations} disk operations: {self.lost} with loss, "
-            f"{self.unbalanced} unbalanced, {self.corrupt} corrupt; {self.cuts / max(self.cpu_s, 1e-9):.0f} in a second of CPU"
+            f"{self.unbalanced} unbalanced, {self.corrupt} corrupt; {speed:.0f} in a second of CPU"
             + "".join(f"\n  {finding}" for finding in self.findings)
         )
 

@@ -37,6 +37,7 @@ LOCK_NAME: Final = "coordinator.lock"
 GROUP_COMMIT_MAX: Final = 256
 WRITES_WAITING_MAX: Final = 4096
 READERS: Final = 2
+LOG_PIECE_BYTES: Final = 1 << 20
 OPEN_DEADLINE_S: Final = 30.0
 
 # After these, what SQLite and the kernel believe to be on disk may not be there.
@@ -230,6 +231,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """
     # Made before SQLite does, because its -wal and -shm take over the mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    write_again(Path(f"{path}-wal"))
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         prepare_writer(connection)
@@ -237,6 +239,26 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def write_again(log_file: Path) -> None:
+    """Bring the log that the last process left to the disk. Raises OSError.
+
+    After an fsync that failed the kernel may show what is not on disk and hold it for clean. SQLite would believe it:
+    commits behind it would be lost with it at a power cut, and one that is only half copied to the database would
+    leave that damaged. Written over with what is read from it, it is dirty, and an fsync says the truth again.
+    """
+    try:
+        file = os.open(log_file, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        offset = 0
+        while piece := os.pread(file, LOG_PIECE_BYTES, offset):
+            offset += os.pwrite(file, piece, offset)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def prepare_writer(connection: sqlite3.Connection) -> None:

@@ -21,9 +21,11 @@ from tests.helpers_disk_faults import (
     Full,
     SyncFails,
     WriteFails,
+    from_the_start,
     live_through,
     look_after_a_kill,
     look_after_power_cuts,
+    start_again,
     store_on,
 )
 from tests.helpers_workloads import DemonstrationLedger
@@ -73,7 +75,7 @@ async def recover_from(fault: Failing, code: int, seed: int, prepared: dict[str,
             look_after_a_kill(disk.image(), workload, history.acknowledged)
             at_kill = len(disk.operations)
         look_after_a_kill(disk.image(), workload, history.acknowledged)
-        assert look_after_power_cuts(disk, workload, history.acknowledged, at_kill)
+        assert look_after_power_cuts(disk, workload, from_the_start(history.acknowledged), at_kill)
 
 
 async def end_with(fault: Failing, seed: int, prepared: dict[str, bytes], home: Path) -> bool:
@@ -92,9 +94,20 @@ async def end_with(fault: Failing, seed: int, prepared: dict[str, bytes], home: 
                     await database.write(transfers)
             look_after_a_kill(disk.image(), workload, history.acknowledged)
             at_kill = len(disk.operations)
+            next_disk = disk.after_a_kill()
         look_after_a_kill(disk.image(), workload, history.acknowledged)
-        assert look_after_power_cuts(disk, workload, history.acknowledged, at_kill)
+        assert look_after_power_cuts(disk, workload, from_the_start(history.acknowledged), at_kill)
+    await go_on_after_a_kill(next_disk, home, history.acknowledged)
     return ended
+
+
+async def go_on_after_a_kill(disk: RecordingDisk, home: Path, acknowledged: list[Any]) -> None:
+    """The next process is shown what never came to the disk; what it acknowledges must not rest on that."""
+    since = len(disk.operations)
+    with disk:
+        later = await start_again(disk, home, DemonstrationLedger(first_transfer=10_000))
+        everything = [*from_the_start(acknowledged), *later]
+        assert look_after_power_cuts(disk, DemonstrationLedger(), everything, since)
 
 
 @pytest.mark.slow

@@ -23,14 +23,14 @@ from tests.helpers_workloads import DemonstrationLedger
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-SIZE_BYTES = 1 << 20
+SIZE_BYTES = 2 << 20
 ROOT = Path(__file__).resolve().parents[3]
 LIMITED = "import sys; from tests.helpers_full_disk import main; main(*sys.argv[1:])"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a mebibyte."""
+    """A file system of two mebibytes: what is told to be free, and as much for the log to be copied."""
     place = tmp_path / "small"
     place.mkdir()
     mount = shutil.which("mount")
