@@ -16,7 +16,8 @@ import apsw
 from coordinator.store.db import Database, StoreFailed, open_database
 from tests.helpers_apsw import checkpoint_every, open_on
 from tests.helpers_disk import Forget, Operation, RecordingDisk, Sync, Write
-from tests.helpers_power_cuts import OPENERS, Bench, Cut, Image, Recording, cuts
+from tests.helpers_power_cuts import OPENERS, Bench, Cut, Recording, cuts
+from tests.helpers_unsynced import Image
 from tests.helpers_workloads import Workload
 
 STEPS_AFTER = 12

@@ -36,9 +36,8 @@ pytestmark = pytest.mark.anyio
 OFTEN_PAGES = 16
 # Seeds, each with the write or sync that is made to fail. A step has some 15 writes and a sync.
 SOME = [(1, at) for at in (0, 1, 2, 7, 20, 33)] + [(2, 57), (2, 110)]
-SOME_SYNCS = [(1, at) for at in (0, 1, 2, 3, 4, 5, 8, 13)] + [(2, 21)]
+SOME_SYNCS = [(1, 0), (1, 3), (1, 6), (1, 7), (1, 8), (2, 21)]
 MANY = [(seed, at) for seed in range(10, 15) for at in range(0, 200, 5)]
-MANY_SYNCS = [(seed, at) for seed in range(10, 20) for at in range(20)]
 
 Point = tuple[int, int]
 
@@ -146,10 +145,11 @@ async def test_two_hundred_points_of_a_disk_that_takes_no_more(
 
 
 @pytest.mark.nightly
-async def test_two_hundred_points_of_an_fsync_that_fails(prepared: dict[str, bytes], tmp_path: Path) -> None:
-    ended = [await end_with(SyncFails(at), seed, prepared, tmp_path) for seed, at in MANY_SYNCS]
+@pytest.mark.parametrize("seed", range(10, 20))
+async def test_two_hundred_points_of_an_fsync_that_fails(seed: int, prepared: dict[str, bytes], tmp_path: Path) -> None:
+    ended = [await end_with(SyncFails(at), seed, prepared, tmp_path) for at in range(20)]
     Console(width=120).print(f"SyncFails: {len(ended)} points, {sum(ended)} ended the store, nothing lost")
-    assert sum(ended) > 100
+    assert 5 < sum(ended) < len(ended)
 
 
 # ---------------------------------------------------------------- opening
