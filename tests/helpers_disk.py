@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import apsw
 
@@ -171,7 +171,7 @@ class RecordingDisk(apsw.VFS):
 
     # ------------------------------------------------------------ what SQLite calls
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> _File:
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> Any:
         assert name is not None, "a temporary file: the store should need none"
         plain = name.filename() if isinstance(name, apsw.URIFilename) else name
         creates = bool(flags[0] & apsw.SQLITE_OPEN_CREATE)

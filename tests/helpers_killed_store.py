@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from coordinator.store.db import Database, open_database, open_writer
-from tests.helpers_workloads import DemonstrationLedger, Step
+from tests.helpers_workloads import DemonstrationLedger, Step, Workload
 
 TOGETHER = 4
 CHECKPOINT_PAGES = 24
+Writer = Callable[[Database, Step], Awaitable[None]]
 
 
 def write_until_killed(home: str, seed: int, rounds: int, first_transfer: int = 1) -> None:
     """Write rounds of steps into the store in this directory; each line of standard output is one acknowledged."""
-    asyncio.run(_write(Path(home), DemonstrationLedger(first_transfer).steps(random.Random(seed)), rounds))
+    asyncio.run(keep_writing(Path(home), DemonstrationLedger(first_transfer), seed, rounds, acknowledge))
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    connection = open_writer(path)
-    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-    DemonstrationLedger().prepare(connection)
-    return connection
+def acknowledge_too_early(home: str, seed: int, rounds: int) -> None:
+    """A mutant: it acknowledges from inside the transaction."""
+    asyncio.run(keep_writing(Path(home), DemonstrationLedger(), seed, rounds, acknowledge_inside))
 
 
-async def _write(home: Path, steps: Iterator[Step], rounds: int) -> None:
-    database = open_database(home, _open)
+async def keep_writing(home: Path, workload: Workload, seed: int, rounds: int, write: Writer) -> None:
+    """The same for any workload whose results are JSON; what it refuses is passed over."""
+
+    def opened(path: Path) -> sqlite3.Connection:
+        connection = open_writer(path)
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        workload.prepare(connection)
+        return connection
+
+    async def one(step: Step) -> None:
+        with contextlib.suppress(*workload.refusals):
+            await write(database, step)
+
+    database = open_database(home, opened)
+    steps = workload.steps(random.Random(seed))
     for _ in range(rounds):
-        await asyncio.gather(*(_acknowledge(database, next(steps)) for _ in range(TOGETHER)))
+        await asyncio.gather(*(one(next(steps)) for _ in range(TOGETHER)))
     await database.close()
 
 
-async def _acknowledge(database: Database, step: Step) -> None:
-    try:
-        result: Any = await database.write(step)
-    except DemonstrationLedger.refusals:
-        return
+async def acknowledge(database: Database, step: Step) -> None:
+    """Say what was written, once it is."""
+    say(await database.write(step))
+
+
+async def acknowledge_inside(database: Database, step: Step) -> None:
+    """Say it before it is."""
+    await database.write(lambda tx: say(step(tx)))
+
+
+def say(result: Any) -> None:
+    """One line, in one call."""
     os.write(1, json.dumps(result).encode() + b"\n")

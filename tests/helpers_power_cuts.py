@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from coordinator.store import db
 from tests.helpers_apsw import checkpoint_every, open_on, open_with_apsw
@@ -100,7 +100,7 @@ def record(workload: Workload, seed: int, conditions: Conditions) -> Recording:
 
 def waiting(step: Step) -> db._Write:
     """A write as the store's queue holds it, with nobody waiting: `_commit` looks at neither loop nor future."""
-    return db._Write(step, None, None)  # type: ignore[arg-type]
+    return db._Write(step, cast("Any", None), cast("Any", None))
 
 
 # ---------------------------------------------------------------- looking

@@ -112,10 +112,10 @@ def _resume(pid: int, signal_number: int = 0) -> None:
 def _stop_before(calls: list[int]) -> None:
     count = len(calls)
     instructions = [
-        (BPF_LOAD_WORD, 0, 0, 0),  # the number is the first word of what a filter sees
-        *((BPF_JUMP_IF_EQUAL, count - place, 0, number) for place, number in enumerate(calls)),
-        (BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW),
-        (BPF_RETURN, 0, 0, SECCOMP_RET_TRACE),
+        _Instruction(BPF_LOAD_WORD, 0, 0, 0),  # the number is the first word of what a filter sees
+        *(_Instruction(BPF_JUMP_IF_EQUAL, count - place, 0, number) for place, number in enumerate(calls)),
+        _Instruction(BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW),
+        _Instruction(BPF_RETURN, 0, 0, SECCOMP_RET_TRACE),
     ]
     program = _Program(len(instructions), (_Instruction * len(instructions))(*instructions))
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, None, 0, 0))

@@ -69,7 +69,7 @@ class ChangedItsMind(Exception):
 class DemonstrationLedger:
     """Transfers between a few accounts, each with a job, its event and a used request, in one transaction."""
 
-    refusals = (ChangedItsMind,)
+    refusals: tuple[type[Exception], ...] = (ChangedItsMind,)
 
     def __init__(self, first_transfer: int = 1) -> None:
         self._first_transfer = first_transfer
@@ -124,7 +124,7 @@ class DemonstrationLedger:
         """One that needs several pages."""
         moved = self._transfer(transfer, paying, paid, 7)
 
-        def step(tx: sqlite3.Connection) -> tuple[str, int]:
+        def step(tx: sqlite3.Connection) -> Any:
             tx.execute("INSERT INTO test_papers VALUES (?, ?)", (transfer, scan))
             return moved(tx)
 

@@ -121,8 +121,16 @@ def test_a_target_that_is_not_there_is_told(killer: Killer) -> None:
         absent.call([], 1)
 
 
-def test_what_was_acknowledged_and_is_missing_is_seen(killer: Killer, home: Path) -> None:
-    killed = killer.call([str(home), 1, ROUNDS], BEYOND_THE_END)
-    claimed = Killed([*killed.lines, '["transfer", 999999]'], killed.calls, was_killed=True)
-    with pytest.raises(Lost):
-        look(home, claimed)
+@pytest.mark.slow
+def test_a_store_that_acknowledges_too_early_is_caught(killer: Killer, home: Path) -> None:
+    caught = 0
+    with Killer(("write", "pwrite64", "fdatasync"), "tests.helpers_killed_store:acknowledge_too_early") as early:
+        for call in range(100, 300, 10):
+            killed = early.call([str(home), 1, ROUNDS], call)
+            try:
+                look(home, killed)
+            except Lost:
+                caught += 1
+            for path in home.iterdir():
+                path.unlink()
+    assert caught >= 5
