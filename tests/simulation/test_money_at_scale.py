@@ -16,7 +16,8 @@ from protocol.sim.scenario import EngineProfile, Money, Outage, Scenario, Worklo
 from protocol.sim.simulation import Simulation
 from tests.helpers_tally import Tally
 
-TOKENS_MEAN = 400.0
+# A cheat gets eight tokens: with a third of cheats that is a hundredth of all where answers have 400 of them.
+TOKENS_MEAN = 600.0
 
 
 def cheats(jobs: int, seed: int) -> tuple[Simulation, Tally]:
@@ -27,7 +28,7 @@ def cheats(jobs: int, seed: int) -> tuple[Simulation, Tally]:
         peers=40,
         providers=10,
         engine=EngineProfile(slots=8, tokens_per_s=200.0, output_tokens_mean=TOKENS_MEAN),
-        workload=Workload(jobs=jobs, jobs_per_s=10.0, output_tokens_max=2_000),
+        workload=Workload(jobs=jobs, jobs_per_s=10.0, output_tokens_max=4_000),
         money=Money(cheating_askers=0.3, cheating_providers=0.3, deposit_uusd=20_000_000, spend_uusd_max=200_000),
     )
     simulation = Simulation(scenario, [*all_checkers(), *money_checkers(), tally])
