@@ -70,9 +70,9 @@ def test_cheats_cost_honest_providers_one_window_each_and_a_hundredth_in_all(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(25))
 def test_ten_thousand_jobs_among_cheats(seed: int) -> None:
-    print(check_losses(1_000, seed))  # noqa: T201 - figures for whoever runs this
+    print(check_losses(400, seed))  # noqa: T201 - figures for whoever runs this
 
 
 class Course(Checker):
