@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiosqlite
 import structlog
@@ -76,6 +76,16 @@ class StoreFailed(Exception):
     """
 
 
+class Follower(Protocol):
+    """Something that must have happened, too, before anybody hears that a write is done. On the writer's thread."""
+
+    def after_commit(self, connection: sqlite3.Connection) -> None:
+        """A batch is on disk; its callers hear what this raises, as if it had failed."""
+
+    def on_closed(self) -> None:
+        """There will be no more."""
+
+
 class _Write:
     __slots__ = ("closure", "error", "future", "loop", "result")
 
@@ -111,6 +121,7 @@ class Database:
         self._readers: asyncio.Queue[aiosqlite.Connection] | None = None
         self._reader_connections: list[aiosqlite.Connection] = []
         self._readers_opening = asyncio.Lock()
+        self.follower: Follower | None = None
 
     @property
     def path(self) -> Path:
@@ -157,9 +168,13 @@ class Database:
                 batch, stopping = self._next_batch()
                 if batch:
                     self._carry_out(connection, batch)
+                    if self._failure is None:
+                        _follow_up(self.follower, connection, batch)
                     _report(batch)
         finally:
             connection.close()
+            if self.follower is not None:
+                self.follower.on_closed()
 
     def _carry_out(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
         if self._failure is None:
@@ -284,7 +299,7 @@ def open_database(home: Path, open_writer: Callable[[Path], sqlite3.Connection] 
 
     Raises StoreRefused.
     """
-    lock = _take_lock(home / LOCK_NAME)
+    lock = take_lock(home / LOCK_NAME)
     if not _is_free_of_wal_reset_bug(sqlite3.sqlite_version_info):
         log.warning(
             "sqlite_is_old",
@@ -296,7 +311,8 @@ def open_database(home: Path, open_writer: Callable[[Path], sqlite3.Connection] 
     return database
 
 
-def _take_lock(path: Path) -> int:
+def take_lock(path: Path) -> int:
+    """Be the only process on this store until the descriptor is closed. Raises StoreRefused."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -333,6 +349,16 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
         for write in batch:
             # In place of its own error too, which may rest on what another closure of this batch wrote.
             write.error = error
+
+
+def _follow_up(follower: Follower | None, connection: sqlite3.Connection, batch: list[_Write]) -> None:
+    if follower is None:
+        return
+    try:
+        follower.after_commit(connection)
+    except BaseException as error:  # noqa: BLE001 - every waiting caller is told; the thread goes on
+        for write in batch:
+            write.error = write.error or error
 
 
 def _apply(connection: sqlite3.Connection, write: _Write) -> None:
