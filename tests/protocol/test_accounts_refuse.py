@@ -149,7 +149,7 @@ def test_an_account_may_pass_on_what_the_same_entry_brings() -> None:
 
 
 def test_an_entry_with_a_fraction_is_a_bug() -> None:
-    postings = (Posting(TREASURY, CREDIT, -1.0), Posting(FEE, CREDIT, 1.0))  # type: ignore[arg-type]  # as a bug would
+    postings = (Posting(TREASURY, CREDIT, -1.0), Posting(FEE, CREDIT, 1.0))
     with pytest.raises(AssertionError, match="whole"):
         check_entry(Book(), Entry(Resume(0), postings))
 
