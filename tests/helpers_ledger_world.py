@@ -42,6 +42,8 @@ NOW_MS = 1_795_000_000_000
 DAY = 20_775
 GRACE_S = 60
 SERVE_S_MAX = 60
+# High ones too: where all cuts grow at once, rounding shows.
+FEES_BPS = (0, 100, 3_000, 6_000)
 UNSIGNED = Signed(b"\x00", bytes(64))
 NONSENSE = (True, 1.0, -1, c.INTEGER_MAX + 1, None, "1")
 REPEATS_KEPT = 64
@@ -328,7 +330,9 @@ def a_claim(world: World, dice: random.Random) -> None:
     index = dice.randrange(len(world.leases))
     signed_uusd = world.history.leases[world.leases[index]].signed_uusd
     kind = dice.random()
-    if kind < 0.6:
+    if kind < 0.2:
+        paid_uusd = min(signed_uusd + 1, c.INTEGER_MAX)
+    elif kind < 0.6:
         paid_uusd = min(signed_uusd + dice.randrange(1, 60), c.INTEGER_MAX)
     elif kind < 0.97:
         paid_uusd = dice.randrange(signed_uusd + 1)
@@ -341,8 +345,9 @@ def a_request(world: World, dice: random.Random) -> None:
     """A request for a lease."""
     day = DAY + dice.randrange(2) if dice.random() < 0.15 else None
     relay = dice.choice((None, 0, 1))
-    cap_uusd = dice.randrange(1, 3_000) if dice.random() < 0.9 else max(1, amount(dice))
-    world.ask(dice.randrange(3), dice.randrange(3), relay, dice.randrange(2_001), cap_uusd, dice.randrange(1, 90), day)
+    cap_uusd = dice.randrange(1, 3_000) if dice.random() < 0.9 else min(max(1, amount(dice)), c.LEASE_CAP_UUSD_MAX)
+    relay_bps = dice.choice((2_000, dice.randrange(2_001)))
+    world.ask(dice.randrange(3), dice.randrange(3), relay, relay_bps, cap_uusd, dice.randrange(1, 90), day)
 
 
 _ACTIONS: tuple[tuple[int, Callable[[World, random.Random], None]], ...] = (
@@ -380,7 +385,7 @@ def histories(seed: int, count: int, steps: int, checks: Iterable[str] = NAMES) 
     total = 0
     for number in range(count):
         dice = random.Random(f"{seed} {number}")
-        world = World(names, fee_bps=dice.choice((0, 100, 500, 3_000)))
+        world = World(names, fee_bps=dice.choice(FEES_BPS))
         for client in range(3):
             world.deposit(client, dice.randrange(1_000, 1_000_000))
         live(world, dice, steps)
