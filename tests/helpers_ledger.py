@@ -139,7 +139,7 @@ _REQUEST = LeaseRequestRecord(
     created_at_ms=NOW_MS,
     extensions=(),
 )
-_VOUCHER = VoucherRecord(1, LEASE, PAYER.node, 1, 700, JobId(bytes(16)), 1, 3, 24, b"\x12" * 32)
+_VOUCHER = VoucherRecord(1, LEASE, PAYER.node, 1, 700, JobId(bytes(16)), 1, 3, 24, b"\x12" * 32, ())
 _CLAIM_RECORD = ClaimRecord(1, PROVIDER.node, LEASE, None, None, 0, NOW_MS, ())
 _CLOSE = CloseRecord(1, LEASE, PAYER.node, 700, NOW_MS, ())
 

@@ -198,7 +198,7 @@ class SignedWorld(World):
 
 def voucher(lease: LeaseId, payer: NodeId, paid_uusd: int) -> VoucherRecord:
     """So much is owed on this lease in all."""
-    return VoucherRecord(1, lease, payer, 1, paid_uusd, _JOB, 1, 1, 1, _HASH)
+    return VoucherRecord(1, lease, payer, 1, paid_uusd, _JOB, 1, 1, 1, _HASH, ())
 
 
 def own_voucher(row: Lease) -> Signed:
