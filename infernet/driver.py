@@ -20,6 +20,7 @@ import trio
 from infernet.engines.contract import Engine, EngineEvent
 from protocol.effects import (
     CancelEngine,
+    ContinueEngine,
     Dial,
     DialBack,
     Drained,
@@ -41,11 +42,16 @@ from protocol.effects import (
     ReachabilityLearnt,
     RecordLearnt,
     ReleaseRelay,
+    RequestLease,
     ReserveRelay,
     ResetStream,
     RunEngine,
     SearchWanted,
     Send,
+    SendClaim,
+    StoreClaimed,
+    StoreMark,
+    StoreVoucher,
 )
 from protocol.errors import Refusal
 from protocol.events import (
@@ -71,6 +77,7 @@ log = structlog.get_logger(__name__)
 NetworkEffect = (
     Dial | HangUp | OpenStream | Send | FinishStream | ResetStream | DialBack | ReserveRelay | ReleaseRelay | Misbehaved
 )
+MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed
 AppEffect = (
     JobAccepted
     | JobQueued
@@ -85,6 +92,7 @@ AppEffect = (
     | Drained
     | ReachabilityLearnt
     | OwnAddresses
+    | MoneyEffect
 )
 
 Contact = PeerConnected | DialFailed
@@ -284,9 +292,9 @@ class Driver:
             self._ask_dialer(effect)
         elif isinstance(effect, RunEngine):
             self._start_run(effect)
-        elif isinstance(effect, CancelEngine):
+        elif isinstance(effect, (CancelEngine, ContinueEngine)):
             if self._engine is not None:
-                self._engine.cancel(effect.run)
+                (self._engine.cancel if isinstance(effect, CancelEngine) else self._engine.proceed)(effect.run)
         elif isinstance(effect, Note):
             if (dropped := self._noting.admit(effect, trio.current_time())) is not None:
                 peer = short(effect.peer) if effect.peer is not None else None

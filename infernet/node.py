@@ -30,7 +30,7 @@ from infernet.discovery.joining import Joining
 from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
 from infernet.draining import Draining, JobsLeft
-from infernet.driver import AppEffect, Contact, Driver, wall_ms
+from infernet.driver import AppEffect, Contact, Driver, MoneyEffect, wall_ms
 from infernet.engines.contract import Engine
 from infernet.engines.selection import open_engine
 from infernet.inspection import Inspection
@@ -314,6 +314,8 @@ class Node:
             self._reached.observe(effect)
         elif isinstance(effect, Drained):
             self._draining.drained()
+        elif isinstance(effect, MoneyEffect):
+            raise AssertionError("no coordinator holds money for this node")
         else:
             self._answers.deliver(effect)
 

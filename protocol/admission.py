@@ -7,7 +7,7 @@ so that no attempt runs twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from protocol import constants as c
@@ -15,7 +15,7 @@ from protocol.errors import Refusal
 from protocol.events import Now, Offer
 from protocol.ids import JobId, NodeId
 from protocol.jobs import is_free
-from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role
+from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role, Signed
 from protocol.timers import Timers
 
 # Under `FreePolicy.ALL` a stranger may have this many orders here at once, those that wait for a slot included.
@@ -24,6 +24,7 @@ FREE_RUNS_PER_STRANGER_MAX = 2
 SHARES_OF_MEMORY = 8
 
 Why = tuple[Refusal, str]
+PaidRefusal = Callable[[JobOpenRecord, Signed | None, Offer, ModelOffer, Now], Why | None]
 
 
 class Held(NamedTuple):
@@ -37,8 +38,10 @@ class Held(NamedTuple):
 class Admission:
     """The state: our offer, whom we know, and which attempts we have admitted."""
 
-    def __init__(self, node: NodeId, started_at_ms: int) -> None:
+    def __init__(self, node: NodeId, started_at_ms: int, paid_refusal: PaidRefusal) -> None:
+        """`paid_refusal` says why an order's lease does not pay it."""
         self._node = node
+        self._paid_refusal = paid_refusal
         self._started_at_ms = started_at_ms
         self.offer: Offer | None = None
         self.allowed: frozenset[NodeId] = frozenset()
@@ -48,23 +51,38 @@ class Admission:
         self._seen_until: Timers[tuple[NodeId, JobId]] = Timers()
 
     def admit(
-        self, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held], now: Now
+        self,
+        order: JobOpenRecord,
+        lease: Signed | None,
+        peer: NodeId,
+        local: bool,
+        held: Sequence[Held],
+        now: Now,
     ) -> ModelOffer | Why:
         """The model to run the order with, or why not. Whether a slot is free is another matter.
 
-        `peer` is who sent it, `local` whether from this machine, `held` what all orders here hold or wait for.
+        `lease` came with it, `peer` is who sent it, `local` whether from this machine, `held` what all orders here hold
+        or wait for.
         """
         # SPEC 05: The provider MUST refuse an order that names another provider, even if it could do the job.
         if order.provider != self._node:
             return Refusal.WRONG_PROVIDER, "the order names another provider"
         why = self._age_refusal(order, now) or self._repeat_refusal(order)
-        return why or self._judge(order, peer, local, held)
+        return why or self._judge(order, lease, peer, local, held, now)
 
     def judge_another(self, order: JobOpenRecord, peer: NodeId, held: Sequence[Held], now: Now) -> ModelOffer | Why:
         """What would be said to an order for another provider, which asks for its asker, if it had been for us."""
-        return self._age_refusal(order, now) or self._judge(order, peer, False, held)
+        return self._age_refusal(order, now) or self._judge(order, None, peer, False, held, now)
 
-    def _judge(self, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]) -> ModelOffer | Why:
+    def _judge(
+        self,
+        order: JobOpenRecord,
+        lease: Signed | None,
+        peer: NodeId,
+        local: bool,
+        held: Sequence[Held],
+        now: Now,
+    ) -> ModelOffer | Why:
         offer = self.offer
         if offer is None or offer.role is not Role.PROVIDER:
             return Refusal.NO_MODEL, "this node runs no jobs"
@@ -73,8 +91,11 @@ class Admission:
         model = _model(offer, order)
         if not isinstance(model, ModelOffer):
             return model
-        why = self._payment_refusal(offer, order, peer, local, held) or _size_refusal(offer, order)
-        return why or model
+        if order.lease is not None or not is_free(order):
+            why = self._paid_refusal(order, lease, offer, model, now)
+        else:
+            why = self._free_refusal(offer, order, peer, local, held)
+        return why or _size_refusal(offer, order) or model
 
     def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:
         """Admit this attempt, and from now on neither it again nor an earlier one; or why not.
@@ -141,11 +162,9 @@ class Admission:
             return Refusal.DUPLICATE, "this attempt, or a later one, was already received"
         return None
 
-    def _payment_refusal(
+    def _free_refusal(
         self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]
     ) -> Why | None:
-        if order.lease is not None or not is_free(order):
-            return Refusal.LEASE, "this node takes no paid jobs yet"
         # SPEC 05: The provider MUST NOT run a job for free unless its owner's rules allow it for this asker.
         if offer.free_policy is FreePolicy.NOBODY:
             return Refusal.NOT_FREE, "this node runs no free jobs"

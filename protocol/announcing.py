@@ -58,7 +58,7 @@ class Announcing:
             sealing_key=self._sealer.public_key(now.wall_ms) if offer.role is Role.PROVIDER else None,
             sealed_bytes_max=offer.sealed_bytes_max,
             features=self._features_with(offer),
-            coordinators=(),
+            coordinators=offer.coordinators,
             extensions=() if offer.dht_address is None else ((EXTENSION_DHT, offer.dht_address.encode()),),
         )
         record = sign_record(heartbeat, self._signer)

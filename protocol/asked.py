@@ -18,8 +18,8 @@ from protocol.effects import Served
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
 from protocol.events import Ask
 from protocol.ids import NodeId
-from protocol.jobs import check_request
-from protocol.records import ChunkBody, JobRequest, Kind, ReservationRecord, SealedPrompt
+from protocol.jobs import check_request, cost_bound_uusd, prompt_tokens_bound
+from protocol.records import ChunkBody, JobRequest, Kind, ModelOffer, ReservationRecord, SealedPrompt
 from protocol.sealing import sealed_size
 
 #: The provider went away or broke, and did not refuse: another one may be sought, and this one tried once more.
@@ -42,6 +42,7 @@ class Stage(Enum):
 
     SEARCHING = "searching"
     REACHING = "reaching"
+    FUNDING = "funding"
     OFFERED = "offered"
     QUEUED = "queued"
     ACCEPTED = "accepted"
@@ -61,6 +62,7 @@ class Job:
     stage: Stage
     deadline_s: float
     sealed_bytes: int = 0
+    prompt_tokens: int = 0
     provider: NodeId | None = None
     model: str | None = None
     attempts: int = 0
@@ -85,6 +87,8 @@ class Job:
     urged: set[NodeId] = field(default_factory=set)
     retried: set[NodeId] = field(default_factory=set)
     resealed: set[NodeId] = field(default_factory=set)
+    #: Who took our lease no more, and was asked once more with another one.
+    releases: set[NodeId] = field(default_factory=set)
     detoured: set[NodeId] = field(default_factory=set)
     #: Aggregators of which we have heard during a search.
     aggregators: set[NodeId] = field(default_factory=set)
@@ -96,6 +100,9 @@ class Job:
     token_ids: bytearray = field(default_factory=bytearray)
     output_tokens: int = 0
     served: list[Served] = field(default_factory=list)
+    #: What we have signed for it so far, and how often we have asked for a lease.
+    spent_uusd: int = 0
+    leases_asked: int = 0
 
     @property
     def has_begun(self) -> bool:
@@ -118,6 +125,26 @@ class Job:
         """How many tokens the next attempt may still bring."""
         return self.ask.output_tokens_max - self.output_tokens
 
+    @property
+    def is_paid(self) -> bool:
+        """Whether its user pays for it, where that is asked."""
+        return self.ask.spend_uusd_max > 0
+
+    @property
+    def spend_uusd_left(self) -> int:
+        """What it may still cost."""
+        return max(0, self.ask.spend_uusd_max - self.spent_uusd)
+
+    def cost_bound_uusd(self, offer: ModelOffer) -> int:
+        """The most that the next attempt can cost at this offer."""
+        return cost_bound_uusd(offer, self.prompt_tokens_max(offer), self.output_tokens_left)
+
+    def prompt_tokens_max(self, offer: ModelOffer) -> int:
+        """How many tokens a provider may count for the prompt: as many as may be, where nothing is paid for them."""
+        if offer.is_free or not self.is_paid:
+            return offer.context_tokens
+        return min(offer.context_tokens, self.prompt_tokens)
+
     def request(self) -> JobRequest:
         """What the next provider is asked: to go on from the text so far, where there is one."""
         request = self.ask.request
@@ -129,6 +156,7 @@ class Job:
     def measure(self) -> None:
         """Find out how large the next order's prompt is, sealed."""
         self.sealed_bytes = sealed_size(SealedPrompt(bytes(32), self.request()))
+        self.prompt_tokens = prompt_tokens_bound(self.request())
 
     def take_text(self, body: ChunkBody, attempt: Attempt) -> None:
         """A piece of the answer has arrived."""
@@ -146,9 +174,9 @@ class Job:
     def settle(self, attempt: Attempt) -> None:
         """An attempt is over: keep account of what it brought."""
         self.attempt = None
+        self.spent_uusd += attempt.paid_uusd
         if attempt.started:
-            order = attempt.order
-            self.served.append(Served(order.provider, order.attempt, attempt.prompt_tokens, attempt.output_tokens))
+            self.served.append(served_by(attempt))
             self.output_tokens += attempt.output_tokens
 
     def fail(self, provider: NodeId, code: Refusal, text: str, retry_after_ms: int, *, had_order: bool) -> None:
@@ -179,6 +207,12 @@ class Job:
         return code not in _FINAL and is_text and is_known and is_whole and self.output_tokens_left > 0
 
 
+def served_by(attempt: Attempt) -> Served:
+    """What this attempt has brought, and cost."""
+    order = attempt.order
+    return Served(order.provider, order.attempt, attempt.prompt_tokens, attempt.output_tokens, attempt.paid_uusd)
+
+
 def check_ask(ask: Ask) -> None:
     """Find here what a provider would refuse, or blame us for. Raises LocalProtocolError."""
     wrong = check_request(ask.kind, ask.request)
@@ -188,6 +222,8 @@ def check_ask(ask: Ask) -> None:
         raise LocalProtocolError(f"between 1 and {c.OUTPUT_TOKENS_MAX} output tokens can be asked for")
     if not 0 < ask.timeout_s <= c.JOB_LIFETIME_MS_MAX / 1000:
         raise LocalProtocolError(f"a job may take up to {c.JOB_LIFETIME_MS_MAX // 1000} s")
+    if not 0 <= ask.spend_uusd_max <= c.LEASE_CAP_UUSD_MAX:
+        raise LocalProtocolError(f"a job may cost from 0 to {c.LEASE_CAP_UUSD_MAX} micro-USD")
     if ask.model is not None and not 0 < len(ask.model) <= c.MODEL_NAME_CHARACTERS_MAX:
         raise LocalProtocolError(f"the name of a model has 1 to {c.MODEL_NAME_CHARACTERS_MAX} characters")
     encode_value(ask.model)  # a name that is no Unicode text would raise later, when nobody who asked is there

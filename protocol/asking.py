@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 
 from protocol import constants as c
-from protocol.asked import Job, Stage, check_ask
+from protocol.asked import Job, Stage, check_ask, served_by
 from protocol.attempt import Attempt
 from protocol.codec import encode_message
 from protocol.directory import Directory, Entry
@@ -29,15 +29,16 @@ from protocol.effects import (
     RecordLearnt,
     ResetStream,
     Send,
-    Served,
 )
 from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
-from protocol.events import Ask, DialFailed, Now, StopAsking
+from protocol.events import Ask, DialFailed, LeaseDenied, LeaseGranted, MarkStored, Now, StopAsking
 from protocol.ids import JobId, NodeId, StreamId, short
 from protocol.jobs import queue_wait_ms
-from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt
+from protocol.leases import PayerSide
+from protocol.messages import Cancel, Chunk, JobAccept, JobReject, Message, Progress, Queued, Receipt, Voucher
 from protocol.ordering import Ordering
+from protocol.purse import Purse
 from protocol.records import Heartbeat, Kind, ModelOffer, Outcome
 from protocol.reserving import reservation_for
 from protocol.router import Router
@@ -61,6 +62,7 @@ class Asking:
         directory: Directory,
         rng: random.Random,
         router: Router,
+        purse: Purse,
         *,
         connected: Callable[[NodeId], bool],
         addresses: Callable[[NodeId], tuple[str, ...]],
@@ -71,6 +73,7 @@ class Asking:
     ) -> None:
         self._directory = directory
         self._router = router
+        self._purse = purse
         self._ordering = Ordering(signer, sealer, rng, next_stream)
         self._searching = Searching(
             directory,
@@ -79,6 +82,7 @@ class Asking:
             addresses=addresses,
             aggregators=aggregators,
             search=search,
+            coordinator=lambda: purse.coordinator,
             connected_only=connected_only,
             outcomes=Outcomes(self._offer, self._attempt_failed, self._give_up),
         )
@@ -142,6 +146,7 @@ class Asking:
         failed = JobFailed(job.ask.job, code, text)
         attempt = job.attempt
         if attempt is None:
+            self._purse.abandon(job.ask.job)
             self._forget(job)
             return [failed]
         job.stage = Stage.CANCELLING
@@ -171,12 +176,19 @@ class Asking:
     # ------------------------------------------------------------ ordering
 
     def _offer(self, job: Job, entry: Entry, offer: ModelOffer, now: Now) -> list[Effect]:
-        """Order from a provider that is reached."""
+        """Order from a provider that is reached, with money where it wants some and we have it."""
+        side: PayerSide | None = None
+        if job.is_paid and not offer.is_free:
+            side = self._lease_for(job, entry.heartbeat.node, offer, now)
+            if side is None:
+                return self._get_lease(job, entry.heartbeat, offer, now)
         try:
-            attempt, effects = self._ordering.order(job, entry, offer, now)
+            attempt, effects = self._ordering.order(job, entry, offer, side, now)
         except SealError as error:
             return self._attempt_failed(job, Refusal.CANNOT_OPEN_SEAL, str(error), now)
         self._router.ordered(job.ask, attempt.order.provider, attempt.order.model, now)
+        if side is not None:
+            self._purse.begin(side, attempt.order)
         job.attempt = attempt
         job.stage = Stage.OFFERED
         self._by_stream[attempt.stream] = job.ask.job
@@ -190,6 +202,82 @@ class Asking:
             first_s = min(attempt.transfer_s, c.SEALED_INLINE_BYTES_MAX / c.PROMPT_BYTES_PER_S_MIN)
             self._timers.set(("silence", job.ask.job), now.monotonic_s + patience_s + first_s + attempt.reach_s)
         return effects
+
+    # ------------------------------------------------------------ paying
+
+    def _lease_for(self, job: Job, provider: NodeId, offer: ModelOffer, now: Now) -> PayerSide | None:
+        until_ms = now.wall_ms + round((job.deadline_s - now.monotonic_s) * 1000)
+        return self._purse.find(provider, offer, job.cost_bound_uusd(offer), until_ms, now)
+
+    def _get_lease(self, job: Job, heartbeat: Heartbeat, offer: ModelOffer, now: Now) -> list[Effect]:
+        """Money is to be locked for this provider first."""
+        coordinator, needed_uusd = self._purse.coordinator, job.cost_bound_uusd(offer)
+        if coordinator is None or coordinator not in heartbeat.coordinators:
+            return self._not_funded(job, "the provider takes no leases of our coordinator", now)
+        if needed_uusd > job.spend_uusd_left:
+            return self._not_funded(job, _too_dear(job, needed_uusd), now)
+        if job.leases_asked >= c.ORDERS_MAX:
+            return self._not_funded(job, "no lease fitted what the providers wanted by then", now)
+        job.leases_asked += 1
+        job.stage = Stage.FUNDING
+        self._await(job, c.LEASE_DEADLINE_S, now)
+        return self._purse.request(job.ask.job, heartbeat.node, offer, needed_uusd, now)
+
+    def on_lease_granted(self, event: LeaseGranted, now: Now) -> list[Effect]:
+        """The coordinator has locked what we asked for."""
+        try:
+            job = self._jobs.get(self._purse.on_granted(event, now) or JobId(b""))
+        except RemoteProtocolError as error:
+            return [Note("lease.bad", self._purse.coordinator, str(error))]
+        if job is None or job.stage is not Stage.FUNDING or job.provider is None:
+            return []
+        self._timers.cancel(("stage", job.ask.job))
+        entry = self._directory.get(job.provider)
+        offer = entry.offer(job.model) if entry is not None and job.model is not None else None
+        if entry is None or offer is None:
+            return self._not_funded(job, "the provider went away while money was locked for it", now)
+        return self._offer(job, entry, offer, now)
+
+    def on_lease_denied(self, event: LeaseDenied, now: Now) -> list[Effect]:
+        """No lease: this provider is not paid, and another one may be cheaper, or have one already."""
+        waiting, effects = self._purse.on_denied(event, now)
+        job = self._jobs.get(waiting or JobId(b""))
+        if job is None or job.stage is not Stage.FUNDING:
+            return effects
+        return effects + self._not_funded(job, event.text, now)
+
+    def _offer_anew(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
+        """Our lease is of no more use to the provider: try once with another one, at its present price."""
+        assert job.provider is not None
+        self._router.withdraw(job.ask.job)
+        entry = self._directory.get(job.provider)
+        offer = entry.offer(job.model) if entry is not None and job.model is not None else None
+        if entry is None or offer is None:
+            return self._attempt_failed(job, code, text, now, had_order=True)
+        return self._offer(job, entry, offer, now)
+
+    def _not_funded(self, job: Job, text: str, now: Now) -> list[Effect]:
+        """The provider is not to blame."""
+        assert job.provider is not None
+        self._timers.cancel(("stage", job.ask.job))
+        self._purse.abandon(job.ask.job)
+        job.fail(job.provider, Refusal.LEASE, text, 0, had_order=True)
+        self._router.withdraw(job.ask.job)
+        if not job.may_go_on(Refusal.LEASE):
+            return self._give_up(job)
+        return self._searching.begin(job, now)
+
+    def on_mark_stored(self, event: MarkStored) -> list[Effect]:
+        """What waited for the disk can be signed."""
+        job = self._jobs.get(self._purse.on_mark_stored(event) or JobId(b""))
+        if job is None or job.attempt is None or job.stage is Stage.CANCELLING:
+            return []
+        return self._pay(job.attempt)
+
+    @staticmethod
+    def _pay(attempt: Attempt, *, is_last: bool = False) -> list[Effect]:
+        voucher = attempt.voucher(is_last=is_last)
+        return [Send(attempt.stream, encode_message(Voucher(voucher)))] if voucher is not None else []
 
     def _await(self, job: Job, seconds: float, now: Now) -> None:
         """What comes next must come within this long."""
@@ -250,7 +338,7 @@ class Asking:
         #   broken protocol.
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
-        record = attempt.accept(message.acceptance)
+        record = attempt.accept(message.acceptance, message.voucher)
         self._router.accepted(job.ask.job)
         if job.stage is Stage.CANCELLING:
             return []
@@ -261,9 +349,11 @@ class Asking:
         if job.has_begun:
             before = job.served[-1]
             tokens = record.prompt_tokens
-            return [JobResumed(order.job, order.provider, order.attempt, tokens, job.output_tokens, before.provider)]
+            resumed = JobResumed(order.job, order.provider, order.attempt, tokens, job.output_tokens, before.provider)
+            return [resumed, *self._pay(attempt)]
         tokens = record.prompt_tokens
-        return [JobAccepted(order.job, order.provider, order.attempt, order.model, tokens, attempt.via)]
+        accepted = JobAccepted(order.job, order.provider, order.attempt, order.model, tokens, attempt.via)
+        return [accepted, *self._pay(attempt)]
 
     def _on_queued(self, job: Job, attempt: Attempt, message: Queued, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
@@ -303,9 +393,10 @@ class Asking:
         job.stage = Stage.RUNNING
         self._await(job, c.NEXT_CHUNK_DEADLINE_S, now)
         job.take_text(body, attempt)
+        paid = self._pay(attempt)
         if job.ask.kind is Kind.EMBEDDING:
-            return [JobVector(job.ask.job, body.index, body.vector)]
-        return [JobText(job.ask.job, body.text, job.output_tokens + chunk.output_tokens)]
+            return [*paid, JobVector(job.ask.job, body.index, body.vector)]
+        return [*paid, JobText(job.ask.job, body.text, job.output_tokens + chunk.output_tokens)]
 
     def _on_reject(self, job: Job, attempt: Attempt, message: JobReject, now: Now) -> list[Effect]:
         attempt.check_named(message.job, message.attempt)
@@ -321,10 +412,16 @@ class Asking:
                 continue  # a hint that does not hold is no hint
             if heartbeat is not None:
                 better.append(RecordLearnt(heartbeat, record))
+        is_lease_void = attempt.side is not None and message.code in (Refusal.LEASE, Refusal.PRICE)
+        if attempt.side is not None and is_lease_void:
+            attempt.side.is_closing = True  # it will not take it the next time either
         self._leave(job, attempt)
         if message.reservation is not None:
             job.reservation = reservation_for(attempt.order, message.reservation, now)
         code = refusal_from_code(message.code)
+        if is_lease_void and attempt.order.provider not in job.releases:
+            job.releases.add(attempt.order.provider)
+            return [FinishStream(attempt.stream), *better, *self._offer_anew(job, code, message.text, now)]
         if code is Refusal.CANNOT_OPEN_SEAL and attempt.order.provider not in job.resealed:
             job.resealed.add(attempt.order.provider)
             job.stale_key = attempt.sealing_key
@@ -337,21 +434,23 @@ class Asking:
 
     def _on_receipt(self, job: Job, attempt: Attempt, message: Receipt, now: Now) -> list[Effect]:
         record = attempt.check_receipt(message.receipt)
+        # SPEC 06: The asker MUST pay for what has come however the job ended,
+        paid = self._pay(attempt, is_last=True)
         if job.stage is Stage.CANCELLING:
-            return self._close(job, attempt)
+            return [*paid, *self._close(job, attempt)]
         if record.outcome in (Outcome.STOP, Outcome.LENGTH):
             attempt.check_complete()
-            self._router.done(job.ask.job, message.receipt, now)
+            # Others could not check that a receipt of a payer's key is one of ours.
+            self._router.done(job.ask.job, message.receipt if attempt.side is None else None, now)
             closed = self._close(job, attempt)
-            last = Served(record.provider, record.attempt, record.prompt_tokens, record.output_tokens)
-            served = job.served if attempt.started else [*job.served, last]
-            return [*closed, JobDone(attempt.order.job, record, tuple(served))]
+            served = job.served if attempt.started else [*job.served, served_by(attempt)]
+            return [*paid, *closed, JobDone(attempt.order.job, record, tuple(served))]
         # SPEC 05: The asker MUST treat an outcome other than `STOP` and `LENGTH` as a failure, and show its code.
         self._leave(job, attempt)
         code = refusal_from_code(record.code)
         text = f"the provider ended the job: {code.name.lower()}"
         failed = self._attempt_failed(job, code, text, now, had_order=True)
-        return [FinishStream(attempt.stream), *failed]
+        return [*paid, FinishStream(attempt.stream), *failed]
 
     def _close(self, job: Job, attempt: Attempt) -> list[Effect]:
         self._forget(job)
@@ -362,6 +461,8 @@ class Asking:
         for name in ("stage", "silence"):
             self._timers.cancel((name, job.ask.job))
         job.settle(attempt)
+        if attempt.side is not None:
+            self._purse.end(attempt.side)
 
     # ------------------------------------------------------------ failing
 
@@ -420,6 +521,8 @@ class Asking:
 
     def _on_overdue(self, job: Job, name: str, now: Now) -> list[Effect]:
         attempt = job.attempt
+        if job.stage is Stage.FUNDING:
+            return self._not_funded(job, "the coordinator did not grant a lease in time", now)
         if attempt is None or (name == "silence" and not attempt.acknowledges):
             return []  # the other deadline has ended the attempt at this very instant
         if job.stage is Stage.CANCELLING:
@@ -438,6 +541,15 @@ class Asking:
         return [reset, *self._attempt_failed(job, Refusal.DEADLINE, text, now, had_order=True)]
 
 
+def _too_dear(job: Job, needed_uusd: int) -> str:
+    return (
+        f"the answer may cost up to {needed_uusd} micro-USD and {job.spend_uusd_left} may be spent: "
+        "raise the limit, or ask for fewer tokens"
+    )
+
+
 def _nobody(job: Job) -> str:
     what = f"model {job.ask.model!r}" if job.ask.model else "any model"
+    if job.is_paid:
+        what += f" at a cost of at most {job.spend_uusd_left} micro-USD"
     return f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"

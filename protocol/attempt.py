@@ -13,6 +13,7 @@ from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, NodeId, StreamId
 from protocol.jobs import cost_uusd, running_hash
+from protocol.leases import PayerSide
 from protocol.messages import Chunk, Progress
 from protocol.records import ChunkBody, JobAcceptRecord, JobOpenRecord, Kind, ReceiptRecord, Signed
 from protocol.sealing import ChunkCipher
@@ -44,6 +45,15 @@ class Attempt:
     read_tokens: int = 0
     output_tokens: int = 0
     vectors: set[int] = field(default_factory=set)
+    #: The lease that pays for it; None: nothing is paid.
+    side: PayerSide | None = None
+    signed_before_uusd: int = 0
+    window_uusd: int = 0
+
+    @property
+    def paid_uusd(self) -> int:
+        """What we have signed for this attempt."""
+        return self.side.signed_uusd - self.signed_before_uusd if self.side is not None else 0
 
     @property
     def transfer_s(self) -> float:
@@ -72,18 +82,24 @@ class Attempt:
         self.read_tokens = max(self.read_tokens, message.done_tokens)
         return moved
 
-    def accept(self, signed: Signed) -> JobAcceptRecord:
-        """Check an acceptance and take its prompt tokens."""
+    def accept(self, signed: Signed, proof: Signed | None = None) -> JobAcceptRecord:
+        """Check an acceptance and take its prompt tokens; `proof` is our own last voucher on the lease."""
         record = open_record(signed, JobAcceptRecord)
         self.check_named(record.job, record.attempt)
         # SPEC 05: The asker MUST check that the acceptance names its order, its provider and no more prompt tokens
         #   than it allowed.
-        if (record.open_hash, record.provider) != (self.order_hash, self.order.provider):
+        if (record.open_hash, record.provider, record.lease) != (
+            *(self.order_hash, self.order.provider),
+            self.order.lease,
+        ):
             raise RemoteProtocolError("an acceptance of another order")
         if record.prompt_tokens > self.order.prompt_tokens_max:
             raise RemoteProtocolError("an acceptance with more prompt tokens than allowed")
         if self.order.fingerprint is not None and record.fingerprint != self.order.fingerprint:
             raise RemoteProtocolError("an acceptance with other weights than those ordered")
+        if self.side is not None:
+            self.side.accept(self.order, record, proof)
+            self.window_uusd = record.window_uusd
         self.is_accepted = True
         self.prompt_tokens = record.prompt_tokens
         return record
@@ -137,6 +153,8 @@ class Attempt:
             raise RemoteProtocolError("a receipt for another order")
         if not self.is_accepted:
             raise RemoteProtocolError("a receipt before the acceptance")
+        if record.lease != order.lease or (self.side is not None and record.paid_before_uusd != self.side.base_uusd):
+            raise RemoteProtocolError("a receipt on another lease, or from another total")
         # SPEC 05: The asker MUST refuse a receipt whose counts or running hash differ from what arrived.
         if (record.chunks, record.running_hash, record.output_tokens, record.prompt_tokens, record.owed_uusd) != (
             self.chunks,
@@ -147,6 +165,23 @@ class Attempt:
         ):
             raise RemoteProtocolError("a receipt that does not match what arrived")
         return record
+
+    def voucher(self, *, is_last: bool = False) -> Signed | None:
+        """What we sign for what has arrived, where it is time: for the prompt, each half window, and at the end.
+
+        None also where our mark is not on disk yet; it comes when that is.
+        """
+        side = self.side
+        if side is None or not self.is_accepted:
+            return None
+        owed_uusd = cost_uusd(self.order, self.prompt_tokens, self.output_tokens)
+        step_uusd = side.base_uusd + owed_uusd - side.signed_uusd
+        is_first = side.voucher is None or side.voucher_job != (self.order.job, self.order.attempt)
+        # SPEC 06: The asker SHOULD sign when half a window is owed, and MUST sign for the prompt before anything comes
+        #   and for everything that came after the receipt.
+        if not (is_last or is_first or step_uusd >= max(1, self.window_uusd // 2)):
+            return None
+        return side.pay(self.order, owed_uusd, self.chunks, self.output_tokens, self.running_hash)
 
     def check_complete(self) -> None:
         """Success needs all that was ordered: every embedding; of a text nobody knows how long it must be."""

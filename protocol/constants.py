@@ -154,6 +154,11 @@ JOB_MEMORY_S: Final = 180.0
 # Remembered at once; when full, new askers wait. At one order per 10 ms this is more than the memory's whole length.
 JOB_MEMORIES_MAX: Final = 65536
 
+# A paid job whose payer does not sign for what waits ends after this long; its asker is a round trip away.
+UNPAID_DEADLINE_S: Final = 10.0
+# An asker waits this long for a lease before it goes on without that provider.
+LEASE_DEADLINE_S: Final = 10.0
+
 # The first token leaves at once; later ones gather until one of these.
 CHUNK_TOKENS_MAX: Final = 16
 CHUNK_DELAY_S: Final = 0.020

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from protocol.errors import Refusal
-from protocol.ids import JobId, NodeId, RunId, StreamId
+from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
 from protocol.records import (
     Heartbeat,
     JobRequest,
@@ -103,12 +103,71 @@ class RunEngine(Struct, frozen=True):
     sampling: Sampling
     prompt_tokens_max: int
     output_tokens_max: int
+    #: Count the prompt, report EngineStarted, and read it only after ContinueEngine.
+    holds: bool = False
+
+
+class ContinueEngine(Struct, frozen=True):
+    """Read the prompt of a run that holds, and go on."""
+
+    run: RunId
 
 
 class CancelEngine(Struct, frozen=True):
     """Stop a run within `CANCEL_DEADLINE_S`; still ends in EngineFinished or EngineFailed."""
 
     run: RunId
+
+
+# ---------------------------------------------------------------- money
+
+
+class RequestLease(Struct, frozen=True):
+    """Bring this to our coordinator; ends in exactly one LeaseGranted or LeaseDenied."""
+
+    request: bytes
+    coordinator: NodeId
+    signed: Signed
+
+
+class StoreMark(Struct, frozen=True):
+    """Put on disk that we may have signed up to this on our lease; MarkStored says that it is there.
+
+    The lease, and the number of its request, from which its payer's key follows, are kept with it.
+    """
+
+    lease: LeaseId
+    request: bytes
+    signed: Signed
+    mark_uusd: int
+    voucher: Signed | None
+
+
+class StoreVoucher(Struct, frozen=True):
+    """Put the best voucher of a lease on disk, soon: together with others, within a quarter of a second."""
+
+    lease: LeaseId
+    signed: Signed
+    voucher: Signed | None
+    receipt: Signed | None
+    paid_uusd: int
+
+
+class SendClaim(Struct, frozen=True):
+    """Bring this claim to the coordinator; ends in ClaimAnswered or ClaimFailed."""
+
+    lease: LeaseId
+    coordinator: NodeId
+    claim: Signed
+
+
+class StoreClaimed(Struct, frozen=True):
+    """Put on disk what the coordinator has credited of a lease, and its word for that."""
+
+    lease: LeaseId
+    claimed_uusd: int
+    is_closed: bool
+    acknowledgement: Signed | None
 
 
 # ---------------------------------------------------------------- to the application
@@ -179,6 +238,8 @@ class Served(Struct, frozen=True):
     attempt: int
     prompt_tokens: int
     output_tokens: int
+    #: What we have signed for it, in micro-USD.
+    paid_uusd: int = 0
 
 
 class JobDone(Struct, frozen=True):
@@ -271,7 +332,13 @@ Effect = (
     | FinishStream
     | ResetStream
     | RunEngine
+    | ContinueEngine
     | CancelEngine
+    | RequestLease
+    | StoreMark
+    | StoreVoucher
+    | SendClaim
+    | StoreClaimed
     | JobAccepted
     | JobQueued
     | JobResumed

@@ -57,6 +57,10 @@ class Signer(Protocol):
 
     def sign(self, tag: str, body: bytes) -> bytes: ...
 
+    def payer(self, request: bytes) -> Signer:
+        """The key that pays on the lease with this request number, and on no other (specs/06)."""
+        ...
+
 
 class SigningKey:
     """A node's secret in memory. Its repr and str never show the secret.
@@ -94,6 +98,12 @@ class SigningKey:
         """BIP-340 signature over a 32-byte digest; only envelope version 1 signs one without a tag."""
         signature: bytes = self._key.sign_schnorr(digest, self._random(32))
         return signature
+
+    def payer(self, request: bytes) -> SigningKey:
+        """The key that pays on the lease with this request number, and on no other."""
+        # SPEC 06: The asker MUST use a payer key for one lease only. It SHOULD derive it from its own secret and the
+        #   number of the request.
+        return SigningKey(tagged_hash("infernet/payer-key/1", self._secret + request), self._random)
 
     def __repr__(self) -> str:
         return f"SigningKey({self.node.hex()[:8]}…)"

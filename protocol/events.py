@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from protocol import constants as c
 from protocol.errors import Refusal
-from protocol.ids import JobId, NodeId, RunId, StreamId
+from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
 from protocol.records import (
     Availability,
     FreePolicy,
@@ -221,6 +221,8 @@ class Offer(Struct, frozen=True):
     sealed_bytes_max: int = 256 * 1024 + c.SEAL_OVERHEAD_BYTES
     #: Whether others are reached through this node (specs/08): it is said, the transport does it.
     relays: bool = False
+    #: Whose leases are taken for priced models.
+    coordinators: tuple[NodeId, ...] = ()
     #: A full multiaddr of this node's place in the DHT (specs/03), from which others may begin.
     dht_address: str | None = None
 
@@ -277,9 +279,11 @@ class Ask(Struct, frozen=True):
     via: NodeId | None = None
     #: Whether a provider that cannot take the job may tell another one about it, and hold a slot there.
     may_hand_off: bool = True
-    #: Micro-USD per 1,000,000 tokens; None: any price. Only free providers are asked as long as nothing can be paid.
+    #: Micro-USD per 1,000,000 tokens; None: any price.
     price_in_uusd_max: int | None = None
     price_out_uusd_max: int | None = None
+    #: What the whole job may cost at most; 0: only providers that do it for nothing are asked.
+    spend_uusd_max: int = 0
 
 
 class StopAsking(Struct, frozen=True):
@@ -287,6 +291,83 @@ class StopAsking(Struct, frozen=True):
 
     job: JobId
     code: Refusal = Refusal.CANCELLED
+
+
+# ---------------------------------------------------------------- money
+
+
+class UseCoordinator(Struct, frozen=True):
+    """Who holds our money, and is asked for leases; None: nobody, so nothing can be paid."""
+
+    coordinator: NodeId | None
+
+
+class LeaseGranted(Struct, frozen=True):
+    """The coordinator's answer to a RequestLease: a signed lease."""
+
+    request: bytes
+    signed: Signed
+
+
+class LeaseDenied(Struct, frozen=True):
+    """We got no lease. `is_final`: asking again gives the same answer, as with too little money."""
+
+    request: bytes
+    text: str
+    is_final: bool
+
+
+class MarkStored(Struct, frozen=True):
+    """What StoreMark wanted is on disk."""
+
+    lease: LeaseId
+    mark_uusd: int
+
+
+class ClaimAnswered(Struct, frozen=True):
+    """The coordinator's signed answer to a SendClaim."""
+
+    lease: LeaseId
+    acknowledgement: Signed
+
+
+class ClaimFailed(Struct, frozen=True):
+    """No answer, or a refusal; `is_final`: this claim will never be taken."""
+
+    lease: LeaseId
+    text: str
+    is_final: bool
+
+
+class RestorePayer(Struct, frozen=True):
+    """A lease of ours from before a restart, as StoreMark kept it."""
+
+    request: bytes
+    signed: Signed
+    mark_uusd: int
+    voucher: Signed | None
+
+
+class RestoreProvider(Struct, frozen=True):
+    """A lease that was given to us before a restart, as StoreVoucher and StoreClaimed kept it."""
+
+    signed: Signed
+    voucher: Signed | None
+    receipt: Signed | None
+    claimed_uusd: int
+    is_closed: bool = False
+
+
+class ClaimNow(Struct, frozen=True):
+    """Redeem everything that can be redeemed, without waiting for more."""
+
+
+class CloseLease(Struct, frozen=True):
+    """The payer of this lease wants its rest back: a provider redeems what it has and gives up the remainder, the payer
+    itself orders no more under it.
+    """
+
+    lease: LeaseId
 
 
 class Drain(Struct, frozen=True):
@@ -329,6 +410,16 @@ Event = (
     | LearnRecord
     | Ask
     | StopAsking
+    | UseCoordinator
+    | LeaseGranted
+    | LeaseDenied
+    | MarkStored
+    | ClaimAnswered
+    | ClaimFailed
+    | RestorePayer
+    | RestoreProvider
+    | ClaimNow
+    | CloseLease
     | Drain
     | Pressure
     | Shutdown

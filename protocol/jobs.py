@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from protocol import constants as c
 from protocol.envelope import tagged_hash
@@ -24,7 +24,21 @@ FEATURE_ACKNOWLEDGES: Final = 5
 EXTENSION_HANDOFF: Final = 1
 EXTENSION_QUEUE: Final = 3
 
+# What a chat template may add to each message and to the whole, system prompts of providers included.
+TEMPLATE_TOKENS: Final = 256
+
 _ROLES: Final = frozenset({"system", "user", "assistant"})
+
+
+class Priced(Protocol):
+    """Whatever states the three prices: an offer, an order, a lease."""
+
+    @property
+    def price_in_uusd(self) -> int: ...
+    @property
+    def price_out_uusd(self) -> int: ...
+    @property
+    def price_job_uusd(self) -> int: ...
 
 
 class JobState(Enum):
@@ -73,12 +87,23 @@ def running_hash(previous: bytes, number: int, output_tokens: int, owed_uusd: in
     return hashlib.sha256(previous + counts + sealed).digest()
 
 
-def cost_uusd(order: JobOpenRecord, prompt_tokens: int, output_tokens: int) -> int:
+def cost_uusd(order: Priced, prompt_tokens: int, output_tokens: int) -> int:
     """What cumulative counts cost, in whole micro-USD, rounded up once."""
     # SPEC 05: Both sides MUST compute the cost from cumulative counts and round it up once.
     # SPEC 05: Both sides MUST compute it from the prices in the order, whatever the heartbeat says by then.
     token_price = prompt_tokens * order.price_in_uusd + output_tokens * order.price_out_uusd
     return order.price_job_uusd + -(-token_price // 1_000_000)
+
+
+def prompt_tokens_bound(request: JobRequest) -> int:
+    """More tokens than any vocabulary needs for this request: each spells a byte at least, and templates add some."""
+    texts = (request.prompt, request.continuation, *request.inputs, *(message.content for message in request.messages))
+    return sum(len(text.encode()) for text in texts) + TEMPLATE_TOKENS * (1 + len(request.messages))
+
+
+def cost_bound_uusd(priced: Priced, prompt_tokens: int, output_tokens: int) -> int:
+    """The most that so many tokens can cost, when the prompt is paid before and the output after it."""
+    return cost_uusd(priced, prompt_tokens, 0) + -(-output_tokens * priced.price_out_uusd // 1_000_000)
 
 
 def is_free(order: JobOpenRecord) -> bool:

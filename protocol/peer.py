@@ -34,6 +34,7 @@ from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import network_of
 from protocol.messages import Hello, Message, Reports
 from protocol.providing import Providing
+from protocol.purse import Purse
 from protocol.reachable import Reachable
 from protocol.reaching import FEATURE_DIALS_BACK
 from protocol.records import Availability, Kind, Signed
@@ -151,12 +152,14 @@ class Peer:
             spread=self._gossip.spread,
             reports=config.reports,
         )
+        self.purse = Purse(signer, rng)
         self._asking = Asking(
             signer,
             sealer,
             self.directory,
             rng,
             self.experience.router,
+            self.purse,
             connected=self._connections.__contains__,
             addresses=self._contacts.addresses,
             aggregators=self._aggregators,
@@ -175,6 +178,7 @@ class Peer:
         )
         self._handing_off = self._refusing.handing_off
         self._providing = Providing(signer, sealer, rng, now.wall_ms, self._refusing, self._network_of)
+        self.till = self._providing.till
         self._forwarding = Forwarding(
             self.node,
             self.directory,
@@ -205,6 +209,7 @@ class Peer:
         effects: list[Effect] = []
         self._absorb(self._dispatch(event, now), effects, now)
         self._absorb(self._gossip.on_streams_lost(now), effects, now)
+        self._absorb(self.purse.take_effects(), effects, now)
         self._absorb(self._tell_load(now), effects, now)
         if self._is_draining and not self._is_drained and not self._has_jobs():
             self._is_drained = True
@@ -288,6 +293,28 @@ class Peer:
                 return self._asking.ask(event, now)
             case e.StopAsking():
                 return self._asking.stop(event, now)
+            case e.UseCoordinator():
+                self.purse.coordinator = event.coordinator
+                return []
+            case e.LeaseGranted():
+                return self._asking.on_lease_granted(event, now)
+            case e.LeaseDenied():
+                return self._asking.on_lease_denied(event, now)
+            case e.MarkStored():
+                return self._asking.on_mark_stored(event)
+            case e.RestorePayer():
+                return self.purse.restore(event)
+            case e.RestoreProvider():
+                return self.till.restore(event, now)
+            case e.ClaimAnswered():
+                return self.till.on_answered(event, now)
+            case e.ClaimFailed():
+                return self.till.on_failed(event, now)
+            case e.ClaimNow():
+                return self.till.claim_now(now)
+            case e.CloseLease():
+                self.purse.close(event.lease)
+                return self.till.on_close_wanted(event, now)
             case e.SetOffer():
                 return self._set_offer(event.offer, now)
             case e.Allow():

@@ -21,13 +21,15 @@ from protocol.events import Now, Offer
 from protocol.handing_off import Unwanted
 from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.jobs import JobState, advance, check_request, order_hash, queue_wait_ms
-from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve
+from protocol.leases import Meter
+from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve, Voucher
 from protocol.queueing import Line, Pace
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 from protocol.refusing import Refusing
 from protocol.reserving import Reserving
 from protocol.running import EngineEvent, Run, Running
 from protocol.sealing import Sealer, open_prompt, seal_context
+from protocol.till import Till
 from protocol.timers import Timers
 
 # As many places as a message can name.
@@ -52,9 +54,10 @@ class Providing:
         self._sealer = sealer
         self._network_of = network_of
         self._refusing = refusing
-        self._admission = Admission(signer.node, started_at_ms)
+        self.till = Till(signer)
+        self._admission = Admission(signer.node, started_at_ms, self.till.refusal)
         self._reserving = Reserving(signer, rng, self._judge_another)
-        self._running = Running(signer, refused=self._refuse, ended=self._ended)
+        self._running = Running(signer, self.till, refused=self._refuse, freed=self._freed, ended=self._forget_ended)
         self._runs: dict[RunId, Run] = {}
         self._by_stream: dict[StreamId, RunId] = {}
         # Until the stream is gone: whatever became of the order, what follows it is its asker's, too.
@@ -80,6 +83,7 @@ class Providing:
             self._timers.next_deadline(),
             self._running.next_deadline(),
             self._reserving.next_deadline(),
+            self.till.next_deadline(),
             self._refusing.handing_off.next_deadline(),
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -92,7 +96,7 @@ class Providing:
     @property
     def waiting(self) -> int:
         """Orders that wait for a slot."""
-        return sum(not run.has_slot for run in self._runs.values())
+        return sum(run.waits for run in self._runs.values())
 
     def load(self) -> int:
         """Slots taken of slots offered, in coarse steps of 0 to 8."""
@@ -130,6 +134,7 @@ class Providing:
     def on_stream_dropped(self, stream: StreamId) -> None:
         """Nothing comes on this stream any more."""
         self._forwarded.discard(stream)
+        self.till.on_stream_dropped(stream)
 
     # ------------------------------------------------------------ messages of a job stream
 
@@ -147,6 +152,8 @@ class Providing:
             effects = self._reserving.on_reserve(stream, peer, message, now)
         elif self._refusing.handing_off.is_pending(stream):
             effects = self._refusing.on_message(stream, message)
+        elif isinstance(message, Voucher):
+            effects = self._on_voucher(stream, run, message, now)
         elif run is None:
             raise RemoteProtocolError(f"{type(message).__name__} before any order")
         elif isinstance(message, Part):
@@ -158,6 +165,12 @@ class Providing:
         else:
             raise RemoteProtocolError(f"{type(message).__name__} does not come from an asker")
         return effects + self._fill_slots(now)
+
+    def _on_voucher(self, stream: StreamId, run: Run | None, message: Voucher, now: Now) -> list[Effect]:
+        if run is not None:
+            return self._running.on_voucher(run, message, now)
+        # One that comes too late, or for a job that was refused, is of no use and does no harm.
+        return self.till.on_last_voucher(stream, message) if self.till.settles(stream) else []
 
     def on_stream_lost(self, stream: StreamId, code: Refusal, now: Now) -> list[Effect]:
         """The asker is gone or reads too slowly: stop its run and free the slot."""
@@ -174,7 +187,7 @@ class Providing:
     def drain(self, now: Now) -> list[Effect]:
         """Send those who wait elsewhere; those who hold a slot stay. The offer says that no new ones are taken."""
         effects: list[Effect] = []
-        for run in [run for run in self._runs.values() if not run.has_slot]:
+        for run in [run for run in self._runs.values() if run.waits]:
             text = "this node is finishing its jobs, and yours had not begun"
             effects += self._fail_offer(run, Refusal.DRAINING, text, now)
         return effects
@@ -205,7 +218,7 @@ class Providing:
             raise RemoteProtocolError("more sealed bytes than the order states")
         if order.asker != peer:
             self._forwarded.add(stream)
-        offer = self._admission.admit(order, peer, local, self._held(order), now)
+        offer = self._admission.admit(order, message.lease, peer, local, self._held(order), now)
         if not isinstance(offer, ModelOffer):
             return self._reject(stream, order, message.order, offer, now)
         effects = self._fence(order, now)
@@ -225,6 +238,10 @@ class Providing:
         self._next_run += 1
         self._runs[run.run] = run
         self._by_stream[stream] = run.run
+        if order.lease is not None:
+            side, stored = self.till.begin(order, now)
+            run.meter = Meter(side, order)
+            effects += stored
         run.sealed += message.sealed
         if len(run.sealed) < order.sealed_bytes:
             # SPEC 05: The provider MUST reject an order whose prompt is not complete within 20 seconds, with
@@ -268,7 +285,7 @@ class Providing:
             return Refusal.BUSY, f"all {offer.concurrency} slots of this model are taken"
         # SPEC 05: The provider MUST bound its queue, and MUST keep half of it from askers that its owner does not know.
         places = min(c.QUEUE_PER_SLOT * offer.concurrency, QUEUE_MAX)
-        waiting = [run for run in self._runs.values() if not run.has_slot and run.offer.name == offer.name]
+        waiting = [run for run in self._runs.values() if run.waits and run.offer.name == offer.name]
         strangers = sum(not run.is_known for run in waiting)
         if len(waiting) >= places or (not is_known and strangers >= places // 2):
             return Refusal.BUSY, "all slots of this model are taken, and all places in its queue"
@@ -391,15 +408,19 @@ class Providing:
 
     def _stop(self, run: Run, code: Refusal, now: Now) -> list[Effect]:
         """Stop a run for this reason. With the engine at work the receipt follows when the slot is free."""
-        if run.engine_runs:
+        if run.engine_runs or run.ending is not None:
             return self._running.stop(run, code, now)
         # SPEC 05: The provider MUST give up an order that waits when its asker cancels or is gone.
         return self._fail_offer(run, code, "the job was stopped", now)
 
-    def _ended(self, run: Run, now: Now) -> list[Effect]:
+    def _freed(self, run: Run, now: Now) -> None:
+        """The engine has left its slot, which is free for the next one."""
         self._paces[run.offer.name].add(now.monotonic_s - run.slot_since_s)
+        run.has_slot = False
+
+    def _forget_ended(self, run: Run, now: Now) -> None:
+        """The last word has been said to the asker."""
         self._forget(run, now)
-        return []
 
     def _fail_offer(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
         """An order that the engine never got ends with a refusal."""
@@ -428,17 +449,21 @@ class Providing:
         if run.stream is not None:
             self._by_stream.pop(run.stream, None)
         line = self._lines.get(run.offer.name)
-        if line is not None and not run.has_slot:
+        if line is not None and run.waits:
             line.remove(run.order.asker, run.run)
             self._tell_soon(now)
         for name in ("parts", "wait"):
             self._timers.cancel((name, run.run))
+        if run.meter is not None:
+            # Whoever has a receipt answers it with the last voucher.
+            self.till.end(run.meter.side, run.stream if run.accepted_at_ms else None, now)
 
     # ------------------------------------------------------------ time
 
     def on_deadline(self, now: Now) -> list[Effect]:
         self._reserving.on_deadline(now)
-        effects = self._running.on_deadline(now) + self._refusing.handing_off.on_deadline(now)
+        effects = self.till.on_deadline(now)
+        effects += self._running.on_deadline(now) + self._refusing.handing_off.on_deadline(now)
         for name, run_id in self._timers.pop_due(now.monotonic_s):
             run = self._runs.get(run_id)
             if name == "tell":

@@ -19,6 +19,7 @@ from typing import Final
 from msgspec import Struct
 
 from protocol import constants as c
+from protocol.jobs import cost_bound_uusd
 from protocol.records import FreePolicy, ModelOffer
 
 # Below this weight of jobs a provider is new: it gets small jobs, so that a stranger's first failure costs little.
@@ -65,13 +66,18 @@ STRANGER: Final = Standing()
 
 
 class Need(Struct, frozen=True):
-    """What of a request matters for the ranking. Prices in micro-USD per 1,000,000 tokens, None: any."""
+    """What of a request matters for the ranking. Prices in micro-USD per 1,000,000 tokens, None: any.
+
+    The whole may cost `spend_uusd_max`, in micro-USD.
+    """
 
     prompt_bytes: int
     output_tokens: int
     is_free: bool
     price_in_uusd_max: int | None
     price_out_uusd_max: int | None
+    prompt_tokens: int = 0
+    spend_uusd_max: int | None = None
 
     @property
     def is_small(self) -> bool:
@@ -119,7 +125,7 @@ def rank(
     cost_s = expected_s * _price_factor(offer, need) / (WARM_FACTOR if standing.is_warm else 1.0)
     price_uusd = 0 if need.is_free else offer.price_in_uusd + offer.price_out_uusd + offer.price_job_uusd
     return Rank(
-        tier=_tier(free_policy, is_full, standing, need),
+        tier=_tier(free_policy, is_full, standing, need, wants_nothing=need.is_free or offer.is_free),
         score_s=cost_s / standing.reliability,
         hope_s=cost_s / standing.promise,
         expected_s=expected_s,
@@ -135,14 +141,14 @@ def is_newcomer(standing: Standing) -> bool:
     return standing.jobs < NEWCOMER_JOBS
 
 
-def _tier(free_policy: FreePolicy, is_full: bool, standing: Standing, need: Need) -> Tier:
+def _tier(free_policy: FreePolicy, is_full: bool, standing: Standing, need: Need, *, wants_nothing: bool) -> Tier:
     if standing.rest_s > 0:
         return Tier.RESTING
     if is_full:
         return Tier.FULL
     if is_newcomer(standing) and not need.is_small:
         return Tier.NEWCOMER
-    if need.is_free and free_policy is not FreePolicy.ALL and not standing.has_served:
+    if wants_nothing and free_policy is not FreePolicy.ALL and not standing.has_served:
         return Tier.MAY_REFUSE
     return Tier.READY
 
@@ -153,4 +159,7 @@ def _price_factor(offer: ModelOffer, need: Need) -> float:
         return 1.0
     asked = ((offer.price_in_uusd, need.price_in_uusd_max), (offer.price_out_uusd, need.price_out_uusd_max))
     shares = [price / limit for price, limit in asked if limit]
+    if need.spend_uusd_max:
+        prompt_tokens = min(need.prompt_tokens, offer.context_tokens)
+        shares.append(min(1.0, cost_bound_uusd(offer, prompt_tokens, need.output_tokens) / need.spend_uusd_max))
     return 1 + sum(shares) / len(shares) if shares else 1.0

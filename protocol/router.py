@@ -220,7 +220,7 @@ class Router:
             trial.first_at_s, trial.first_tokens = now.monotonic_s, output_tokens
         trial.last_at_s, trial.last_at_ms, trial.last_tokens = now.monotonic_s, now.wall_ms, output_tokens
 
-    def done(self, job: JobId, receipt: Signed, now: Now) -> None:
+    def done(self, job: JobId, receipt: Signed | None, now: Now) -> None:
         """The attempt ended with a receipt that matches what arrived."""
         asked = self._jobs.get(job)
         if asked is None or asked.trial is None:

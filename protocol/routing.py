@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
+from protocol.jobs import cost_bound_uusd
 from protocol.ranking import STRANGER, Need, Rank, Standing, Tier, is_newcomer, rank
 from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
 
@@ -61,6 +62,8 @@ class Exclusion(Enum):
     NOT_CONNECTED = 16, "it is not connected, and this asker does not dial"
     OTHER_WEIGHTS = 17, "it serves other weights under this name than the job began with"
     LACKS_FEATURE = 18, "it lacks a feature that this job needs"
+    TOO_DEAR = 19, "the answer could cost more with it than may be spent"
+    OTHER_COORDINATOR = 20, "it wants to be paid, and takes no leases of our coordinator"
     OUTRANKED = 32, "another one was expected to be done sooner"
     FULL = 33, "all its slots were taken, and another one had room"
     RESTING = 34, "it failed or refused a job a moment ago, and another one did not"
@@ -82,7 +85,8 @@ class RouteRequest(Struct, frozen=True):
     is for an asker that cannot dial: the coordinator, to whom nodes connect. `fingerprint` asks for these very weights,
     to continue an answer; `features` are numbers of specs/01 that the provider must have. With `via` the job goes
     through that aggregator, and whether it can reach the provider is not known here. `provider` is the only node whose
-    record is asked for, when others are asked.
+    record is asked for, when others are asked. Unless the job is `free` it may cost `spend_uusd_max`, its prompt having
+    `prompt_tokens` at most, from a lease of this `coordinator`.
     """
 
     model: str | None
@@ -98,6 +102,9 @@ class RouteRequest(Struct, frozen=True):
     features: tuple[int, ...] = ()
     via: NodeId | None = None
     provider: NodeId | None = None
+    spend_uusd_max: int | None = None
+    prompt_tokens: int = 0
+    coordinator: NodeId | None = None
 
 
 class Candidate(Struct, frozen=True):
@@ -179,8 +186,17 @@ def exclusion(
     model = model_for(entry, request)
     if model is None:
         return _model_exclusion(entry, request)
-    if request.free and heartbeat.free_policy is FreePolicy.NOBODY:
-        return Exclusion.NOT_FREE
+    offer = entry.offer(model)
+    assert offer is not None
+    if request.free or offer.is_free:
+        if heartbeat.free_policy is FreePolicy.NOBODY:
+            return Exclusion.NOT_FREE
+    elif request.spend_uusd_max is not None:
+        if request.coordinator not in heartbeat.coordinators:
+            return Exclusion.OTHER_COORDINATOR
+        prompt_tokens = min(request.prompt_tokens, offer.context_tokens)
+        if cost_bound_uusd(offer, prompt_tokens, request.output_tokens) > request.spend_uusd_max:
+            return Exclusion.TOO_DEAR
     if heartbeat.sealing_key is None:
         return Exclusion.NO_SEALING_KEY
     # SPEC 05: The asker MUST NOT send more bytes than the provider's heartbeat allows,
@@ -245,6 +261,8 @@ def _need(request: RouteRequest) -> Need:
         request.free,
         request.price_in_uusd_max,
         request.price_out_uusd_max,
+        request.prompt_tokens,
+        request.spend_uusd_max,
     )
 
 

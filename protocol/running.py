@@ -2,23 +2,26 @@
 
 The machine of the runs that the engine works on: it accepts when the engine has counted the prompt, sends what the
 engine writes in sealed chunks, and ends with a receipt when the engine says that its slot is free, whether or not
-anyone still listens: until then the run counts as load.
+anyone still listens: until then the run counts as load. Of a paid job the engine reads the prompt when that is paid,
+and what it writes is sent as far as the window reaches; if need be the run outlives its slot for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from protocol import constants as c
 from protocol.codec import encode_message
-from protocol.effects import CancelEngine, Effect, FinishStream, Note, RunEngine, Send
+from protocol.effects import CancelEngine, ContinueEngine, Effect, FinishStream, Note, RunEngine, Send
 from protocol.envelope import Signer, sign_record
-from protocol.errors import Refusal
+from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector, Now
 from protocol.ids import NodeId, RunId, StreamId
 from protocol.jobs import JobState, advance, cost_uusd, running_hash
-from protocol.messages import Chunk, JobAccept, Progress, Receipt
+from protocol.leases import Meter
+from protocol.messages import Chunk, JobAccept, Progress, Receipt, Voucher
 from protocol.records import (
     ChunkBody,
     JobAcceptRecord,
@@ -31,7 +34,16 @@ from protocol.records import (
     Signed,
 )
 from protocol.sealing import ChunkCipher
+from protocol.till import Till
 from protocol.timers import Timers
+
+
+class Piece(NamedTuple):
+    """What the engine wrote and was not sent yet, and the cumulative number of output tokens with it."""
+
+    body: ChunkBody
+    output_tokens: int
+
 
 EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed
 
@@ -64,14 +76,18 @@ class Run:
     slot_since_s: float = 0.0
     said_at_s: float = 0.0
     cipher: ChunkCipher | None = None
+    meter: Meter | None = None
     engine_runs: bool = False
+    engine_holds: bool = False
+    #: What the engine ended with, while not all that it wrote is paid for.
+    ending: EngineFinished | EngineFailed | None = None
     prompt_tokens: int = 0
     read_tokens: int = 0
     reading_tokens: int = 0
     output_tokens: int = 0
     sent_tokens: int = 0
     spells: bool = True
-    pending: list[ChunkBody] = field(default_factory=list)
+    pending: list[Piece] = field(default_factory=list)
     chunks: int = 0
     running_hash: bytes = b""
     accepted_at_ms: int = 0
@@ -80,22 +96,32 @@ class Run:
     last_token_ms: int = 0
     cancel_code: Refusal | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a slot, and has not had one."""
+        return not self.has_slot and self.ending is None
+
 
 class Running:
     """The state machine.
 
-    `refused` sends what a run that was never accepted ends with, and `ended` hears of every run whose slot is free.
+    `refused` sends what a run that was never accepted ends with, `freed` hears of every run whose slot is free, and
+    `ended` of every run of which no more is to be sent.
     """
 
     def __init__(
         self,
         signer: Signer,
+        till: Till,
         *,
         refused: Callable[[Run, Refusal, str, Now], list[Effect]],
-        ended: Callable[[Run, Now], list[Effect]],
+        freed: Callable[[Run, Now], None],
+        ended: Callable[[Run, Now], None],
     ) -> None:
         self._signer = signer
+        self._till = till
         self._refused = refused
+        self._freed = freed
         self._ended = ended
         self._runs: dict[RunId, Run] = {}
         self._timers: Timers[tuple[str, RunId]] = Timers()
@@ -108,6 +134,7 @@ class Running:
         order = run.order
         run.cipher = ChunkCipher(prompt.response_key, run.order_hash)
         run.engine_runs = True
+        run.engine_holds = run.meter is not None
         self._runs[run.run] = run
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
         self._timers.set(("sign", run.run), run.said_at_s + c.SIGN_INTERVAL_S)
@@ -120,6 +147,7 @@ class Running:
                 order.sampling,
                 order.prompt_tokens_max,
                 order.output_tokens_max,
+                run.engine_holds,
             )
         ]
 
@@ -142,7 +170,7 @@ class Running:
         if isinstance(event, EngineVector):
             if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
                 return []
-            run.pending.append(ChunkBody("", event.index, event.vector))
+            run.pending.append(Piece(ChunkBody("", event.index, event.vector), 0))
             return self._flush(run, now)
         return self._engine_ended(run, event, now)
 
@@ -154,11 +182,17 @@ class Running:
         if prompt_tokens > run.order.prompt_tokens_max:
             # The engine should have refused it; the asker would have to.
             return self.stop(run, Refusal.CONTEXT_EXCEEDED, now)
+        prefill_uusd = cost_uusd(run.order, prompt_tokens, 0)
+        # SPEC 06: The provider MUST NOT accept a prompt whose price is above `prepay_max_uusd` of a paid order.
+        if run.meter is not None and prefill_uusd > run.order.prepay_max_uusd:
+            return self.stop(run, Refusal.PRICE, now)
         run.prompt_tokens = prompt_tokens
         run.accepted_at_ms = now.wall_ms
         run.accepted_at_s = now.monotonic_s
         run.state = advance(run.state, JobState.ACCEPTED)
-        order = run.order
+        order, meter = run.order, run.meter
+        if meter is not None:
+            meter.accept(prefill_uusd, run.running_hash, now.monotonic_s)
         acceptance = JobAcceptRecord(
             version=1,
             job=order.job,
@@ -168,14 +202,46 @@ class Running:
             open_hash=run.order_hash,
             fingerprint=run.offer.fingerprint,
             prompt_tokens=prompt_tokens,
-            paid_before_uusd=0,
-            prefill_uusd=cost_uusd(order, prompt_tokens, 0),
-            window_tokens=0,
-            window_uusd=0,
+            paid_before_uusd=meter.base_uusd if meter is not None else 0,
+            prefill_uusd=prefill_uusd,
+            window_tokens=meter.window_tokens if meter is not None else 0,
+            window_uusd=meter.window_uusd if meter is not None else 0,
             accepted_at_ms=now.wall_ms,
             extensions=(),
         )
-        return self._say(run, now, encode_message(JobAccept(sign_record(acceptance, self._signer))))
+        proof = meter.side.voucher if meter is not None else None
+        accepted = self._say(run, now, encode_message(JobAccept(sign_record(acceptance, self._signer), proof)))
+        return accepted + self._go_on(run, now)
+
+    # ------------------------------------------------------------ being paid
+
+    def on_voucher(self, run: Run, message: Voucher, now: Now) -> list[Effect]:
+        """The payer has signed for more. Raises RemoteProtocolError."""
+        meter = run.meter
+        if meter is None or not run.accepted_at_ms:
+            raise RemoteProtocolError("a voucher for what was not accepted, or costs nothing")
+        kept = self._till.took(meter.side) if meter.take(message.voucher, now.monotonic_s) else []
+        return kept + self._go_on(run, now)
+
+    def _go_on(self, run: Run, now: Now) -> list[Effect]:
+        """Do what is paid for by now."""
+        if run.state is JobState.CANCELLING:
+            return []
+        effects: list[Effect] = []
+        if run.engine_holds and (run.meter is None or run.meter.is_prompt_paid):
+            run.engine_holds = False
+            effects.append(ContinueEngine(run.run))
+        effects += self._flush(run, now)
+        if run.ending is not None and not run.pending:
+            effects += self._close(run, run.ending, now)
+        return effects
+
+    def _watch_payment(self, run: Run, now: Now) -> None:
+        """Whoever does not pay for what waits is not waited for for long."""
+        if not run.engine_holds and not run.pending:
+            self._timers.cancel(("unpaid", run.run))
+        elif run.meter is not None and not self._timers.is_set(("unpaid", run.run)):
+            self._timers.set(("unpaid", run.run), now.monotonic_s + c.UNPAID_DEADLINE_S)
 
     def _sign(self, run: Run, now: Now) -> list[Effect]:
         """Say that we are alive and how far the prompt is, unless the asker has just heard of us."""
@@ -203,7 +269,7 @@ class Running:
         if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
             return []
         run.output_tokens = event.output_tokens
-        run.pending.append(ChunkBody(event.text, token_ids=event.token_ids))
+        run.pending.append(Piece(ChunkBody(event.text, token_ids=event.token_ids), event.output_tokens))
         # SPEC 05: The provider MUST send the first token at once, and later ones after at most 16 tokens or 20 ms.
         due_s = run.said_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
         if now.monotonic_s >= due_s or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
@@ -213,24 +279,52 @@ class Running:
         return []
 
     def _flush(self, run: Run, now: Now) -> list[Effect]:
-        """Send what is pending as one chunk (text) or one chunk each (vectors)."""
+        """Send what is pending, as far as it is paid for: as one chunk (text) or one chunk each (vectors)."""
         self._timers.cancel(("flush", run.run))
-        if not run.pending or run.stream is None:
+        if run.stream is None:
             run.pending.clear()
+        pieces = self._due(run)
+        self._watch_payment(run, now)
+        if not pieces:
             return []
-        assert run.cipher is not None
+        self._timers.cancel(("unpaid", run.run))
+        self._watch_payment(run, now)
         if run.state is JobState.ACCEPTED:
             run.state = advance(run.state, JobState.RUNNING)
-        bodies = run.pending
-        if run.order.kind is not Kind.EMBEDDING:
-            bodies = self._text_bodies(run, bodies)
-        run.pending = []
         elapsed_ms = round((now.monotonic_s - run.accepted_at_s) * 1000)
         if run.chunks == 0:
             run.first_token_ms = elapsed_ms
         run.last_token_ms = elapsed_ms
-        run.sent_tokens = run.output_tokens
-        return self._say(run, now, b"".join(self._chunk(run, body) for body in bodies))
+        run.sent_tokens = pieces[-1].output_tokens
+        if run.meter is not None:
+            run.meter.measure(run.output_tokens, (elapsed_ms - run.first_token_ms) / 1000)
+        bodies = [piece.body for piece in pieces]
+        if run.order.kind is not Kind.EMBEDDING:
+            bodies = self._text_bodies(run, bodies)
+        return self._say(run, now, b"".join(self._chunk(run, body, now) for body in bodies))
+
+    @staticmethod
+    def _due(run: Run) -> list[Piece]:
+        """What of the pending pieces may be sent now; they are pending no more."""
+        meter, order = run.meter, run.order
+        if meter is None:
+            pieces, run.pending = run.pending, []
+            return pieces
+        # SPEC 06: The provider MUST NOT let what it has delivered exceed what is paid by more than the window,
+        count = 0
+        for piece in run.pending:
+            if not meter.may_send(cost_uusd(order, run.prompt_tokens, piece.output_tokens)):
+                break
+            count += 1
+        if count:
+            pieces, run.pending = run.pending[:count], run.pending[count:]
+            return pieces
+        if not run.pending:
+            return []
+        # Several tokens whose text came at once do not fit: some are counted and paid before it is sent.
+        wanted = run.pending[0].output_tokens - 1
+        tokens = meter.tokens_that_fit(run.prompt_tokens, run.sent_tokens, max(run.sent_tokens, wanted))
+        return [Piece(ChunkBody(), tokens)] if tokens > run.sent_tokens else []
 
     @staticmethod
     def _text_bodies(run: Run, pending: list[ChunkBody]) -> list[ChunkBody]:
@@ -241,23 +335,55 @@ class Running:
         run.spells = run.spells and len(token_ids) <= CHUNK_TOKEN_IDS_BYTES_MAX
         return [*map(ChunkBody, texts[:-1]), ChunkBody(texts[-1], token_ids=token_ids if run.spells else b"")]
 
-    def _chunk(self, run: Run, body: ChunkBody) -> bytes:
+    def _chunk(self, run: Run, body: ChunkBody, now: Now) -> bytes:
         assert run.cipher is not None
         # SPEC 05: The provider MUST number the chunks from 1 without a gap, and use a number once.
         run.chunks += 1
-        owed = cost_uusd(run.order, run.prompt_tokens, run.output_tokens)
-        sealed = run.cipher.seal(run.chunks, run.output_tokens, owed, body)
-        run.running_hash = running_hash(run.running_hash, run.chunks, run.output_tokens, owed, sealed)
-        return encode_message(Chunk(run.order.job, run.order.attempt, run.chunks, run.output_tokens, owed, sealed))
+        owed = cost_uusd(run.order, run.prompt_tokens, run.sent_tokens)
+        sealed = run.cipher.seal(run.chunks, run.sent_tokens, owed, body)
+        run.running_hash = running_hash(run.running_hash, run.chunks, run.sent_tokens, owed, sealed)
+        if run.meter is not None:
+            run.meter.sent(run.chunks, run.running_hash, owed, now.monotonic_s)
+        return encode_message(Chunk(run.order.job, run.order.attempt, run.chunks, run.sent_tokens, owed, sealed))
 
     # ------------------------------------------------------------ ending
 
     def _engine_ended(self, run: Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
         """The slot is free: account for the run and forget it."""
         # SPEC 05: The provider MUST NOT count the slot as free before the engine has left it.
-        run.engine_runs = False
+        run.engine_runs = run.engine_holds = False
+        self._freed(run, now)
+        return self._conclude(run, event, now)
+
+    def _close(self, run: Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
+        """Say the last word, and forget the run."""
         self._leave(run)
-        return [*self._end(run, event, now), *self._ended(run, now)]
+        effects = self._end(run, event, now)
+        self._ended(run, now)
+        return effects
+
+    def _conclude(self, run: Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
+        """Send what is left, as far as it is paid for: the receipt comes after all of it."""
+        if run.meter is None or run.state not in (JobState.ACCEPTED, JobState.RUNNING):
+            return self._close(run, event, now)
+        self._count_all(run, event)
+        effects = self._flush(run, now)
+        if not run.pending:
+            return effects + self._close(run, event, now)
+        run.ending = event
+        return effects
+
+    @staticmethod
+    def _count_all(run: Run, event: EngineFinished | EngineFailed) -> None:
+        """All tokens that were drawn are counted, those without text as well."""
+        if not isinstance(event, EngineFinished) or run.order.kind is Kind.EMBEDDING:
+            return
+        run.output_tokens = event.output_tokens
+        if run.pending:
+            run.pending[-1] = run.pending[-1]._replace(output_tokens=event.output_tokens)
+        elif run.output_tokens != run.sent_tokens:
+            # Tokens without text, those of a stop string above all, are counted in a last chunk of their own.
+            run.pending.append(Piece(ChunkBody(), event.output_tokens))
 
     def _end(self, run: Run, event: EngineFinished | EngineFailed, now: Now) -> list[Effect]:
         if isinstance(event, EngineFinished) and (
@@ -271,19 +397,19 @@ class Running:
             return self._refused(run, event.code, event.text, now)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
-            outcome = Outcome.CANCELLED if code is Refusal.CANCELLED else Outcome.FAILED
+            outcome = {Refusal.CANCELLED: Outcome.CANCELLED, Refusal.UNPAID: Outcome.UNPAID}.get(code, Outcome.FAILED)
             return self._receipt(run, outcome, code, now)
         if isinstance(event, EngineFailed):
             return [*self._flush(run, now), *self._receipt(run, Outcome.FAILED, event.code, now)]
-        if run.order.kind is not Kind.EMBEDDING:
-            run.output_tokens = event.output_tokens
-        if run.output_tokens != run.sent_tokens and not run.pending:
-            # Tokens without text, those of a stop string above all, are counted in a last chunk of their own.
-            run.pending.append(ChunkBody())
+        self._count_all(run, event)
         return [*self._flush(run, now), *self._receipt(run, event.outcome, None, now)]
 
     def _receipt(self, run: Run, outcome: Outcome, code: Refusal | None, now: Now) -> list[Effect]:
-        ended = {Outcome.CANCELLED: JobState.CANCELLED, Outcome.FAILED: JobState.FAILED}.get(outcome, JobState.DONE)
+        ended = {
+            Outcome.CANCELLED: JobState.CANCELLED,
+            Outcome.FAILED: JobState.FAILED,
+            Outcome.UNPAID: JobState.FAILED,
+        }.get(outcome, JobState.DONE)
         run.state = advance(run.state, ended)
         if run.stream is None:
             return []
@@ -305,7 +431,7 @@ class Running:
             output_tokens=run.sent_tokens,
             chunks=run.chunks,
             running_hash=run.running_hash,
-            paid_before_uusd=0,
+            paid_before_uusd=run.meter.base_uusd if run.meter is not None else 0,
             owed_uusd=cost_uusd(order, run.prompt_tokens, run.sent_tokens),
             accepted_at_ms=run.accepted_at_ms,
             first_token_ms=run.first_token_ms,
@@ -316,7 +442,9 @@ class Running:
         )
         # SPEC 05: The provider MUST end every order that it accepted with a `Receipt`, and close its half of the stream
         #   after it, as long as there is a stream.
-        return [Send(run.stream, encode_message(Receipt(sign_record(receipt, self._signer)))), FinishStream(run.stream)]
+        signed = sign_record(receipt, self._signer)
+        kept = self._till.receipt(run.meter.side, receipt, signed) if run.meter is not None else []
+        return [Send(run.stream, encode_message(Receipt(signed))), FinishStream(run.stream), *kept]
 
     def stop(self, run: Run, code: Refusal, now: Now) -> list[Effect]:
         """Stop a run for this reason; its receipt follows when the slot is free."""
@@ -326,14 +454,17 @@ class Running:
         run.state = advance(run.state, JobState.CANCELLING)
         # SPEC 05: The provider MUST send nothing but the receipt after a `Cancel`;
         run.pending.clear()
-        self._timers.cancel(("flush", run.run))
+        for name in ("flush", "unpaid"):
+            self._timers.cancel((name, run.run))
+        if run.ending is not None:
+            return self._close(run, run.ending, now)
         self._timers.set(("cancel", run.run), now.monotonic_s + c.CANCEL_DEADLINE_S)
         # SPEC 05: The provider MUST stop its engine within 1 second of a `Cancel`, and of the loss of the stream.
         return [CancelEngine(run.run)]
 
     def _leave(self, run: Run) -> None:
         del self._runs[run.run]
-        for name in ("expires", "sign", "flush", "cancel"):
+        for name in ("expires", "sign", "flush", "cancel", "unpaid"):
             self._timers.cancel((name, run.run))
 
     # ------------------------------------------------------------ time
@@ -350,6 +481,9 @@ class Running:
                 effects += self._sign(run, now)
             elif name == "expires":
                 effects += self.stop(run, Refusal.DEADLINE, now)
+            elif name == "unpaid":
+                # SPEC 06: The provider MUST end a job whose payer lets it wait for 10 seconds, with `UNPAID`.
+                effects += self.stop(run, Refusal.UNPAID, now)
             elif name == "cancel":
                 # The engine's supervisor restarts an engine that does not stop; here it is only told.
                 effects.append(Note("engine.slow_cancel", run.order.asker, f"run {run_id}"))

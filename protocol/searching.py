@@ -58,6 +58,7 @@ class Searching:
         addresses: Callable[[NodeId], tuple[str, ...]],
         aggregators: Callable[[], list[NodeId]],
         search: Search,
+        coordinator: Callable[[], NodeId | None],
         connected_only: bool,
         outcomes: Outcomes,
     ) -> None:
@@ -67,6 +68,7 @@ class Searching:
         self._addresses = addresses
         self._aggregators = aggregators
         self._search = search
+        self._coordinator = coordinator
         self._connected_only = connected_only
         self._outcomes = outcomes
         self._jobs: dict[JobId, Job] = {}
@@ -294,6 +296,12 @@ class Searching:
             fingerprint=job.fingerprint,
             via=ask.via,
             provider=ask.provider,
+            price_in_uusd_max=ask.price_in_uusd_max,
+            price_out_uusd_max=ask.price_out_uusd_max,
+            free=not job.is_paid,
+            spend_uusd_max=job.spend_uusd_left,
+            prompt_tokens=job.prompt_tokens,
+            coordinator=self._coordinator(),
         )
 
     # ------------------------------------------------------------ reaching

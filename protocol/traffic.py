@@ -23,7 +23,7 @@ from protocol.greeting import Greeting
 from protocol.handing_off import HandingOff
 from protocol.ids import NodeId, StreamId
 from protocol.locality import is_loopback
-from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message
+from protocol.messages import MESSAGES_OF_PROTOCOL, Fault, Forward, Hello, JobOpen, Message, Voucher
 from protocol.providing import Providing
 from protocol.rates import Rates
 from protocol.reachable import Reachable
@@ -116,7 +116,7 @@ class Traffic:
             raise RemoteProtocolError(f"{type(message).__name__} has no place on {stream.protocol}")
         # SPEC 05: The provider MUST ignore a `Cancel` or a `Part` that arrives after it ended: they crossed its last
         #   message.
-        if stream.inbound and stream.local_done and not stream.greeted:
+        if stream.inbound and stream.local_done and not stream.greeted and not isinstance(message, Voucher):
             return []
         if isinstance(message, Fault):
             return self._on_fault(number, stream, message, now)

@@ -120,6 +120,7 @@ class PacedEngine:
         self._report: Report | None = None
         self._nursery: trio.Nursery | None = None
         self._runs: dict[RunId, trio.CancelScope] = {}
+        self._held: dict[RunId, trio.Event] = {}
         self._broken: dict[RunId, EngineFailed] = {}
         self._runs_total = 0
         self._restarts = 0
@@ -145,12 +146,19 @@ class PacedEngine:
             self._report(EngineFailed(run.run, *refusal))
             return
         self._runs[run.run] = trio.CancelScope()
+        if run.holds:
+            self._held[run.run] = trio.Event()
         self._nursery.start_soon(self._serve, run, self._runs[run.run])
 
     def cancel(self, run: RunId) -> None:
         """Stop a run."""
         if run in self._runs:
             self._runs[run].cancel()
+
+    def proceed(self, run: RunId) -> None:
+        """Read the prompt of a run that holds."""
+        if run in self._held:
+            self._held.pop(run).set()
 
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
@@ -206,6 +214,8 @@ class PacedEngine:
         end: EngineFinished | EngineFailed = EngineFailed(run.run, Refusal.SHUTDOWN, "the node is stopping")
         try:
             with scope:
+                if run.run in self._held:
+                    await self._held[run.run].wait()
                 await trio.sleep(prompt_tokens * self._prompt_token_s)
                 self._report(EngineProgress(run.run, prompt_tokens, prompt_tokens))
                 end = EngineFinished(run.run, await self._answer(run, answer), answer.output_tokens)
@@ -214,6 +224,7 @@ class PacedEngine:
                 end = self._broken.pop(run.run, cancelled)
         finally:
             del self._runs[run.run]
+            self._held.pop(run.run, None)
             self._report(end)
 
     async def _answer(self, run: RunEngine, answer: _Answer) -> Outcome:

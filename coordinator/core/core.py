@@ -21,6 +21,7 @@ from coordinator.core.links import Links
 from coordinator.store import jobs, nodes, replay
 from coordinator.store.db import Database, StoreBusy
 from protocol import events as e
+from protocol.effects import RequestLease, StoreMark
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, short
@@ -40,6 +41,10 @@ log = structlog.get_logger(__name__)
 def wall_clock_ms() -> int:
     """The system's clock in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _pays_nothing(effect: RequestLease | StoreMark) -> None:
+    raise AssertionError(f"the public chat asks for free answers only, and not for a {type(effect).__name__}")
 
 
 class Core:
@@ -91,7 +96,7 @@ class Core:
             reports=True,
         )
         peer = Peer(config, self.key, HpkeSealer(), random.SystemRandom(), now)
-        self._driver = PeerDriver(peer, self.links, self.chats.on_effect, self.wall_ms)
+        self._driver = PeerDriver(peer, self.links, self.chats.on_effect, self.wall_ms, _pays_nothing)
         self.links.attach(self._driver)
         self.chats.attach(self._driver)
         self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())

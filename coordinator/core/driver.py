@@ -17,6 +17,7 @@ import structlog
 from protocol import events as e
 from protocol.effects import (
     CancelEngine,
+    ContinueEngine,
     Dial,
     DialBack,
     Drained,
@@ -39,11 +40,16 @@ from protocol.effects import (
     ReachabilityLearnt,
     RecordLearnt,
     ReleaseRelay,
+    RequestLease,
     ReserveRelay,
     ResetStream,
     RunEngine,
     SearchWanted,
     Send,
+    SendClaim,
+    StoreClaimed,
+    StoreMark,
+    StoreVoucher,
 )
 from protocol.ids import short
 from protocol.noting import Noting
@@ -61,15 +67,23 @@ class Network(Protocol):
 
 
 class PeerDriver:
-    """Feeds one peer and performs what it asks for. `on_job` hears what becomes of the jobs asked."""
+    """Feeds one peer and performs what it asks for. `on_job` hears what becomes of the jobs asked, `on_money` what
+    paying for them needs.
+    """
 
     def __init__(
-        self, peer: Peer, network: Network, on_job: Callable[[JobEvent], None], wall_ms: Callable[[], int]
+        self,
+        peer: Peer,
+        network: Network,
+        on_job: Callable[[JobEvent], None],
+        wall_ms: Callable[[], int],
+        on_money: Callable[[RequestLease | StoreMark], None],
     ) -> None:
         self.peer = peer
         self._network = network
         self._on_job = on_job
         self._wall_ms = wall_ms
+        self._on_money = on_money
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[e.Event] = deque()
         self._noting = Noting()
@@ -159,7 +173,11 @@ class PeerDriver:
                 pass
             case DialBack() | ReserveRelay() | ReleaseRelay() | ReachabilityLearnt() | OwnAddresses():
                 raise AssertionError("the coordinator dials nobody and needs no relay")
-            case RunEngine() | CancelEngine():
+            case RequestLease() | StoreMark():
+                self._on_money(effect)
+            case StoreVoucher() | SendClaim() | StoreClaimed():
+                raise AssertionError("the coordinator is nobody's provider")
+            case RunEngine() | CancelEngine() | ContinueEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")
             case _:
                 assert_never(effect)

@@ -107,6 +107,13 @@ class Engine(Protocol):
     def cancel(self, run: RunId) -> None:
         """Stop a run; never waits. Nothing happens for a run that is over or unknown."""
 
+    def proceed(self, run: RunId) -> None:
+        """Read the prompt of a run that was started with `holds`; never waits.
+
+        Until then such a run has reported EngineStarted and does nothing, but can be cancelled. Nothing happens for a
+        run that does not hold, is over or unknown.
+        """
+
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment: nothing while the engine is down."""
 

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from infernet.engines.contract import EngineConfig
-from protocol.effects import CancelEngine, RunEngine
+from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 
 # The largest command is a prompt of the size that may be sealed (1 MiB), the largest report an embedding.
@@ -63,7 +63,7 @@ class Idle(Struct, frozen=True):
     slots_busy: Annotated[int, Meta(ge=0)]
 
 
-WorkerCommand = Load | RunEngine | CancelEngine | Ping
+WorkerCommand = Load | RunEngine | ContinueEngine | CancelEngine | Ping
 WorkerReport = (
     Ready
     | LoadFailed
@@ -82,6 +82,7 @@ _KINDS: Final[dict[int, type[WorkerCommand | WorkerReport]]] = {
     2: RunEngine,
     3: CancelEngine,
     4: Ping,
+    5: ContinueEngine,
     16: Ready,
     17: LoadFailed,
     18: Pong,

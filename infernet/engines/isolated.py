@@ -26,7 +26,7 @@ from infernet.engines.contract import (
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
-from protocol.effects import CancelEngine, RunEngine
+from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
 from protocol.ids import RunId
@@ -60,6 +60,7 @@ class _BrokenContract(Exception):
 class _Run:
     output_tokens_max: int
     prompt_tokens_max: int
+    holds: bool = False
     started: bool = False
     output_tokens: int = 0
     cancelled_at_s: float = math.inf
@@ -132,7 +133,7 @@ class IsolatedEngine:
         if not self._runs:
             self._moved_at_s = trio.current_time()
             self._busy.set()
-        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max)
+        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max, run.holds)
 
     def _refusal(self, run: RunEngine) -> tuple[Refusal, str] | None:
         if self._state is not EngineState.READY:
@@ -153,6 +154,16 @@ class IsolatedEngine:
         active.cancelled_at_s = trio.current_time()
         assert self._worker is not None
         self._worker.post(CancelEngine(run))
+
+    def proceed(self, run: RunId) -> None:
+        """Read the prompt of a run that holds; see `contract.Engine`."""
+        active = self._runs.get(run)
+        if active is None or not active.holds:
+            return
+        active.holds = False
+        self._moved_at_s = trio.current_time()
+        assert self._worker is not None
+        self._worker.post(ContinueEngine(run))
 
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
@@ -326,7 +337,9 @@ class IsolatedEngine:
         ping = self._ping
         if ping.answered != ping.number and now_s - ping.sent_at_s > self._timeouts.ping_answer_s:
             return "the engine process hung: it did not answer"
-        if now_s - self._moved_at_s > self._timeouts.stall_s:
+        # Runs that hold wait for somebody else, once they have started.
+        works = any(not (run.holds and run.started) for run in self._runs.values())
+        if works and now_s - self._moved_at_s > self._timeouts.stall_s:
             return "the engine hung: it made no progress on any run"
         if any(now_s - run.cancelled_at_s > self._timeouts.cancel_s for run in self._runs.values()):
             return "the engine did not end a run that was cancelled"

@@ -28,6 +28,7 @@ from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
 from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
 from infernet.engines.turns import Turn, Turns
+from infernet.engines.wishes import Wishes
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
@@ -154,10 +155,10 @@ class LlamaCpp:
 
     # ------------------------------------------------------------ running
 
-    def run(self, run: RunEngine, report: Report, cancelled: threading.Event) -> None:
+    def run(self, run: RunEngine, report: Report, wishes: Wishes) -> None:
         """Do a run on this thread and report it to its end; when that is reported, its slot is free."""
         try:
-            end = (self._embed if run.kind is Kind.EMBEDDING else self._generate)(run, report, cancelled)
+            end = (self._embed if run.kind is Kind.EMBEDDING else self._generate)(run, report, wishes)
         except Refused as refused:
             end = EngineFailed(run.run, refused.code, refused.text)
         report(end)
@@ -170,12 +171,15 @@ class LlamaCpp:
             if line.startswith(("llamacpp:requests_processing ", "llamacpp:requests_deferred "))
         )
 
-    def _generate(self, run: RunEngine, report: Report, cancelled: threading.Event) -> EngineFinished | EngineFailed:
+    def _generate(self, run: RunEngine, report: Report, wishes: Wishes) -> EngineFinished | EngineFailed:
+        cancelled = wishes.cancelled
         prompt = self._prompter.prompt(run.kind, run.request)
         _check_ordered(len(prompt.tokens), run.prompt_tokens_max)
         if cancelled.is_set():
             raise Refused(Refusal.CANCELLED, "cancelled before it started")
         report(EngineStarted(run.run, len(prompt.tokens)))
+        if not wishes.wait():
+            return EngineFinished(run.run, Outcome.CANCELLED, 0)
         if run.output_tokens_max == 0:  # llama.cpp would sample one token
             return EngineFinished(run.run, Outcome.LENGTH, 0)
         reading = _Reading(run.run, len(prompt.tokens), report)
@@ -213,7 +217,7 @@ class LlamaCpp:
         """How many tokens one input may have."""
         return min(_EMBEDDING_TOKENS_MAX, self.context_tokens)
 
-    def _embed(self, run: RunEngine, report: Report, cancelled: threading.Event) -> EngineFinished:
+    def _embed(self, run: RunEngine, report: Report, wishes: Wishes) -> EngineFinished:
         inputs = [self._prompter.text_tokens(text) for text in run.request.inputs]
         for index, tokens in enumerate(inputs):
             if not tokens:
@@ -224,9 +228,11 @@ class LlamaCpp:
         total = sum(map(len, inputs))
         _check_ordered(total, run.prompt_tokens_max)
         report(EngineStarted(run.run, total))
+        if not wishes.wait():
+            return EngineFinished(run.run, Outcome.CANCELLED, 0)
         done = 0
         for index, tokens in enumerate(inputs):
-            turn = self._embedding_turns.take(cancelled)
+            turn = self._embedding_turns.take(wishes.cancelled)
             if turn is None:
                 return EngineFinished(run.run, Outcome.CANCELLED, 0)
             try:

@@ -17,8 +17,9 @@ from typing import BinaryIO, Final, NoReturn
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
 from infernet.engines.llama_cpp import LlamaCpp
+from infernet.engines.wishes import Wishes
 from infernet.hardening import harden
-from protocol.effects import CancelEngine, RunEngine
+from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed
 from protocol.ids import RunId
@@ -60,7 +61,7 @@ class Worker:
         self._directory: str | None = None
         self._engine: LlamaCpp | None = None
         self._lock = threading.Lock()
-        self._runs: dict[RunId, threading.Event] = {}
+        self._runs: dict[RunId, Wishes] = {}
 
     def handle(self, command: object) -> None:
         """Take a command of the node; never waits for the engine."""
@@ -72,13 +73,13 @@ class Worker:
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
             case RunEngine():
                 with self._lock:
-                    cancelled = self._runs[command.run] = threading.Event()
-                threading.Thread(target=self._run, args=(command, cancelled), daemon=True).start()
-            case CancelEngine():
+                    wishes = self._runs[command.run] = Wishes(holds=command.holds)
+                threading.Thread(target=self._run, args=(command, wishes), daemon=True).start()
+            case CancelEngine() | ContinueEngine():
                 with self._lock:
                     wanted = self._runs.get(command.run)
                 if wanted is not None:
-                    wanted.set()
+                    (wanted.cancel if isinstance(command, CancelEngine) else wanted.proceed)()
             case _:
                 raise AssertionError("the node sent a report")
 
@@ -102,10 +103,10 @@ class Worker:
         else:
             self.send(Ready(self._engine.context_tokens))
 
-    def _run(self, run: RunEngine, cancelled: threading.Event) -> None:
+    def _run(self, run: RunEngine, wishes: Wishes) -> None:
         assert self._engine is not None, "the node sends runs only after Ready"
         try:
-            self._engine.run(run, self.send, cancelled)
+            self._engine.run(run, self.send, wishes)
         except Exception as error:
             self.send(EngineFailed(run.run, Refusal.ENGINE_FAILED, f"the engine broke ({type(error).__name__})"))
             raise

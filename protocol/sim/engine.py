@@ -1,4 +1,4 @@
-"""A model of an engine: takes `RunEngine` and `CancelEngine`, answers with paced Engine* events, computes nothing.
+"""A model of an engine: takes the effects for an engine, answers with paced Engine* events, computes nothing.
 
 A state machine like those of the protocol: time and randomness come in, events come out. A run waits for a slot,
 reads its prompt at one rate, writes at another, and may fail or hang as its profile says. What it writes, and how much,
@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.effects import CancelEngine, RunEngine
+from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
@@ -44,6 +44,7 @@ class _Run:
     length: int
     ends_badly_at: int | None
     hangs: bool
+    holds: bool
     has_slot: bool = False
     is_started: bool = False
     is_cancelled: bool = False
@@ -78,7 +79,7 @@ class SimulatedEngine:
         breaks = self._rng.random()
         ends_badly_at = self._rng.randrange(length or 1) if breaks < profile.failure_rate + profile.hang_rate else None
         hangs = breaks >= profile.failure_rate
-        run = _Run(order, _tokens(order.request), before, length, ends_badly_at, hangs)
+        run = _Run(order, _tokens(order.request), before, length, ends_badly_at, hangs, order.holds)
         self._runs[order.run] = run
         self._waiting.append(order.run)
         self._fill_slots(now_s)
@@ -88,6 +89,14 @@ class SimulatedEngine:
         if run is not None and not run.is_cancelled:
             run.is_cancelled = True
             self._timers.set(order.run, now_s + self._profile.cancel_s)
+
+    def proceed(self, order: ContinueEngine, now_s: float) -> None:
+        run = self._runs.get(order.run)
+        if run is None or not run.holds:
+            return
+        run.holds = False
+        if run.is_started and not run.is_cancelled:
+            self._timers.set(order.run, now_s + self._prompt_step_s(run))
 
     def on_deadline(self, now_s: float) -> list[EngineEvent]:
         events: list[EngineEvent] = []
@@ -126,7 +135,8 @@ class SimulatedEngine:
             refused = EngineFailed(run_id, Refusal.CONTEXT_EXCEEDED, "the prompt is longer than the context")
             return self._end(run_id, refused, now_s)
         run.is_started = True
-        self._timers.set(run_id, now_s + self._prompt_step_s(run))
+        if not run.holds:
+            self._timers.set(run_id, now_s + self._prompt_step_s(run))
         return [EngineStarted(run_id, run.prompt_tokens)]
 
     def _prompt_step_s(self, run: _Run) -> float:

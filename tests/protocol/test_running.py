@@ -20,6 +20,7 @@ from protocol.jobs import JobState, order_hash
 from protocol.messages import Chunk, JobAccept, Message, Progress, Receipt
 from protocol.records import ChatMessage, JobRequest, Outcome, SealedPrompt
 from protocol.running import Run, Running
+from protocol.till import Till
 from tests.helpers_machines import now
 from tests.helpers_records import ASKER, NOW_MS, OFFER, PROVIDER, order
 
@@ -38,7 +39,7 @@ class Bench:
     effects: list[Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.machine = Running(PROVIDER, refused=self._refuse, ended=self._end)
+        self.machine = Running(PROVIDER, Till(PROVIDER), refused=self._refuse, freed=self._free, ended=self._end)
         record = order(created_at_ms=NOW_MS, expires_at_ms=NOW_MS + 60_000)
         signed = sign_record(record, ASKER)
         hash_ = order_hash(signed.body)
@@ -51,9 +52,11 @@ class Bench:
         self.refused.append((code, text))
         return []
 
-    def _end(self, run: Run, _now: object) -> list[Effect]:
+    def _free(self, run: Run, _now: object) -> None:
+        run.has_slot = False
+
+    def _end(self, run: Run, _now: object) -> None:
         self.ended.append(run.run)
-        return []
 
     def take(self, effects: list[Effect]) -> None:
         self.effects = effects

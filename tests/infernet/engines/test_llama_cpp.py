@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_c
 from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
 from infernet.engines.spelling import pack, unpack
+from infernet.engines.wishes import Wishes
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText
@@ -276,16 +276,16 @@ def test_llama_cpp_itself_says_that_the_slot_is_free_when_the_end_is_reported(
 ) -> None:
     run = RunEngine(RunId(1), Kind.COMPLETION, "m", JobRequest(prompt="word " * 60), GREEDY, 1000, 150)
     for _ in range(3):
-        cancelled = threading.Event()
+        wishes = Wishes()
         busy_at_end: list[int] = []
 
         def report(event: EngineEvent) -> None:
             if isinstance(event, moment):
-                cancelled.set()  # noqa: B023 - called within the round
+                wishes.cancel()  # noqa: B023 - called within the round
             if isinstance(event, EngineFinished):
                 busy_at_end.append(loaded.slots_busy())  # noqa: B023 - called within the round
 
-        loaded.run(run, report, cancelled)
+        loaded.run(run, report, wishes)
         assert busy_at_end == [0]
 
 

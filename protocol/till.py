@@ -1,0 +1,300 @@
+"""The provider's leases: which orders they pay, the best voucher of each, and when it is redeemed.
+
+A lease is checked offline, against the coordinators whose leases this node takes. Every voucher that is better than the
+one before goes to the disk; claims follow a while after each job, go on until the coordinator has answered, and give up
+the rest of a lease that is not served any more.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol import constants as c
+from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreVoucher
+from protocol.envelope import Signer, open_record, sign_record
+from protocol.errors import Refusal, RemoteProtocolError
+from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
+from protocol.ids import LeaseId, StreamId
+from protocol.leases import ProviderSide, Why, lease_refusal
+from protocol.messages import Voucher
+from protocol.money_records import ClaimAckRecord, ClaimRecord, LeaseRecord
+from protocol.records import JobOpenRecord, ModelOffer, ReceiptRecord, Signed
+from protocol.timers import Timers
+
+# Each holds somebody's locked money; memory is the only reason for a bound.
+LEASES_MAX: Final = 4096
+# How long the payer's last voucher is waited for, after the receipt.
+LAST_VOUCHER_S: Final = 5.0
+# A claim soon after a job: others of the same lease may still come.
+CLAIM_DELAY_S: Final = 5.0
+# While a job runs for long, what it has paid is redeemed now and then.
+CLAIM_INTERVAL_S: Final = 60.0
+# A claim without an answer is sent again, ever later.
+CLAIM_ANSWER_S: Final = 30.0
+CLAIM_RETRY_S_MAX: Final = 300.0
+# All that a coordinator may owe us before we take no more of its leases: ten dollars.
+UNCLAIMED_UUSD_MAX: Final = 10_000_000
+
+
+class Till:
+    """The state machine."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+        self._sides: dict[LeaseId, ProviderSide] = {}
+        self._settling: dict[StreamId, LeaseId] = {}
+        self._sent: dict[LeaseId, int] = {}
+        self._tries: dict[LeaseId, int] = {}
+        self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
+
+    def __len__(self) -> int:
+        return len(self._sides)
+
+    def sides(self) -> list[ProviderSide]:
+        """Every lease that was given to us."""
+        return list(self._sides.values())
+
+    def next_deadline(self) -> float | None:
+        return self._timers.next_deadline()
+
+    # ------------------------------------------------------------ orders
+
+    def refusal(
+        self, order: JobOpenRecord, signed: Signed | None, offer: Offer, model: ModelOffer, now: Now
+    ) -> Why | None:
+        """Why this lease does not pay this order here; a lease that is new and good is kept from now on."""
+        if not offer.coordinators:
+            return Refusal.LEASE, "this node takes no paid jobs"
+        if order.lease is None or signed is None:
+            return Refusal.LEASE, "this model is not free here: send a lease with the order"
+        side = self._sides.get(order.lease)
+        if side is None or side.signed != signed:
+            # SPEC 06: The provider MUST check the coordinator's signature of a lease itself, and take none of a
+            #   coordinator that it does not use.
+            try:
+                record = open_record(signed, LeaseRecord)
+            except RemoteProtocolError as error:
+                return Refusal.LEASE, f"the lease does not hold: {error}"
+            if record.coordinator not in offer.coordinators or record.lease != order.lease:
+                return Refusal.LEASE, "the lease is another one than ordered, or of a coordinator not used here"
+            if side is not None:
+                return Refusal.LEASE, "the coordinator signed two leases with one number"
+            side = ProviderSide(record, signed)
+        why = lease_refusal(side.record, order, model, now.wall_ms) or self._side_refusal(side)
+        if why is None:
+            self._keep(side, now)
+        return why
+
+    def _side_refusal(self, side: ProviderSide) -> Why | None:
+        # SPEC 06: The provider MUST run one job at a time for each lease.
+        if side.in_use:
+            return Refusal.LEASE, "a job of this lease is running here: one at a time"
+        if side.is_closed or side.is_final_wanted:
+            return Refusal.LEASE, "this lease is closed: get another one"
+        if side.record.lease not in self._sides and len(self._sides) >= LEASES_MAX:
+            return Refusal.BUSY, "this node holds as many leases as it can"
+        if sum(other.unclaimed_uusd for other in self._sides.values()) > UNCLAIMED_UUSD_MAX:
+            return Refusal.LEASE, "the coordinator owes this node too much already: free jobs only, for now"
+        return None
+
+    def _keep(self, side: ProviderSide, now: Now) -> None:
+        lease = side.record.lease
+        if lease not in self._sides:
+            self._sides[lease] = side
+            left_s = (side.record.serve_until_ms + c.LEASE_SKEW_MS - now.wall_ms) / 1000
+            self._timers.set(("served", lease), now.monotonic_s + max(0.0, left_s))
+
+    def begin(self, order: JobOpenRecord, now: Now) -> tuple[ProviderSide, list[Effect]]:
+        """An order that was not refused begins."""
+        assert order.lease is not None
+        side = self._sides[order.lease]
+        side.in_use = True
+        self._timers.set(("claim", order.lease), now.monotonic_s + CLAIM_INTERVAL_S)
+        return side, [self._store(side)]
+
+    def end(self, side: ProviderSide, stream: StreamId | None, now: Now) -> None:
+        """The job is over; on its stream the last voucher may still come."""
+        side.in_use = False
+        lease = side.record.lease
+        if stream is not None:
+            self._settling[stream] = lease
+            self._timers.set(("settle", stream), now.monotonic_s + LAST_VOUCHER_S)
+        self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
+        self._forget_if_over(side)
+
+    def took(self, side: ProviderSide) -> list[Effect]:
+        """A better voucher has come."""
+        return [self._store(side)]
+
+    def receipt(self, side: ProviderSide, receipt: ReceiptRecord, signed: Signed) -> list[Effect]:
+        """The job ends with this receipt."""
+        side.take_receipt(receipt, signed)
+        return [self._store(side)]
+
+    def settles(self, stream: StreamId) -> bool:
+        """Whether the last voucher of a job is waited for here."""
+        return stream in self._settling
+
+    def on_last_voucher(self, stream: StreamId, message: Voucher) -> list[Effect]:
+        """The payer agrees to the receipt. Raises RemoteProtocolError."""
+        side = self._sides.get(self._settling[stream])
+        self.on_stream_dropped(stream)
+        if side is None:
+            return []
+        before_uusd = side.paid_uusd
+        side.take(message.voucher)
+        return self.took(side) if side.paid_uusd > before_uusd else []
+
+    def on_stream_dropped(self, stream: StreamId) -> None:
+        """Nothing comes on this stream any more."""
+        if self._settling.pop(stream, None) is not None:
+            self._timers.cancel(("settle", stream))
+
+    @staticmethod
+    def _store(side: ProviderSide) -> StoreVoucher:
+        return StoreVoucher(side.record.lease, side.signed, side.voucher, side.receipt, side.paid_uusd)
+
+    # ------------------------------------------------------------ claims
+
+    def claim_now(self, now: Now) -> list[Effect]:
+        """Redeem whatever can be redeemed."""
+        return [effect for side in self.sides() for effect in self._claim(side, now)]
+
+    def on_close_wanted(self, event: CloseLease, now: Now) -> list[Effect]:
+        """The payer wants no more of its lease."""
+        side = self._sides.get(event.lease)
+        if side is None:
+            return []
+        side.is_final_wanted = True
+        return [] if side.in_use else self._claim(side, now)
+
+    def _claim(self, side: ProviderSide, now: Now) -> list[Effect]:
+        lease = side.record.lease
+        # SPEC 06: The provider SHOULD give up the rest of a lease that it does not serve any more.
+        is_final = side.is_final_wanted and not side.in_use
+        if lease in self._sent or side.is_closed or not (side.unclaimed_uusd or is_final):
+            return []
+        claim = ClaimRecord(
+            version=1,
+            provider=self._signer.node,
+            lease=lease,
+            voucher=side.voucher,
+            receipt=side.receipt,
+            is_final=int(is_final),
+            claimed_at_ms=now.wall_ms,
+            extensions=(),
+        )
+        self._sent[lease] = side.paid_uusd
+        self._timers.set(("answer", lease), now.monotonic_s + CLAIM_ANSWER_S)
+        return [SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))]
+
+    def on_answered(self, event: ClaimAnswered, now: Now) -> list[Effect]:
+        """The coordinator has credited a claim, or says that it had."""
+        side = self._sides.get(event.lease)
+        claimed_uusd = self._sent.pop(event.lease, None)
+        if side is None or claimed_uusd is None:
+            return []
+        self._timers.cancel(("answer", event.lease))
+        try:
+            record = open_record(event.acknowledgement, ClaimAckRecord)
+            self._check(record, side, claimed_uusd)
+        except RemoteProtocolError as error:
+            return self._retry(side, f"the coordinator's answer does not hold: {error}", now)
+        self._tries.pop(event.lease, None)
+        side.claimed_uusd = max(side.claimed_uusd, record.claimed_uusd)
+        side.is_closed = bool(record.is_closed)
+        effects: list[Effect] = [
+            StoreClaimed(event.lease, side.claimed_uusd, side.is_closed, event.acknowledgement),
+        ]
+        if side.is_closed:
+            if side.unclaimed_uusd:
+                lost = f"lease {event.lease.hex()[:8]} was closed with {side.unclaimed_uusd} micro-USD unclaimed"
+                effects.append(Note("claim.lost", None, lost))
+            self._forget_if_over(side)
+        elif side.unclaimed_uusd or side.is_final_wanted:
+            self._timers.set(("claim", event.lease), now.monotonic_s + CLAIM_DELAY_S)
+        return effects
+
+    @staticmethod
+    def _check(record: ClaimAckRecord, side: ProviderSide, claimed_uusd: int) -> None:
+        if (record.coordinator, record.lease) != (side.record.coordinator, side.record.lease):
+            raise RemoteProtocolError("it is for another lease")
+        # SPEC 06: The provider MUST NOT take an acknowledgement for less than it claimed as one.
+        if record.claimed_uusd < claimed_uusd:
+            raise RemoteProtocolError(f"it credits {record.claimed_uusd} of {claimed_uusd} micro-USD")
+
+    def on_failed(self, event: ClaimFailed, now: Now) -> list[Effect]:
+        """No answer, or a refusal."""
+        side = self._sides.get(event.lease)
+        if side is None or self._sent.pop(event.lease, None) is None:
+            return []
+        self._timers.cancel(("answer", event.lease))
+        if not event.is_final:
+            return self._retry(side, event.text, now)
+        side.is_closed = True
+        note = Note("claim.refused", None, f"lease {event.lease.hex()[:8]}: {event.text}")
+        self._forget_if_over(side)
+        return [note, StoreClaimed(event.lease, side.claimed_uusd, True, None)]
+
+    def _retry(self, side: ProviderSide, text: str, now: Now) -> list[Effect]:
+        lease = side.record.lease
+        tries = self._tries[lease] = self._tries.get(lease, 0) + 1
+        delay_s = min(CLAIM_RETRY_S_MAX, 2.0 ** min(tries, 16))
+        self._timers.set(("claim", lease), now.monotonic_s + delay_s)
+        return [Note("claim.failed", None, f"lease {lease.hex()[:8]}: {text}")]
+
+    def _forget_if_over(self, side: ProviderSide) -> None:
+        """Forget a lease that is closed and cannot be ordered under any more."""
+        lease = side.record.lease
+        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under,
+        if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
+            return
+        self._sides.pop(lease, None)
+        self._tries.pop(lease, None)
+        self._sent.pop(lease, None)
+        for name in ("claim", "answer", "served"):
+            self._timers.cancel((name, lease))
+
+    # ------------------------------------------------------------ keeping
+
+    def restore(self, event: RestoreProvider, now: Now) -> list[Effect]:
+        """Take up a lease from before a restart, and redeem what it holds. What does not hold is left, and noted."""
+        try:
+            record = open_record(event.signed, LeaseRecord)
+            side = ProviderSide(
+                record,
+                event.signed,
+                receipt=event.receipt,
+                claimed_uusd=event.claimed_uusd,
+                is_closed=event.is_closed,
+            )
+            if event.voucher is not None:
+                side.take(event.voucher)
+        except RemoteProtocolError as error:
+            return [Note("lease.not_restored", None, str(error))]
+        self._keep(side, now)
+        self._timers.set(("claim", record.lease), now.monotonic_s + CLAIM_DELAY_S)
+        return []
+
+    # ------------------------------------------------------------ time
+
+    def on_deadline(self, now: Now) -> list[Effect]:
+        effects: list[Effect] = []
+        for name, key in self._timers.pop_due(now.monotonic_s):
+            if isinstance(key, int):
+                self._settling.pop(StreamId(key), None)
+                continue
+            side = self._sides.get(LeaseId(key))
+            if side is None:
+                continue
+            if name == "answer":
+                self._sent.pop(side.record.lease, None)
+                effects += self._retry(side, "no answer came", now)
+                continue
+            if name == "served":
+                side.is_final_wanted = True
+                self._forget_if_over(side)
+            elif side.in_use:
+                self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
+            effects += self._claim(side, now)
+        return effects
