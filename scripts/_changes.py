@@ -7,9 +7,9 @@ Sayward 1978; the choice is that of the tools mutmut and cosmic-ray). Types, doc
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 _COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -42,25 +42,32 @@ _IGNORED_KEYWORDS = {"frozen", "array_like", "slots", "gc", "kw_only", "forbid_u
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change: the line it is on, as it stands there, what was changed, and the whole file with it."""
+    """One change: the line it is on, as it stands there, and what is changed. `place` finds it again in the tree."""
 
     line: int
     text: str
     what: str
-    source: str
+    place: tuple[int, int]
 
 
-def changes_of(source: str) -> Iterator[Change]:
-    """All changes of a file, in the order of its lines."""
+def changes_of(source: str) -> list[Change]:
+    """All changes of a file, in the order of its tree."""
     lines = source.splitlines()
+    return [
+        Change(node.lineno, lines[node.lineno - 1].strip(), what, (position, index))
+        for position, node in enumerate(_candidates(ast.parse(source)))
+        for index, (what, _) in enumerate(_changes(node))
+    ]
+
+
+def changed(source: str, change: Change) -> str:
+    """The whole file with one change in it."""
     tree = ast.parse(source)
-    for position, node in enumerate(_candidates(tree)):
-        for what, change in _changes(node):
-            changed = copy.deepcopy(tree)
-            target = list(_candidates(changed))[position]
-            change(target)
-            text = ast.unparse(ast.fix_missing_locations(changed))
-            yield Change(node.lineno, lines[node.lineno - 1].strip(), what, text)
+    position, index = change.place
+    target = next(islice(_candidates(tree), position, None))
+    _, make = next(islice(_changes(target), index, None))
+    make(target)
+    return ast.unparse(ast.fix_missing_locations(tree))
 
 
 class _Located(ast.AST):

@@ -18,10 +18,11 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
-from _changes import Change, changes_of
+from _changes import Change, changed, changes_of
 from _environment import ROOT, Failure
 
 TABLE = ROOT / "tests" / "mutants" / "score.toml"
@@ -77,10 +78,11 @@ def targets(path: Path = TABLE) -> list[Target]:
 def score(target: Target, jobs: int, tell: Callable[[str], None] = lambda _: None) -> Score:
     """Try every change of a file. Raises Failure when its tests fail without any."""
     started = time.monotonic()
-    changes = list(changes_of((ROOT / target.path).read_text("utf-8")))
+    changes = changes_of((ROOT / target.path).read_text("utf-8"))
     judged = [change for change in changes if (change.text, change.what) not in target.equivalent]
     shares = [judged[number::jobs] for number in range(jobs)]
-    with ProcessPoolExecutor(jobs) as pool:
+    # Fresh processes: whoever calls this may have imported what is to be changed.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         noticed: dict[int, bool] = {}
         for share, verdicts in zip(shares, pool.map(_try_share, [target] * jobs, shares), strict=True):
             noticed |= {id(change): verdict for change, verdict in zip(share, verdicts, strict=True)}
@@ -102,9 +104,10 @@ def _try_share(target: Target, changes: Sequence[Change]) -> list[bool]:
     module = target.path.removesuffix(".py").replace("/", ".")
     if module in sys.modules:
         raise Failure(f"{module} has been imported before it could be changed")
-    if _run(target, module, (ROOT / target.path).read_text("utf-8")) != 0:
+    source = (ROOT / target.path).read_text("utf-8")
+    if _run(target, module, source) != 0:
         raise Failure(f"the tests of {target.path} fail without any change")
-    return [_run(target, module, change.source) != 0 for change in changes]
+    return [_run(target, module, changed(source, change)) != 0 for change in changes]
 
 
 def _run(target: Target, module: str, source: str) -> int:

@@ -357,6 +357,16 @@ def test_a_fee_of_the_whole_leaves_nothing_for_others() -> None:
     assert {posting.account for posting in entry.postings} == {HELD, FEE}
 
 
+def test_a_fee_of_the_whole_leaves_a_relay_nothing() -> None:
+    assert cuts_uusd(700, 10_000, 0) == (700, 0)
+
+
+def test_a_provider_that_gets_nothing_of_a_claim_is_not_in_its_entry() -> None:
+    book = leased(relay=RELAY.node, relay_bps=5_000, fee_bps=5_000)
+    entry = carried_out(book.command(claim(2), NOW_MS))
+    assert {posting.account for posting in entry.postings} == {HELD, FEE, available(RELAY.node)}
+
+
 def test_a_claim_too_small_for_a_cut_posts_none() -> None:
     book = leased(relay=RELAY.node, relay_bps=100, fee_bps=100)
     entry = carried_out(book.command(claim(1), NOW_MS))

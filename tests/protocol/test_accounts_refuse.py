@@ -122,6 +122,13 @@ def test_deciding_changes_nothing() -> None:
     assert (dict(book.accounts), book.head) == before
 
 
+def test_every_decision_is_checked_against_the_state() -> None:
+    book = leased()
+    book.accounts[HELD] = 699  # as if somebody had taken the rest
+    with pytest.raises(AssertionError, match="I2"):
+        apply(book, claim(700), NOW_MS)
+
+
 def test_an_entry_that_makes_money_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="I1"):
         check_entry(Book(), entry_of(Resume(0), (TREASURY, -1), (available(CLIENT.node), 2)))
