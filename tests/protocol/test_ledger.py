@@ -127,8 +127,8 @@ def test_an_entry_says_which_kind_of_command_it_carries_out(command: AnyCommand,
 
 def test_the_digest_is_a_hash_under_a_tag_of_its_own() -> None:
     data = msgpack.packb(["deposit", "payment-1", CLIENT.node, "USDC-base", 999_000, 1_000_000, 0], use_bin_type=True)
-    assert digest(deposit()) == bip340_hash(COMMAND_TAG, data)
-    assert COMMAND_TAG != ENTRY_TAG
+    assert digest(deposit()) == bip340_hash("infernet/ledger-command/1", data)
+    assert COMMAND_TAG == "infernet/ledger-command/1" != ENTRY_TAG
 
 
 @pytest.mark.parametrize("name", ["payment", "key", "asset", "units", "credit_uusd", "is_held"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from pathlib import Path
 
 import pytest
@@ -96,5 +97,7 @@ def test_tests_that_fail_anyhow_say_nothing_about_changes() -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.path)
 def test_the_tests_notice_nearly_every_small_change(target: Target) -> None:
+    # It takes minutes, and says nothing wrong by that.
+    faulthandler.cancel_dump_traceback_later()
     result = score(target, jobs=2)
     assert result.killed_percent >= target.killed_percent_min, result.survived
