@@ -1,7 +1,7 @@
 """How many of the small changes of a file its tests notice.
 
 One process per file reads in what all runs need and then forks for each change: the child puts the changed module in
-its place and becomes pytest. tests/mutants/score.toml says which files, which tests, and which changes change nothing.
+its place and becomes pytest. tests/mutation_score.toml says which files, which tests, and which changes change nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from types import ModuleType
 from _changes import Change, changed, changes_of
 from _environment import ROOT, Failure
 
-TABLE = ROOT / "tests" / "mutants" / "score.toml"
+TABLE = ROOT / "tests" / "mutation_score.toml"
 TIMEOUT_S = 120
 # What every run imports and no run changes.
 _READ_IN_BEFORE = ("pytest", "hypothesis", "hypothesis.stateful", "msgspec", "msgpack", "coincurve", "anyio", "trio")
