@@ -171,7 +171,7 @@ _BAD: tuple[tuple[str, str, str, Fault], ...] = (
     ),
     ("EIP-55, one capital changed", "ETH", "0x5AAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", Fault.BAD_CHECKSUM),
     ("EIP-55, one digit short", "ETH", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAe", Fault.BAD_LENGTH),
-    ("EIP-55, no prefix", "ETH", "5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", Fault.UNRECOGNISED),
+    ("EIP-55, no prefix", "ETH", "5aaeb6053f3e94c9b9a09f33669435e7ef1beaed", Fault.UNRECOGNISED),
     ("zeros", "ETH", "0x0000000000000000000000000000000000000000", Fault.NOBODYS),
     ("a burn address", "BNB", "0x000000000000000000000000000000000000dEaD", Fault.NOBODYS),
     ("the contract of USDC on Base", "USDC-base", "0x833589fCD6eDb6E08f4c7C32D4f71b54bDA02913", Fault.BAD_CHECKSUM),

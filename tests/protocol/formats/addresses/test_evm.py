@@ -48,7 +48,7 @@ def test_a_letter_in_the_wrong_case_is_found(data: bytes, draw: st.DataObject) -
 def test_of_mistyped_digits_as_few_pass_as_the_proposal_says() -> None:
     """EIP-55 has "on average 15 check bits" and lets 0.0247 % of mistyped addresses through; the rest is refused."""
     source = random.Random(55)
-    tried, passed = 20_000, 0
+    tried, passed = 4_000, 0
     for _ in range(tried):
         text = checksummed(source.randbytes(20).hex())
         at = source.randrange(2, 42)
