@@ -30,14 +30,29 @@ def encode(prefix: str, data: bytes, constant: int) -> str:
 
 def decode(prefix: str, text: str, constant: int, what: str) -> bytes:
     """The bytes behind lower-case characters. `what` names the text in errors. Raises LocalProtocolError."""
-    try:
-        words = [_ALPHABET.index(character) for character in text]
-    except ValueError:
-        raise LocalProtocolError(f"this {what} holds a character that bech32 does not have") from None
+    return bytes_of(decode_words(prefix, text, constant, what), what)
+
+
+def decode_words(prefix: str, text: str, constant: int, what: str) -> list[int]:
+    """The five-bit words that `decode` makes bytes of, without their checksum. Raises LocalProtocolError."""
+    words = words_of(text, what)
     if len(words) < _CHECKSUM_WORDS or _polymod([*_expand(prefix), *words]) != constant:
         raise LocalProtocolError(f"the checksum of this {what} is wrong: a character is missing or mistyped")
-    data = bytes(_regroup(words[:-_CHECKSUM_WORDS], 5, 8, pad=False))
-    if [*_regroup(data, 8, 5, pad=True)] != words[:-_CHECKSUM_WORDS]:
+    return words[:-_CHECKSUM_WORDS]
+
+
+def words_of(text: str, what: str) -> list[int]:
+    """The five-bit words that lower-case characters stand for, their checksum as it is. Raises LocalProtocolError."""
+    try:
+        return [_ALPHABET.index(character) for character in text]
+    except ValueError:
+        raise LocalProtocolError(f"this {what} holds a character that bech32 does not have") from None
+
+
+def bytes_of(words: list[int], what: str) -> bytes:
+    """The bytes that were cut into these words; raises LocalProtocolError where none were."""
+    data = bytes(_regroup(words, 5, 8, pad=False))
+    if [*_regroup(data, 8, 5, pad=True)] != words:
         raise LocalProtocolError(f"this {what} has stray bits at its end")
     return data
 
