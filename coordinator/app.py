@@ -19,6 +19,7 @@ from coordinator.core.http import RETRY_AFTER_S, install_error_handlers, json_re
 from coordinator.core.link_api import link_api
 from coordinator.core.node_api import node_api
 from coordinator.core.public_api import public_api
+from coordinator.core.settlement_api import settlement_api
 from coordinator.store.db import Database
 from protocol.envelope import SigningKey
 
@@ -123,7 +124,7 @@ def create_app(
         BODY_TIMEOUT=BODY_TIMEOUT_S,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
     )
-    for blueprint in (node_api(core), public_api(core), link_api(core), chat_api(core)):
+    for blueprint in (node_api(core), public_api(core), link_api(core), chat_api(core), settlement_api(core)):
         app.register_blueprint(blueprint)
     install_error_handlers(app)
     _install_manners(app)

@@ -31,6 +31,8 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
 Rate = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
+BasisPoints = Annotated[int, Meta(ge=0, le=c.BASIS_POINTS)]
+MicroDollars = Annotated[int, Meta(ge=0, le=c.LEASE_CAP_UUSD_MAX)]
 # Half of what a sealed prompt may hold, because padding may double it.
 PromptBytes = Annotated[int, Meta(ge=1, le=c.SEALED_BYTES_MAX // 2 - 4096)]
 OutputTokens = Annotated[int, Meta(ge=1, le=c.OUTPUT_TOKENS_MAX)]
@@ -72,6 +74,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     chat_first_reader_s: Seconds = 30.0
     # A finished answer stays in memory this long, so that a reader can still resume.
     chat_keep_s: Seconds = 60.0
+
+    # Of every claim the coordinator keeps so much; a provider sees it in the lease.
+    fee_bps: BasisPoints = 0
+    # What the operator gives for the public chat each day (UTC).
+    sponsor_budget_uusd: MicroDollars = 0
 
     links_at_once: Count = 4096
     # Streams of the chat are requests, too.

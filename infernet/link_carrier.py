@@ -202,8 +202,10 @@ class LinkCarrier:
             message = _binary(await socket.get_message())
             self._last_heard_s = trio.current_time()
             for event in link.receive(message):
-                if isinstance(event, wire.Announce):
-                    raise RemoteProtocolError("only nodes announce heartbeats")
+                if isinstance(event, wire.Announce | wire.ClaimFrame):
+                    raise RemoteProtocolError("only nodes announce heartbeats and claim")
+                if isinstance(event, wire.ClaimAnswer | wire.Closing):
+                    continue  # this node has no leases
                 await self._driver.post_with_backpressure(event)
             if link.is_clogged:
                 raise RemoteProtocolError("it asks for answers and does not read them")

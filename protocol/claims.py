@@ -103,22 +103,44 @@ def open_claim(signed: Signed) -> ClaimRecord:
     return open_record(signed, ClaimRecord)
 
 
-def claim_command(claim: ClaimRecord, lease: Lease) -> Claim:
-    """What a claim asks of the ledger: its voucher must be the payer's, for this lease. Raises RemoteProtocolError."""
-    paid_uusd = 0
-    if claim.voucher is not None:
-        # SPEC 06: The coordinator MUST credit only what the payer of that lease has signed, for that lease.
-        voucher = open_record(claim.voucher, VoucherRecord)
-        if voucher.lease != lease.lease:
-            raise BadSignature("the voucher is for another lease")
-        if voucher.payer != lease.payer:
-            raise BadSignature("the voucher is not signed by the payer of the lease")
-        paid_uusd = voucher.paid_uusd
-    if claim.receipt is not None:
-        receipt = open_record(claim.receipt, ReceiptRecord)
-        if (receipt.lease, receipt.provider, receipt.asker) != (lease.lease, lease.provider, lease.payer):
-            raise BadSignature("the receipt is for another lease")
+@dataclass(frozen=True, slots=True)
+class CheckedClaim:
+    """A claim of which every signature holds. Whether it is for this lease is not checked yet."""
+
+    claim: ClaimRecord
+    voucher: VoucherRecord | None
+    receipt: ReceiptRecord | None
+
+
+def check_claim(signed: Signed) -> CheckedClaim:
+    """Check every signature of a claim, which takes most of its time and no lease. Raises RemoteProtocolError."""
+    return _check_papers(open_claim(signed))
+
+
+def _check_papers(claim: ClaimRecord) -> CheckedClaim:
+    voucher = open_record(claim.voucher, VoucherRecord) if claim.voucher is not None else None
+    receipt = open_record(claim.receipt, ReceiptRecord) if claim.receipt is not None else None
+    return CheckedClaim(claim, voucher, receipt)
+
+
+def command_of(checked: CheckedClaim, lease: Lease) -> Claim:
+    """What a claim asks of the ledger: its voucher must be the payer's, for this lease. Raises BadSignature."""
+    claim, voucher, receipt = checked.claim, checked.voucher, checked.receipt
+    # SPEC 06: The coordinator MUST credit only what the payer of that lease has signed, for that lease.
+    if voucher is not None and voucher.lease != lease.lease:
+        raise BadSignature("the voucher is for another lease")
+    if voucher is not None and voucher.payer != lease.payer:
+        raise BadSignature("the voucher is not signed by the payer of the lease")
+    parties = (lease.lease, lease.provider, lease.payer)
+    if receipt is not None and (receipt.lease, receipt.provider, receipt.asker) != parties:
+        raise BadSignature("the receipt is for another lease")
+    paid_uusd = voucher.paid_uusd if voucher is not None else 0
     return Claim(lease.lease, claim.provider, paid_uusd, claim.is_final, claim.voucher)
+
+
+def claim_command(claim: ClaimRecord, lease: Lease) -> Claim:
+    """`command_of` for a claim of which only the provider's own signature was checked. Raises RemoteProtocolError."""
+    return command_of(_check_papers(claim), lease)
 
 
 def check_close(signed: Signed, lease: Lease) -> CloseRecord:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from protocol.codec import encode_value
 from protocol.envelope import tagged_hash
+from protocol.errors import BadFrame, UnknownVersion
 from protocol.ids import LeaseId, NodeId
 from protocol.records import Flag, Signed
 
@@ -291,6 +293,23 @@ def entry_body(number: int, at_ms: int, entry: Entry) -> bytes:
     """The bytes of an entry that are chained and kept: number from 1, time, command, postings."""
     # SPEC 06: The body of an entry is the canonical MessagePack array `[1, number, at_ms, command, postings]`.
     return encode_value((1, number, at_ms, entry.command, entry.postings))
+
+
+_ENTRY_BODY: Final = msgspec.msgpack.Decoder(tuple[int, int, int, AnyCommand, tuple[Posting, ...]])
+
+
+def read_entry_body(body: bytes) -> tuple[int, int, AnyCommand, tuple[Posting, ...]]:
+    """Number, time, command and postings of an entry that `entry_body` wrote. Raises BadFrame for other bytes.
+
+    Only the chain of heads tells whether an entry is one of the ledger's; whether it was rightly made, only a replay.
+    """
+    try:
+        version, number, at_ms, command, postings = _ENTRY_BODY.decode(body)
+    except (msgspec.DecodeError, RecursionError, OverflowError) as error:
+        raise BadFrame(f"not the body of an entry: {error}") from None
+    if version != 1:
+        raise UnknownVersion(f"the body of an entry of version {version}")
+    return number, at_ms, command, postings
 
 
 def next_head(head: bytes, body: bytes) -> bytes:

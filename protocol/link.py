@@ -35,6 +35,8 @@ LINK_MESSAGE_BYTES_MAX: Final = 64 * 1024
 # Small pieces let streams take turns: a long prompt delays another job's cancel by one piece.
 LINK_DATA_BYTES_MAX: Final = 16 * 1024
 LINK_STREAMS_MAX: Final = 256
+# Claims of one node that are on their way: at 100 ms each, 640 a second.
+LINK_CLAIMS_MAX: Final = 64
 LINK_PING_INTERVAL_S: Final = 20.0
 LINK_SILENCE_S_MAX: Final = 50.0
 
@@ -188,7 +190,37 @@ class Announce(Frame, frozen=True, tag=14):
     record: Signed
 
 
-AnyFrame = Open | Data | Finish | Reset | Ping | Pong | Announce
+class ClaimFrame(Frame, frozen=True, tag=16):
+    """A node's signed claim. The coordinator answers with `ClaimAnswer` and the same number, in any order.
+
+    The node numbers as it likes and has at most `LINK_CLAIMS_MAX` unanswered; more are answered `busy`. An answer comes
+    when the claim is settled on disk. Without one the node sends the same claim again: on this link, the next one, or
+    the claims route. It changes nothing a second time.
+    """
+
+    number: UnsignedInteger
+    claim: Signed
+
+
+class ClaimAnswer(Frame, frozen=True, tag=18):
+    """The answer to a `ClaimFrame`: the coordinator's signed `ClaimAckRecord`, or a code and a sentence, why not."""
+
+    number: UnsignedInteger
+    acknowledgement: Signed | None
+    code: Text
+    text: Text
+
+
+class Closing(Frame, frozen=True, tag=17):
+    """The payer of one of this node's leases has signed this `CloseRecord`: it wants the rest back.
+
+    The provider checks it, claims what it has and gives up the rest. Whoever misses it finds it in the list of leases.
+    """
+
+    record: Signed
+
+
+AnyFrame = Open | Data | Finish | Reset | Ping | Pong | Announce | ClaimFrame | ClaimAnswer | Closing
 _CLASSES: Final[dict[int, type[AnyFrame]]] = {cls.__struct_config__.tag: cls for cls in get_args(AnyFrame)}
 
 
@@ -218,7 +250,7 @@ def decode_frame(message: bytes) -> AnyFrame | None:
 
 # ---------------------------------------------------------------- the streams of one link
 
-LinkEvent = StreamOpened | BytesReceived | StreamFinished | StreamBroken | Announce
+LinkEvent = StreamOpened | BytesReceived | StreamFinished | StreamBroken | Announce | ClaimFrame | ClaimAnswer | Closing
 LinkEffect = OpenStream | Send | FinishStream | ResetStream
 
 
@@ -314,7 +346,7 @@ class Link:
                 return [StreamBroken(stream.id, frame.reason)]
             case Ping():
                 self._put_control(Pong(frame.number))
-            case Announce():
+            case Announce() | ClaimFrame() | ClaimAnswer() | Closing():
                 return [frame]
             case Pong() | None:
                 pass
@@ -411,6 +443,14 @@ class Link:
     def announce(self, record: Signed) -> None:
         """Queue our own heartbeat."""
         self._put_control(Announce(record))
+
+    def claim(self, number: int, claim: Signed) -> None:
+        """Queue a claim of ours; its answer comes as an event of the same number."""
+        self._put_control(ClaimFrame(number, claim))
+
+    def tell(self, frame: ClaimAnswer | Closing) -> None:
+        """Queue what a coordinator says about a node's money."""
+        self._put_control(frame)
 
     def take(self) -> bytes | None:
         """The next message to write, or None. Answers and resets go first, then the streams take turns."""

@@ -15,6 +15,9 @@ from protocol import constants as c
 from protocol.envelope import sign_record
 from protocol.link import (
     Announce,
+    ClaimAnswer,
+    ClaimFrame,
+    Closing,
     Data,
     Finish,
     Frame,
@@ -304,6 +307,9 @@ def _link_frames() -> Iterator[Vector]:
         Ping(7),
         Pong(7),
         Announce(SMALL_RECORD),
+        ClaimFrame(9, SMALL_RECORD),
+        ClaimAnswer(9, SMALL_RECORD, "", ""),
+        Closing(SMALL_RECORD),
     )
     for frame in frames:
         yield valid(

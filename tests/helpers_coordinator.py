@@ -443,7 +443,7 @@ class ScriptedNode:
                 self.closed = closed
                 return
             for event in self.link.receive(message):
-                assert not isinstance(event, wire.Announce)
+                assert not isinstance(event, wire.Announce | wire.ClaimFrame | wire.ClaimAnswer | wire.Closing)
                 self.handle(event)
             self.wake.set()
 

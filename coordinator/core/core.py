@@ -18,6 +18,8 @@ from coordinator.core.driver import PeerDriver
 from coordinator.core.heartbeats import NotRegistered, check_heartbeat, record_heartbeat
 from coordinator.core.limits import RateLimiter
 from coordinator.core.links import Links
+from coordinator.core.settlement import Settlement
+from coordinator.core.settlement_upkeep import SettlementUpkeep
 from coordinator.store import jobs, nodes, replay
 from coordinator.store.db import Database, StoreBusy
 from protocol import events as e
@@ -25,6 +27,7 @@ from protocol.effects import RequestLease, StoreMark
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, short
+from protocol.link import Closing
 from protocol.peer import Peer, PeerConfig
 from protocol.records import Signed
 from protocol.sealing import HpkeSealer
@@ -67,7 +70,9 @@ class Core:
         self.started_s = monotonic_s()
         self.registrations = RateLimiter(config.registrations_per_hour, "registrations", monotonic_s)
         self.node_requests = RateLimiter(config.node_requests_per_hour, "requests of nodes", monotonic_s)
-        self.links = Links(self.on_announce)
+        self.settlement = Settlement(config, key, database, wall_ms, self._on_close_wish)
+        self.settlement_upkeep = SettlementUpkeep(config, key, database, self.settlement, wall_ms)
+        self.links = Links(self.on_announce, self.settlement.claim_many)
         self.chats = Chats(config, database, self.links, wall_ms, self.spawn)
         self.chat_rate = RateLimiter(config.chats_per_hour, "chats", monotonic_s)
         self.is_stopping = False
@@ -83,6 +88,7 @@ class Core:
 
     async def start(self) -> None:
         """End what an earlier process left open, start the peer and the upkeep."""
+        await self.settlement_upkeep.start()
         left_open = await self.database.write(lambda tx: jobs.fail_open(tx, self.wall_ms()))
         if left_open:
             log.warning("jobs_failed_by_restart", jobs=left_open)
@@ -116,6 +122,8 @@ class Core:
         self.links.close_all("the coordinator is shutting down")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._driver.stop()
+        await self.settlement_upkeep.stop()
+        self.settlement.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside the request that caused it. What it raises is logged."""
@@ -139,6 +147,9 @@ class Core:
             log.info("heartbeat_refused", node=short(node), reason="it has removed itself; it must register again")
             return
         self.learn(node, record)
+
+    def _on_close_wish(self, provider: NodeId, record: Signed) -> None:
+        self.links.tell(provider, Closing(record))
 
     def learn(self, node: NodeId, record: Signed) -> None:
         """Tell the peer what a linked node offers. Others cannot be reached from here, so they would only crowd it."""

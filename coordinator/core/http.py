@@ -49,7 +49,7 @@ class BadRequest(ApiError):
     """The input is wrong; the message says how, without repeating it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(400, message)
+        super().__init__(400, message, code="bad_request")
 
 
 class Unauthenticated(ApiError):
@@ -60,6 +60,7 @@ class Unauthenticated(ApiError):
             401,
             "not authenticated: the signature, the time or the nonce of this request does not hold",
             headers=headers,
+            code="unauthenticated",
             server_time=server_time_ms,
         )
 

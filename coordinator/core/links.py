@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import structlog
 
 from coordinator.core.driver import PeerDriver
+from coordinator.core.http import ApiError
+from coordinator.core.money import BUSY, INTERNAL, busy
+from coordinator.store.db import StoreBusy, StoreClosed
+from protocol import constants as c
 from protocol import events as e
 from protocol.effects import FinishStream, HangUp, OpenStream, ResetStream, Send
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId, StreamId, short
-from protocol.link import LINK_PING_INTERVAL_S, LINK_SILENCE_S_MAX, Announce, Link, LinkEvent
+from protocol.link import (
+    LINK_CLAIMS_MAX,
+    LINK_PING_INTERVAL_S,
+    LINK_SILENCE_S_MAX,
+    Announce,
+    ClaimAnswer,
+    ClaimFrame,
+    Closing,
+    Link,
+    LinkEvent,
+)
 from protocol.records import Signed
 
 CLOSE_NORMAL: Final = 1000
@@ -45,6 +61,12 @@ class OnAnnounce(Protocol):
     async def __call__(self, node: NodeId, record: Signed) -> None: ...
 
 
+class ClaimMany(Protocol):
+    """Settles claims that came together: for each the acknowledgement, or why not. Raises ApiError for all of them."""
+
+    async def __call__(self, sender: NodeId, claims: Sequence[Signed]) -> list[Signed | ApiError]: ...
+
+
 class LinkClosed(Exception):
     """Why a link ends; carried out of its tasks to the one place that closes it."""
 
@@ -62,6 +84,9 @@ class _Connection:
         self.heard_at_s = asyncio.get_running_loop().time()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.announcing = False
+        # Not handed over yet, and all that have no answer: what arrives while others are settled goes next, together.
+        self.claims: list[ClaimFrame] = []
+        self.claims_unanswered = 0
 
     def close(self, code: int, reason: str) -> None:
         if not self.closed.done():
@@ -72,11 +97,19 @@ def _close_reason(reason: str) -> str:
     return reason.encode(errors="replace")[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
 
 
+def _answer(number: int, outcome: Signed | ApiError) -> ClaimAnswer:
+    if isinstance(outcome, ApiError):
+        code = str(outcome.fields.get("code", INTERNAL))
+        return ClaimAnswer(number, None, code, outcome.message[: c.TEXT_CHARACTERS_MAX])
+    return ClaimAnswer(number, outcome, "", "")
+
+
 class Links:
     """Every open link. `serve` runs one; the rest is the network of the peer's driver."""
 
-    def __init__(self, on_announce: OnAnnounce) -> None:
+    def __init__(self, on_announce: OnAnnounce, claim_many: ClaimMany) -> None:
         self._on_announce = on_announce
+        self._claim_many = claim_many
         self._connections: dict[NodeId, _Connection] = {}
         self._by_stream: dict[StreamId, _Connection] = {}
         self._inbound_numbers = itertools.count(2, 2)
@@ -152,6 +185,11 @@ class Links:
                 connection.announcing = True
                 group.create_task(self._announce(connection, event.record))
             return
+        if isinstance(event, ClaimFrame):
+            self._take_claim(connection, event, group)
+            return
+        if isinstance(event, ClaimAnswer | Closing):
+            raise LinkClosed(CLOSE_PROTOCOL_ERROR, "only a coordinator answers claims")
         if isinstance(event, e.StreamOpened):
             self._by_stream[event.stream] = connection
         self._driver.handle(event)
@@ -163,6 +201,40 @@ class Links:
             log.info("heartbeat_refused", node=short(connection.link.peer), reason=str(error))
         finally:
             connection.announcing = False
+
+    # ------------------------------------------------------------ claims
+
+    def _take_claim(self, connection: _Connection, frame: ClaimFrame, group: asyncio.TaskGroup) -> None:
+        if connection.claims_unanswered >= LINK_CLAIMS_MAX:
+            connection.link.tell(ClaimAnswer(frame.number, None, BUSY, "too many claims of this node wait for answers"))
+            return
+        connection.claims_unanswered += 1
+        connection.claims.append(frame)
+        if len(connection.claims) == 1:
+            group.create_task(self._settle(connection))
+
+    async def _settle(self, connection: _Connection) -> None:
+        """Settle what has arrived by the time that this runs."""
+        frames, connection.claims = connection.claims, []
+        outcomes: Sequence[Signed | ApiError]
+        try:
+            outcomes = await self._claim_many(connection.link.peer, [frame.claim for frame in frames])
+        except ApiError as error:
+            outcomes = [error] * len(frames)
+        except (StoreBusy, StoreClosed, sqlite3.Error):
+            log.exception("claims_not_settled", claims=len(frames))
+            outcomes = [busy()] * len(frames)
+        connection.claims_unanswered -= len(frames)
+        for frame, outcome in zip(frames, outcomes, strict=True):
+            connection.link.tell(_answer(frame.number, outcome))
+        connection.wake_writer.set()
+
+    def tell(self, node: NodeId, frame: Closing) -> None:
+        """Say something to a node if it has a link; else it will ask."""
+        connection = self._connections.get(node)
+        if connection is not None:
+            connection.link.tell(frame)
+            connection.wake_writer.set()
 
     async def _write(self, connection: _Connection, channel: MessageChannel) -> None:
         while True:

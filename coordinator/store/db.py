@@ -89,6 +89,11 @@ class Database:
         self._reader_connections: list[aiosqlite.Connection] = []
         self._readers_opening = asyncio.Lock()
 
+    @property
+    def path(self) -> Path:
+        """The file, for who reads it through a connection of its own."""
+        return self._path
+
     def start(self) -> None:
         """Open and migrate on the writer's thread, and wait for it. Raises StoreRefused."""
         self._thread.start()

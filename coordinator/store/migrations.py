@@ -9,6 +9,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
+from coordinator.store.ledger_schema import LEDGER_STEP
+
 APPLICATION_ID: Final = 0x494E4643  # "INFC": another program's database is refused too
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
@@ -77,6 +79,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    LEDGER_STEP,
 )
 
 

@@ -17,7 +17,21 @@ from protocol.envelope import SigningKey
 from protocol.errors import BadFrame, BadSignature, RemoteProtocolError, Stale
 from protocol.events import BytesReceived, OutboxFull, StreamBroken, StreamFinished, StreamOpened
 from protocol.ids import NodeId, StreamId
-from protocol.link import Announce, Data, Finish, Link, Open, Ping, Pong, Reset, decode_frame, encode_frame
+from protocol.link import (
+    Announce,
+    ClaimAnswer,
+    ClaimFrame,
+    Closing,
+    Data,
+    Finish,
+    Link,
+    Open,
+    Ping,
+    Pong,
+    Reset,
+    decode_frame,
+    encode_frame,
+)
 from protocol.records import Signed
 
 NODE = NodeId(b"\x01" * 32)
@@ -30,6 +44,9 @@ FRAMES = [
     Ping(0),
     Pong(2**63 - 1),
     Announce(Signed(b"body", b"s" * 64)),
+    ClaimFrame(1, Signed(b"body", b"s" * 64)),
+    ClaimAnswer(2**63 - 1, None, "lease_closed", "it has been closed"),
+    Closing(Signed(b"body", b"s" * 64)),
 ]
 
 
@@ -364,3 +381,17 @@ def test_the_limits_of_a_frame_are_those_of_the_specification() -> None:
     assert decode_frame(encode_frame(Announce(record))) == Announce(record)
     with pytest.raises(BadFrame):
         decode_frame(codec.encode_value([4, 1, bytes(link.LINK_DATA_BYTES_MAX + 1)]))
+
+
+def test_claims_and_what_is_said_of_them_go_both_ways() -> None:
+    node, coordinator = end(is_coordinator=False), end(is_coordinator=True)
+    signed = Signed(b"body", b"s" * 64)
+    node.claim(7, signed)
+    assert deliver(node, coordinator) == [ClaimFrame(7, signed)]
+    for frame in (ClaimAnswer(7, signed, "", ""), Closing(signed)):
+        coordinator.tell(frame)
+        assert deliver(coordinator, node) == [frame]
+
+
+def test_a_node_that_does_not_know_closing_ignores_it() -> None:
+    assert Closing.__struct_config__.tag % 2 == 1

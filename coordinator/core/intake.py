@@ -1,0 +1,237 @@
+"""Claims, from signed bytes to signed acknowledgements, many at a time.
+
+Three steps: check the signatures on a pool of threads (the library lets go of the interpreter's lock), decide and write
+on the writer's thread, sign what is on disk on the pool again. Claims that arrive while earlier ones are on their way
+share the next batch, so one alone waits for nobody and many share a commit. A batch in which something fails that no
+claim can be blamed for is tried again one by one: no claim can take others with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from coordinator.core.http import ApiError
+from coordinator.core.money import busy, of_protocol, of_verdict, unknown_lease, wrong_sender
+from coordinator.store.db import Database
+from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
+from protocol.claims import CheckedClaim, check_claim, command_of
+from protocol.envelope import Signer, sign_record
+from protocol.errors import RemoteProtocolError
+from protocol.ids import NodeId
+from protocol.ledger import Refused
+from protocol.money_records import ClaimAckRecord
+from protocol.records import Signed
+
+BATCH_CLAIMS_MAX: Final = 128
+# One is checked, one is written, one is signed, and one more so that none of them waits.
+BATCHES_AT_ONCE: Final = 4
+WAITING_CLAIMS_MAX: Final = 8192
+
+Mark = Callable[[sqlite3.Connection], None]
+Outcome = Signed | ApiError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """A claim, and who brought it. `mark` runs in the transaction of its effect, before it, and may refuse it."""
+
+    sender: NodeId
+    signed: Signed
+    mark: Mark | None = None
+
+
+@dataclass(slots=True)
+class _Group:
+    """Claims that came together and are answered together."""
+
+    claims: Sequence[ClaimRequest]
+    future: asyncio.Future[list[Outcome]]
+
+
+class ClaimIntake:
+    """Takes claims on the event loop; `close` ends its threads."""
+
+    def __init__(self, database: Database, ledger: Ledger, key: Signer, wall_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._key = key
+        self._wall_ms = wall_ms
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "claims")
+        self._waiting: deque[_Group] = deque()
+        self._waiting_claims = 0
+        self._batches: set[asyncio.Task[None]] = set()
+
+    async def claim(self, request: ClaimRequest) -> Signed:
+        """Settle one claim; returns the signed acknowledgement once it is on disk. Raises ApiError."""
+        outcome = (await self.claim_many([request]))[0]
+        if isinstance(outcome, ApiError):
+            raise outcome
+        return outcome
+
+    async def claim_many(self, requests: Sequence[ClaimRequest]) -> list[Outcome]:
+        """Settle claims that came together; an outcome for each, in order.
+
+        Raises MoneyRefused when too many wait, and what `Database.write` raises: then nothing of them was kept.
+        """
+        if self._waiting_claims + len(requests) > WAITING_CLAIMS_MAX:
+            raise busy()
+        loop = asyncio.get_running_loop()
+        groups = [
+            _Group(requests[start : start + BATCH_CLAIMS_MAX], loop.create_future())
+            for start in range(0, len(requests), BATCH_CLAIMS_MAX)
+        ]
+        self._waiting.extend(groups)
+        self._waiting_claims += len(requests)
+        self._pump()
+        parts = await asyncio.gather(*(group.future for group in groups))
+        return [outcome for part in parts for outcome in part]
+
+    def close(self) -> None:
+        """End the threads. What is on its way is not waited for."""
+        for task in self._batches:
+            task.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------ batches
+
+    def _pump(self) -> None:
+        while self._waiting and len(self._batches) < BATCHES_AT_ONCE:
+            task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
+            self._batches.add(task)
+            task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        if not task.cancelled():
+            self._pump()
+
+    def _next_batch(self) -> list[_Group]:
+        groups = [self._waiting.popleft()]
+        claims = len(groups[0].claims)
+        while self._waiting and claims + len(self._waiting[0].claims) <= BATCH_CLAIMS_MAX:
+            groups.append(self._waiting.popleft())
+            claims += len(groups[-1].claims)
+        self._waiting_claims -= claims
+        return groups
+
+    async def _run(self, groups: list[_Group]) -> None:
+        try:
+            outcomes = iter(await self._settle([claim for group in groups for claim in group.claims]))
+        except asyncio.CancelledError:
+            for group in groups:
+                group.future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, each of them
+            for group in groups:
+                if not group.future.done():
+                    group.future.set_exception(error)
+            return
+        for group in groups:
+            part = [next(outcomes) for _ in group.claims]
+            if not group.future.done():  # else its caller is gone; the claims are settled all the same
+                group.future.set_result(part)
+
+    async def _settle(self, requests: list[ClaimRequest]) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        checked = await loop.run_in_executor(self._pool, _check_all, requests)
+        # SPEC 07: The coordinator MUST NOT acknowledge a claim before it is on disk.
+        rows = await self._write(requests, checked)
+        return await loop.run_in_executor(self._pool, self._acknowledge_all, rows)
+
+    async def _write(
+        self, requests: list[ClaimRequest], checked: list[CheckedClaim | ApiError]
+    ) -> list[LeaseRow | ApiError]:
+        now_ms = self._wall_ms()
+
+        def write(tx: sqlite3.Connection) -> list[LeaseRow | ApiError]:
+            with self._ledger.begin(tx) as ledger:
+                return [
+                    _decide(tx, ledger, request, claim, now_ms)
+                    for request, claim in zip(requests, checked, strict=True)
+                ]
+
+        try:
+            return await self._database.write(write)
+        except (AssertionError, sqlite3.IntegrityError):
+            log.exception("claims_failed", claims=len(requests))
+            if len(requests) == 1:
+                raise
+        return [await self._write_alone(request, claim) for request, claim in zip(requests, checked, strict=True)]
+
+    async def _write_alone(self, request: ClaimRequest, claim: CheckedClaim | ApiError) -> LeaseRow | ApiError:
+        try:
+            return (await self._write([request], [claim]))[0]
+        except (AssertionError, sqlite3.IntegrityError):
+            return ApiError(500, "internal error; it has been logged")
+
+    def _acknowledge_all(self, rows: list[LeaseRow | ApiError]) -> list[Outcome]:
+        return [row if isinstance(row, ApiError) else acknowledge(row, self._key) for row in rows]
+
+
+def _check_all(requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:
+    return [_check(request) for request in requests]
+
+
+def _check(request: ClaimRequest) -> CheckedClaim | ApiError:
+    try:
+        checked = check_claim(request.signed)
+    except RemoteProtocolError as error:
+        return of_protocol(error)
+    # SPEC 07: The coordinator MUST take a claim from nobody but the provider that has signed it.
+    return checked if checked.claim.provider == request.sender else wrong_sender("provider")
+
+
+def _decide(
+    tx: sqlite3.Connection,
+    ledger: LedgerTransaction,
+    request: ClaimRequest,
+    checked: CheckedClaim | ApiError,
+    now_ms: int,
+) -> LeaseRow | ApiError:
+    if isinstance(checked, ApiError):
+        return checked
+    try:
+        if request.mark is not None:
+            request.mark(tx)
+        lease = ledger.lease(checked.claim.lease)
+        if lease is None:
+            return unknown_lease()
+        verdict = ledger.command(command_of(checked, lease), now_ms)
+    except ApiError as error:
+        return error
+    except RemoteProtocolError as error:
+        return of_protocol(error)
+    if isinstance(verdict, Refused):
+        return of_verdict(verdict)
+    row = ledger.lease_row(checked.claim.lease)
+    assert row is not None
+    return row
+
+
+def acknowledge(row: LeaseRow, key: Signer) -> Signed:
+    """What the ledger says of a lease. The same claim again gets the same, with the entry and time of then."""
+    return sign_record(
+        ClaimAckRecord(
+            version=1,
+            coordinator=key.node,
+            lease=row.lease.lease,
+            claimed_uusd=row.lease.claimed_uusd,
+            is_closed=int(row.lease.is_closed),
+            entry=row.entry,
+            head=row.head,
+            acknowledged_at_ms=row.at_ms,
+            extensions=(),
+        ),
+        key,
+    )

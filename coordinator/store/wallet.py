@@ -1,0 +1,84 @@
+"""What a key has, locks, earns and has taken out, added up from what the ledger keeps."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+import aiosqlite
+
+from protocol.ids import NodeId
+from protocol.ledger import available
+
+# As `protocol.accounts.cut_uusd` rounds: of the running total of each lease, down.
+_EARNED: Final = """
+    SELECT coalesce(sum(claimed_uusd - claimed_uusd * fee_bps / 10000 - claimed_uusd * relay_bps / 10000), 0),
+           coalesce(sum(claimed_uusd * fee_bps / 10000), 0)
+    FROM leases WHERE provider = ?
+"""
+_RELAYED: Final = "SELECT coalesce(sum(claimed_uusd * relay_bps / 10000), 0) FROM leases WHERE relay = ?"
+_SPENT: Final = """
+    SELECT coalesce(sum((cap_uusd - claimed_uusd) * (1 - is_closed)), 0), coalesce(sum(claimed_uusd), 0)
+    FROM leases WHERE account = ?
+"""
+_PAID_OUT: Final = """
+    SELECT coalesce(sum(amount_uusd * (1 - is_resolved)), 0),
+           coalesce(sum(amount_uusd * (is_resolved AND kind = 'settle-payout')), 0)
+    FROM payouts JOIN entries ON entries.number = payouts.entry WHERE account = ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    """Micro-USD of one key. `earned_uusd` is after fees and the relay's cut, `fees_uusd` what the coordinator took."""
+
+    available_uusd: int
+    locked_uusd: int
+    spent_uusd: int
+    earned_uusd: int
+    fees_uusd: int
+    relayed_uusd: int
+    payout_pending_uusd: int
+    withdrawn_uusd: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """What one entry did to an account."""
+
+    entry: int
+    at_ms: int
+    kind: str
+    amount_uusd: int
+    body: bytes
+
+
+async def read(reader: aiosqlite.Connection, node: NodeId) -> Wallet:
+    """The wallet of a key; all zero for one that the ledger has never heard of."""
+
+    async def one(statement: str, key: object) -> sqlite3.Row:
+        return next(iter(await reader.execute_fetchall(statement, (key,))))
+
+    rows = list(
+        await reader.execute_fetchall("SELECT account, balance FROM accounts WHERE name = ?", (available(node),))
+    )
+    account, balance = rows[0] if rows else (None, 0)
+    earned, fees = await one(_EARNED, node)
+    (relayed,) = await one(_RELAYED, node)
+    locked, spent = await one(_SPENT, account)
+    pending, withdrawn = await one(_PAID_OUT, account)
+    return Wallet(balance, locked, spent, earned, fees, relayed, pending, withdrawn)
+
+
+async def history(reader: aiosqlite.Connection, node: NodeId, before: int, limit: int) -> list[HistoryRow]:
+    """Entries below this number that moved the key's money, the newest first."""
+    rows = await reader.execute_fetchall(
+        """
+        SELECT number, at_ms, kind, sum(amount), body
+        FROM postings JOIN accounts USING (account) JOIN entries ON entries.number = postings.entry
+        WHERE name = ? AND entry < ? GROUP BY entry ORDER BY entry DESC LIMIT ?
+        """,
+        (available(node), before, limit),
+    )
+    return [HistoryRow(*row) for row in rows]
