@@ -100,6 +100,11 @@ class Config:
         return self.state_dir / "node.sqlite3"
 
     @property
+    def money_file(self) -> Path:
+        """Marks, vouchers and claims; nothing in it can be had again from anywhere else."""
+        return self.state_dir / "money.sqlite3"
+
+    @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
 

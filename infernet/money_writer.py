@@ -14,7 +14,7 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from infernet.money_store import DiskLost, MoneyStore, Rejected, Write
+from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected, Write
 from infernet.store import StoreError
 from protocol.effects import StoreClaimed, StoreMark, StoreVoucher
 from protocol.ids import LeaseId
@@ -43,6 +43,8 @@ class MoneyWriter:
         # An older state must not come to the disk after a newer one.
         self._writing = trio.Lock()
         self._commits = 0
+        #: What this node has earned, as far as it is on disk.
+        self.totals = MoneyTotals(0, 0, 0, 0, 0)
         #: Why nothing can be written now, in one line; empty when all is well.
         self.trouble = ""
 
@@ -112,12 +114,15 @@ class MoneyWriter:
 
     def _apply(self, batch: list[Write]) -> list[Write]:
         """Write all of it; gives what was written, which is all but what contradicts the store."""
+        written = batch
         try:
             self._store.apply(batch)
         except Rejected:
             # One of them must not keep the others from the disk.
-            return [write for write in batch if self._apply_alone(write)]
-        return batch
+            written = [write for write in batch if self._apply_alone(write)]
+        if any(isinstance(write, StoreClaimed) for write in written):
+            self.totals = self._store.totals()
+        return written
 
     def _apply_alone(self, write: Write) -> bool:
         try:
