@@ -66,14 +66,15 @@ class AskOptions:
 class Payment:
     """A voucher that was signed for an answer on its way.
 
-    `number` counts the vouchers of this answer from 1, `signed_uusd` is what the lease has been signed for in all, of
-    its `cap_uusd`.
+    `number` counts the vouchers of this answer from 1; `paid_uusd` is what it has cost so far, whoever gave it.
+    `signed_uusd` is what the lease has been signed for in all, of its `cap_uusd`.
     """
 
     job: JobId
     provider: NodeId
     lease: LeaseId
     number: int
+    paid_uusd: int
     signed_uusd: int
     cap_uusd: int
 
@@ -90,6 +91,8 @@ class _Waiting:
     is_paid: bool
     vouchers: int = 0
     paying: tuple[PayerSide, int] | None = None
+    #: What each attempt has cost.
+    paid_uusd: dict[int, int] = field(default_factory=dict)
 
 
 class Answers:
@@ -146,16 +149,12 @@ class Answers:
 
     def _payment(self, job: JobId, waiting: _Waiting) -> Payment | None:
         """What was signed for this job since the last time, if anything was."""
-        side = next(
-            (
-                side
-                for side in self._driver.peer.purse.sides()
-                if side.voucher_job is not None and side.voucher_job[0] == job
-            ),
-            None,
-        )
-        if side is None:
+        sides = self._driver.peer.purse.sides()
+        found = [side for side in sides if side.voucher_job is not None and side.voucher_job[0] == job]
+        if not found:
             return None
+        # Where one has taken over from another, the later attempt is the one that goes on.
+        side = max(found, key=_attempt)
         if waiting.paying is None or waiting.paying[0] is not side:
             # Its first voucher for this job, or one of the first few: there is one event at least for every two.
             waiting.paying = (side, side.sequence - 1)
@@ -163,12 +162,19 @@ class Answers:
         if side.sequence == known:
             return None
         waiting.vouchers += side.sequence - known
+        waiting.paid_uusd[_attempt(side)] = side.signed_uusd - side.base_uusd
         waiting.paying = (side, side.sequence)
         return Payment(
             job,
             NodeId(side.record.provider),
             LeaseId(side.record.lease),
             waiting.vouchers,
+            sum(waiting.paid_uusd.values()),
             side.signed_uusd,
             side.record.cap_uusd,
         )
+
+
+def _attempt(side: PayerSide) -> int:
+    assert side.voucher_job is not None
+    return side.voucher_job[1]

@@ -82,8 +82,10 @@ class Money:
         payers = await trio.to_thread.run_sync(self._store.restore_payers)
         providers = await trio.to_thread.run_sync(self._store.restore_providers, self.coordinator)
         totals = self._writer.totals = await trio.to_thread.run_sync(self._store.totals)
-        for event in (*payers, *providers):
-            self._driver.command(event)
+        for payer in payers:
+            self._driver.command(payer)
+        for provider in providers:
+            self._driver.command(provider)
         self._elsewhere_uusd = max(0, totals.unclaimed_uusd - self._unclaimed_uusd())
         if payers or providers:
             log.info("money.restored", leases_ours=len(payers), leases_given=len(providers))

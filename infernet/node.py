@@ -346,6 +346,11 @@ class Node:
             )
         return self._money
 
+    @property
+    def can_pay(self) -> bool:
+        """Whether a coordinator holds money for this node, and what is signed can be written down."""
+        return self._money is not None and not self._money.trouble
+
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
         if isinstance(effect, HeartbeatSigned):
