@@ -306,6 +306,7 @@ class Money:
             "last_error": self._last_error,
             "earned_uusd": self._writer.totals.earned_uusd,
             "unclaimed_uusd": self._unclaimed_uusd(),
+            "unclaimed_leases": sum(side.unclaimed_uusd > 0 for side in sides.values()),
             "unclaimed_elsewhere_uusd": self._elsewhere_uusd,
             "lost_uusd": self._writer.totals.lost_uusd,
             "leases_given": len(sides),

@@ -286,17 +286,7 @@ class Node:
         return self._engine.models() if self._engine is not None else ()
 
     def _registration(self) -> dict[str, object]:
-        config = self.config
-        fields: dict[str, object] = {
-            "role": config.role.name.lower(),
-            # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
-            "node_id": f"{config.role.name.lower()}-{self.node_id.hex()[:16]}",
-            "name": config.name,
-            "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in self._models()]},
-        }
-        if config.advertise and config.address is not None:
-            fields |= {"address": config.address, "port": config.p2p_port}
-        return fields
+        return registration(self.config, self.node_id, self._models())
 
     def addresses(self) -> list[str]:
         """The multiaddrs that this node really listens on, for people on the same machine or network."""
@@ -391,6 +381,20 @@ class Node:
     def peers(self) -> list[dict[str, Any]]:
         """Every node whose heartbeat is held: what `infernet peers --json` prints. Foreign text is not cleaned."""
         return self._inspection.peers()
+
+
+def registration(config: Config, node: NodeId, models: Sequence[ModelOffer]) -> dict[str, object]:
+    """What a coordinator is told of a node when it registers."""
+    fields: dict[str, object] = {
+        "role": config.role.name.lower(),
+        # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
+        "node_id": f"{config.role.name.lower()}-{node.hex()[:16]}",
+        "name": config.name,
+        "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in models]},
+    }
+    if config.advertise and config.address is not None:
+        fields |= {"address": config.address, "port": config.p2p_port}
+    return fields
 
 
 # ---------------------------------------------------------------- making nodes
