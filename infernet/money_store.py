@@ -368,7 +368,7 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 def _check(database: sqlite3.Connection) -> None:
     (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise _Damaged(found)
+        raise _Damaged(" ".join(str(found).split()))
 
 
 def _require_known(database: sqlite3.Connection, path: Path) -> int:

@@ -283,7 +283,7 @@ def as_plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Dollars):
-        return format_usd(value).removeprefix("$")
+        return format_usd(int(value)).removeprefix("$")
     if isinstance(value, tuple):
         return [as_plain(item) for item in value]
     return value
