@@ -229,7 +229,8 @@ class LinkCarrier:
                 if isinstance(event, wire.Announce | wire.ClaimFrame):
                     raise RemoteProtocolError("only nodes announce heartbeats and claim")
                 if isinstance(event, wire.ClaimAnswer | wire.Closing):
-                    continue  # this node has no leases
+                    self._tell_money(event)
+                    continue
                 await self._driver.post_with_backpressure(event)
             if link.is_clogged:
                 raise RemoteProtocolError("it asks for answers and does not read them")
