@@ -75,6 +75,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # A finished answer stays in memory this long, so that a reader can still resume.
     chat_keep_s: Seconds = 60.0
 
+    # Every entry of the ledger once more, on disk before it is acknowledged: a file in --home, or elsewhere. "": none.
+    journal: str = "ledger.journal"
     # Of every claim the coordinator keeps so much; a provider sees it in the lease.
     fee_bps: BasisPoints = 0
     # What the operator gives for the public chat each day (UTC).
@@ -90,6 +92,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def home_path(self) -> Path:
         """Where database, key and configuration file live."""
         return Path(self.home).expanduser()
+
+    @property
+    def journal_path(self) -> Path | None:
+        """Where the journal of the ledger is, if there is one."""
+        return self.home_path / Path(self.journal).expanduser() if self.journal else None
 
 
 _NAMES: Final = tuple(field.name for field in msgspec.structs.fields(Config))

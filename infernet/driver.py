@@ -25,6 +25,7 @@ from protocol.effects import (
     DialBack,
     Drained,
     Effect,
+    Equivocation,
     FinishStream,
     HangUp,
     HeartbeatSigned,
@@ -77,7 +78,7 @@ log = structlog.get_logger(__name__)
 NetworkEffect = (
     Dial | HangUp | OpenStream | Send | FinishStream | ResetStream | DialBack | ReserveRelay | ReleaseRelay | Misbehaved
 )
-MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed
+MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed | Equivocation
 AppEffect = (
     JobAccepted
     | JobQueued

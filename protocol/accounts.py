@@ -17,6 +17,7 @@ from typing import Final, assert_never
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.ids import NodeId
 from protocol.ledger import (
     AMOUNT_MAX,
     CREDIT,
@@ -59,6 +60,18 @@ def cut_uusd(total_uusd: int, basis_points: int) -> int:
     """
     # SPEC 06: A cut is the difference of two cuts of running totals, each rounded down.
     return total_uusd * basis_points // c.BASIS_POINTS
+
+
+def cuts_uusd(total_uusd: int, fee_bps: int, relay_bps: int) -> tuple[int, int]:
+    """What coordinator and relay get of a running total; the provider gets the rest.
+
+    None of the three ever falls while the total grows, so that no claim takes from anybody. Two parts of the total,
+    rounded down each on its own, may both grow by one where the total does, and the provider would pay for it: so the
+    relay's part is taken of what the fee has left, in proportion.
+    """
+    fee_uusd = cut_uusd(total_uusd, fee_bps)
+    left_bps = c.BASIS_POINTS - fee_bps
+    return fee_uusd, (total_uusd - fee_uusd) * relay_bps // left_bps if left_bps else 0
 
 
 def apply(state: State, command: AnyCommand, at_ms: int) -> Verdict:
@@ -111,6 +124,8 @@ def _open(state: State, command: OpenLease) -> Verdict:
     account = available(command.client) if command.day is None else sponsor(command.day)
     if command.relay_bps + command.fee_bps > c.BASIS_POINTS:
         return Refused(MoneyRefusal.BAD_AMOUNT, "the cuts of relay and coordinator are more than the whole")
+    if command.relay is None and command.relay_bps:
+        return Refused(MoneyRefusal.BAD_AMOUNT, "a cut for a relay, and no relay")
     if command.claim_by_ms <= command.serve_until_ms:
         return Refused(MoneyRefusal.BAD_AMOUNT, "a lease that cannot be claimed after it was served")
     # SPEC 06: The coordinator MUST lock the whole cap before it signs a lease, and MUST refuse one for more than is
@@ -163,10 +178,12 @@ def _credit(lease: Lease, before_uusd: int, after_uusd: int) -> Iterable[Posting
     more_uusd = after_uusd - before_uusd
     if not more_uusd:
         return
-    fee_uusd = cut_uusd(after_uusd, lease.fee_bps) - cut_uusd(before_uusd, lease.fee_bps)
-    relay_uusd = cut_uusd(after_uusd, lease.relay_bps) - cut_uusd(before_uusd, lease.relay_bps)
+    fee_before_uusd, relay_before_uusd = cuts_uusd(before_uusd, lease.fee_bps, lease.relay_bps)
+    fee_after_uusd, relay_after_uusd = cuts_uusd(after_uusd, lease.fee_bps, lease.relay_bps)
+    fee_uusd, relay_uusd = fee_after_uusd - fee_before_uusd, relay_after_uusd - relay_before_uusd
     yield Posting(lease.held, CREDIT, -more_uusd)
-    yield Posting(available(lease.provider), CREDIT, more_uusd - fee_uusd - relay_uusd)
+    if more_uusd > fee_uusd + relay_uusd:
+        yield Posting(available(lease.provider), CREDIT, more_uusd - fee_uusd - relay_uusd)
     if fee_uusd:
         yield Posting(FEE, CREDIT, fee_uusd)
     if relay_uusd:
@@ -196,23 +213,25 @@ def _deposit(state: State, command: Deposit) -> Verdict:
     reference = f"deposit:{command.payment}"
     if (repeated := _repeated(state, reference, command)) is not None:
         return repeated
-    to = _hold(command.payment) if command.is_held else available(command.key)
+    to = _hold(command.payment, command.key) if command.is_held else available(command.key)
     bought = _move("fx:credit", to, command.credit_uusd)
     postings = _move(f"gateway:{command.asset}", f"fx:{command.asset}", command.units, command.asset) + bought
     return Entry(command, postings, reference)
 
 
-def _hold(payment: str) -> str:
-    return f"suspense:{payment}"
+def _hold(payment: str, key: NodeId) -> str:
+    """Where a deposit waits. It names its owner: nobody else can have it released to them."""
+    return f"suspense:{payment}:{key.hex()}"
 
 
 def _release(state: State, command: ReleaseHold) -> Verdict:
     reference = f"release:{command.payment}"
     if (repeated := _repeated(state, reference, command)) is not None:
         return repeated
-    if not command.credit_uusd or state.balance(_hold(command.payment)) != command.credit_uusd:
+    held = _hold(command.payment, command.key)
+    if not command.credit_uusd or state.balance(held) != command.credit_uusd:
         return Refused(MoneyRefusal.UNKNOWN_HOLD, "no such deposit is held")
-    return Entry(command, _move(_hold(command.payment), available(command.key), command.credit_uusd), reference)
+    return Entry(command, _move(held, available(command.key), command.credit_uusd), reference)
 
 
 def _budget(state: State, command: Budget) -> Verdict:
@@ -304,9 +323,12 @@ def _amount_refusal(command: AnyCommand) -> Refused | None:
     for name in command.__struct_fields__:
         value = getattr(command, name)
         if name.endswith(("_uusd", "_ms", "_bps")) or name in ("units", "day"):
-            is_whole = type(value) is int and 0 <= value <= AMOUNT_MAX
-            if not is_whole and not (name == "day" and value is None):
-                return Refused(MoneyRefusal.BAD_AMOUNT, f"{name} is no whole number from 0 to {AMOUNT_MAX}")
+            # What a payer has signed may be any number, for it counts only up to the cap. Otherwise a payer could hand
+            # out a voucher that cannot be redeemed, in place of those before it.
+            most = c.INTEGER_MAX if name == "paid_uusd" else AMOUNT_MAX
+            is_whole = type(value) is int and 0 <= value <= most
+            if not is_whole and not (value is None and name == "day" and isinstance(command, OpenLease)):
+                return Refused(MoneyRefusal.BAD_AMOUNT, f"{name} is no whole number from 0 to {most}")
     return None
 
 

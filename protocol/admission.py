@@ -91,12 +91,11 @@ class Admission:
         model = _model(offer, order)
         if not isinstance(model, ModelOffer):
             return model
-        why = _size_refusal(offer, order)
-        if why is None and (order.lease is not None or not is_free(order)):
+        if order.lease is not None or not is_free(order):
             why = self._paid_refusal(order, lease, offer, model, now)
-        elif why is None:
+        else:
             why = self._free_refusal(offer, order, peer, local, held)
-        return why or model
+        return why or _size_refusal(offer, order) or model
 
     def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:
         """Admit this attempt, and from now on neither it again nor an earlier one; or why not.

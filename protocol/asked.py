@@ -87,6 +87,8 @@ class Job:
     urged: set[NodeId] = field(default_factory=set)
     retried: set[NodeId] = field(default_factory=set)
     resealed: set[NodeId] = field(default_factory=set)
+    #: Who took our lease no more, and was asked once more with another one.
+    releases: set[NodeId] = field(default_factory=set)
     detoured: set[NodeId] = field(default_factory=set)
     #: Aggregators of which we have heard during a search.
     aggregators: set[NodeId] = field(default_factory=set)

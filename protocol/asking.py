@@ -246,6 +246,16 @@ class Asking:
             return effects
         return effects + self._not_funded(job, event.text, now)
 
+    def _offer_anew(self, job: Job, code: Refusal, text: str, now: Now) -> list[Effect]:
+        """Our lease is of no more use to the provider: try once with another one, at its present price."""
+        assert job.provider is not None
+        self._router.withdraw(job.ask.job)
+        entry = self._directory.get(job.provider)
+        offer = entry.offer(job.model) if entry is not None and job.model is not None else None
+        if entry is None or offer is None:
+            return self._attempt_failed(job, code, text, now, had_order=True)
+        return self._offer(job, entry, offer, now)
+
     def _not_funded(self, job: Job, text: str, now: Now) -> list[Effect]:
         """The provider is not to blame."""
         assert job.provider is not None
@@ -402,12 +412,16 @@ class Asking:
                 continue  # a hint that does not hold is no hint
             if heartbeat is not None:
                 better.append(RecordLearnt(heartbeat, record))
-        if attempt.side is not None and message.code in (Refusal.LEASE, Refusal.PRICE):
+        is_lease_void = attempt.side is not None and message.code in (Refusal.LEASE, Refusal.PRICE)
+        if attempt.side is not None and is_lease_void:
             attempt.side.is_closing = True  # it will not take it the next time either
         self._leave(job, attempt)
         if message.reservation is not None:
             job.reservation = reservation_for(attempt.order, message.reservation, now)
         code = refusal_from_code(message.code)
+        if is_lease_void and attempt.order.provider not in job.releases:
+            job.releases.add(attempt.order.provider)
+            return [FinishStream(attempt.stream), *better, *self._offer_anew(job, code, message.text, now)]
         if code is Refusal.CANNOT_OPEN_SEAL and attempt.order.provider not in job.resealed:
             job.resealed.add(attempt.order.provider)
             job.stale_key = attempt.sealing_key
@@ -536,4 +550,6 @@ def _too_dear(job: Job, needed_uusd: int) -> str:
 
 def _nobody(job: Job) -> str:
     what = f"model {job.ask.model!r}" if job.ask.model else "any model"
+    if job.is_paid:
+        what += f" at a cost of at most {job.spend_uusd_left} micro-USD"
     return f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"

@@ -82,7 +82,7 @@ class Attempt:
         self.read_tokens = max(self.read_tokens, message.done_tokens)
         return moved
 
-    def accept(self, signed: Signed, proof: Signed | None) -> JobAcceptRecord:
+    def accept(self, signed: Signed, proof: Signed | None = None) -> JobAcceptRecord:
         """Check an acceptance and take its prompt tokens; `proof` is our own last voucher on the lease."""
         record = open_record(signed, JobAcceptRecord)
         self.check_named(record.job, record.attempt)

@@ -11,7 +11,7 @@ from protocol import constants as c
 from protocol.envelope import open_record, tagged_hash
 from protocol.errors import BadSignature, RemoteProtocolError, Stale
 from protocol.ids import LeaseId, NodeId
-from protocol.ledger import AnyCommand, Claim, Lease, OpenLease
+from protocol.ledger import AnyCommand, Claim, Lease, OpenLease, State
 from protocol.money_records import (
     ClaimRecord,
     CloseRecord,
@@ -126,6 +126,8 @@ def _check_papers(claim: ClaimRecord) -> CheckedClaim:
 def command_of(checked: CheckedClaim, lease: Lease) -> Claim:
     """What a claim asks of the ledger: its voucher must be the payer's, for this lease. Raises BadSignature."""
     claim, voucher, receipt = checked.claim, checked.voucher, checked.receipt
+    if claim.lease != lease.lease:
+        raise BadSignature("the claim is for another lease")
     # SPEC 06: The coordinator MUST credit only what the payer of that lease has signed, for that lease.
     if voucher is not None and voucher.lease != lease.lease:
         raise BadSignature("the voucher is for another lease")
@@ -151,19 +153,29 @@ def check_close(signed: Signed, lease: Lease) -> CloseRecord:
     return close
 
 
-def check_evidence(command: AnyCommand) -> None:
+def check_evidence(state: State, command: AnyCommand) -> None:
     """Check the signatures that an entry of the ledger keeps, for whoever rebuilds one and trusts nobody.
 
-    Raises RemoteProtocolError.
+    `state` is the ledger before that entry: it says who pays for a lease. Raises RemoteProtocolError.
     """
     if isinstance(command, OpenLease):
         request = open_record(command.request, LeaseRequestRecord)
-        if (lease_id(command.request.body), request.payer, request.provider) != (
-            *(command.lease, command.payer),
-            command.provider,
+        if lease_id(command.request.body) != command.lease or any(
+            getattr(request, name) != getattr(command, name)
+            for name in ("client", "payer", "provider", "relay", "relay_bps", "cap_uusd")
         ):
             raise BadSignature("the lease is not what its client asked for")
-    elif isinstance(command, Claim) and command.voucher is not None:
-        voucher = open_record(command.voucher, VoucherRecord)
-        if (voucher.lease, voucher.paid_uusd) != (command.lease, command.paid_uusd):
-            raise BadSignature("the claim is not what its payer signed")
+    elif isinstance(command, Claim):
+        _check_claimed(state.lease(command.lease), command)
+
+
+def _check_claimed(lease: Lease | None, command: Claim) -> None:
+    if command.voucher is None:
+        if command.paid_uusd:
+            raise BadSignature("a claim for money that no payer signed")
+        return
+    voucher = open_record(command.voucher, VoucherRecord)
+    if (voucher.lease, voucher.paid_uusd) != (command.lease, command.paid_uusd):
+        raise BadSignature("the claim is not what its payer signed")
+    if lease is None or voucher.payer != lease.payer:
+        raise BadSignature("the voucher is not signed by the payer of the lease")

@@ -170,6 +170,15 @@ class StoreClaimed(Struct, frozen=True):
     acknowledgement: Signed | None
 
 
+class Equivocation(Struct, frozen=True):
+    """A coordinator of ours has signed two different heads of its ledger with one number: here is the proof."""
+
+    coordinator: NodeId
+    entry: int
+    first: Signed
+    second: Signed
+
+
 # ---------------------------------------------------------------- to the application
 
 
@@ -339,6 +348,7 @@ Effect = (
     | StoreVoucher
     | SendClaim
     | StoreClaimed
+    | Equivocation
     | JobAccepted
     | JobQueued
     | JobResumed

@@ -355,14 +355,23 @@ class RestoreProvider(Struct, frozen=True):
     voucher: Signed | None
     receipt: Signed | None
     claimed_uusd: int
+    is_closed: bool = False
 
 
 class ClaimNow(Struct, frozen=True):
     """Redeem everything that can be redeemed, without waiting for more."""
 
 
+class LearnHead(Struct, frozen=True):
+    """Our coordinator has told us the head of its ledger."""
+
+    signed: Signed
+
+
 class CloseLease(Struct, frozen=True):
-    """The payer of a lease given to us wants its rest back: redeem what we have, and give up the remainder."""
+    """The payer of this lease wants its rest back: a provider redeems what it has and gives up the remainder, the payer
+    itself orders no more under it.
+    """
 
     lease: LeaseId
 
@@ -417,6 +426,7 @@ Event = (
     | RestoreProvider
     | ClaimNow
     | CloseLease
+    | LearnHead
     | Drain
     | Pressure
     | Shutdown

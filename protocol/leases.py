@@ -140,6 +140,7 @@ class PayerSide:
             chunks=chunks,
             output_tokens=output_tokens,
             running_hash=running_hash,
+            extensions=(),
         )
         self.signed_uusd = total_uusd
         self.voucher_job = (order.job, order.attempt)
@@ -201,6 +202,7 @@ class Meter:
     base_uusd: int = 0
     prefill_uusd: int = 0
     promised_uusd: int = 0
+    delivered_uusd: int = 0
     round_trip_s: float = 0.0
     tokens_per_s: float = 0.0
     _vouchers: int = 0
@@ -213,6 +215,7 @@ class Meter:
         self.prefill_uusd = prefill_uusd
         self.round_trip_s, self.tokens_per_s = self.side.round_trip_s, self.side.tokens_per_s
         self.promised_uusd = self.window_uusd
+        self.delivered_uusd = prefill_uusd
         self._sent = deque([(0, running_hash, now_s)])
 
     @property
@@ -233,8 +236,10 @@ class Meter:
 
     @property
     def window_uusd(self) -> int:
-        """Never less than the acceptance said, by which the payer reckons when to sign."""
-        return max(self.promised_uusd, window_uusd(self.order, self.window_tokens, self.side.paid_uusd))
+        """It never shrinks while a job goes on: by what the acceptance says the payer reckons when to sign."""
+        now_uusd = window_uusd(self.order, self.window_tokens, self.side.paid_uusd)
+        self.promised_uusd = max(self.promised_uusd, now_uusd)
+        return self.promised_uusd
 
     def may_send(self, owed_uusd: int) -> bool:
         """Whether the debt may grow to this."""
@@ -254,6 +259,7 @@ class Meter:
 
     def sent(self, number: int, running_hash: bytes, owed_uusd: int, now_s: float) -> None:
         """A chunk is on its way."""
+        self.delivered_uusd = owed_uusd
         assert owed_uusd - self.paid_uusd <= self.window_uusd, "I5: more delivered than paid for and one window"
         self._sent.append((number, running_hash, now_s))
 

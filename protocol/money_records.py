@@ -124,6 +124,7 @@ class VoucherRecord(Record, frozen=True):
     chunks: UnsignedInteger
     output_tokens: TokenCount
     running_hash: Hash
+    extensions: Extensions
 
 
 class ClaimRecord(Record, frozen=True):

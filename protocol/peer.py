@@ -29,10 +29,11 @@ from protocol.finding import Finding
 from protocol.forwarding import Account, Forwarding, ForwardStatistics
 from protocol.gossip import Gossip, GossipConfig
 from protocol.greeting import Greeting
+from protocol.heads import Heads as LedgerHeads
 from protocol.ids import NodeId, StreamId
 from protocol.jobs import FEATURE_ACKNOWLEDGES
 from protocol.locality import network_of
-from protocol.messages import Hello, Message, Reports
+from protocol.messages import Heads, Hello, Message, Reports
 from protocol.providing import Providing
 from protocol.purse import Purse
 from protocol.reachable import Reachable
@@ -153,6 +154,7 @@ class Peer:
             reports=config.reports,
         )
         self.purse = Purse(signer, rng)
+        self.heads = LedgerHeads()
         self._asking = Asking(
             signer,
             sealer,
@@ -295,6 +297,7 @@ class Peer:
                 return self._asking.stop(event, now)
             case e.UseCoordinator():
                 self.purse.coordinator = event.coordinator
+                self._use_coordinators()
                 return []
             case e.LeaseGranted():
                 return self._asking.on_lease_granted(event, now)
@@ -307,13 +310,16 @@ class Peer:
             case e.RestoreProvider():
                 return self.till.restore(event, now)
             case e.ClaimAnswered():
-                return self.till.on_answered(event, now)
+                return self.till.on_answered(event, now) + self.heads.acknowledged(event.acknowledgement)
             case e.ClaimFailed():
                 return self.till.on_failed(event, now)
             case e.ClaimNow():
                 return self.till.claim_now(now)
             case e.CloseLease():
+                self.purse.close(event.lease)
                 return self.till.on_close_wanted(event, now)
+            case e.LearnHead():
+                return self._learn_heads(None, (event.signed,), now)
             case e.SetOffer():
                 return self._set_offer(event.offer, now)
             case e.Allow():
@@ -384,7 +390,23 @@ class Peer:
     def _on_gossip(self, peer: NodeId, message: Message, now: Now) -> list[Effect]:
         if isinstance(message, Reports):
             return self._gossip.deliver(self.experience.on_reports(peer, message, now), now)
+        if isinstance(message, Heads):
+            return self._learn_heads(peer, message.records, now)
         return self._gossip.on_message(peer, message, now)
+
+    def _use_coordinators(self) -> None:
+        ours = self.purse.coordinator
+        theirs = self._announcing.offer.coordinators if self._announcing.offer is not None else ()
+        self.heads.use((*theirs, *((ours,) if ours is not None else ())))
+
+    def _learn_heads(self, source: NodeId | None, records: tuple[Signed, ...], now: Now) -> list[Effect]:
+        try:
+            news, effects = self.heads.take(source, records, now)
+        except RemoteProtocolError as error:
+            if source is not None:
+                raise
+            return [Note("head.bad", None, str(error))]
+        return effects + self._gossip.deliver(self._gossip.spread(self.heads, news, now, source=source), now)
 
     def _on_stream_dropped(self, number: StreamId, stream: Stream) -> None:
         self._finding.on_stream_lost(number)
@@ -438,6 +460,7 @@ class Peer:
         # Signing raises for an offer that others would refuse, before anything has changed.
         self._announcing.sign(offer, 0, now)
         self._announcing.offer = offer
+        self._use_coordinators()
         self._gossip.serve(model.name for model in offer.models)
         begun = self._providing.set_offer(offer, now) + self._reachable.on_offer(offer, now)
         return begun + self._beat(now, spread=True)

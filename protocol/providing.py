@@ -456,7 +456,8 @@ class Providing:
             self._timers.cancel((name, run.run))
         if run.meter is not None:
             # Whoever has a receipt answers it with the last voucher.
-            self.till.end(run.meter.side, run.stream if run.accepted_at_ms else None, now)
+            meter, stream = run.meter, run.stream if run.accepted_at_ms else None
+            self.till.end(meter.side, stream, meter.base_uusd + meter.delivered_uusd, now)
 
     # ------------------------------------------------------------ time
 

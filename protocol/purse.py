@@ -171,6 +171,12 @@ class Purse:
         side.mark_uusd = side.signed_uusd
         self._store(side, side.signed_uusd)
 
+    def close(self, lease: LeaseId) -> None:
+        """Our user wants the rest of this lease back: no job begins on it any more."""
+        side = self._leases.get(lease)
+        if side is not None:
+            side.is_closing = True
+
     def take_effects(self) -> list[Effect]:
         """What is to be done since the last call."""
         effects, self._effects = self._effects, []

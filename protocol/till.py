@@ -42,7 +42,8 @@ class Till:
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self._sides: dict[LeaseId, ProviderSide] = {}
-        self._settling: dict[StreamId, LeaseId] = {}
+        # Where the last voucher of a job is waited for: the lease, and the total that the receipt came to.
+        self._settling: dict[StreamId, tuple[LeaseId, int]] = {}
         self._sent: dict[LeaseId, int] = {}
         self._tries: dict[LeaseId, int] = {}
         self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
@@ -112,16 +113,19 @@ class Till:
         self._timers.set(("claim", order.lease), now.monotonic_s + CLAIM_INTERVAL_S)
         return side, [self._store(side)]
 
-    def end(self, side: ProviderSide, stream: StreamId | None, now: Now) -> None:
-        """The job is over; on its stream the last voucher may still come."""
-        side.in_use = False
+    def end(self, side: ProviderSide, stream: StreamId | None, total_uusd: int, now: Now) -> None:
+        """The job is over, and came to this total; on its stream what is missing may still come.
+
+        Until then the next job of the lease waits, or it would begin with the money of this one.
+        """
         lease = side.record.lease
-        if stream is not None:
-            self._settling[stream] = lease
+        if stream is not None and side.paid_uusd < total_uusd:
+            self._settling[stream] = lease, total_uusd
             self._timers.set(("settle", stream), now.monotonic_s + LAST_VOUCHER_S)
+        else:
+            side.in_use = False
         self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
-        if side.is_closed:
-            self._forget(side)
+        self._forget_if_over(side)
 
     def took(self, side: ProviderSide) -> list[Effect]:
         """A better voucher has come."""
@@ -137,19 +141,26 @@ class Till:
         return stream in self._settling
 
     def on_last_voucher(self, stream: StreamId, message: Voucher) -> list[Effect]:
-        """The payer agrees to the receipt. Raises RemoteProtocolError."""
-        side = self._sides.get(self._settling[stream])
-        self.on_stream_dropped(stream)
-        if side is None:
-            return []
+        """The payer signs for what the receipt says, at once or in the steps that were under way. Raises
+        RemoteProtocolError.
+        """
+        lease, total_uusd = self._settling[stream]
+        side = self._sides[lease]
         before_uusd = side.paid_uusd
         side.take(message.voucher)
+        if side.paid_uusd >= total_uusd:
+            self.on_stream_dropped(stream)
         return self.took(side) if side.paid_uusd > before_uusd else []
 
     def on_stream_dropped(self, stream: StreamId) -> None:
-        """Nothing comes on this stream any more."""
-        if self._settling.pop(stream, None) is not None:
-            self._timers.cancel(("settle", stream))
+        """Nothing comes on this stream any more: the lease is free for the next job."""
+        lease, _ = self._settling.pop(stream, (None, 0))
+        if lease is None:
+            return
+        self._timers.cancel(("settle", stream))
+        side = self._sides[lease]
+        side.in_use = False
+        self._forget_if_over(side)
 
     @staticmethod
     def _store(side: ProviderSide) -> StoreVoucher:
@@ -211,8 +222,7 @@ class Till:
             if side.unclaimed_uusd:
                 lost = f"lease {event.lease.hex()[:8]} was closed with {side.unclaimed_uusd} micro-USD unclaimed"
                 effects.append(Note("claim.lost", None, lost))
-            if not side.in_use:
-                self._forget(side)
+            self._forget_if_over(side)
         elif side.unclaimed_uusd or side.is_final_wanted:
             self._timers.set(("claim", event.lease), now.monotonic_s + CLAIM_DELAY_S)
         return effects
@@ -235,8 +245,7 @@ class Till:
             return self._retry(side, event.text, now)
         side.is_closed = True
         note = Note("claim.refused", None, f"lease {event.lease.hex()[:8]}: {event.text}")
-        if not side.in_use:
-            self._forget(side)
+        self._forget_if_over(side)
         return [note, StoreClaimed(event.lease, side.claimed_uusd, True, None)]
 
     def _retry(self, side: ProviderSide, text: str, now: Now) -> list[Effect]:
@@ -246,8 +255,12 @@ class Till:
         self._timers.set(("claim", lease), now.monotonic_s + delay_s)
         return [Note("claim.failed", None, f"lease {lease.hex()[:8]}: {text}")]
 
-    def _forget(self, side: ProviderSide) -> None:
+    def _forget_if_over(self, side: ProviderSide) -> None:
+        """Forget a lease that is closed and cannot be ordered under any more."""
         lease = side.record.lease
+        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under,
+        if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
+            return
         self._sides.pop(lease, None)
         self._tries.pop(lease, None)
         self._sent.pop(lease, None)
@@ -260,7 +273,13 @@ class Till:
         """Take up a lease from before a restart, and redeem what it holds. What does not hold is left, and noted."""
         try:
             record = open_record(event.signed, LeaseRecord)
-            side = ProviderSide(record, event.signed, receipt=event.receipt, claimed_uusd=event.claimed_uusd)
+            side = ProviderSide(
+                record,
+                event.signed,
+                receipt=event.receipt,
+                claimed_uusd=event.claimed_uusd,
+                is_closed=event.is_closed,
+            )
             if event.voucher is not None:
                 side.take(event.voucher)
         except RemoteProtocolError as error:
@@ -275,7 +294,7 @@ class Till:
         effects: list[Effect] = []
         for name, key in self._timers.pop_due(now.monotonic_s):
             if isinstance(key, int):
-                self._settling.pop(StreamId(key), None)
+                self.on_stream_dropped(StreamId(key))
                 continue
             side = self._sides.get(LeaseId(key))
             if side is None:
@@ -286,6 +305,7 @@ class Till:
                 continue
             if name == "served":
                 side.is_final_wanted = True
+                self._forget_if_over(side)
             elif side.in_use:
                 self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
             effects += self._claim(side, now)

@@ -13,6 +13,7 @@ from _vectors_identity import heartbeat, order
 from protocol import codec
 from protocol import constants as c
 from protocol.envelope import sign_record
+from protocol.ids import LeaseId
 from protocol.link import (
     Announce,
     ClaimAnswer,
@@ -43,6 +44,7 @@ from protocol.messages import (
     Found,
     Graft,
     Have,
+    Heads,
     Hello,
     Interest,
     JobAccept,
@@ -67,8 +69,10 @@ from protocol.messages import (
     Shuffle,
     Shuffled,
     Summary,
+    Voucher,
     Want,
 )
+from protocol.money_records import LedgerHeadRecord, VoucherRecord
 from protocol.records import (
     JobAcceptRecord,
     Kind,
@@ -81,6 +85,8 @@ from protocol.records import (
 )
 
 RECORD = sign_record(heartbeat(), PROVIDER)
+VOUCHER = VoucherRecord(1, LeaseId(bytes(range(32))), ASKER.node, 3, 4_500, JOB, 2, 5, 18, bytes(range(32, 64)), ())
+HEAD = LedgerHeadRecord(1, COORDINATOR.node, 1_234, bytes(range(32)), NOW_MS, ())
 SMALL_RECORD = sign_record(heartbeat(models=(), gpus=(), addresses=()), PROVIDER)
 ACCEPTANCE = sign_record(
     JobAcceptRecord(1, JOB, 2, PROVIDER.node, None, bytes(32), bytes(32), 57, 0, 0, 0, 0, NOW_MS, ()), PROVIDER
@@ -124,6 +130,7 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a want", Want((PROVIDER.node, ASKER.node))),
     ("a load", Load(8, 12_500)),
     ("reports", Reports((REPORT,))),
+    ("a head of a ledger", Heads((sign_record(HEAD, COORDINATOR),))),
     ("news that the sender has", Have(((PROVIDER.node, NOW_MS),))),
     ("a summary of one record", Summary(NOW_MS, ((b"\xff" * 32, MARK),))),  # type: ignore[arg-type]  # plain bytes
     ("a graft", Graft((PROVIDER.node,))),
@@ -154,6 +161,7 @@ MESSAGES: tuple[tuple[str, Message], ...] = (
     ("a refusal without more", JobReject(JOB, 2**32 - 1, 127, 0, "", (), None)),
     ("a chunk", Chunk(JOB, 2, 1, 1, 0, bytes(80))),
     ("a chunk with the largest counts", Chunk(JOB, 2, 2**63 - 1, 2**32 - 1, 2**63 - 1, b"\xff" * 80)),
+    ("a voucher", Voucher(sign_record(VOUCHER, ASKER))),
     ("a cancel", Cancel(JOB, 2, 65)),
     ("a receipt", Receipt(RECEIPT)),
     ("a refused order, shown to another provider", Reserve(sign_record(order(), ASKER))),

@@ -8,6 +8,7 @@ from typing import get_args
 
 from protocol.codec import encode_message, encode_value
 from protocol.envelope import sign_record
+from protocol.ids import LeaseId
 from protocol.messages import (
     AnyMessage,
     Cancel,
@@ -19,6 +20,7 @@ from protocol.messages import (
     Found,
     Graft,
     Have,
+    Heads,
     Hello,
     Interest,
     JobAccept,
@@ -42,12 +44,15 @@ from protocol.messages import (
     Shuffle,
     Shuffled,
     Summary,
+    Voucher,
     Want,
 )
+from protocol.money_records import VoucherRecord
 from protocol.records import Kind, Reachability
 from tests.helpers_records import ASKER, JOB, NOW_MS, PROVIDER, acceptance, heartbeat, order, receipt
 
 RECORD = sign_record(heartbeat(), PROVIDER)
+VOUCHER = VoucherRecord(1, LeaseId(bytes(32)), ASKER.node, 3, 4500, JOB, 1, 2, 9, bytes(32), ())
 #: One valid body of every message type, to be damaged.
 BODIES: tuple[bytes, ...] = tuple(
     encode_message(message)[4:]
@@ -66,6 +71,8 @@ BODIES: tuple[bytes, ...] = tuple(
         JobAccept(sign_record(acceptance(), PROVIDER)),
         JobReject(JOB, 1, 1, 2000, "full", (RECORD,), None),
         Chunk(JOB, 1, 1, 4, 0, bytes(80)),
+        Voucher(sign_record(VOUCHER, ASKER)),
+        Heads((RECORD,)),
         Cancel(JOB, 1, 65),
         Receipt(sign_record(receipt(), PROVIDER)),
         Load(3, 900),

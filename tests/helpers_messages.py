@@ -13,6 +13,16 @@ from hypothesis import strategies as st
 from msgspec import inspect as mi
 
 from protocol.messages import AnyMessage, Message
+from protocol.money_records import (
+    ClaimAckRecord,
+    ClaimRecord,
+    CloseRecord,
+    ComplaintRecord,
+    LeaseRecord,
+    LeaseRequestRecord,
+    LedgerHeadRecord,
+    VoucherRecord,
+)
 from protocol.records import (
     ChunkBody,
     Gpu,
@@ -38,6 +48,14 @@ RECORDS: tuple[type[Record], ...] = (
     ReceiptRecord,
     ReservationRecord,
     ReportRecord,
+    LeaseRequestRecord,
+    LeaseRecord,
+    VoucherRecord,
+    ClaimRecord,
+    ClaimAckRecord,
+    CloseRecord,
+    ComplaintRecord,
+    LedgerHeadRecord,
 )
 PARTS_OF_RECORDS = (Gpu, ModelOffer, Sampling, ReportEntry)
 SEALED = (JobRequest, SealedPrompt, ChunkBody)
@@ -97,6 +115,7 @@ _NAMED_RANGES: dict[tuple[int | None, int | None], str] = {
     (0, 2**32 - 1): "count",
     (0, 10**12): "price",
     (0, 255): "u8",
+    (0, 10_000): "bps",
 }
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec.structs import replace
 
-from protocol.codec import JOB_LIMITS, FrameReader
+from protocol.codec import JOB_LIMITS, FrameReader, decode_record, encode_message
 from protocol.effects import (
     CancelEngine,
     ContinueEngine,
     Effect,
     FinishStream,
     JobDone,
-    JobFailed,
     JobText,
     Note,
     OpenStream,
@@ -29,10 +29,9 @@ from protocol.effects import (
     RunEngine,
     Send,
     SendClaim,
-    StoreClaimed,
     StoreMark,
-    StoreVoucher,
 )
+from protocol.envelope import sign_record
 from protocol.events import (
     DEADLINE,
     Ask,
@@ -44,6 +43,7 @@ from protocol.events import (
     LearnRecord,
     MarkStored,
     PeerConnected,
+    PeerDisconnected,
     SetOffer,
     StreamBroken,
     StreamFinished,
@@ -51,9 +51,9 @@ from protocol.events import (
     UseCoordinator,
 )
 from protocol.ids import NodeId, RunId, StreamId
-from protocol.messages import Message
+from protocol.messages import JobAccept, Message
 from protocol.peer import Peer
-from protocol.records import Outcome
+from protocol.records import JobAcceptRecord, Outcome
 from protocol.sim.bank import Bank
 from tests.helpers_machines import ADDRESS, ALONE, chat, now, offer, sealer_of
 from tests.helpers_records import NOW_MS, OFFER, signing_key
@@ -100,11 +100,24 @@ class Market:
         self.runs: dict[RunId, RunEngine] = {}
         self.waiting: deque[tuple[Side, Event]] = deque()
         self.held_marks: list[MarkStored] = []
-        self.drops_vouchers = False
+        #: Messages of this kind are lost, the first so many excepted; or wait until they are released.
+        self.loses: type[Message] | None = None
+        self.loses_after = 0
+        self.delays: type[Message] | None = None
+        self.delayed: deque[tuple[Side, Event]] = deque()
+        #: The engine stops after so many words, until it is told what becomes of it.
+        self.pauses_after: int | None = None
+        #: What the provider accepts, it accepts altered.
+        self.alters: Callable[[JobAcceptRecord], JobAcceptRecord] = lambda record: record
         if deposit_uusd:
             self.bank.deposit(self.asker.node, deposit_uusd, self.wall_ms)
         self.feed(self.asker, UseCoordinator(self.bank.node))
-        self.feed(self.provider, SetOffer(offer(models=(priced,), coordinators=(self.bank.node,))))
+        self.offer = offer(models=(priced,), coordinators=(self.bank.node,))
+        self.feed(self.provider, SetOffer(self.offer))
+        self.meet()
+
+    def meet(self) -> None:
+        """They connect, and the asker hears what the provider offers now."""
         entry = self.provider.peer.directory.get(self.provider.node)
         assert entry is not None
         self.feed(self.asker, PeerConnected(self.provider.node, ADDRESS, inbound=False))
@@ -166,8 +179,7 @@ class Market:
             case OpenStream():
                 self.waiting.append((other, StreamOpened(_far(effect.stream), side.node, effect.protocol)))
             case Send():
-                side.said += side.reader.feed(effect.data)
-                self.waiting.append((other, BytesReceived(_far(effect.stream), effect.data)))
+                self._send(side, other, effect)
             case FinishStream():
                 self.waiting.append((other, StreamFinished(_far(effect.stream))))
             case ResetStream():
@@ -191,10 +203,55 @@ class Market:
             case _:
                 pass
 
+    def _send(self, side: Side, other: Side, effect: Send) -> None:
+        """Everything but what is lost, delayed or altered. Vouchers and acceptances are sent alone."""
+        messages = list(side.reader.feed(effect.data))
+        side.said += messages
+        data = effect.data
+        (first,) = messages[:1]
+        if self.loses is not None and isinstance(first, self.loses):
+            self.loses_after -= 1
+            if self.loses_after < 0:
+                return
+        if isinstance(first, JobAccept) and side is self.provider:
+            record = self.alters(decode_record(first.acceptance.body, JobAcceptRecord))
+            data = encode_message(replace(first, acceptance=sign_record(record, signing_key("provider"))))
+        event = BytesReceived(_far(effect.stream), data)
+        if self.delays is not None and isinstance(first, self.delays):
+            self.delayed.append((other, event))
+        else:
+            self.waiting.append((other, event))
+
+    def release(self) -> None:
+        """Let the next delayed message through."""
+        self.waiting.append(self.delayed.popleft())
+        self.step()
+
+    def restart_asker(self) -> None:
+        """It crashes and starts again, with nothing but its key."""
+        self._restart(self.asker, self.provider)
+        self.feed(self.asker, UseCoordinator(self.bank.node))
+        self.meet()
+
+    def restart_provider(self) -> None:
+        """It crashes and starts again, with nothing but its key and its offer."""
+        self._restart(self.provider, self.asker)
+        self.feed(self.provider, SetOffer(self.offer))
+        self.meet()
+
+    def _restart(self, side: Side, other: Side) -> None:
+        self.waiting.clear()
+        self.feed(other, PeerDisconnected(side.node))
+        self.waiting.clear()
+        fresh = self._side(side.name)
+        side.peer, side.reader = fresh.peer, fresh.reader
+
     def _write(self, side: Side, run: RunId) -> None:
         limit = self.runs[run].output_tokens_max
         tokens = 0
         for number in range(1, self.words + 1):
+            if self.pauses_after is not None and number > self.pauses_after:
+                return
             tokens += self.tokens_per_word
             if tokens > limit:
                 tokens -= self.tokens_per_word
@@ -222,6 +279,3 @@ class Market:
 def _far(stream: StreamId) -> StreamId:
     """The number of a stream at its other end: what one side opens with odd ids is even there, and back."""
     return StreamId(stream + 1 if stream % 2 else stream - 1)
-
-
-__all__ = ["PRICED", "PROMPT_TOKENS", "JobFailed", "Market", "StoreClaimed", "StoreVoucher"]

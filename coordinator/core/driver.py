@@ -22,6 +22,7 @@ from protocol.effects import (
     DialBack,
     Drained,
     Effect,
+    Equivocation,
     FinishStream,
     HangUp,
     HeartbeatSigned,
@@ -175,7 +176,7 @@ class PeerDriver:
                 raise AssertionError("the coordinator dials nobody and needs no relay")
             case RequestLease() | StoreMark():
                 self._on_money(effect)
-            case StoreVoucher() | SendClaim() | StoreClaimed():
+            case StoreVoucher() | SendClaim() | StoreClaimed() | Equivocation():
                 raise AssertionError("the coordinator is nobody's provider")
             case RunEngine() | CancelEngine() | ContinueEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")

@@ -31,6 +31,15 @@ _WORDS: Final = {
     415: "this path takes another content type",
 }
 
+_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "bad_method",
+    408: "timed_out",
+    413: "too_large",
+    415: "bad_type",
+}
+
 log = structlog.get_logger(__name__)
 
 
@@ -83,7 +92,7 @@ async def read_json(cls: type[T]) -> T:
     """The body as this type; unknown keys are ignored. Raises BadRequest, or ApiError 415."""
     if request.mimetype != "application/json":
         # Also what keeps other sites' forms out: a browser asks before it sends this type elsewhere.
-        raise ApiError(415, "send JSON with Content-Type: application/json")
+        raise ApiError(415, "send JSON with Content-Type: application/json", code="bad_type")
     body = await read_body()
     try:
         return msgspec.json.decode(body, type=cls)
@@ -108,7 +117,8 @@ def install_error_handlers(app: Quart) -> None:
             headers["Allow"] = ", ".join(sorted(methods))
         if location := getattr(error, "new_url", None):
             headers["Location"] = location
-        return json_response({"error": _WORDS.get(status, error.name.lower())}, status, headers)
+        words, code = _WORDS.get(status, error.name.lower()), _CODES.get(status, "refused")
+        return json_response({"error": words, "code": code}, status, headers)
 
     @app.errorhandler(StoreBusy)
     @app.errorhandler(StoreClosed)
@@ -116,9 +126,10 @@ def install_error_handlers(app: Quart) -> None:
     async def unavailable(error: Exception) -> Response:
         log.error("store_unavailable", exc_info=error)
         headers = {"Retry-After": str(RETRY_AFTER_S)}
-        return json_response({"error": "the store is not available; try again soon"}, 503, headers)
+        text = "the store is not available; try again soon"
+        return json_response({"error": text, "code": "store_unavailable"}, 503, headers)
 
     @app.errorhandler(Exception)
     async def fail(error: Exception) -> Response:
         log.error("unexpected", exc_info=error)
-        return json_response({"error": "internal error; it has been logged"}, 500)
+        return json_response({"error": "internal error; it has been logged", "code": "internal"}, 500)

@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from coordinator.core.http import ApiError
-from coordinator.core.money import busy, of_protocol, of_verdict, unknown_lease, wrong_sender
+from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of_verdict, unknown_lease, wrong_sender
 from coordinator.store.db import Database
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
 from protocol.claims import CheckedClaim, check_claim, command_of
@@ -173,7 +173,7 @@ class ClaimIntake:
         try:
             return (await self._write([request], [claim]))[0]
         except (AssertionError, sqlite3.IntegrityError):
-            return ApiError(500, "internal error; it has been logged")
+            return MoneyRefused(500, INTERNAL, "internal error; it has been logged")
 
     def _acknowledge_all(self, rows: list[LeaseRow | ApiError]) -> list[Outcome]:
         return [row if isinstance(row, ApiError) else acknowledge(row, self._key) for row in rows]

@@ -96,4 +96,5 @@ class RateLimiter:
 
 def too_many(message: str, retry_after_s: float) -> ApiError:
     """A 429 that says when to come back."""
-    return ApiError(429, message, headers={"Retry-After": str(max(1, math.ceil(retry_after_s)))})
+    headers = {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
+    return ApiError(429, message, headers=headers, code="too_many_requests")

@@ -73,8 +73,8 @@ class Settlement:
 
     def check_running(self) -> None:
         """Raises MoneyRefused when the ledger has been stopped."""
-        # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree with
-        #   itself.
+        # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree
+        #   with itself.
         if self.stopped_because is not None:
             raise stopped()
 
@@ -98,8 +98,8 @@ class Settlement:
         def write(tx: sqlite3.Connection) -> Signed | ApiError:
             if mark is not None:
                 mark(tx)
-            # SPEC 07: The coordinator MUST answer a request for a lease that it has granted with the same bytes, however
-            #   old the request is, and MUST refuse another request of that client under the same number.
+            # SPEC 07: The coordinator MUST answer a request for a lease that it has granted with the same bytes,
+            #   however old the request is, and MUST refuse another request of that client under the same number.
             before = leases.find_record(tx, lease_id(signed.body), sender)
             if before is not None:
                 return before

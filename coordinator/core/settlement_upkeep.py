@@ -18,6 +18,7 @@ from coordinator.config import Config
 from coordinator.core.settlement import DAY_MS, SPONSOR_PREFIX, Settlement
 from coordinator.store import heads, idempotency, leases
 from coordinator.store.db import Database, StoreBusy, StoreClosed
+from coordinator.store.journal import Journal, JournalFollower, JournalRefused
 from coordinator.store.ledger import Head, LedgerTransaction, accounts_with_money, read_head, read_value, write_value
 from coordinator.store.ledger_check import Drift, check_file
 from protocol.envelope import Signer, sign_record
@@ -48,6 +49,7 @@ class SettlementUpkeep:
         wall_ms: Callable[[], int],
     ) -> None:
         self.head: Signed | None = None
+        self._journal_path = config.journal_path
         self._budget_uusd = config.sponsor_budget_uusd
         self._key = key
         self._database = database
@@ -58,6 +60,7 @@ class SettlementUpkeep:
     async def start(self) -> None:
         """Check the ledger, count the time that was missed, sign a head; then go on by the clock."""
         await self.check()
+        await self._open_journal()
         await self._quietly(self.tick)
         await self._quietly(self.sign_head)
         loop = asyncio.get_running_loop()
@@ -67,6 +70,18 @@ class SettlementUpkeep:
             (self.check, CHECK_INTERVAL_S),
         ):
             self._tasks.append(loop.create_task(self._repeat(work, interval_s)))
+
+    async def _open_journal(self) -> None:
+        if self._journal_path is None:
+            return
+        try:
+            journal = await asyncio.to_thread(Journal, self._journal_path)
+        except JournalRefused as error:
+            self._settlement.stop_because(str(error))
+            return
+        self._database.follower = JournalFollower(journal, self._settlement.stop_because)
+        # The first commit compares the two, and brings the journal what a crash has kept from it.
+        await self._quietly(lambda: self._database.write(lambda _tx: None))
 
     async def stop(self) -> None:
         """Note a last time that claims could be made, and end."""
@@ -158,6 +173,8 @@ class SettlementUpkeep:
             head = await asyncio.to_thread(check_file, self._database.path)
         except Drift as drift:
             self._settlement.stop_because(str(drift))
+        except sqlite3.OperationalError:
+            log.exception("ledger_not_checked")  # no file descriptor, say: that tells nothing about the ledger
         except sqlite3.DatabaseError as error:
             self._settlement.stop_because(f"the ledger cannot be read: {error}")
         else:

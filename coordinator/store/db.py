@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiosqlite
 import structlog
@@ -59,6 +59,16 @@ class StoreClosed(Exception):
     """The store is closed: the server is going down."""
 
 
+class Follower(Protocol):
+    """Something that must have happened, too, before anybody hears that a write is done. On the writer's thread."""
+
+    def after_commit(self, connection: sqlite3.Connection) -> None:
+        """A batch is on disk; its callers hear what this raises, as if it had failed."""
+
+    def on_closed(self) -> None:
+        """There will be no more."""
+
+
 class _Write:
     __slots__ = ("closure", "error", "future", "loop", "result")
 
@@ -88,6 +98,7 @@ class Database:
         self._readers: asyncio.Queue[aiosqlite.Connection] | None = None
         self._reader_connections: list[aiosqlite.Connection] = []
         self._readers_opening = asyncio.Lock()
+        self.follower: Follower | None = None
 
     @property
     def path(self) -> Path:
@@ -123,7 +134,7 @@ class Database:
 
     def _run(self) -> None:
         try:
-            connection = _open_writer(self._path)
+            connection = open_writer(self._path)
         except BaseException as error:  # noqa: BLE001 - handed to `start`, which raises it
             self._opened.set_exception(error)
             return
@@ -134,9 +145,12 @@ class Database:
                 batch, stopping = self._next_batch()
                 if batch:
                     _commit(connection, batch)
+                    _follow_up(self.follower, connection, batch)
                     _report(batch)
         finally:
             connection.close()
+            if self.follower is not None:
+                self.follower.on_closed()
 
     def _next_batch(self) -> tuple[list[_Write], bool]:
         """Wait for a write, take what else waits, and say whether the end was reached."""
@@ -199,7 +213,7 @@ def open_database(home: Path) -> Database:
 
     Raises StoreRefused.
     """
-    lock = _take_lock(home / LOCK_NAME)
+    lock = take_lock(home / LOCK_NAME)
     if not _is_free_of_wal_reset_bug(sqlite3.sqlite_version_info):
         log.warning(
             "sqlite_is_old",
@@ -211,7 +225,8 @@ def open_database(home: Path) -> Database:
     return database
 
 
-def _take_lock(path: Path) -> int:
+def take_lock(path: Path) -> int:
+    """Be the only process on this store until the descriptor is closed. Raises StoreRefused."""
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -232,7 +247,8 @@ def _is_free_of_wal_reset_bug(version: Iterable[int]) -> bool:
     return numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
 
 
-def _open_writer(path: Path) -> sqlite3.Connection:
+def open_writer(path: Path) -> sqlite3.Connection:
+    """A connection that keeps what it acknowledges, on a database with all its tables. The lock must be held."""
     # Made before SQLite does, because its -wal and -shm take over the mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None)
@@ -259,6 +275,16 @@ def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
     except BaseException as error:  # noqa: BLE001 - every waiting caller is told; the thread goes on
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+        for write in batch:
+            write.error = write.error or error
+
+
+def _follow_up(follower: Follower | None, connection: sqlite3.Connection, batch: list[_Write]) -> None:
+    if follower is None:
+        return
+    try:
+        follower.after_commit(connection)
+    except BaseException as error:  # noqa: BLE001 - every waiting caller is told; the thread goes on
         for write in batch:
             write.error = write.error or error
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from coordinator.store.ledger import LEASE_COLUMNS, Head, lease_from_row, read_head, read_value
 from protocol.book import Book
@@ -66,54 +66,68 @@ def check(tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIE
             raise Drift(text.format(row[0]))
     head = read_head(tx)
     if head.entry > replayed_entries_max:
-        _compare("account", _balances(tx), follow(_entries(tx)))
+        _compare("account", _balances(tx), add_up(read_entries(tx)))
     else:
-        _check_rows(tx, replay(_entries(tx)))
+        _check_rows(tx, replay(read_entries(tx)))
     return head
-
-
-def _entries(tx: sqlite3.Connection) -> Iterator[tuple[int, bytes, bytes]]:
-    return iter(tx.execute("SELECT number, body, head FROM entries ORDER BY number"))
 
 
 def _balances(tx: sqlite3.Connection) -> dict[str, int]:
     return dict(tx.execute("SELECT name, balance FROM accounts WHERE balance <> 0").fetchall())
 
 
-def _read(number: int, body: bytes) -> tuple[int, int, AnyCommand, tuple[Posting, ...]]:
+class ReadEntry(NamedTuple):
+    """An entry that follows from the one before: what its bytes say, and the head after it."""
+
+    number: int
+    at_ms: int
+    command: AnyCommand
+    postings: tuple[Posting, ...]
+    head: bytes
+
+
+def read_entries(tx: sqlite3.Connection) -> Iterator[ReadEntry]:
+    """Every entry in order, as its bytes say, which the other columns repeat. Raises Drift."""
+    rows = tx.execute("SELECT number, at_ms, kind, body, head FROM entries ORDER BY number")
+    last = Head(0, GENESIS_HEAD)
+    for number, at_ms, kind, body, head in rows:
+        entry = follow(last, body, head)
+        if (entry.number, entry.at_ms, entry.command.__struct_config__.tag) != (number, at_ms, kind):
+            raise Drift(f"entry {number} is kept under other words than its own")
+        last = Head(number, head)
+        yield entry
+
+
+def follow(last: Head, body: bytes, head: bytes) -> ReadEntry:
+    """Read an entry that comes after this head. Raises Drift when it does not."""
+    number = last.entry + 1
     try:
-        return read_entry_body(body)
+        stated, at_ms, command, postings = read_entry_body(body)
     except RemoteProtocolError as error:
         raise Drift(f"entry {number} cannot be read: {error}") from None
+    if stated != number:
+        raise Drift(f"entry {number} is missing")
+    if next_head(last.head, body) != head:
+        raise Drift(f"entry {number} does not follow from the one before")
+    return ReadEntry(number, at_ms, command, postings, head)
 
 
-def follow(entries: Iterator[tuple[int, bytes, bytes]]) -> dict[str, int]:
-    """Number, body and head of every entry: whether each follows from the one before, and what they sum up to.
-
-    Raises Drift.
-    """
+def add_up(entries: Iterable[ReadEntry]) -> dict[str, int]:
+    """What all entries sum up to in each account that is not empty."""
     balances: defaultdict[str, int] = defaultdict(int)
-    last = Head(0, GENESIS_HEAD)
-    for number, body, head in entries:
-        stated, _, _, postings = _read(number, body)
-        if not stated == number == last.entry + 1:
-            raise Drift(f"entry {last.entry + 1} is missing")
-        if next_head(last.head, body) != head:
-            raise Drift(f"entry {number} does not follow from the one before")
-        for posting in postings:
+    for entry in entries:
+        for posting in entry.postings:
             balances[posting.account] += posting.amount
-        last = Head(number, head)
     return {name: balance for name, balance in balances.items() if balance}
 
 
-def replay(entries: Iterator[tuple[int, bytes, bytes]]) -> Book:
+def replay(entries: Iterable[ReadEntry]) -> Book:
     """Decide every command again: the state that must have come of it. Raises Drift."""
     book = Book(keeps_entries=False)
-    for number, body, head in entries:
-        _, at_ms, command, _ = _read(number, body)
+    for entry in entries:
         # The head covers number, time, command and postings: where it is the same, so is all of it.
-        if not isinstance(book.command(command, at_ms), Entry) or (book.number, book.head) != (number, head):
-            raise Drift(f"entry {number} is not what comes of its command")
+        if not isinstance(book.command(entry.command, entry.at_ms), Entry) or book.head != entry.head:
+            raise Drift(f"entry {entry.number} is not what comes of its command")
     return book
 
 
@@ -123,6 +137,8 @@ def _check_rows(tx: sqlite3.Connection, book: Book) -> None:
     _compare("lease", {row[0]: lease_from_row(row) for row in leases}, book.leases)
     payouts = tx.execute("SELECT intent, name, amount_uusd, is_resolved FROM payouts JOIN accounts USING (account)")
     _compare("payout", {row[0]: Payout(row[0], row[1], row[2], bool(row[3])) for row in payouts}, book.payouts)
+    references = tx.execute("SELECT reference, command_hash FROM entries WHERE reference IS NOT NULL")
+    _compare("reference", dict(references.fetchall()), book.references)
     if (read_value(tx, "downtime_ms") or 0) != book.downtime_ms:
         raise Drift("the time that the coordinator was away is not what its entries say")
 

@@ -11,13 +11,13 @@ import aiosqlite
 from protocol.ids import NodeId
 from protocol.ledger import available
 
-# As `protocol.accounts.cut_uusd` rounds: of the running total of each lease, down.
-_EARNED: Final = """
-    SELECT coalesce(sum(claimed_uusd - claimed_uusd * fee_bps / 10000 - claimed_uusd * relay_bps / 10000), 0),
-           coalesce(sum(claimed_uusd * fee_bps / 10000), 0)
-    FROM leases WHERE provider = ?
-"""
-_RELAYED: Final = "SELECT coalesce(sum(claimed_uusd * relay_bps / 10000), 0) FROM leases WHERE relay = ?"
+# As `protocol.accounts.cuts_uusd` cuts the running total of each lease; a division by zero would be NULL.
+_FEE: Final = "claimed_uusd * fee_bps / 10000"
+_RELAY: Final = f"(claimed_uusd - {_FEE}) * relay_bps / max(10000 - fee_bps, 1)"
+_EARNED: Final = f"""
+    SELECT coalesce(sum(claimed_uusd - {_FEE} - {_RELAY}), 0), coalesce(sum({_FEE}), 0) FROM leases WHERE provider = ?
+"""  # noqa: S608 - constants above
+_RELAYED: Final = f"SELECT coalesce(sum({_RELAY}), 0) FROM leases WHERE relay = ?"  # noqa: S608 - constants above
 _SPENT: Final = """
     SELECT coalesce(sum((cap_uusd - claimed_uusd) * (1 - is_closed)), 0), coalesce(sum(claimed_uusd), 0)
     FROM leases WHERE account = ?

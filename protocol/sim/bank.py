@@ -5,6 +5,9 @@ It is asked and answers at once; the host delays both ways, and loses them while
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 from protocol.book import Book
 from protocol.claims import Terms, claim_command, lease_record, open_claim, open_lease_request
 from protocol.effects import RequestLease, SendClaim
@@ -12,7 +15,7 @@ from protocol.envelope import SigningKey, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, LeaseDenied, LeaseGranted
 from protocol.ids import LeaseId, NodeId
-from protocol.ledger import Deposit, Entry, ExpireLease, Refused, Resume
+from protocol.ledger import AnyCommand, Deposit, Entry, ExpireLease, Refused, Resume, Verdict
 from protocol.money_records import ClaimAckRecord
 from protocol.records import Signed
 
@@ -24,6 +27,8 @@ class Bank:
         self.key = key
         self.book = Book()
         self.is_away = False
+        #: Hears of every entry, and when by the coordinator's clock.
+        self.on_entry: Callable[[Entry, int], None] | None = None
         self._terms = terms or Terms()
         self._granted: dict[LeaseId, Signed] = {}
         self._deposits = 0
@@ -32,15 +37,29 @@ class Bank:
     def node(self) -> NodeId:
         return self.key.node
 
+    def copy(self) -> Bank:
+        """Another one that knows the same, and to which nobody listens."""
+        other = Bank(self.key, self._terms)
+        other.book = copy.deepcopy(self.book)
+        other._granted = dict(self._granted)
+        return other
+
+    def command(self, command: AnyCommand, now_ms: int) -> Verdict:
+        """Have the ledger decide, and tell who listens."""
+        verdict = self.book.command(command, now_ms)
+        if isinstance(verdict, Entry) and self.on_entry is not None:
+            self.on_entry(verdict, now_ms)
+        return verdict
+
     def deposit(self, client: NodeId, amount_uusd: int, now_ms: int) -> None:
         """Credit somebody, as if a payment had arrived."""
         self._deposits += 1
-        self.book.command(Deposit(f"simulated-{self._deposits}", client, "USDC", amount_uusd, amount_uusd, 0), now_ms)
+        self.command(Deposit(f"simulated-{self._deposits}", client, "USDC", amount_uusd, amount_uusd, 0), now_ms)
 
     def resume(self, gap_ms: int, now_ms: int) -> None:
         """It was away for so long, and is back."""
         self.is_away = False
-        self.book.command(Resume(gap_ms), now_ms)
+        self.command(Resume(gap_ms), now_ms)
 
     def open_lease(self, effect: RequestLease, now_ms: int) -> LeaseGranted | LeaseDenied:
         """Answer a request for a lease."""
@@ -50,7 +69,7 @@ class Bank:
             request, command = open_lease_request(effect.signed, self.node, self._terms, now_ms)
         except RemoteProtocolError as error:
             return LeaseDenied(effect.request, str(error), is_final=True)
-        verdict = self.book.command(command, now_ms)
+        verdict = self.command(command, now_ms)
         if isinstance(verdict, Refused):
             return LeaseDenied(effect.request, verdict.text, is_final=True)
         if isinstance(verdict, Entry):
@@ -67,7 +86,7 @@ class Bank:
             lease = self.book.lease(claim.lease)
             if lease is None:
                 return ClaimFailed(effect.lease, "no such lease", is_final=True)
-            verdict = self.book.command(claim_command(claim, lease), now_ms)
+            verdict = self.command(claim_command(claim, lease), now_ms)
         except RemoteProtocolError as error:
             return ClaimFailed(effect.lease, str(error), is_final=True)
         if isinstance(verdict, Refused):
@@ -93,4 +112,4 @@ class Bank:
         """Close the leases on which nobody may claim any more."""
         for lease in list(self.book.leases.values()):
             if not lease.is_closed:
-                self.book.command(ExpireLease(lease.lease), now_ms)
+                self.command(ExpireLease(lease.lease), now_ms)

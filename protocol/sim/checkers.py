@@ -33,6 +33,7 @@ from protocol.ids import JobId, NodeId, RunId
 from protocol.messages import JobAccept, JobOpen, Message, Receipt
 from protocol.peer import PeerStatistics
 from protocol.records import JobAcceptRecord, JobOpenRecord, ReceiptRecord
+from protocol.sim.bank import Bank
 from protocol.sim.engine import word
 
 
@@ -59,6 +60,9 @@ class Ending:
     statistics: Sequence[PeerStatistics]
     network_streams: int
     engine_runs: int
+    #: The coordinator and its clock, where there is money.
+    bank: Bank | None = None
+    wall_ms: int = 0
 
 
 class Checker:

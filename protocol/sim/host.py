@@ -35,6 +35,8 @@ from protocol.envelope import SigningKey
 from protocol.events import DEADLINE, Event, Now, Offer, SetOffer
 from protocol.ids import NodeId, StreamId
 from protocol.peer import Peer, PeerConfig
+from protocol.sim.bank import Bank
+from protocol.sim.desk import MONEY_EFFECTS, Desk
 from protocol.sim.engine import SimulatedEngine
 from protocol.sim.network import Network
 from protocol.sim.scenario import EngineProfile
@@ -60,6 +62,8 @@ _NETWORK: Final = (
     ReserveRelay,
     ReleaseRelay,
 )
+# The type of a voucher, after the length of its frame and the head of its array: it is sent alone.
+_VOUCHER: Final = bytes([74])
 
 
 class Trace:
@@ -98,6 +102,8 @@ class Host:
         skew_ms: int,
         config: PeerConfig,
         relays: bool = False,
+        bank: Bank | None = None,
+        hides_vouchers: bool = False,
     ) -> None:
         self._schedule = schedule
         self._network = network
@@ -125,6 +131,14 @@ class Host:
         self.index = network.attach(self)
         self.engine: SimulatedEngine | None = None
         self.peer: Peer | None = None
+        self.desk: Desk | None = None
+        if bank is not None:
+            self.desk = Desk(bank, schedule, rng, self.receive, self._true_wall_ms)
+        self.hides_vouchers = hides_vouchers
+        self._vouchers = 0
+
+    def _true_wall_ms(self) -> int:
+        return WALL_MS_AT_START + int(self._schedule.now_s * 1000)
 
     def now(self) -> Now:
         wall_ms = WALL_MS_AT_START + self._skew_ms + int(self._schedule.now_s * 1000)
@@ -144,6 +158,8 @@ class Host:
         self.peer = None
         self.engine = None
         self._wake_at_s = None
+        if self.desk is not None:
+            self.desk.crash()
 
     def sequence_of(self, node: NodeId) -> int:
         """The sequence of the newest record that it holds of somebody; -1 for none."""
@@ -170,8 +186,15 @@ class Host:
         self._arm()
 
     def _perform(self, effect: Effect) -> None:
+        if self.hides_vouchers and isinstance(effect, Send) and effect.data[5:6] == _VOUCHER:
+            self._vouchers += 1
+            if self._vouchers > 1:
+                return
         if isinstance(effect, _NETWORK):
             self._network.perform(self.index, effect)
+        elif isinstance(effect, MONEY_EFFECTS):
+            assert self.desk is not None, "money moves where there is no coordinator"
+            self.desk.perform(effect)
         elif isinstance(effect, OwnAddresses) and self.offer is not None:
             offer = replace(self.offer, addresses=(*self.offer.addresses, *effect.addresses))
             self._schedule.soon(partial(self.receive, SetOffer(offer)))

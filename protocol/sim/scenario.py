@@ -81,7 +81,15 @@ class Clog:
     peer: int
 
 
-Happening = Crash | Partition | Clog
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """The coordinator is away for a while: who asks it hears nothing."""
+
+    at_s: float
+    lasts_s: float
+
+
+Happening = Crash | Partition | Clog | Outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,24 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True)
+class Money:
+    """What providers ask, in micro-USD per million tokens, and what askers have and give.
+
+    Everybody deposits `deposit_uusd` at the start; a job may cost `spend_uusd_max`, for `paid_share` of them. From
+    `cheating_askers` of the askers, after their first voucher, no more come; `cheating_providers` of the providers take
+    the price of the prompt and then send nothing.
+    """
+
+    price_in_uusd: int = 500_000
+    price_out_uusd: int = 1_500_000
+    deposit_uusd: int = 1_000_000
+    spend_uusd_max: int = 20_000
+    paid_share: float = 1.0
+    cheating_askers: float = 0.0
+    cheating_providers: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """A whole simulation. The first `providers` peers have an engine, and the next `aggregators` forward jobs; all
     others are the ones who ask. The last `hidden_providers` of the providers publish no address and accept no
@@ -155,3 +181,5 @@ class Scenario:
     faults: Faults = field(default_factory=Faults)
     happenings: tuple[Happening, ...] = ()
     workload: Workload = field(default_factory=Workload)
+    #: None: everything is free, and there is no coordinator.
+    money: Money | None = None

@@ -10,16 +10,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from protocol.envelope import SigningKey
 from protocol.events import Ask, Event, LearnAddresses, Listening, Offer, SetOffer, StopAsking
 from protocol.ids import JobId, NodeId
 from protocol.jobs import default_sampling
+from protocol.ledger import Entry
 from protocol.peer import Peer, PeerConfig
 from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
+from protocol.sim.bank import Bank
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
-from protocol.sim.host import Host, Trace
+from protocol.sim.host import WALL_MS_AT_START, Host, Trace
+from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from protocol.sim.network import Network
 from protocol.sim.reader import SharedReader
-from protocol.sim.scenario import Crash, Happening, Partition, Scenario, Topology
+from protocol.sim.scenario import Crash, Happening, Money, Outage, Partition, Scenario, Topology
 from protocol.sim.schedule import Schedule
 from protocol.sim.summary import Summary
 
@@ -39,7 +43,8 @@ class Simulation:
         assert 0 <= scenario.providers <= scenario.peers
         self.scenario = scenario
         self.summary = Summary()
-        self.checkers = list(all_checkers() if checkers is None else checkers)
+        judges_of_money = money_checkers() if scenario.money is not None else []
+        self.checkers = list([*all_checkers(), *judges_of_money] if checkers is None else checkers)
         self._schedule = Schedule()
         self._trace = Trace()
         self._observers: defaultdict[type, list[Callable[[Seen], None]]] = defaultdict(list)
@@ -48,6 +53,7 @@ class Simulation:
             for cls, callback in observer.interests().items():
                 self._observers[cls].append(callback)
         self._reader = SharedReader()
+        self.bank = Bank(SigningKey(self._rng("bank").randbytes(32), bytes)) if scenario.money is not None else None
         self.network = Network(scenario.faults, self._schedule, self._rng("network"))
         self.hosts = [self._host(index) for index in range(scenario.peers)]
         self._lives = [0] * scenario.peers
@@ -62,6 +68,7 @@ class Simulation:
             is_first = scenario.topology is Topology.STAR and host.index == 0
             at_s = starts.uniform(0.0, scenario.start_s)
             self._schedule.at(0.0 if is_first else at_s, partial(self._start, host))
+        self._deposit()
         for happening in scenario.happenings:
             self._schedule.at(happening.at_s, partial(self._happen, happening))
         self._plan_jobs(self._rng("workload"))
@@ -115,6 +122,8 @@ class Simulation:
         self.network.faults = replace(self.network.faults, loss=0.0, replay=0.0)
         for inside in list(self._partitions):
             self._end_partition(inside)
+        if self.bank is not None:
+            self.bank.is_away = False
         for host in self.hosts:
             self.network.unclog(host.index)
             if host.peer is None:
@@ -155,6 +164,8 @@ class Simulation:
             statistics=[host.peer.statistics() for host in self.hosts if host.peer is not None],
             network_streams=self.network.open_streams,
             engine_runs=sum(host.engine.active for host in self.hosts if host.engine is not None),
+            bank=self.bank,
+            wall_ms=self.wall_ms(),
         )
         for checker in self.checkers:
             checker.finish(ending)
@@ -174,6 +185,11 @@ class Simulation:
         is_open = is_provider or self._is_aggregator(index) or self._is_relay(index) or index == 0
         publishes = is_open or rng.random() < scenario.publish_share
         skew = scenario.faults.clock_skew_ms_max
+        money = scenario.money or Money()
+        engine = scenario.engine
+        if is_provider and scenario.money is not None and rng.random() < money.cheating_providers:
+            engine = replace(engine, failure_rate=0.0, hang_rate=1.0, output_tokens_mean=1.0)
+        is_cheat = not is_provider and scenario.money is not None and rng.random() < money.cheating_askers
         return Host(
             self._schedule,
             self.network,
@@ -184,7 +200,7 @@ class Simulation:
             listens_at=f"{address}/tcp/46337",
             address=f"{address}/tcp/46337" if publishes and not is_hidden else None,
             observed_address=f"{address}/tcp/50000",
-            engine=scenario.engine if is_provider else None,
+            engine=engine if is_provider else None,
             skew_ms=rng.randint(-skew, skew),
             config=PeerConfig(
                 agent="simulated/1",
@@ -194,7 +210,24 @@ class Simulation:
                 heartbeat_reader=self._reader,
             ),
             relays=self._is_relay(index),
+            bank=self.bank,
+            hides_vouchers=is_cheat,
         )
+
+    def _deposit(self) -> None:
+        if self.bank is not None and self.scenario.money is not None:
+            self.bank.on_entry = self._on_entry
+            for host in self.hosts:
+                self.bank.deposit(host.node, self.scenario.money.deposit_uusd, self.wall_ms())
+
+    def _on_entry(self, entry: Entry, at_ms: int) -> None:
+        assert self.bank is not None
+        for callback in self._observers.get(LedgerChanged, ()):
+            callback(Seen(self.now_s, -1, self.bank.node, 0, LedgerChanged(entry, at_ms)))
+
+    def wall_ms(self) -> int:
+        """The true time, which is the coordinator's clock."""
+        return WALL_MS_AT_START + int(self.now_s * 1000)
 
     def _is_aggregator(self, index: int) -> bool:
         return self.scenario.providers <= index < self.scenario.providers + self.scenario.aggregators
@@ -212,6 +245,8 @@ class Simulation:
             return
         self.network.start(host.index)
         host.start()
+        if host.desk is not None:
+            host.desk.start()
         host.offer = self._offer(host)
         host.receive(SetOffer(host.offer))
         if self.scenario.relays:
@@ -231,7 +266,9 @@ class Simulation:
             model = self._model(host.index)
             fingerprint = hashlib.sha256(model.encode()).digest()
             kinds = (Kind.CHAT, Kind.EMBEDDING)
-            models = (ModelOffer(model, fingerprint, kinds, engine.context_tokens, engine.slots, 0, 0, 0),)
+            money = self.scenario.money
+            prices = (money.price_in_uusd, money.price_out_uusd, 0) if money is not None else (0, 0, 0)
+            models = (ModelOffer(model, fingerprint, kinds, engine.context_tokens, engine.slots, *prices),)
         others = Role.AGGREGATOR if self._is_aggregator(host.index) else Role.CLIENT
         return Offer(
             role=Role.PROVIDER if models else others,
@@ -241,6 +278,7 @@ class Simulation:
             models=models,
             free_policy=FreePolicy.ALL,
             relays=self._is_relay(host.index),
+            coordinators=(self.bank.node,) if self.bank is not None and models else (),
         )
 
     def _model(self, index: int) -> str:
@@ -284,13 +322,20 @@ class Simulation:
             model=None if any_model else self._model(rng.randrange(self.scenario.models)),
             timeout_s=workload.timeout_s,
             via=via,
+            spend_uusd_max=self._spend_uusd(rng),
         )
+
+    def _spend_uusd(self, rng: random.Random) -> int:
+        money = self.scenario.money
+        return money.spend_uusd_max if money is not None and rng.random() < money.paid_share else 0
 
     # ------------------------------------------------------------ faults
 
     def _happen(self, happening: Happening) -> None:
         if isinstance(happening, Crash):
             self._crash(happening)
+        elif isinstance(happening, Outage):
+            self._go_away(happening)
         elif isinstance(happening, Partition):
             inside = self.network.partition(happening.peers)
             self._partitions.append(inside)
@@ -298,6 +343,16 @@ class Simulation:
         else:
             self.network.clog(happening.peer)
             self._schedule.at(self.now_s + happening.lasts_s, partial(self.network.unclog, happening.peer))
+
+    def _go_away(self, outage: Outage) -> None:
+        assert self.bank is not None, "an outage of nobody"
+        self.bank.is_away = True
+        self._schedule.at(self.now_s + outage.lasts_s, partial(self._come_back, outage))
+
+    def _come_back(self, outage: Outage) -> None:
+        assert self.bank is not None
+        if self.bank.is_away:
+            self.bank.resume(round(outage.lasts_s * 1000), self.wall_ms())
 
     def _end_partition(self, inside: frozenset[int]) -> None:
         if inside in self._partitions:

@@ -18,8 +18,13 @@ from tests.helpers_records import ASKER, NOW_MS, OFFER, PROVIDER, order, signing
 SOMEBODY = signing_key("somebody").node
 
 
+def nothing_pays(*_: object) -> tuple[Refusal, str]:
+    """What becomes of paid orders where this machine alone is tested."""
+    return Refusal.LEASE, "nothing pays here"
+
+
 def admission_of(**changes: Any) -> Admission:
-    admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: (Refusal.LEASE, "nothing pays here"))
+    admission = Admission(PROVIDER.node, NOW_MS - 1000, nothing_pays)
     admission.offer = offer(**changes)
     return admission
 
@@ -69,15 +74,15 @@ def test_a_good_order_is_admitted() -> None:
     ],
 )
 def test_every_refusal_of_an_order(changes: dict[str, Any], code: Refusal) -> None:
-    admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: (Refusal.LEASE, "nothing pays here"))
+    admission = Admission(PROVIDER.node, NOW_MS - 1000, nothing_pays)
     if "created_at_ms" in changes and changes["created_at_ms"] < NOW_MS - 1001:
-        admission = Admission(PROVIDER.node, 0)  # so that age is the only reason
+        admission = Admission(PROVIDER.node, 0, nothing_pays)  # so that age is the only reason
     admission.offer = offer()
     assert ask(admission, order(**changes)) is code
 
 
 def test_the_limits_of_age_themselves_are_allowed() -> None:
-    admission = Admission(PROVIDER.node, 0)
+    admission = Admission(PROVIDER.node, 0, nothing_pays)
     admission.offer = offer()
     oldest = NOW_MS - c.JOB_OPEN_AGE_MS_MAX
     assert ask(admission, order(created_at_ms=oldest)) is None
@@ -101,7 +106,7 @@ def test_every_refusal_of_an_offer(changes: dict[str, Any], code: Refusal) -> No
 
 
 def test_without_an_offer_there_are_no_jobs() -> None:
-    assert ask(Admission(PROVIDER.node, 0)) is Refusal.NO_MODEL
+    assert ask(Admission(PROVIDER.node, 0, nothing_pays)) is Refusal.NO_MODEL
 
 
 def test_an_order_without_a_fingerprint_takes_any_weights() -> None:
@@ -111,7 +116,7 @@ def test_an_order_without_a_fingerprint_takes_any_weights() -> None:
 def test_of_two_models_with_one_name_the_one_with_the_weights_is_taken() -> None:
     other = replace(OFFER, fingerprint=b"\x77" * 32)
     admission = admission_of(models=(other, OFFER))
-    assert admission.admit(order(), ASKER.node, False, (), now()) == OFFER
+    assert admission.admit(order(), None, ASKER.node, False, (), now()) == OFFER
 
 
 # ---------------------------------------------------------------- for whom jobs are free

@@ -13,11 +13,15 @@ import pytest
 from protocol import messages as wire
 from protocol import records as m
 from protocol.messages import MESSAGES_OF_PROTOCOL, Message
+from protocol.money_records import ComplaintKind
 from protocol.records import Record, WireEnum
 from tests.helpers_messages import MESSAGES, PARTS_OF_RECORDS, RECORDS, SEALED, field_names, type_names
 
 WIRE = Path(__file__).parents[2] / "specs" / "01-wire.md"
-ENUMERATIONS = [m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome, m.Reachability]
+ENUMERATIONS = [
+    *(m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome, m.Reachability),
+    ComplaintKind,
+]
 
 
 def section(title: str) -> str:

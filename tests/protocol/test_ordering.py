@@ -59,7 +59,7 @@ def opened(attempt: Attempt, effects: list[Effect]) -> tuple[JobOpenRecord, JobR
 
 def test_an_order_says_what_the_job_wants_and_the_provider_offers(ordering: Ordering) -> None:
     ask = chat(output_tokens_max=33)
-    attempt, effects = ordering.order(job_of(ask), ENTRY, OFFER, now(10.0))
+    attempt, effects = ordering.order(job_of(ask), ENTRY, OFFER, None, now(10.0))
     record, request = opened(attempt, effects)
     assert effects[0] == OpenStream(attempt.stream, ENTRY.heartbeat.node, c.JOB_PROTOCOL)
     assert (record.job, record.attempt, record.asker) == (ask.job, 1, ASKER.node)
@@ -72,8 +72,8 @@ def test_an_order_says_what_the_job_wants_and_the_provider_offers(ordering: Orde
 
 def test_every_order_of_a_job_has_a_number_a_stream_and_a_key_of_its_own(ordering: Ordering) -> None:
     job = job_of()
-    first, one = ordering.order(job, ENTRY, OFFER, now())
-    second, two = ordering.order(job, ENTRY, OFFER, now())
+    first, one = ordering.order(job, ENTRY, OFFER, None, now())
+    second, two = ordering.order(job, ENTRY, OFFER, None, now())
     assert [first.order.attempt, second.order.attempt, job.attempts] == [1, 2, 2]
     assert first.stream != second.stream
     body = ChunkBody("the same")
@@ -83,11 +83,11 @@ def test_every_order_of_a_job_has_a_number_a_stream_and_a_key_of_its_own(orderin
 
 def test_an_order_that_continues_asks_for_the_rest(ordering: Ordering) -> None:
     job = job_of(chat(output_tokens_max=50))
-    first, _ = ordering.order(job, ENTRY, OFFER, now())
+    first, _ = ordering.order(job, ENTRY, OFFER, None, now())
     job.take_text(ChunkBody("half", token_ids=b"\0\0\0\5"), first)
     first.chunks, first.output_tokens = 1, 20
     job.settle(first)
-    record, request = opened(*ordering.order(job, ENTRY, OFFER, now()))
+    record, request = opened(*ordering.order(job, ENTRY, OFFER, None, now()))
     assert (record.attempt, record.output_tokens_max) == (2, 30)
     assert request == replace(chat().request, continuation="half", continuation_ids=b"\0\0\0\5")
 
@@ -95,15 +95,15 @@ def test_an_order_that_continues_asks_for_the_rest(ordering: Ordering) -> None:
 def test_what_an_order_allows_is_in_its_extensions(ordering: Ordering) -> None:
     job = job_of()
     job.queue_wait_ms = 7_000
-    record = ordering.order(job, ENTRY, OFFER, now())[0].order
+    record = ordering.order(job, ENTRY, OFFER, None, now())[0].order
     assert (may_hand_off(record), queue_wait_ms(record)) == (True, 7_000)
     chosen = job_of(chat(provider=ENTRY.heartbeat.node))
-    assert ordering.order(chosen, ENTRY, OFFER, now())[0].order.extensions == ()
+    assert ordering.order(chosen, ENTRY, OFFER, None, now())[0].order.extensions == ()
 
 
 def test_a_prompt_that_does_not_fit_one_frame_travels_in_parts(ordering: Ordering) -> None:
     request = JobRequest(messages=(ChatMessage("user", "x" * 150_000),))
-    attempt, effects = ordering.order(job_of(chat(request=request)), ENTRY, OFFER, now())
+    attempt, effects = ordering.order(job_of(chat(request=request)), ENTRY, OFFER, None, now())
     assert opened(attempt, effects)[1] == request
     assert [m.index for m in messages(effects) if isinstance(m, Part)] == list(range(len(messages(effects)) - 1))
 
@@ -122,5 +122,5 @@ def test_a_sealing_key_that_is_none_is_told_before_anything_is_sent() -> None:
     job = job_of()
     ordering = Ordering(ASKER, Refusing(), random.Random(1), lambda: StreamId(1))
     with pytest.raises(SealError):
-        ordering.order(job, ENTRY, OFFER, now())
+        ordering.order(job, ENTRY, OFFER, None, now())
     assert job.attempts == 0

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from coordinator import hypercorn_cures
 from coordinator.core import links
+from protocol import codec
 from protocol import constants as c
 from protocol import link as wire
 from protocol.effects import OpenStream, Send
-from protocol.envelope import AUTH_HEADER, sign_request, sign_request_v1
+from protocol.envelope import AUTH_HEADER, open_record, sign_request, sign_request_v1
 from protocol.errors import BadSignature, Stale
-from protocol.ids import StreamId
+from protocol.ids import NodeId, StreamId
+from protocol.money_records import ClaimAckRecord
+from protocol.records import Signed
 from tests.helpers_coordinator import (
     Closed,
     NodeClient,
@@ -34,6 +39,7 @@ from tests.helpers_coordinator import (
     text_of,
     until,
 )
+from tests.helpers_money import Market
 
 pytestmark = pytest.mark.anyio
 
@@ -275,3 +281,109 @@ async def test_nothing_is_left_after_many_links_came_and_went(served: Served) ->
     statistics = core.driver.peer.statistics()
     assert (statistics.connections, statistics.streams, statistics.jobs_asked) == (0, 0, 0)
     assert not core.links._by_stream
+
+
+# ---------------------------------------------------------------- claims
+
+
+async def next_frame(socket: WebSocket) -> wire.AnyFrame | None:
+    async with asyncio.timeout(10):
+        while isinstance(frame := wire.decode_frame(await socket.receive()), wire.Ping):
+            pass
+    return frame
+
+
+async def test_claims_over_the_link_are_settled_together_and_answered_by_number(served: Served) -> None:
+    market = await Market.opened(served)
+    leases = [await market.lease() for _ in range(3)]
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    for number, lease in enumerate(leases, start=10):
+        await socket.send(wire.encode_frame(wire.ClaimFrame(number, market.claim_of(lease, number))))
+    await socket.send(wire.encode_frame(wire.ClaimFrame(99, market.close_of(leases[0]))))
+    answers = {}
+    for _ in range(4):
+        frame = await next_frame(socket)
+        assert isinstance(frame, wire.ClaimAnswer)
+        answers[frame.number] = frame
+    assert answers[99].acknowledgement is None
+    assert answers[99].code == "bad_record"
+    assert answers[99].text
+    for number, lease in enumerate(leases, start=10):
+        acknowledgement = answers[number].acknowledgement
+        assert acknowledgement is not None
+        record = open_record(acknowledgement, ClaimAckRecord)
+        assert (record.lease, record.claimed_uusd, answers[number].code) == (lease, number, "")
+    await socket.abort()
+
+
+async def test_a_link_claims_for_its_own_node_only(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.client)
+    await socket.receive()
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
+    frame = await next_frame(socket)
+    assert isinstance(frame, wire.ClaimAnswer)
+    assert frame.code == "wrong_sender"
+    await socket.abort()
+
+
+async def test_more_claims_than_may_wait_are_answered_busy_and_the_link_stays(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "LINK_CLAIMS_MAX", 2)
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    gate, claim_many = asyncio.Event(), served.app.core.links._claim_many
+
+    async def slowly(sender: NodeId, claims: Sequence[Signed]) -> Any:
+        await gate.wait()
+        return await claim_many(sender, claims)
+
+    served.app.core.links._claim_many = slowly
+    for number in range(3):
+        await socket.send(wire.encode_frame(wire.ClaimFrame(number, market.claim_of(lease, number + 1))))
+    frame = await next_frame(socket)
+    assert isinstance(frame, wire.ClaimAnswer)
+    assert (frame.number, frame.code) == (2, "busy")
+    gate.set()
+    for _ in range(2):
+        frame = await next_frame(socket)
+        assert isinstance(frame, wire.ClaimAnswer)
+        assert frame.acknowledgement is not None
+    await socket.abort()
+
+
+async def test_a_provider_on_a_link_hears_of_a_wish_to_close(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    wish = market.close_of(lease)
+    answer = await market.client.post("leases/close", codec.encode_value(wish), "application/msgpack")
+    assert answer.status_code == 200
+    assert await next_frame(socket) == wire.Closing(wish)
+    await socket.abort()
+
+
+async def test_a_stopped_ledger_answers_over_the_link_too(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    served.app.core.settlement.stop_because("a test says so")
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
+    frame = await next_frame(socket)
+    assert isinstance(frame, wire.ClaimAnswer)
+    assert frame.code == "ledger_stopped"
+    await socket.abort()
+
+
+@pytest.mark.parametrize("frame", [wire.ClaimAnswer(1, None, "", ""), wire.Closing(Signed(b"x", bytes(64)))])
+async def test_a_node_that_speaks_as_a_coordinator_loses_its_link(served: Served, frame: wire.AnyFrame) -> None:
+    socket, _ = await open_link(await registered(served))
+    await socket.send(wire.encode_frame(frame))
+    assert (await closed_with(socket)).code == links.CLOSE_PROTOCOL_ERROR

@@ -14,7 +14,7 @@ from coordinator.store.ledger import Ledger, LedgerTransaction, read_head
 from coordinator.store.migrations import migrate
 from protocol.book import Book
 from protocol.ledger import AnyCommand, Claim, Deposit, Entry, MoneyRefusal, Refused, Unchanged, available
-from tests.helpers_ledger import NOW_MS, lease_id, node, open_command, timed_commands
+from tests.helpers_ledger_commands import NOW_MS, lease_id, node, open_command, timed_commands
 
 DEPOSIT = Deposit("p1", node(1), "BTC", 5, 3000, 0)
 

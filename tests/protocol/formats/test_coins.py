@@ -86,6 +86,7 @@ def test_no_name_means_two_things() -> None:
         ("USDC_TRX", None, PairFault.UNKNOWN_NETWORK, "no such network for USDC; there is USDC on"),
         ("USDC", "tron", PairFault.UNKNOWN_NETWORK, "no such network; there is USDC on"),
         ("LTC", None, PairFault.UNKNOWN_COIN, "there are BTC on bitcoin, BCH on bitcoin-cash"),
+        ("b" * 33, None, PairFault.UNKNOWN_COIN, "that is no name of a coin"),
         ("BTC\x1b[2J", None, PairFault.UNKNOWN_COIN, "that is no name of a coin"),
         ("USDC", "ba\nse", PairFault.UNKNOWN_NETWORK, "that is no name of a network"),
     ],

@@ -1,0 +1,1 @@
+"""Money that comes in and goes out: the gateway, its webhooks, and what both mean. The ledger is not here."""

@@ -1,0 +1,149 @@
+"""The journal: every entry of the ledger once more, in a file of its own, on disk before anybody is told of it.
+
+With the newest backup of the database it gives back everything that was acknowledged (`backup.restore`). It is written
+after the commit, from what was committed, so it never holds what the database does not; what a crash kept from it is
+added at the next start. A record is `u32 big-endian length ‖ body ‖ 32 bytes head`. Put it on another disk if you can.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from coordinator.store.ledger import Head, read_head
+from protocol.ledger import GENESIS_HEAD, next_head
+
+MAGIC: Final = b"infernet-ledger-1\n"
+HEAD_BYTES: Final = 32
+# An entry holds one command; the largest carries a signed request.
+BODY_BYTES_MAX: Final = 1024 * 1024
+READ_BYTES: Final = 1024 * 1024
+
+
+class JournalRefused(Exception):
+    """The journal cannot be used; the message is one line: what, why, what to do."""
+
+
+class Journal:
+    """An open journal. `append_new` runs on the writer's thread, after each commit."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, creating it, and cut off what a crash left unfinished. Raises JournalRefused."""
+        self._path = path
+        self._is_compared = False
+        try:
+            is_new = not path.exists()
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
+            if is_new or os.fstat(self._file).st_size < len(MAGIC):
+                self._begin()
+            self._last = self._cut_off_the_rest()
+        except OSError as error:
+            raise JournalRefused(f"cannot use the journal {path}: {error.strerror}; set another one") from None
+
+    def _begin(self) -> None:
+        os.ftruncate(self._file, 0)
+        _write_all(self._file, MAGIC)
+        os.fsync(self._file)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _cut_off_the_rest(self) -> Head:
+        last, end = Head(0, GENESIS_HEAD), len(MAGIC)
+        for body, head in read_journal(self._path):
+            last = Head(last.entry + 1, head)
+            end += 4 + len(body) + HEAD_BYTES
+        if os.fstat(self._file).st_size > end:
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
+        return last
+
+    @property
+    def last(self) -> Head:
+        """The last entry in it."""
+        return self._last
+
+    def append_new(self, tx: sqlite3.Connection) -> None:
+        """Add the entries that were committed since. Raises OSError, or JournalRefused when it is another ledger's."""
+        if not self._is_compared:
+            self._compare(tx)
+        rows = tx.execute(
+            "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number", (self._last.entry,)
+        ).fetchall()
+        if not rows:
+            return
+        _write_all(self._file, b"".join(len(body).to_bytes(4, "big") + body + head for _, body, head in rows))
+        os.fdatasync(self._file)
+        self._last = Head(rows[-1][0], rows[-1][2])
+
+    def _compare(self, tx: sqlite3.Connection) -> None:
+        row = tx.execute("SELECT head FROM entries WHERE number = ?", (self._last.entry,)).fetchone()
+        if (row[0] if row is not None else GENESIS_HEAD) != self._last.head:
+            raise JournalRefused(
+                f"the journal {self._path} has entries that the database lacks: it was put back from a backup, or is "
+                "another coordinator's; see infernet-coordinator restore --help"
+            )
+        self._is_compared = True
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+class JournalFollower:
+    """Keeps the journal behind each commit. `on_broken` hears, once, on the writer's thread, that it cannot."""
+
+    def __init__(self, journal: Journal, on_broken: Callable[[str], object]) -> None:
+        self._journal = journal
+        self._on_broken = on_broken
+        self._broken_at: int | None = None
+
+    def after_commit(self, connection: sqlite3.Connection) -> None:
+        """Raises sqlite3.OperationalError when there are new entries and they cannot be written."""
+        if self._broken_at is None:
+            try:
+                self._journal.append_new(connection)
+            except (OSError, JournalRefused) as error:
+                self._broken_at = self._journal.last.entry
+                self._on_broken(f"the journal cannot be written: {error}")
+            else:
+                return
+        # What brings no entry goes on; what does is not to be called done.
+        entry = read_head(connection).entry
+        if entry > self._broken_at:
+            self._broken_at = entry
+            raise sqlite3.OperationalError("the journal cannot be written")
+
+    def on_closed(self) -> None:
+        """The store is closed, and so is the journal."""
+        self._journal.close()
+
+
+def read_journal(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Body and head of each entry, as far as each follows from the one before. Raises JournalRefused, or OSError."""
+    with path.open("rb", READ_BYTES) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise JournalRefused(f"{path} is no journal of a ledger")
+        last = GENESIS_HEAD
+        while (record := _read_record(file)) is not None and next_head(last, record[0]) == record[1]:
+            last = record[1]
+            yield record
+
+
+def _read_record(file: BinaryIO) -> tuple[bytes, bytes] | None:
+    length = int.from_bytes(file.read(4), "big")
+    if not 0 < length <= BODY_BYTES_MAX:
+        return None
+    data = file.read(length + HEAD_BYTES)
+    return (data[:length], data[length:]) if len(data) == length + HEAD_BYTES else None
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]

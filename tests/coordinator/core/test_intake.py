@@ -1,0 +1,103 @@
+"""Claims in batches: each gets its own answer, whatever else is in its batch, and the writer is not asked for each."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import pytest
+
+from coordinator.core import intake
+from coordinator.core.http import ApiError
+from coordinator.core.intake import ClaimRequest
+from coordinator.store.ledger import LedgerTransaction
+from protocol.envelope import open_record
+from protocol.ledger import available
+from protocol.money_records import ClaimAckRecord
+from protocol.records import Signed
+from tests.helpers_coordinator import Served
+from tests.helpers_money import Market, balance
+
+pytestmark = pytest.mark.anyio
+
+
+def claimed(outcome: Signed | ApiError) -> int | str:
+    return (
+        outcome.fields["code"] if isinstance(outcome, ApiError) else open_record(outcome, ClaimAckRecord).claimed_uusd
+    )
+
+
+async def test_each_claim_of_a_batch_has_its_own_outcome_in_order(served: Served) -> None:
+    market = await Market.opened(served)
+    first, second = await market.lease(), await market.lease()
+    forged = Signed(market.claim_of(first, 99).body, secrets.token_bytes(64))
+    claims = [market.claim_of(first, 5), forged, market.claim_of(second, 7), market.claim_of(first, 6)]
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert [claimed(outcome) for outcome in outcomes] == [5, "bad_signature", 7, 6]
+    assert await balance(served, available(market.provider.key.node)) == 13
+
+
+async def test_many_claims_take_few_transactions(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    writes = 0
+    write = served.app.core.database.write
+
+    async def counted(closure: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return await write(closure)
+
+    served.app.core.database.write = counted  # type: ignore[method-assign]  # counts, and does the real thing
+    claims = [market.claim_of(lease, paid) for paid in range(1, 301)]
+    single = [served.app.core.settlement.claim(market.provider.key.node, claim) for claim in claims[:100]]
+    await asyncio.gather(*single)
+    assert writes <= 10
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert writes <= 14
+    assert claimed(outcomes[-1]) == 300
+
+
+async def test_one_that_breaks_an_invariant_takes_no_other_with_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = await Market.opened(served)
+    lease, poisoned = await market.lease(), await market.lease()
+    command = LedgerTransaction.command
+
+    def broken(self: LedgerTransaction, asked: Any, at_ms: int) -> Any:
+        verdict = command(self, asked, at_ms)
+        assert asked.lease != poisoned, "a bug of ours"
+        return verdict
+
+    monkeypatch.setattr(LedgerTransaction, "command", broken)
+    claims = [market.claim_of(lease, 5), market.claim_of(poisoned, 5), market.claim_of(lease, 6)]
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert [claimed(outcome) for outcome in outcomes] == [5, "internal", 6]
+    assert await balance(served, available(market.provider.key.node)) == 6
+    monkeypatch.undo()
+    assert (await market.claim(poisoned, 5)).claimed_uusd == 5
+
+
+async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    monkeypatch.setattr(intake, "WAITING_CLAIMS_MAX", 10)
+    claims = [market.claim_of(lease, paid) for paid in range(1, 12)]
+    with pytest.raises(ApiError) as refused:
+        await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert (refused.value.status, refused.value.fields["code"]) == (503, "busy")
+    assert claimed((await served.app.core.settlement.claim_many(market.provider.key.node, claims[:10]))[-1]) == 10
+
+
+async def test_a_caller_that_gives_up_leaves_the_claim_settled(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    task = asyncio.create_task(served.app.core.settlement.claim(market.provider.key.node, market.claim_of(lease, 5)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await market.claim(lease, 6)).claimed_uusd == 6
+    assert ClaimRequest(market.provider.key.node, market.claim_of(lease, 5)).mark is None

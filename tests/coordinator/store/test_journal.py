@@ -1,0 +1,107 @@
+"""The journal: behind every commit, whole after any cut, and never another ledger's."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coordinator.store.journal import MAGIC, Journal, JournalFollower, JournalRefused, read_journal
+from coordinator.store.ledger import Head, Ledger, read_head
+from coordinator.store.migrations import migrate
+from protocol.ledger import Deposit
+from tests.helpers_ledger_commands import NOW_MS, node
+
+
+@pytest.fixture
+def tx() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection)
+        yield connection
+
+
+def deposit(tx: sqlite3.Connection, number: int) -> None:
+    Ledger().command(tx, Deposit(f"p{number}", node(1), "BTC", 1, 1, 0), NOW_MS)
+
+
+def heads(path: Path) -> list[bytes]:
+    return [head for _, head in read_journal(path)]
+
+
+def test_it_holds_every_entry_once(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "j")) as journal:
+        for number in range(5):
+            deposit(tx, number)
+            if number % 2 == 0:
+                journal.append_new(tx)
+                journal.append_new(tx)
+        assert journal.last == read_head(tx)
+    assert heads(tmp_path / "j") == [row[0] for row in tx.execute("SELECT head FROM entries ORDER BY number")]
+    assert (tmp_path / "j").stat().st_mode & 0o077 == 0
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 2000), tail=st.binary(max_size=40), flip=st.none() | st.integers(0, 2000))
+def test_whatever_is_cut_or_altered_is_written_again(
+    tx: sqlite3.Connection, tmp_path: Path, cut: int, tail: bytes, flip: int | None
+) -> None:
+    path = tmp_path / "j"
+    path.unlink(missing_ok=True)
+    if read_head(tx).entry == 0:
+        for number in range(4):
+            deposit(tx, number)
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    whole = path.read_bytes()
+    data = bytearray(whole[: max(len(MAGIC), len(whole) - cut)] + tail)
+    if flip is not None and len(MAGIC) + flip < len(data):
+        data[len(MAGIC) + flip] ^= 1
+    path.write_bytes(bytes(data))
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    assert path.read_bytes() == whole
+
+
+def test_a_journal_that_is_ahead_or_anothers_is_refused(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    deposit(tx, 1)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as other:
+        migrate(other)
+        for number in (2, 3):
+            deposit(other, number)
+        with closing(Journal(tmp_path / "j")) as journal:
+            journal.append_new(other)
+    with closing(Journal(tmp_path / "j")) as journal, pytest.raises(JournalRefused, match="lacks"):
+        journal.append_new(tx)
+    (tmp_path / "k").write_bytes(b"somebody's diary, and no journal")
+    with pytest.raises(JournalRefused, match="no journal"):
+        Journal(tmp_path / "k")
+    assert (tmp_path / "k").read_bytes().startswith(b"somebody")
+    with pytest.raises(JournalRefused, match="cannot use"):
+        Journal(tmp_path / "absent" / "j")
+
+
+def test_when_it_cannot_be_written_no_entry_is_called_done_and_all_else_goes_on(
+    tx: sqlite3.Connection, tmp_path: Path
+) -> None:
+    reasons: list[str] = []
+    journal = Journal(tmp_path / "j")
+    follower = JournalFollower(journal, reasons.append)
+    deposit(tx, 1)
+    follower.after_commit(tx)
+    os.close(journal._file)
+    follower.after_commit(tx)
+    assert not reasons
+    deposit(tx, 2)
+    for number in (3, 4):
+        with pytest.raises(sqlite3.OperationalError, match="journal"):
+            follower.after_commit(tx)
+        follower.after_commit(tx)
+        deposit(tx, number)
+    assert len(reasons) == 1
+    assert journal.last == Head(1, heads(tmp_path / "j")[-1])
