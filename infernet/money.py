@@ -6,9 +6,7 @@ the link where one stands. What was left open by an earlier run is taken up befo
 
 from __future__ import annotations
 
-import binascii
 import itertools
-from base64 import b64decode
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,18 +16,26 @@ import trio
 from infernet.coordinator_client import CoordinatorError
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
-from infernet.money_client import FINAL_CODES, MoneyClient, is_final
+from infernet.money_client import FINAL_CODES, MoneyClient, is_final, read_signed
 from infernet.money_store import MoneyStore
 from infernet.money_writer import MoneyWriter
-from protocol import codec
 from protocol.constants import LEASE_DEADLINE_S
-from protocol.effects import RequestLease, SendClaim, StoreClaimed, StoreMark
-from protocol.envelope import open_record
+from protocol.effects import Equivocation, RequestLease, SendClaim, StoreClaimed, StoreMark
+from protocol.envelope import open_record, sign_record
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.events import ClaimAnswered, ClaimFailed, ClaimNow, CloseLease, LeaseDenied, LeaseGranted, MarkStored
+from protocol.events import (
+    ClaimAnswered,
+    ClaimFailed,
+    ClaimNow,
+    CloseLease,
+    LearnHead,
+    LeaseDenied,
+    LeaseGranted,
+    MarkStored,
+)
 from protocol.formats.text import clean_line
 from protocol.ids import LeaseId, NodeId
-from protocol.leases import ProviderSide
+from protocol.leases import PayerSide, ProviderSide
 from protocol.link import LINK_CLAIMS_MAX, ClaimAnswer
 from protocol.money_records import CloseRecord
 from protocol.records import Signed
@@ -60,6 +66,7 @@ class Money:
         self._store = store
         self._client = client
         self._driver = driver
+        self._changed = changed
         self._writer = MoneyWriter(store, self._on_stored, changed)
         self._link: LinkCarrier | None = None
         self._nursery: trio.Nursery | None = None
@@ -72,6 +79,7 @@ class Money:
         self._look_wanted = trio.Event()
         self._elsewhere_uusd = 0
         self._last_error = ""
+        self._equivocation = ""
 
     # ------------------------------------------------------------ life
 
@@ -80,7 +88,7 @@ class Money:
         now_ms = self._driver.now().wall_ms
         await trio.to_thread.run_sync(self._store.forget_old, now_ms)
         payers = await trio.to_thread.run_sync(self._store.restore_payers)
-        providers = await trio.to_thread.run_sync(self._store.restore_providers, self.coordinator)
+        providers = await trio.to_thread.run_sync(self._store.restore_providers, self.coordinator, now_ms)
         totals = self._writer.totals = await trio.to_thread.run_sync(self._store.totals)
         for payer in payers:
             self._driver.command(payer)
@@ -122,7 +130,7 @@ class Money:
     @property
     def trouble(self) -> str:
         """Why nothing can be paid or taken now, in one line; empty when all is well."""
-        return self._writer.trouble
+        return self._writer.trouble or self._equivocation
 
     def perform(self, effect: MoneyEffect) -> None:
         """Do, or begin to do, what the peer wants."""
@@ -133,6 +141,8 @@ class Money:
                 self._driver.post(LeaseDenied(effect.request, self.trouble or "this node is ending", False))
         elif isinstance(effect, SendClaim):
             self._claim(effect)
+        elif isinstance(effect, Equivocation):
+            self._accuse(effect)
         else:
             self._writer.put(effect)
             if isinstance(effect, StoreClaimed):
@@ -226,6 +236,16 @@ class Money:
         self._last_error = text
         self._driver.post(ClaimFailed(lease, clean_line(text, 200), is_final))
 
+    def _accuse(self, effect: Equivocation) -> None:
+        """The coordinator keeps two ledgers: from now on nothing is given for its promises, and the proof is kept."""
+        self._equivocation = (
+            f"the coordinator has signed two different ledgers (entry {effect.entry}): redeem what you hold, take out "
+            f"what you have, and show others the proof, which is in {self._store.path}"
+        )
+        log.critical("money.equivocation", coordinator=effect.coordinator.hex(), entry=effect.entry)
+        self._writer.keep_proof(effect)
+        self._changed()
+
     def _note_claimed(self, effect: StoreClaimed) -> None:
         if effect.acknowledgement is not None:
             log.info("money.claimed", lease=effect.lease.hex()[:8], claimed_uusd=effect.claimed_uusd)
@@ -234,24 +254,23 @@ class Money:
 
     async def _look_for_wishes(self) -> None:
         while True:
-            if self._sides():
-                try:
+            try:
+                if self._sides():
                     for row in await self._client.open_wishes():
                         self._take_wish(row.get("close_wish"))
-                except CoordinatorError as error:
-                    log.info("money.no_list", reason=str(error))
+                head = await self._client.head()
+                if head is not None:
+                    self._driver.post(LearnHead(head))
+            except CoordinatorError as error:
+                log.info("money.nothing_heard", reason=str(error))
             self._look_wanted = trio.Event()
             with trio.move_on_after(LOOK_INTERVAL_S):
                 await self._look_wanted.wait()
 
     def _take_wish(self, encoded: object) -> None:
-        if not isinstance(encoded, str):
-            return
-        try:
-            record = codec.decode_struct(b64decode(encoded, validate=True), Signed, codec.CONTROL_LIMITS)
-        except (binascii.Error, ValueError, RemoteProtocolError):
-            return
-        self.on_closing(record)
+        record = read_signed(encoded)
+        if record is not None:
+            self.on_closing(record)
 
     def on_closing(self, record: Signed) -> None:
         """A payer wants the rest of its lease back, if it is really the payer who says so."""
@@ -277,13 +296,19 @@ class Money:
 
         Raises LocalProtocolError, StoreError, or CoordinatorError.
         """
-        purse = self._driver.peer.purse
+        now = self._driver.now()
         # Also those of which the coordinator may not have heard.
-        idle = [LeaseId(side.record.lease) for side in purse.sides() if side.job is None]
+        sides = [side for side in self._driver.peer.purse.sides() if lease in (None, side.record.lease)]
+        if lease is not None and not sides:
+            raise LocalProtocolError("this node holds no such lease")
+        if lease is not None and sides[0].job is not None:
+            raise LocalProtocolError("a question is being paid from this lease: wait for its answer")
         rows = []
-        for wanted in [lease] if lease is not None else idle:
-            rows.append(await self._client.close_lease(purse.close(wanted, self._driver.now())))
-            await trio.to_thread.run_sync(self._store.note_closing, wanted)
+        for side in sides:
+            if side.job is None:
+                self._driver.command(CloseLease(LeaseId(side.record.lease)))
+                rows.append(await self._client.close_lease(close_of(side, now.wall_ms)))
+                await trio.to_thread.run_sync(self._store.note_closing, LeaseId(side.record.lease))
         return rows
 
     async def ask(self, name: str, fields: dict[str, Any]) -> Any:
@@ -317,7 +342,21 @@ class Money:
         }
 
     def _sides(self) -> dict[LeaseId, ProviderSide]:
-        return {LeaseId(side.record.lease): side for side in self._driver.peer.till.sides()}
+        """Leases given to us that are open; the peer remembers closed ones for a while."""
+        return {LeaseId(side.record.lease): side for side in self._driver.peer.till.sides() if not side.is_closed}
 
     def _unclaimed_uusd(self) -> int:
-        return sum(side.unclaimed_uusd for side in self._driver.peer.till.sides())
+        return sum(side.unclaimed_uusd for side in self._sides().values())
+
+
+def close_of(side: PayerSide, now_ms: int) -> Signed:
+    """What tells the coordinator that no more than was signed already will be signed on this lease."""
+    close = CloseRecord(
+        version=1,
+        lease=side.record.lease,
+        payer=side.signer.node,
+        paid_uusd=side.signed_uusd,
+        closed_at_ms=now_ms,
+        extensions=(),
+    )
+    return sign_record(close, side.signer)

@@ -6,6 +6,8 @@ coordinator's clock: a machine whose clock is wrong can still redeem what it ear
 
 from __future__ import annotations
 
+import binascii
+from base64 import b64decode
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -96,6 +98,14 @@ class MoneyClient:
         rows = await self.ask("leases", {"role": "provider", "open": True, "limit": 100})
         return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
+    async def head(self) -> Signed | None:
+        """The signed head of its ledger, not checked; None while it has none. Raises CoordinatorError."""
+        try:
+            answer = read_json(await request(self._client(), "GET", f"{self.url}/api/v1/ledger/head"))
+        except CoordinatorRefused:
+            return None
+        return read_signed(answer.get("record"))
+
     async def aclose(self) -> None:
         """Close what connections there are."""
         if self._http is not None:
@@ -135,10 +145,24 @@ class MoneyClient:
             raise error.explained(self._signer, auth) from None
 
     async def _send(self, target: str, body: bytes, content_type: str, auth: str) -> httpx.Response:
+        headers = {AUTH_HEADER: auth, "content-type": content_type}
+        return await request(self._client(), "POST", self.url + target, content=body, headers=headers)
+
+    def _client(self) -> httpx.AsyncClient:
+        # One for all: each would read the system's certificates again.
         if self._http is None:
             self._http = httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S)
-        headers = {AUTH_HEADER: auth, "content-type": content_type}
-        return await request(self._http, "POST", self.url + target, content=body, headers=headers)
+        return self._http
+
+
+def read_signed(encoded: object) -> Signed | None:
+    """A signed record out of JSON, where it is base64 of MessagePack; None for what is none."""
+    if not isinstance(encoded, str):
+        return None
+    try:
+        return codec.decode_struct(b64decode(encoded, validate=True), Signed, codec.CONTROL_LIMITS)
+    except (binascii.Error, ValueError, RemoteProtocolError):
+        return None
 
 
 def _object(answer: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from msgspec import Struct
 from infernet.config import make_private_directory
 from infernet.store import StoreError
 from protocol import codec
+from protocol import constants as c
 from protocol.accounts import cut_uusd
-from protocol.effects import StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Equivocation, StoreClaimed, StoreMark, StoreVoucher
 from protocol.events import RestorePayer, RestoreProvider
 from protocol.ids import LeaseId, NodeId
 from protocol.money_records import LeaseRecord
@@ -55,8 +56,8 @@ MIGRATIONS: Final = (
         number INTEGER PRIMARY KEY,
         lease BLOB NOT NULL UNIQUE CHECK (length(lease) = 32),
         coordinator BLOB NOT NULL CHECK (length(coordinator) = 32),
+        serve_until_ms INTEGER NOT NULL CHECK (serve_until_ms >= 0),
         cap_uusd INTEGER NOT NULL CHECK (cap_uusd > 0),
-        cut_bps INTEGER NOT NULL CHECK (cut_bps BETWEEN 0 AND 20000),
         paid_uusd INTEGER NOT NULL CHECK (paid_uusd BETWEEN 0 AND cap_uusd),
         claimed_uusd INTEGER NOT NULL DEFAULT 0 CHECK (claimed_uusd BETWEEN 0 AND cap_uusd),
         earned_uusd INTEGER NOT NULL DEFAULT 0 CHECK (earned_uusd BETWEEN 0 AND claimed_uusd),
@@ -78,6 +79,15 @@ MIGRATIONS: Final = (
     CREATE TRIGGER provider_leases_only_grow BEFORE UPDATE ON provider_leases
     WHEN NEW.paid_uusd < OLD.paid_uusd OR NEW.claimed_uusd < OLD.claimed_uusd OR NEW.is_closed < OLD.is_closed
     BEGIN SELECT RAISE(ABORT, 'what was paid, claimed and closed stays so'); END;
+    CREATE TABLE equivocations (
+        coordinator BLOB NOT NULL CHECK (length(coordinator) = 32),
+        entry INTEGER NOT NULL,
+        first_body BLOB NOT NULL,
+        first_signature BLOB NOT NULL,
+        second_body BLOB NOT NULL,
+        second_signature BLOB NOT NULL,
+        PRIMARY KEY (coordinator)
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE totals (
         name TEXT PRIMARY KEY, uusd INTEGER NOT NULL CHECK (uusd >= 0)
     ) STRICT, WITHOUT ROWID;
@@ -167,7 +177,11 @@ class MoneyStore:
         """Drop leases of ours that are long over, and all but the newest of those given to us. Raises StoreError."""
         with self._transaction() as database:
             database.execute("DELETE FROM payer_leases WHERE claim_by_ms < ?", (now_ms - PAYER_KEPT_MS,))
-            old = "SELECT number FROM provider_leases WHERE is_closed = 1 ORDER BY number DESC LIMIT -1 OFFSET ?"
+            old = (
+                "SELECT number FROM provider_leases WHERE is_closed = 1 AND serve_until_ms < ? "
+                "ORDER BY number DESC LIMIT -1 OFFSET ?"
+            )
+            which = (now_ms - c.CLOCK_SKEW_MS_MAX, CLOSED_KEPT)
             for name, amount in (
                 ("earned", "earned_uusd"),
                 ("claimed", "claimed_uusd"),
@@ -177,9 +191,9 @@ class MoneyStore:
                     f"INSERT INTO totals SELECT ?, coalesce(sum({amount}), 0) FROM provider_leases "  # noqa: S608
                     f"WHERE number IN ({old}) "  # both are constants above
                     "ON CONFLICT (name) DO UPDATE SET uusd = uusd + excluded.uusd",
-                    (name, CLOSED_KEPT),
+                    (name, *which),
                 )
-            database.execute(f"DELETE FROM provider_leases WHERE number IN ({old})", (CLOSED_KEPT,))  # noqa: S608
+            database.execute(f"DELETE FROM provider_leases WHERE number IN ({old})", which)  # noqa: S608
 
     # ------------------------------------------------------------ reading
 
@@ -203,15 +217,37 @@ class MoneyStore:
             if not kept.is_closing
         ]
 
-    def restore_providers(self, coordinator: NodeId) -> list[RestoreProvider]:
-        """What to tell the peer of leases that this coordinator issued to us and that are open. Raises StoreError."""
+    def restore_providers(self, coordinator: NodeId, now_ms: int) -> list[RestoreProvider]:
+        """What to tell the peer of leases that this coordinator issued to us: those that are open, and those that are
+        closed and could still be ordered under. Raises StoreError.
+        """
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT body, signature, voucher_body, voucher_signature, receipt_body, receipt_signature, "
-                "claimed_uusd FROM provider_leases WHERE is_closed = 0 AND coordinator = ? ORDER BY number",
-                (coordinator,),
+                "claimed_uusd, is_closed FROM provider_leases "
+                "WHERE (is_closed = 0 OR serve_until_ms > ?) AND coordinator = ? ORDER BY number",
+                (now_ms - c.CLOCK_SKEW_MS_MAX, coordinator),
             ).fetchall()
-        return [RestoreProvider(Signed(row[0], row[1]), _signed(*row[2:4]), _signed(*row[4:6]), row[6]) for row in rows]
+        return [
+            RestoreProvider(
+                Signed(row[0], row[1]), _signed(*row[2:4]), _signed(*row[4:6]), row[6], is_closed=bool(row[7])
+            )
+            for row in rows
+        ]
+
+    def keep_proof(self, proof: Equivocation) -> None:
+        """A coordinator keeps two ledgers: the first proof of it stays. Raises StoreError."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO equivocations VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (proof.coordinator, proof.entry, *_columns(proof.first), *_columns(proof.second)),
+            )
+
+    def is_accused(self, coordinator: NodeId) -> bool:
+        """Whether there is such a proof. Raises StoreError."""
+        with self._transaction() as database:
+            row = database.execute("SELECT 1 FROM equivocations WHERE coordinator = ?", (coordinator,)).fetchone()
+        return row is not None
 
     def totals(self) -> MoneyTotals:
         """Sums over all leases given to us. Raises StoreError."""
@@ -276,13 +312,13 @@ def _put_voucher(database: sqlite3.Connection, write: StoreVoucher) -> None:
     record = codec.decode_record(write.signed.body, LeaseRecord)
     # The same amount again: another receipt. A lower one never replaces a higher one.
     database.execute(
-        "INSERT INTO provider_leases (lease, coordinator, cap_uusd, cut_bps, paid_uusd, body, signature, voucher_body, "
-        "voucher_signature, receipt_body, receipt_signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "INSERT INTO provider_leases (lease, coordinator, serve_until_ms, cap_uusd, paid_uusd, body, signature, "
+        "voucher_body, voucher_signature, receipt_body, receipt_signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (lease) DO UPDATE SET paid_uusd = excluded.paid_uusd, voucher_body = excluded.voucher_body, "
         "voucher_signature = excluded.voucher_signature, receipt_body = excluded.receipt_body, "
         "receipt_signature = excluded.receipt_signature WHERE excluded.paid_uusd >= paid_uusd",
         (
-            *(write.lease, record.coordinator, record.cap_uusd, record.fee_bps + record.relay_bps, write.paid_uusd),
+            *(write.lease, record.coordinator, record.serve_until_ms, record.cap_uusd, write.paid_uusd),
             *_columns(write.signed),
             *_columns(write.voucher),
             *_columns(write.receipt),

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected, Write
 from infernet.store import StoreError
-from protocol.effects import StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Equivocation, StoreClaimed, StoreMark, StoreVoucher
 from protocol.ids import LeaseId
 
 # DESIGN 2: an honest party loses at most one window and one flush of stored vouchers.
@@ -43,6 +43,7 @@ class MoneyWriter:
         # An older state must not come to the disk after a newer one.
         self._writing = trio.Lock()
         self._commits = 0
+        self._proof: Equivocation | None = None
         #: What this node has earned, as far as it is on disk.
         self.totals = MoneyTotals(0, 0, 0, 0, 0)
         #: Why nothing can be written now, in one line; empty when all is well.
@@ -68,6 +69,11 @@ class MoneyWriter:
             self._claimed[write.lease] = _with_word(write, self._claimed.get(write.lease))
         self._news.set()
 
+    def keep_proof(self, proof: Equivocation) -> None:
+        """Have this kept beside the rest; never waits."""
+        self._proof = proof
+        self._news.set()
+
     async def run(self) -> None:
         """Write what comes, until cancelled."""
         pause_s = RETRY_S_MIN
@@ -86,7 +92,7 @@ class MoneyWriter:
 
     async def _wait_for_work(self) -> None:
         """Until there is something urgent, or something that has waited long enough."""
-        while not self._marks:
+        while not self._marks and self._proof is None:
             deadline_s = self._first_s + FLUSH_S if len(self) else float("inf")
             if deadline_s <= trio.current_time():
                 return
@@ -100,6 +106,9 @@ class MoneyWriter:
             batch: list[Write] = [*self._vouchers.values(), *self._marks.values(), *self._claimed.values()]
             self._marks, self._vouchers, self._claimed = {}, {}, {}
             try:
+                if self._proof is not None:
+                    await trio.to_thread.run_sync(self._store.keep_proof, self._proof)
+                    self._proof = None
                 written = await trio.to_thread.run_sync(self._apply, batch)
             except StoreError as error:
                 self._put_back(batch)

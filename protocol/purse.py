@@ -13,11 +13,11 @@ from typing import Final
 from protocol import constants as c
 from protocol.effects import Effect, Note, RequestLease, StoreMark
 from protocol.envelope import Signer, open_record, sign_record
-from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.errors import RemoteProtocolError
 from protocol.events import LeaseDenied, LeaseGranted, MarkStored, Now, RestorePayer
 from protocol.ids import JobId, LeaseId, NodeId
 from protocol.leases import PayerSide, most_uusd, prices
-from protocol.money_records import CloseRecord, LeaseRecord, LeaseRequestRecord, VoucherRecord
+from protocol.money_records import LeaseRecord, LeaseRequestRecord, VoucherRecord
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 
 # Some jobs' worth: enough that most questions find a lease, little enough that nobody misses what lies in it.
@@ -189,24 +189,6 @@ class Purse:
             return None
         side.mark_uusd = max(side.mark_uusd, event.mark_uusd)
         return side.job
-
-    def close(self, lease: LeaseId, now: Now) -> Signed:
-        """Use a lease no more: gives what tells the coordinator so. Raises LocalProtocolError."""
-        side = self._leases.get(lease)
-        if side is None:
-            raise LocalProtocolError("this node holds no such lease")
-        if side.job is not None:
-            raise LocalProtocolError("a question is being paid from this lease: wait for its answer")
-        side.is_closing = True
-        close = CloseRecord(
-            version=1,
-            lease=lease,
-            payer=side.signer.node,
-            paid_uusd=side.signed_uusd,
-            closed_at_ms=now.wall_ms,
-            extensions=(),
-        )
-        return sign_record(close, side.signer)
 
     def _store(self, side: PayerSide, mark_uusd: int) -> None:
         lease = side.record.lease

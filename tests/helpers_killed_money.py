@@ -16,7 +16,7 @@ import trio
 from infernet.money_store import MoneyStore
 from infernet.money_writer import MoneyWriter
 from protocol.effects import StoreMark
-from tests.helpers_money import CAP_UUSD, claimed, mark, paid
+from tests.helpers_money_store import CAP_UUSD, claimed, mark, paid
 
 _said = trio.Event()
 

@@ -60,11 +60,7 @@ def segwit(program: bytes, version: int, prefix: str = "bc") -> str:
 
 
 def bech32_text(prefix: str, words: list[int], constant: int) -> str:
-<<<<<<< HEAD
-    """Any words under a prefix, with their checksum, found by the definition in BIP-173."""
-=======
     """Any words under a prefix, with the checksum of the code itself, which published strings hold to BIP-173."""
->>>>>>> ledger
     values = [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix), *words, *[0] * 6]
     checksum = bech32._polymod(values) ^ constant
     letters = [*words, *((checksum >> shift) & 31 for shift in range(25, -1, -5))]

@@ -19,7 +19,7 @@ from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected
 from infernet.store import StoreError
 from protocol.envelope import open_record
 from protocol.money_records import VoucherRecord
-from tests.helpers_money import BANK, CAP_UUSD, claimed, lease, lease_of, mark, paid, request_of, voucher
+from tests.helpers_money_store import BANK, CAP_UUSD, claimed, lease, lease_of, mark, paid, request_of, voucher
 from tests.helpers_records import NOW_MS, PROVIDER
 
 
@@ -54,10 +54,10 @@ def test_a_lease_given_to_us_is_there_after_a_restart_with_what_it_pays_and_what
     store = MoneyStore(path)
     store.apply([paid(90), claimed(40)])
     store = reopened(store)
-    (event,) = store.restore_providers(BANK.node)
+    (event,) = store.restore_providers(BANK.node, NOW_MS)
     assert (event.signed, event.voucher, event.claimed_uusd) == (lease(), voucher(90), 40)
     assert store.totals() == MoneyTotals(40, 40, 50, 1, 0)
-    assert store.restore_providers(PROVIDER.node) == [], "another coordinator is not asked for it"
+    assert store.restore_providers(PROVIDER.node, NOW_MS) == [], "another coordinator is not asked for it"
     store.close()
 
 
@@ -65,7 +65,7 @@ def test_a_lower_voucher_never_replaces_a_higher_one(path: Path) -> None:
     store = MoneyStore(path)
     for amount in (50, 90, 20):
         store.apply([paid(amount)])
-    assert store.restore_providers(BANK.node)[0].voucher == voucher(90)
+    assert store.restore_providers(BANK.node, NOW_MS)[0].voucher == voucher(90)
     store.close()
 
 
@@ -76,7 +76,7 @@ def test_in_whatever_order_states_come_the_best_of_each_stays(
     store = MoneyStore(tmp_path_factory.mktemp("money") / "money.sqlite3")
     for paid_uusd, claimed_uusd in amounts:
         store.apply([paid(paid_uusd), claimed(claimed_uusd)])
-    (event,) = store.restore_providers(BANK.node)
+    (event,) = store.restore_providers(BANK.node, NOW_MS)
     best = max(paid_uusd for paid_uusd, _ in amounts)
     assert event.claimed_uusd == max(claimed_uusd for _, claimed_uusd in amounts)
     assert (open_record(event.voucher, VoucherRecord).paid_uusd if event.voucher else 0) == best
@@ -90,11 +90,13 @@ def test_earned_is_what_was_acknowledged_less_the_cuts(path: Path) -> None:
     store.close()
 
 
-def test_a_closed_lease_is_not_taken_up_again_and_what_it_did_not_pay_is_told(path: Path) -> None:
+def test_a_closed_lease_is_taken_up_as_such_and_what_it_did_not_pay_is_told(path: Path) -> None:
     store = MoneyStore(path)
     store.apply([paid(90), claimed(60, is_closed=True)])
     store = reopened(store)
-    assert store.restore_providers(BANK.node) == []
+    (event,) = store.restore_providers(BANK.node, NOW_MS)
+    assert event.is_closed, "it is remembered for as long as somebody could order under it"
+    assert store.restore_providers(BANK.node, NOW_MS + 90_000_000) == []
     assert store.totals() == MoneyTotals(60, 60, 0, 0, 30)
     store.close()
 
@@ -279,5 +281,5 @@ def test_what_was_acted_on_is_there_after_each_of_many_kills(path: Path) -> None
         store = MoneyStore(path)
         kept = {int.from_bytes(each.lease): each.mark_uusd for each in store.payer_leases()}
         assert all(kept[number] >= uusd for number, uusd in marks.items()), "a mark was acted on and is not there"
-        assert len(store.restore_providers(BANK.node)) == len(kept)
+        assert len(store.restore_providers(BANK.node, NOW_MS)) == len(kept)
         store.close()

@@ -15,7 +15,7 @@ from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected, Wr
 from infernet.money_writer import FLUSH_S, MoneyWriter
 from infernet.store import StoreError
 from protocol.effects import StoreMark
-from tests.helpers_money import CAP_UUSD, claimed, mark, paid
+from tests.helpers_money_store import CAP_UUSD, claimed, mark, paid
 
 pytestmark = pytest.mark.anyio
 

@@ -10,14 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
-from protocol.formats.addresses import AddressFault, AddressWarning, BadAddress, check_address
-from protocol.formats.addresses.checking import CHARACTERS_MAX
-from protocol.formats.addresses.outcome import WARNINGS
-=======
 from protocol.formats.addresses import AddressFault, BadAddress, check_address
 from protocol.formats.addresses.checking import CHARACTERS_MAX
->>>>>>> ledger
 from protocol.formats.coins import PAIRS, Pair, find_pair
 from tests.helpers_payments import CHECKED, every_pair, fault_of, given_addresses, refused, typed_wrong
 
@@ -137,14 +131,6 @@ def test_an_address_is_a_text(text: object) -> None:
         check_address(find_pair("BTC"), text)  # type: ignore[arg-type]  # what JSON may hold instead
 
 
-<<<<<<< HEAD
-def test_every_warning_has_its_sentence() -> None:
-    assert set(WARNINGS) == set(AddressWarning)
-    assert all(sentence.isprintable() for sentence in WARNINGS.values())
-
-
-=======
->>>>>>> ledger
 def test_keccak_is_loaded_only_for_who_needs_it() -> None:
     program = (
         "import sys\n"

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from hypothesis import given
-=======
 from hypothesis import example, given
->>>>>>> ledger
 from hypothesis import strategies as st
 
 from protocol.formats.addresses import Address, AddressFault, AddressWarning, check_address
@@ -32,13 +28,10 @@ def test_a_tag_of_zero_is_a_tag() -> None:
 
 
 @given(st.integers(0, 255), st.integers(0, 2**64 - 1))
-<<<<<<< HEAD
-=======
 @example(1, 2**32 - 1)
 @example(1, 2**32)
 @example(0, 1)
 @example(2, 0)
->>>>>>> ledger
 def test_only_a_tag_of_32_bits_under_its_flag_is_one(flag: int, tag: int) -> None:
     right = (flag == 1 and tag < 2**32) or (flag == 0 and tag == 0)
     assert fault_of("XRP", x_address(ACCOUNT, flag, tag)) is (None if right else AddressFault.UNSUPPORTED_TYPE)
