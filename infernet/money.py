@@ -338,7 +338,7 @@ class Money:
             "leases_held": len(purse),
             "held_uusd": sum(side.record.cap_uusd for side in purse),
             "signed_uusd": sum(side.signed_uusd for side in purse),
-            "waiting_for_disk": len(self._writer),
+            "waiting_for_disk": self._writer.unwritten,
         }
 
     def _sides(self) -> dict[LeaseId, ProviderSide]:

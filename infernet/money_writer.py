@@ -42,7 +42,7 @@ class MoneyWriter:
         self._news = trio.Event()
         # An older state must not come to the disk after a newer one.
         self._writing = trio.Lock()
-        self._commits = 0
+        self._in_flight = 0
         self._proof: Equivocation | None = None
         #: What this node has earned, as far as it is on disk.
         self.totals = MoneyTotals(0, 0, 0, 0, 0)
@@ -53,9 +53,9 @@ class MoneyWriter:
         return len(self._marks) + len(self._vouchers) + len(self._claimed)
 
     @property
-    def commits(self) -> int:
-        """Transactions so far."""
-        return self._commits
+    def unwritten(self) -> int:
+        """How much is not on disk yet, what is being written included."""
+        return len(self) + self._in_flight
 
     def put(self, write: Write) -> None:
         """Have this written; never waits."""
@@ -86,9 +86,8 @@ class MoneyWriter:
                 pause_s = min(RETRY_S_MAX, 2 * pause_s)
 
     async def flush(self) -> None:
-        """Write what waits, once, now."""
-        if len(self):
-            await self._write_all()
+        """Write what waits, once, now; also what is being written is on disk, or has failed, when this returns."""
+        await self._write_all()
 
     async def _wait_for_work(self) -> None:
         """Until there is something urgent, or something that has waited long enough."""
@@ -104,7 +103,10 @@ class MoneyWriter:
         """Whether everything that waited is on disk now, or never will be."""
         async with self._writing:
             batch: list[Write] = [*self._vouchers.values(), *self._marks.values(), *self._claimed.values()]
+            if not batch and self._proof is None:
+                return True
             self._marks, self._vouchers, self._claimed = {}, {}, {}
+            self._in_flight = len(batch)
             try:
                 if self._proof is not None:
                     await trio.to_thread.run_sync(self._store.keep_proof, self._proof)
@@ -114,7 +116,8 @@ class MoneyWriter:
                 self._put_back(batch)
                 self._tell(str(error), is_final=isinstance(error, DiskLost))
                 return False
-        self._commits += 1
+            finally:
+                self._in_flight = 0
         self._tell("")
         for write in written:
             if isinstance(write, StoreMark):
