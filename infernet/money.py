@@ -34,7 +34,7 @@ from protocol.events import (
     MarkStored,
 )
 from protocol.formats.text import clean_line
-from protocol.ids import LeaseId, NodeId
+from protocol.ids import LeaseId, NodeId, short
 from protocol.leases import PayerSide, ProviderSide
 from protocol.link import LINK_CLAIMS_MAX, ClaimAnswer
 from protocol.money_records import CloseRecord
@@ -170,7 +170,7 @@ class Money:
                 await trio.sleep(pause_s)
                 pause_s *= 2
         self._last_error = text
-        log.warning("money.no_lease", reason=text, is_final=final)
+        log.warning("money.no_lease", reason=text)
         self._driver.post(LeaseDenied(effect.request, clean_line(text, 200), final))
 
     # ------------------------------------------------------------ claims
@@ -242,7 +242,7 @@ class Money:
             f"the coordinator has signed two different ledgers (entry {effect.entry}): redeem what you hold, take out "
             f"what you have, and show others the proof, which is in {self._store.path}"
         )
-        log.critical("money.equivocation", coordinator=effect.coordinator.hex(), entry=effect.entry)
+        log.critical("money.equivocation", coordinator=short(effect.coordinator), entry=effect.entry)
         self._writer.keep_proof(effect)
         self._changed()
 

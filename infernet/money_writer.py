@@ -14,7 +14,7 @@ import structlog
 import trio
 from msgspec.structs import replace
 
-from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected, Write
+from infernet.money_store import MoneyStore, MoneyTotals, Rejected, Write
 from infernet.store import StoreError
 from protocol.effects import Equivocation, StoreClaimed, StoreMark, StoreVoucher
 from protocol.ids import LeaseId
@@ -114,7 +114,7 @@ class MoneyWriter:
                 written = await trio.to_thread.run_sync(self._apply, batch)
             except StoreError as error:
                 self._put_back(batch)
-                self._tell(str(error), is_final=isinstance(error, DiskLost))
+                self._tell(str(error))
                 return False
             finally:
                 self._in_flight = 0
@@ -140,7 +140,7 @@ class MoneyWriter:
         try:
             self._store.apply([write])
         except Rejected as error:
-            log.critical("money.rejected", kind=type(write).__name__, lease=write.lease.hex(), reason=str(error))
+            log.critical("money.rejected", kind=type(write).__name__, lease=write.lease.hex()[:8], reason=str(error))
             return False
         return True
 
@@ -154,12 +154,12 @@ class MoneyWriter:
             else:
                 self._claimed[write.lease] = _with_word(self._claimed.get(write.lease, write), write)
 
-    def _tell(self, trouble: str, *, is_final: bool = False) -> None:
+    def _tell(self, trouble: str) -> None:
         if trouble == self.trouble:
             return
         had_trouble, self.trouble = bool(self.trouble), trouble
         if trouble:
-            log.error("money.not_stored", reason=trouble, waiting=len(self), is_final=is_final)
+            log.error("money.not_stored", reason=trouble, count=len(self))
         else:
             log.info("money.stored_again")
         if had_trouble != bool(trouble):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from infernet.cli.money import (
 )
 from infernet.cli.output import print_fields, print_json, print_table
 from infernet.cli.payments import LIMIT_DEFAULT, LIMIT_MAX, read_limit
+from infernet.cli.picture import draw
 from infernet.config import Config, load
 from infernet.lock import running_pid
 
@@ -53,7 +53,6 @@ examples:
   close    {"rows": [...]} of leases; claim: leases, unclaimed_uusd"""
 
 ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim")
-_QUIET_ZONE: Final = 2
 #: What a wallet program takes out of a picture, by network (BIP 21 and its likes). Elsewhere the address alone.
 _SCHEMES: Final = {"bitcoin": "bitcoin", "dogecoin": "dogecoin"}
 
@@ -205,25 +204,13 @@ def _deposit(arguments: argparse.Namespace) -> None:
     )
     if pair.is_manual:
         warn(f"payments in {pair.code} are credited by hand, which may take a day")
-    _draw(_payment_text(address, pair.network, invoice.get("amount")))
+    if sys.stdout.isatty():
+        draw([_payment_text(address, pair.network, invoice.get("amount")), address])
 
 
 def _payment_text(address: str, network: str, amount: object) -> str:
     scheme = _SCHEMES.get(network)
     return f"{scheme}:{address}?amount={amount}" if scheme is not None and isinstance(amount, str) else address
-
-
-def _draw(text: str) -> None:
-    """A picture for the camera of a wallet, where the terminal is large enough to show one."""
-    if not sys.stdout.isatty() or "utf" not in (sys.stdout.encoding or "").lower():
-        return
-    import segno
-
-    code = segno.make(text, error="l", boost_error=False, micro=False)
-    width, height = code.symbol_size(border=_QUIET_ZONE)
-    columns, lines = shutil.get_terminal_size()
-    if width <= columns and (height + 1) // 2 < lines:
-        code.terminal(sys.stdout, border=_QUIET_ZONE, compact=True)
 
 
 # ---------------------------------------------------------------- closing and claiming

@@ -21,7 +21,7 @@ LEASE_UUSD = 50_000
 
 @pytest.fixture
 def market() -> Iterator[PayingMarket]:
-    with paying_market("--answer-tokens", str(ANSWER_TOKENS)) as market:
+    with paying_market("--answer-tokens", str(ANSWER_TOKENS), "--tokens-per-s", "60") as market:
         yield market
 
 
@@ -90,14 +90,19 @@ def test_a_provider_killed_after_its_answer_redeems_it_when_it_is_back(market: P
     agree(market, COST_UUSD)
 
 
-def test_while_the_coordinator_is_away_a_job_goes_on_and_is_redeemed_afterwards(market: PayingMarket) -> None:
+@pytest.mark.parametrize("goes", ["before", "during"])
+def test_without_the_coordinator_a_job_is_done_and_redeemed_when_it_is_back(market: PayingMarket, goes: str) -> None:
     first = ask(market, "--json")
     assert first.code == 0, first.err
     until_claimed(market, COST_UUSD)
     outcomes: list[Outcome] = []
-    market.coordinator.kill()
     asking = threading.Thread(target=lambda: outcomes.append(ask(market, "--json")))
+    if goes == "before":
+        market.coordinator.kill()
     asking.start()
+    wait_until(lambda: market.provider.status()["jobs_running"], "the second job runs")
+    if goes == "during":
+        market.coordinator.kill()
     asking.join()
     assert (outcomes[0].code, outcomes[0].json.get("paid_uusd")) == (0, COST_UUSD), outcomes[0].err
     wait_until(lambda: market.provider.money()["unclaimed_uusd"] == COST_UUSD, "it is vouched for")

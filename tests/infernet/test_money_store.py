@@ -225,6 +225,31 @@ def test_it_is_read_beside_a_writer_and_not_written(path: Path) -> None:
     writer.close()
 
 
+def test_a_full_file_loses_nothing_that_was_acknowledged_and_goes_on_when_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "PAGES_MAX", 40)
+    store = MoneyStore(path)
+    acknowledged = 0
+
+    def fill() -> None:
+        nonlocal acknowledged
+        for number in range(1, 1000):
+            store.apply([paid(50, number), mark(300, number)])
+            acknowledged = number
+
+    with pytest.raises(StoreError, match="cannot be written now: database or disk is full"):
+        fill()
+    assert acknowledged > 5
+    assert store.totals().unclaimed_uusd == 50 * acknowledged
+    store._database.execute("PRAGMA max_page_count = 4000")
+    store.apply([paid(50, 1000)])
+    store = reopened(store)
+    assert store.totals().unclaimed_uusd == 50 * (acknowledged + 1)
+    assert len(store.restore_payers()) == acknowledged
+    store.close()
+
+
 class LostSync(sqlite3.OperationalError):
     sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
 
