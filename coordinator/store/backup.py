@@ -26,6 +26,8 @@ from protocol.ledger import Entry, OpenLease
 from protocol.records import Signed
 
 REPLAYED_AT_ONCE: Final = 2000
+# What SQLite keeps beside a database that was not closed.
+LOG_ENDINGS: Final = ("-wal", "-shm", "-journal")
 
 # Signs the lease that came of this command, once more: what was signed is no part of an entry.
 SignLease = Callable[[OpenLease, Head, int], tuple[NodeId, bytes, Signed] | None]
@@ -58,7 +60,9 @@ def _new_file(path: Path) -> Iterator[Path]:
     try:
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        draft.unlink(missing_ok=True)  # of one that was killed
+        # Of one that was killed. A log that stayed behind would be taken for one of the new file.
+        for ending in ("", *LOG_ENDINGS):
+            draft.with_name(draft.name + ending).unlink(missing_ok=True)
         os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise BackupRefused(f"cannot write {path}: {error.strerror}; name a file that is not there yet") from None
@@ -89,6 +93,7 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
         raise BackupRefused(f"there is no file {backup}")
     lock = take_lock(home / LOCK_NAME)
     try:
+        _check_nothing_is_left(home / DATABASE_NAME)
         with _new_file(home / DATABASE_NAME) as draft:
             with (
                 closing(sqlite3.connect(f"file:{backup}?mode=ro", uri=True)) as reader,
@@ -96,11 +101,24 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
             ):
                 reader.backup(copy)
             with closing(open_writer(draft)) as connection:
+                # A draft is worth nothing until it is whole, and then it is synced.
+                connection.execute("PRAGMA synchronous = OFF")
                 if journal is not None:
                     _catch_up(connection, journal, sign_lease)
                 return check(connection, replayed_entries_max=0)
     finally:
         os.close(lock)
+
+
+def _check_nothing_is_left(database: Path) -> None:
+    """What another database has left beside it, SQLite would write over the one that is restored."""
+    if database.exists():
+        return  # a better reason to refuse
+    for ending in LOG_ENDINGS:
+        left = database.with_name(database.name + ending)
+        if ending != "-shm" and left.exists() and left.stat().st_size:
+            raise BackupRefused(f"{left} is left of another database; move it away together with that")
+        left.unlink(missing_ok=True)
 
 
 def _catch_up(connection: sqlite3.Connection, journal: Path, sign_lease: SignLease) -> None:
@@ -123,7 +141,7 @@ def _catch_up(connection: sqlite3.Connection, journal: Path, sign_lease: SignLea
 
 def _entries_after(first: Head, journal: Path) -> Iterator[ReadEntry]:
     last = Head(0, bytes(32))
-    for body, head in read_journal(journal):
+    for body, head in read_journal(journal, trusted=first.entry):
         if last.entry >= first.entry:
             yield follow(last, body, head)
         last = Head(last.entry + 1, head)

@@ -111,7 +111,7 @@ class Market:
         provider, payer, lease = self._providers[at % PROVIDERS], self._payers[at], self._leases[at]
         voucher = sign_record(
             VoucherRecord(
-                *(1, lease, payer.node, self._number, 100 * self._number, JobId(bytes(16)), 1, 8, 64, bytes(32))
+                *(1, lease, payer.node, self._number, 100 * self._number, JobId(bytes(16)), 1, 8, 64, bytes(32), ())
             ),
             payer,
         )

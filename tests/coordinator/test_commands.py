@@ -138,3 +138,22 @@ async def test_check_says_where_the_ledger_differs(
     )
     assert main(["backup", str(tmp_path / "copy"), "--home", str(tmp_path)]) == 1
     assert not (tmp_path / "copy").exists()
+
+
+async def test_a_log_that_another_database_has_left_is_not_written_over_the_new_one(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, left = tmp_path / "copy", tmp_path / f"{DATABASE_NAME}-wal"
+    async with serving(tmp_path, clock) as served:
+        await Market.opened(served)
+        log = left.read_bytes()
+    assert main(["backup", str(copy), "--home", str(tmp_path)]) == 0
+    (tmp_path / DATABASE_NAME).unlink()
+    left.write_bytes(log)
+    assert main(["restore", str(copy), "--home", str(tmp_path)]) == 1
+    assert "left of another database" in capsys.readouterr().err
+    left.unlink()
+    # One of a restore that was killed is nobody's, and goes.
+    (tmp_path / f"{DATABASE_NAME}.draft-wal").write_bytes(log)
+    assert main(["restore", str(copy), "--home", str(tmp_path)]) == 0
+    assert sorted(name for name in os.listdir(tmp_path) if name.startswith(DATABASE_NAME)) == [DATABASE_NAME]
