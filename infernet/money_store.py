@@ -33,6 +33,7 @@ BUSY_TIMEOUT_S: Final = 5.0
 CLOSED_KEPT: Final = 4096
 # A lease of ours is of no use once nothing can be claimed on it; a day more, for clocks that are off.
 PAYER_KEPT_MS: Final = 24 * 60 * 60 * 1000
+LOG_PIECE_BYTES: Final = 1 << 20
 # The file may hold at most a gibibyte: far more than the leases of one node, far less than a disk.
 PAGES_MAX: Final = 256 * 1024
 
@@ -361,6 +362,7 @@ def _open(path: Path) -> sqlite3.Connection:
     make_private_directory(path.parent)
     # SQLite gives its side files the mode of this one.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    write_again(path.with_name(f"{path.name}-wal"))
     database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         database.execute("PRAGMA trusted_schema = OFF")
@@ -380,6 +382,25 @@ def _open(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def write_again(log_file: Path) -> None:
+    """Bring the log that the last process left to the disk. Raises OSError.
+
+    After an fsync that failed the kernel may show what is not on disk and hold it for clean, and SQLite would believe
+    it. Written over with what is read from it, it is dirty, and an fsync says the truth again.
+    """
+    try:
+        file = os.open(log_file, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        offset = 0
+        while piece := os.pread(file, LOG_PIECE_BYTES, offset):
+            offset += os.pwrite(file, piece, offset)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _open_to_read(path: Path) -> sqlite3.Connection:

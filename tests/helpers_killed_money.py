@@ -46,5 +46,10 @@ async def _work(path: Path, number: int) -> None:
             number += 1
 
 
+def work(path: str, first_lease: int) -> None:
+    """Pay and be paid until killed."""
+    trio.run(_work, Path(path), first_lease)
+
+
 if __name__ == "__main__":
-    trio.run(_work, Path(sys.argv[1]), int(sys.argv[2]))
+    work(sys.argv[1], int(sys.argv[2]))

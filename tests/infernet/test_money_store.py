@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import stat
@@ -279,6 +280,25 @@ def test_after_a_lost_sync_nothing_is_written_any_more(path: Path) -> None:
         store.apply([paid(50)])
     store.close()
     assert MoneyStore(path).totals().unclaimed_uusd == 0
+
+
+def test_the_log_of_a_killed_process_is_written_again_before_it_is_believed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fsync may have failed: what the kernel shows of it need not be on disk."""
+    _run_until(path, 1, 3)
+    log_file = path.with_name(f"{path.name}-wal")
+    before = log_file.read_bytes()
+    assert before
+    monkeypatch.setattr(stores, "LOG_PIECE_BYTES", 1000)
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    stores.write_again(log_file)
+    assert (log_file.read_bytes(), synced) == (before, [log_file.stat().st_ino])
+    inode = log_file.stat().st_ino
+    MoneyStore(path).close()
+    assert inode in synced[1:]
 
 
 # ---------------------------------------------------------------- kill -9

@@ -113,6 +113,15 @@ async def test_a_damaged_money_file_is_told_in_one_line(home: Home, capsys: Capt
     assert (outcome.code, "is damaged" in outcome.complaint) == (1, True)
 
 
+def test_a_node_does_not_start_over_a_damaged_money_file_and_leaves_it_as_it_is(home: Home, capsys: Capture) -> None:
+    invoke(capsys, "init", "--yes", "--role", "client", "--no-mdns")
+    home.config.state_dir.mkdir(parents=True, exist_ok=True)
+    home.config.money_file.write_bytes(b"not a database at all" * 500)
+    outcome = invoke(capsys, "start", "--foreground", "--no-p2p")
+    assert (outcome.code, "is damaged" in outcome.complaint) == (1, True)
+    assert home.config.money_file.read_bytes() == b"not a database at all" * 500
+
+
 async def test_leases_are_shown_by_what_they_do(home: Home, capsys: Capture) -> None:
     row = {
         "lease": LEASE,
