@@ -21,7 +21,7 @@ from coordinator.core.links import Links
 from coordinator.core.settlement import Settlement
 from coordinator.core.settlement_upkeep import SettlementUpkeep
 from coordinator.store import jobs, nodes, replay
-from coordinator.store.db import Database, StoreBusy
+from coordinator.store.db import Database, StoreBusy, StoreFailed
 from protocol import events as e
 from protocol.effects import RequestLease, StoreMark
 from protocol.envelope import SigningKey
@@ -160,7 +160,7 @@ class Core:
         while True:
             try:
                 await self.database.write(self._prune)
-            except (sqlite3.Error, StoreBusy):
+            except (sqlite3.Error, StoreBusy, StoreFailed):
                 log.exception("upkeep_failed")
             await asyncio.sleep(UPKEEP_INTERVAL_S)
 
