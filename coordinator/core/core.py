@@ -122,8 +122,10 @@ class Core:
         self.links.close_all("the coordinator is shutting down")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._driver.stop()
-        await self.settlement_upkeep.stop()
-        self.settlement.close()
+        try:
+            await self.settlement_upkeep.stop()
+        finally:
+            self.settlement.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside the request that caused it. What it raises is logged."""

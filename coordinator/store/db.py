@@ -69,13 +69,6 @@ class StoreClosed(Exception):
     """The store is closed: the server is going down."""
 
 
-class StoreFailed(Exception):
-    """The disk failed under the store, which writes nothing more until a new process opens it.
-
-    Whether the commit that met the failure was kept is known only then: all of it was, or nothing.
-    """
-
-
 class Follower(Protocol):
     """Something that must have happened, too, before anybody hears that a write is done. On the writer's thread."""
 
@@ -84,6 +77,13 @@ class Follower(Protocol):
 
     def on_closed(self) -> None:
         """There will be no more."""
+
+
+class StoreFailed(Exception):
+    """The disk failed under the store, which writes nothing more until a new process opens it.
+
+    Whether the commit that met the failure was kept is known only then: all of it was, or nothing.
+    """
 
 
 class _Write:
@@ -168,8 +168,6 @@ class Database:
                 batch, stopping = self._next_batch()
                 if batch:
                     self._carry_out(connection, batch)
-                    if self._failure is None:
-                        _follow_up(self.follower, connection, batch)
                     _report(batch)
         finally:
             connection.close()
@@ -187,6 +185,8 @@ class Database:
         if self._failure is not None:
             for write in batch:
                 write.error = StoreFailed(f"the disk failed: {self._failure}")
+            return
+        _follow_up(self.follower, connection, batch)
 
     def _next_batch(self) -> tuple[list[_Write], bool]:
         """Wait for a write, take what else waits, and say whether the end was reached."""
