@@ -10,7 +10,9 @@ from msgspec.structs import replace
 from protocol import constants as c
 from protocol.book import Book
 from protocol.claims import (
+    CheckedClaim,
     Terms,
+    check_claim,
     check_close,
     check_evidence,
     claim_command,
@@ -207,6 +209,16 @@ def test_the_voucher_for_another_lease_is_refused() -> None:
 def test_a_claim_on_another_lease_is_refused() -> None:
     with pytest.raises(BadSignature, match="another lease"):
         claim_command(claimed(signed(voucher(), PAYER), lease=LeaseId(bytes(32))), lease())
+
+
+def test_signatures_are_checked_before_anybody_looks_for_the_lease() -> None:
+    claim = claimed(signed(voucher(), PAYER), receipt())
+    checked = check_claim(signed(claim, PROVIDER))
+    assert (checked.claim, checked.voucher) == (claim, voucher())
+    assert isinstance(checked, CheckedClaim)
+    for bad in (forged(claim, OTHER), signed(claimed(forged(voucher(), OTHER)), PROVIDER)):
+        with pytest.raises(BadSignature):
+            check_claim(bad)
 
 
 def test_no_other_record_passes_for_a_voucher() -> None:

@@ -9,6 +9,7 @@ import msgpack
 import pytest
 from msgspec.structs import replace
 
+from protocol.errors import BadFrame, UnknownVersion
 from protocol.ledger import (
     AMOUNT_MAX,
     COMMAND_TAG,
@@ -32,6 +33,7 @@ from protocol.ledger import (
     digest,
     entry_body,
     next_head,
+    read_entry_body,
     sponsor,
 )
 from protocol.records import Signed
@@ -191,3 +193,36 @@ def test_a_head_binds_the_body_and_everything_before_it() -> None:
     assert first == bip340_hash("infernet/ledger-entry/1", bytes(32) + b"one")
     assert next_head(first, b"two") == bip340_hash("infernet/ledger-entry/1", first + b"two")
     assert len({first, next_head(GENESIS_HEAD, b"two"), next_head(first, b"one")}) == 3
+
+
+# ---------------------------------------------------------------- reading an entry again
+
+
+def test_an_entry_is_read_as_it_was_written() -> None:
+    entry = Entry(open_lease(), (Posting("fee", CREDIT, -1), Posting("treasury", CREDIT, 1)))
+    assert read_entry_body(entry_body(3, NOW_MS, entry)) == (3, NOW_MS, entry.command, entry.postings)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb([1, 1, 0, ["resume", 7]]),
+        msgpack.packb([1, 1, 0, ["no such command", 7], []]),
+        msgpack.packb([1, 1, 0, ["resume", True], []]),
+        msgpack.packb([1, 1, 0, ["resume", 7.5], []]),
+        msgpack.packb([1, 1, 0, ["resume", 7], [["fee", "credit", True]]]),
+        msgpack.packb([1, 1, 0, ["resume", 7], []]) + b"\x00",
+        b"\x91" * 5_000,
+    ],
+    ids=["nothing", "no MessagePack", "short", "unknown", "true", "a fraction", "a true sum", "more", "deep"],
+)
+def test_other_bytes_are_no_entry(body: bytes) -> None:
+    with pytest.raises(BadFrame, match="not the body of an entry"):
+        read_entry_body(body)
+
+
+def test_an_entry_of_another_version_is_not_read() -> None:
+    with pytest.raises(UnknownVersion, match="version 2"):
+        read_entry_body(msgpack.packb([2, 1, 0, ["resume", 7], []]))
