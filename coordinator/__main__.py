@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     log.configure(config.log_level)
     try:
         asyncio.run(server.run(config, lambda url, node: _announce(config, url, node, as_json=as_json)))
-    except server.CannotStart as error:
+    except (server.CannotStart, server.Broken) as error:
         return _fail(error)
     return 0
 

@@ -58,6 +58,16 @@ def _create(path: Path) -> None:
         pass  # another process was first; its key is the one
     finally:
         draft.unlink()
+    # The name too: nodes that have pinned this key must not find another one after a power cut.
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _scalar() -> bytes:

@@ -41,6 +41,10 @@ class CannotStart(Exception):
     """The server cannot start; the message is one line: what happened, why, what to do."""
 
 
+class Broken(Exception):
+    """The server had to end and may be started again; the message is one line: what happened, what to do."""
+
+
 def prepare_home(home: Path) -> None:
     """Make the directory, for its owner only. Raises CannotStart."""
     try:
@@ -89,7 +93,7 @@ def raise_file_limit(wanted: int) -> None:
 
 
 async def run(config: Config, on_ready: OnReady) -> None:
-    """Serve until SIGINT or SIGTERM, then go down in order. Raises CannotStart."""
+    """Serve until SIGINT or SIGTERM, then go down in order. Raises CannotStart, or Broken when the disk failed."""
     home = config.home_path
     prepare_home(home)
     raise_file_limit(config.links_at_once + config.requests_at_once + FILES_OF_OUR_OWN)
@@ -108,6 +112,7 @@ async def run(config: Config, on_ready: OnReady) -> None:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
+            database.failed.add_done_callback(lambda _: loop.call_soon_threadsafe(stop.set))
             url = url_of(listener)
 
             async def ready() -> None:
@@ -118,6 +123,8 @@ async def run(config: Config, on_ready: OnReady) -> None:
             await serve(app, listener, stop)
     finally:
         await database.close()
+    if database.failed.done():
+        raise Broken(f"the disk failed under {home}: see the log; look after the disk, then start again")
 
 
 async def serve(app: CoordinatorApp, listener: socket.socket, stop: asyncio.Event) -> None:

@@ -83,6 +83,7 @@ class Asking:
             aggregators=aggregators,
             search=search,
             coordinator=lambda: purse.coordinator,
+            funded=lambda job, now: purse.funded(now) if job.is_paid else [],
             connected_only=connected_only,
             outcomes=Outcomes(self._offer, self._attempt_failed, self._give_up),
         )
@@ -219,7 +220,7 @@ class Asking:
         if job.leases_asked >= c.ORDERS_MAX:
             return self._not_funded(job, "no lease fitted what the providers wanted by then", now)
         job.leases_asked += 1
-        job.stage = Stage.FUNDING
+        job.stage, job.model = Stage.FUNDING, offer.name
         self._await(job, c.LEASE_DEADLINE_S, now)
         return self._purse.request(job.ask.job, heartbeat.node, offer, needed_uusd, now)
 

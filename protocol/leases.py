@@ -7,6 +7,7 @@ come, in small steps: whoever is cheated loses no more than one window (specs/06
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -155,7 +156,8 @@ class PayerSide:
 class ProviderSide:
     """One lease as its provider keeps it: the best voucher, and how much of it the coordinator has credited.
 
-    `round_trip_s` and `tokens_per_s` are what earlier jobs on it took, for the first window of the next one.
+    `round_trip_s` and `tokens_per_s` are what earlier jobs on it took, for the first window of the next one, and
+    `vouched_tokens` the output that its payer has signed for since we started.
     """
 
     record: LeaseRecord
@@ -169,6 +171,7 @@ class ProviderSide:
     in_use: bool = False
     round_trip_s: float = 0.0
     tokens_per_s: float = 0.0
+    vouched_tokens: int = 0
 
     @property
     def unclaimed_uusd(self) -> int:
@@ -206,6 +209,7 @@ class Meter:
     round_trip_s: float = 0.0
     tokens_per_s: float = 0.0
     _vouchers: int = 0
+    _vouched_tokens: int = 0
     # What was sent and not vouched for yet, oldest first: number, running hash, when.
     _sent: deque[tuple[int, bytes, float]] = field(default_factory=deque)
 
@@ -230,9 +234,11 @@ class Meter:
 
     @property
     def window_tokens(self) -> int:
-        """Two round trips at the rate of the engine, as far as both are known."""
-        # SPEC 06: The window holds 8 tokens, or as many as two round trips take, whichever is more.
-        return max(c.WINDOW_TOKENS_MIN, int(2 * self.round_trip_s * self.tokens_per_s))
+        """Two round trips at the rate of the engine, as far as both are known, and the payer has earned it."""
+        # SPEC 06: The window holds 8 tokens. It grows to as many as two round trips take, but to no more than the payer
+        #   has signed for on this lease before.
+        two_round_trips = math.ceil(2 * self.round_trip_s * self.tokens_per_s)
+        return max(c.WINDOW_TOKENS_MIN, min(two_round_trips, self.side.vouched_tokens))
 
     @property
     def window_uusd(self) -> int:
@@ -284,6 +290,8 @@ class Meter:
         number, running_hash, sent_at_s = self._sent[0]
         if number != voucher.chunks:
             return  # older than the last one
+        self.side.vouched_tokens += max(0, voucher.output_tokens - self._vouched_tokens)
+        self._vouched_tokens = max(self._vouched_tokens, voucher.output_tokens)
         # SPEC 06: The provider MUST treat a voucher whose running hash is not that of its chunk as a broken protocol.
         if voucher.running_hash != running_hash:
             raise RemoteProtocolError("a voucher for another answer than was sent")

@@ -311,7 +311,7 @@ def read_entry_body(body: bytes) -> tuple[int, int, AnyCommand, tuple[Posting, .
     """
     try:
         version, number, at_ms, command, postings = _ENTRY_BODY.decode(body)
-    except (msgspec.DecodeError, RecursionError, OverflowError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         raise BadFrame(f"not the body of an entry: {error}") from None
     if version != 1:
         raise UnknownVersion(f"the body of an entry of version {version}")

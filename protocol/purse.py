@@ -6,6 +6,7 @@ be away for a while. Before anything is signed for a job, the most that it can c
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import Final
@@ -25,6 +26,8 @@ LEASE_UUSD: Final = 50_000
 LEASE_SERVE_S: Final = 24 * 60 * 60
 # What may go on in another lease's name after a crash is numbered beyond all that went before.
 SEQUENCE_STEP_AFTER_RESTART: Final = 2**20
+# For so long after it has not answered the coordinator is not asked where a lease is at hand somewhere.
+CUT_OFF_S: Final = 60.0
 # Leases cost nothing but the money in them; nobody has so many providers.
 LEASES_MAX: Final = 4096
 
@@ -51,6 +54,7 @@ class Purse:
         self._requests: dict[bytes, _Request] = {}
         self._numbers: dict[LeaseId, bytes] = {}
         self._effects: list[Effect] = []
+        self._cut_off_until_s = -math.inf
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -76,6 +80,13 @@ class Purse:
         ]
         self._forget_old(now)
         return max(fitting, key=lambda side: side.left_uusd, default=None)
+
+    def funded(self, now: Now) -> list[NodeId]:
+        """While the coordinator does not answer: the providers whom we can pay all the same."""
+        if now.monotonic_s >= self._cut_off_until_s:
+            return []
+        usable = [side for side in self._leases.values() if side.job is None and not side.is_closing]
+        return list(dict.fromkeys(side.record.provider for side in usable))
 
     def request(
         self, job: JobId, provider: NodeId, offer: ModelOffer, needed_uusd: int, now: Now, *, exactly: bool = False
@@ -111,6 +122,7 @@ class Purse:
         request = self._requests.pop(event.request, None)
         if request is None:
             return None
+        self._cut_off_until_s = -math.inf
         record = open_record(event.signed, LeaseRecord)
         asked = request.record
         # SPEC 06: The asker MUST NOT use a lease that is not what it asked for, or not signed by its coordinator.
@@ -125,7 +137,9 @@ class Purse:
         ):
             raise RemoteProtocolError("the coordinator's lease is for something else than we asked for")
         self._numbers[record.lease] = event.request
-        self._leases[record.lease] = PayerSide(record, event.signed, self._signer.payer(event.request))
+        side = self._leases[record.lease] = PayerSide(record, event.signed, self._signer.payer(event.request))
+        # Used or not, it holds our money.
+        self._store(side, 0)
         self._forget_old(now)
         return request.job
 
@@ -134,6 +148,7 @@ class Purse:
         request = self._requests.pop(event.request, None)
         if request is None:
             return None, []
+        self._cut_off_until_s = -math.inf if event.is_final else now.monotonic_s + CUT_OFF_S
         if event.is_final and request.record.cap_uusd > request.needed_uusd:
             asked = request.record
             offer = ModelOffer(

@@ -59,6 +59,7 @@ class Searching:
         aggregators: Callable[[], list[NodeId]],
         search: Search,
         coordinator: Callable[[], NodeId | None],
+        funded: Callable[[Job, Now], list[NodeId]],
         connected_only: bool,
         outcomes: Outcomes,
     ) -> None:
@@ -69,6 +70,7 @@ class Searching:
         self._aggregators = aggregators
         self._search = search
         self._coordinator = coordinator
+        self._funded = funded
         self._connected_only = connected_only
         self._outcomes = outcomes
         self._jobs: dict[JobId, Job] = {}
@@ -201,6 +203,8 @@ class Searching:
             job.provider, job.model = ask.provider, job.model or ask.model
             return ask.provider not in job.tried
         request = self._route_request(job)
+        if self._find_funded(job, now):
+            return True
         candidate = self._router.choose(ask, request, job.tried, now)
         if candidate is None and request.via is None and (aggregators := self._detours(job, None)):
             # Nobody whom we could reach ourselves: perhaps an aggregator can reach somebody.
@@ -208,6 +212,16 @@ class Searching:
         if candidate is None:
             return False
         job.provider, job.model = candidate.node, candidate.model
+        return True
+
+    def _find_funded(self, job: Job, now: Now) -> bool:
+        """While our coordinator is away: a provider for whom we hold a lease, the least loaded of them."""
+        entries = [entry for node in self._funded(job, now) if (entry := self._directory.get(node)) is not None]
+        fitting = [entry.heartbeat.node for entry in entries if self._is_fit(job, entry, job.tried, now)]
+        if not fitting:
+            return False
+        job.provider = min(fitting, key=lambda node: self._directory.load_of(node))
+        job.model = job.model_wanted
         return True
 
     def _find_reserved(self, job: Job, now: Now) -> bool:

@@ -13,6 +13,7 @@ import json
 import random
 import secrets
 import socket as socket_module
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,13 @@ async def serving(home: Path, clock: WallClock | None = None, **settings: Any) -
         await server
         listener.close()
         await database.close()
+
+
+def meet_a_failed_fsync(_tx: sqlite3.Connection) -> None:
+    """A write under which the disk fails, as sqlite3 reports it."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+    raise error
 
 
 async def until(condition: Callable[[], object], what: str = "the condition", deadline_s: float = DEADLINE_S) -> None:

@@ -23,7 +23,7 @@ from coordinator.core.settlement import Settlement
 from coordinator.core.settlement_upkeep import SettlementUpkeep
 from coordinator.core.sponsor import Sponsor
 from coordinator.store import jobs, nodes, replay
-from coordinator.store.db import Database, StoreBusy
+from coordinator.store.db import Database, StoreBusy, StoreFailed
 from protocol import events as e
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
@@ -124,8 +124,10 @@ class Core:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._driver.stop()
         await self.payments.stop()
-        await self.settlement_upkeep.stop()
-        self.settlement.close()
+        try:
+            await self.settlement_upkeep.stop()
+        finally:
+            self.settlement.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something beside the request that caused it. What it raises is logged."""
@@ -162,7 +164,7 @@ class Core:
         while True:
             try:
                 await self.database.write(self._prune)
-            except (sqlite3.Error, StoreBusy):
+            except (sqlite3.Error, StoreBusy, StoreFailed):
                 log.exception("upkeep_failed")
             await asyncio.sleep(UPKEEP_INTERVAL_S)
 

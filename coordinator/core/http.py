@@ -16,7 +16,7 @@ import structlog
 from quart import Quart, Response, request
 from werkzeug.exceptions import HTTPException
 
-from coordinator.store.db import StoreBusy, StoreClosed
+from coordinator.store.db import StoreBusy, StoreClosed, StoreFailed
 
 T = TypeVar("T")
 RETRY_AFTER_S: Final = 5
@@ -122,6 +122,7 @@ def install_error_handlers(app: Quart) -> None:
 
     @app.errorhandler(StoreBusy)
     @app.errorhandler(StoreClosed)
+    @app.errorhandler(StoreFailed)
     @app.errorhandler(sqlite3.Error)
     async def unavailable(error: Exception) -> Response:
         log.error("store_unavailable", exc_info=error)

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +21,7 @@ import structlog
 
 from coordinator.core.http import ApiError
 from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of_verdict, unknown_lease, wrong_sender
-from coordinator.store.db import Database
+from coordinator.store.db import Database, StoreClosed
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
 from protocol.claims import CheckedClaim, check_claim, command_of
 from protocol.envelope import Signer, sign_record
@@ -70,7 +70,8 @@ class ClaimIntake:
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "claims")
         self._waiting: deque[_Group] = deque()
         self._waiting_claims = 0
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: dict[asyncio.Task[None], list[_Group]] = {}
+        self._is_closed = False
 
     async def claim(self, request: ClaimRequest) -> Signed:
         """Settle one claim; returns the signed acknowledgement once it is on disk. Raises ApiError."""
@@ -82,8 +83,10 @@ class ClaimIntake:
     async def claim_many(self, requests: Sequence[ClaimRequest]) -> list[Outcome]:
         """Settle claims that came together; an outcome for each, in order.
 
-        Raises MoneyRefused when too many wait, and what `Database.write` raises: then nothing of them was kept.
+        Raises MoneyRefused when too many wait, StoreClosed, and what `Database.write` raises: then none was kept.
         """
+        if self._is_closed:
+            raise StoreClosed
         if self._waiting_claims + len(requests) > WAITING_CLAIMS_MAX:
             raise busy()
         loop = asyncio.get_running_loop()
@@ -98,21 +101,26 @@ class ClaimIntake:
         return [outcome for part in parts for outcome in part]
 
     def close(self) -> None:
-        """End the threads. What is on its way is not waited for."""
-        for task in self._batches:
+        """End the threads. What is on its way is not waited for: its callers hear StoreClosed, and ask again."""
+        self._is_closed = True
+        for task, groups in self._batches.items():
             task.cancel()
+            _fail(groups, StoreClosed())
+        _fail(self._waiting, StoreClosed())
+        self._waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ batches
 
     def _pump(self) -> None:
         while self._waiting and len(self._batches) < BATCHES_AT_ONCE:
-            task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
-            self._batches.add(task)
+            groups = self._next_batch()
+            task = asyncio.get_running_loop().create_task(self._run(groups))
+            self._batches[task] = groups
             task.add_done_callback(self._on_done)
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
+        del self._batches[task]
         if not task.cancelled():
             self._pump()
 
@@ -128,14 +136,8 @@ class ClaimIntake:
     async def _run(self, groups: list[_Group]) -> None:
         try:
             outcomes = iter(await self._settle([claim for group in groups for claim in group.claims]))
-        except asyncio.CancelledError:
-            for group in groups:
-                group.future.cancel()
-            raise
         except Exception as error:  # noqa: BLE001 - whoever waits is told, each of them
-            for group in groups:
-                if not group.future.done():
-                    group.future.set_exception(error)
+            _fail(groups, error)
             return
         for group in groups:
             part = [next(outcomes) for _ in group.claims]
@@ -177,6 +179,12 @@ class ClaimIntake:
 
     def _acknowledge_all(self, rows: list[LeaseRow | ApiError]) -> list[Outcome]:
         return [row if isinstance(row, ApiError) else acknowledge(row, self._key) for row in rows]
+
+
+def _fail(groups: Iterable[_Group], error: Exception) -> None:
+    for group in groups:
+        if not group.future.done():
+            group.future.set_exception(error)
 
 
 def _check_all(requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:

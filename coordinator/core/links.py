@@ -17,7 +17,7 @@ import structlog
 from coordinator.core.driver import PeerDriver
 from coordinator.core.http import ApiError
 from coordinator.core.money import BUSY, INTERNAL, busy
-from coordinator.store.db import StoreBusy, StoreClosed
+from coordinator.store.db import StoreBusy, StoreClosed, StoreFailed
 from protocol import constants as c
 from protocol import events as e
 from protocol.effects import FinishStream, HangUp, OpenStream, ResetStream, Send
@@ -221,7 +221,7 @@ class Links:
             outcomes = await self._claim_many(connection.link.peer, [frame.claim for frame in frames])
         except ApiError as error:
             outcomes = [error] * len(frames)
-        except (StoreBusy, StoreClosed, sqlite3.Error):
+        except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
             log.exception("claims_not_settled", claims=len(frames))
             outcomes = [busy()] * len(frames)
         connection.claims_unanswered -= len(frames)

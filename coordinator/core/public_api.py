@@ -57,7 +57,7 @@ def public_api(core: Core) -> Blueprint:
         try:
             async with asyncio.timeout(HEALTH_DEADLINE_S), core.database.reader() as reader:
                 await reader.execute("SELECT 1")
-                ok = True
+                ok = not core.database.failed.done()
         except (sqlite3.Error, StoreBusy, StoreClosed, TimeoutError):
             ok = False
         body = {

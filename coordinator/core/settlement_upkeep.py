@@ -17,7 +17,7 @@ import structlog
 from coordinator.config import Config
 from coordinator.core.settlement import DAY_MS, SPONSOR_PREFIX, Settlement
 from coordinator.store import heads, idempotency, leases
-from coordinator.store.db import Database, StoreBusy, StoreClosed
+from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from coordinator.store.journal import Journal, JournalFollower, JournalRefused
 from coordinator.store.ledger import Head, LedgerTransaction, accounts_with_money, read_head, read_value, write_value
 from coordinator.store.ledger_check import Drift, check_file
@@ -100,7 +100,7 @@ class SettlementUpkeep:
     async def _quietly(self, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
-        except (sqlite3.Error, StoreBusy, StoreClosed):
+        except (sqlite3.Error, StoreBusy, StoreClosed, StoreFailed):
             # What was not noted counts as time away, so nobody loses by it.
             log.exception("settlement_upkeep_failed")
         except AssertionError as error:

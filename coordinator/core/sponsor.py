@@ -17,7 +17,7 @@ from coordinator.core.driver import PeerDriver
 from coordinator.core.http import ApiError
 from coordinator.core.settlement import DAY_MS, Settlement
 from coordinator.store import sponsor
-from coordinator.store.db import Database, StoreBusy, StoreClosed
+from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from protocol import events as e
 from protocol.effects import RequestLease, StoreMark
 from protocol.ids import NodeId
@@ -97,7 +97,7 @@ class Sponsor:
             signed = await self._settlement.open_lease(self._node, effect.signed)
         except ApiError as error:
             self._driver.handle(self._denied(effect, error))
-        except (sqlite3.Error, StoreBusy, StoreClosed):
+        except (sqlite3.Error, StoreBusy, StoreClosed, StoreFailed):
             log.exception("sponsor_has_no_lease")
             self._driver.handle(e.LeaseDenied(effect.request, "the coordinator cannot lock money just now", False))
         else:
@@ -115,7 +115,7 @@ class Sponsor:
         assert self._driver is not None
         try:
             await self._database.write(lambda tx: sponsor.put(tx, effect, self._wall_ms()))
-        except (sqlite3.Error, StoreBusy, StoreClosed):
+        except (sqlite3.Error, StoreBusy, StoreClosed, StoreFailed):
             # Without the mark nothing is signed, and the provider stops at its window.
             log.exception("sponsor_mark_not_stored")
             return

@@ -23,7 +23,7 @@ from coordinator.payments.gateway import Gateway, GatewayError, Invoice, Invoice
 from coordinator.payments.webhook import OLD_SIGNATURE_HEADER, SIGNATURE_HEADER, WebhookSecrets, verify
 from coordinator.payments.webhook_events import BadWebhook, parse_event
 from coordinator.store import deposits, webhooks
-from coordinator.store.db import Database, StoreBusy, StoreClosed
+from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from coordinator.store.ledger import Ledger
 from protocol.formats.amounts import BadAmount
 from protocol.formats.coins import Pair
@@ -256,7 +256,7 @@ class Deposits:
                 wait_s = await self._wait_s()
             except StoreClosed:
                 return
-            except (sqlite3.Error, StoreBusy, AssertionError):
+            except (sqlite3.Error, StoreBusy, StoreFailed, AssertionError):
                 log.exception("deposits_failed")
                 wait_s = IDLE_S_MAX
             self._hint.clear()

@@ -22,7 +22,7 @@ from coordinator.payments.call_budget import KEPT_FROM_PAYOUTS, CallBudget
 from coordinator.payments.gateway import Gateway, GatewayError, GatewayRefused, PayoutListing, PayoutRequest
 from coordinator.payments.payout_rules import Intent, PayoutState, Step
 from coordinator.store import payout_addresses, payouts
-from coordinator.store.db import Database, StoreBusy, StoreClosed
+from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from coordinator.store.ledger import Ledger
 from coordinator.store.payouts import Frozen
 from protocol.formats.amounts import format_usd
@@ -406,7 +406,7 @@ class Payouts:
                     await self.work()
             except StoreClosed:
                 return
-            except (sqlite3.Error, StoreBusy, AssertionError):
+            except (sqlite3.Error, StoreBusy, StoreFailed, AssertionError):
                 log.exception("payouts_failed")
             try:
                 async with asyncio.timeout(IDLE_S):

@@ -4,6 +4,10 @@ A write is a closure that runs inside one transaction on the writer's thread; no
 COMMIT, so no other task can slip into it and no cancellation can leave it open. Closures that wait at the same time
 share one commit (group commit), each within its own savepoint: one that fails takes nothing with it. `write`
 returns after the commit is on disk.
+
+A full disk fails a commit, and the next one may succeed. An fsync that fails ends the store: the kernel may have
+dropped what it could not write and say nothing the next time (Rebello et al., "Can Applications Recover from fsync
+Failures?", USENIX ATC 2020), so nothing more is written until a new process has recovered from what is on disk.
 """
 
 from __future__ import annotations
@@ -33,7 +37,11 @@ LOCK_NAME: Final = "coordinator.lock"
 GROUP_COMMIT_MAX: Final = 256
 WRITES_WAITING_MAX: Final = 4096
 READERS: Final = 2
+LOG_PIECE_BYTES: Final = 1 << 20
 OPEN_DEADLINE_S: Final = 30.0
+
+# After these, what SQLite and the kernel believe to be on disk may not be there.
+DISK_FAILURES: Final = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC, sqlite3.SQLITE_IOERR_CLOSE)
 
 # Asked for, and read back: a build of SQLite may silently ignore one.
 PRAGMAS: Final = (
@@ -42,6 +50,8 @@ PRAGMAS: Final = (
     ("foreign_keys", "ON", 1),
     ("trusted_schema", "OFF", 0),
     ("busy_timeout", "5000", 5000),
+    # What a savepoint may have to take back else goes to files in /tmp, which may be full or not ours to write to.
+    ("temp_store", "MEMORY", 2),
 )
 
 log = structlog.get_logger(__name__)
@@ -69,6 +79,13 @@ class Follower(Protocol):
         """There will be no more."""
 
 
+class StoreFailed(Exception):
+    """The disk failed under the store, which writes nothing more until a new process opens it.
+
+    Whether the commit that met the failure was kept is known only then: all of it was, or nothing.
+    """
+
+
 class _Write:
     __slots__ = ("closure", "error", "future", "loop", "result")
 
@@ -86,14 +103,20 @@ class _Write:
 
 
 class Database:
-    """An open store. `open_database` makes one; `close` waits for the writer to finish what it has."""
+    """An open store. `open_database` makes one; `close` waits for the writer to finish what it has.
 
-    def __init__(self, path: Path, lock: int) -> None:
+    `failed` is done once the disk has failed under it: time to end the process.
+    """
+
+    def __init__(self, path: Path, lock: int, open_writer: Callable[[Path], sqlite3.Connection]) -> None:
         self._path = path
         self._lock = lock
+        self._open_writer = open_writer
         self._queue: queue.Queue[_Write | None] = queue.Queue(WRITES_WAITING_MAX)
         self._closed = False
+        self._failure: BaseException | None = None
         self._opened: Future[None] = Future()
+        self.failed: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._readers: asyncio.Queue[aiosqlite.Connection] | None = None
         self._reader_connections: list[aiosqlite.Connection] = []
@@ -119,8 +142,8 @@ class Database:
     async def write(self, closure: Callable[[sqlite3.Connection], T]) -> T:
         """Run a closure in a transaction and return its result once it is on disk.
 
-        Whatever the closure raises is raised here, and its changes are undone. Raises StoreBusy, StoreClosed, or
-        sqlite3.Error when the commit itself failed (disk full): then nothing of it was kept.
+        Whatever the closure raises is raised here, and its changes are undone. Raises StoreBusy, StoreClosed,
+        StoreFailed, or sqlite3.Error when the commit itself failed (disk full): then nothing of it was kept.
         """
         if self._closed:
             raise StoreClosed
@@ -134,7 +157,7 @@ class Database:
 
     def _run(self) -> None:
         try:
-            connection = open_writer(self._path)
+            connection = self._open_writer(self._path)
         except BaseException as error:  # noqa: BLE001 - handed to `start`, which raises it
             self._opened.set_exception(error)
             return
@@ -144,13 +167,26 @@ class Database:
             while not stopping:
                 batch, stopping = self._next_batch()
                 if batch:
-                    _commit(connection, batch)
-                    _follow_up(self.follower, connection, batch)
+                    self._carry_out(connection, batch)
                     _report(batch)
         finally:
             connection.close()
             if self.follower is not None:
                 self.follower.on_closed()
+
+    def _carry_out(self, connection: sqlite3.Connection, batch: list[_Write]) -> None:
+        if self._failure is None:
+            try:
+                _commit(connection, batch)
+            except BaseException as error:
+                log.critical("store_failed", exc_info=error, hint="end this process; the next one recovers the store")
+                self._failure = error
+                self.failed.set_result(None)
+        if self._failure is not None:
+            for write in batch:
+                write.error = StoreFailed(f"the disk failed: {self._failure}")
+            return
+        _follow_up(self.follower, connection, batch)
 
     def _next_batch(self) -> tuple[list[_Write], bool]:
         """Wait for a write, take what else waits, and say whether the end was reached."""
@@ -208,7 +244,57 @@ class Database:
         self._thread.join()
 
 
-def open_database(home: Path) -> Database:
+def open_writer(path: Path) -> sqlite3.Connection:
+    """The writing connection of the database in this file, made and migrated as needed.
+
+    Raises sqlite3.Error, SchemaRefused or OSError.
+    """
+    # Made before SQLite does, because its -wal and -shm take over the mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    write_again(Path(f"{path}-wal"))
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        prepare_writer(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def write_again(log_file: Path) -> None:
+    """Bring the log that the last process left to the disk. Raises OSError.
+
+    After an fsync that failed the kernel may show what is not on disk and hold it for clean. SQLite would believe it:
+    commits behind it would be lost with it at a power cut, and one that is only half copied to the database would
+    leave that damaged. Written over with what is read from it, it is dirty, and an fsync says the truth again.
+    """
+    try:
+        file = os.open(log_file, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        offset = 0
+        while piece := os.pread(file, LOG_PIECE_BYTES, offset):
+            offset += os.pwrite(file, piece, offset)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def prepare_writer(connection: sqlite3.Connection) -> None:
+    """Set and read back what is asked of SQLite, and bring the schema up to date.
+
+    Raises sqlite3.Error or SchemaRefused.
+    """
+    for name, wanted, expected in PRAGMAS:
+        connection.execute(f"PRAGMA {name} = {wanted}")
+        found = connection.execute(f"PRAGMA {name}").fetchone()[0]
+        if found != expected:
+            raise SchemaRefused(f"SQLite keeps {name} at {found!r} where {expected!r} is needed")
+    migrate(connection)
+
+
+def open_database(home: Path, open_writer: Callable[[Path], sqlite3.Connection] = open_writer) -> Database:
     """Open the store in this directory, creating it; refuse when another process has it.
 
     Raises StoreRefused.
@@ -220,7 +306,7 @@ def open_database(home: Path) -> Database:
             version=sqlite3.sqlite_version,
             hint="SQLite before 3.51.3 can lose a checkpoint race between processes; run nothing else on this database",
         )
-    database = Database(home / DATABASE_NAME, lock)
+    database = Database(home / DATABASE_NAME, lock, open_writer)
     database.start()
     return database
 
@@ -247,36 +333,22 @@ def _is_free_of_wal_reset_bug(version: Iterable[int]) -> bool:
     return numbers >= (3, 51, 3) or (3, 50, 7) <= numbers < (3, 51) or (3, 44, 6) <= numbers < (3, 45)
 
 
-def open_writer(path: Path) -> sqlite3.Connection:
-    """A connection that keeps what it acknowledges, on a database with all its tables. The lock must be held."""
-    # Made before SQLite does, because its -wal and -shm take over the mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        for name, wanted, expected in PRAGMAS:
-            connection.execute(f"PRAGMA {name} = {wanted}")
-            found = connection.execute(f"PRAGMA {name}").fetchone()[0]
-            if found != expected:
-                raise SchemaRefused(f"SQLite keeps {name} at {found!r} where {expected!r} is needed")
-        migrate(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 def _commit(connection: sqlite3.Connection, batch: list[_Write]) -> None:
+    """Carry out a batch in one transaction; what fails is noted in its writes. Raises what must end the store."""
     try:
         # IMMEDIATE: a transaction that begins as a reader cannot wait for the lock when it comes to write.
         connection.execute("BEGIN IMMEDIATE")
         for write in batch:
             _apply(connection, write)
         connection.execute("COMMIT")
-    except BaseException as error:  # noqa: BLE001 - every waiting caller is told; the thread goes on
+    except BaseException as error:
+        if _ends_the_store(error):
+            raise
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         for write in batch:
-            write.error = write.error or error
+            # In place of its own error too, which may rest on what another closure of this batch wrote.
+            write.error = error
 
 
 def _follow_up(follower: Follower | None, connection: sqlite3.Connection, batch: list[_Write]) -> None:
@@ -295,10 +367,15 @@ def _apply(connection: sqlite3.Connection, write: _Write) -> None:
         write.result = write.closure(connection)
     except BaseException as error:
         write.error = error  # for the caller of `write`, and for no other
-        if not connection.in_transaction:
+        if _ends_the_store(error) or not connection.in_transaction:
             raise  # SQLite itself rolled everything back (disk full): the whole batch failed
         connection.execute("ROLLBACK TO closure")
     connection.execute("RELEASE closure")
+
+
+def _ends_the_store(error: BaseException) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) if isinstance(error, sqlite3.Error) else 0
+    return code in DISK_FAILURES or code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _report(batch: list[_Write]) -> None:

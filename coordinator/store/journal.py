@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -34,6 +35,7 @@ class Journal:
         """Open the file, creating it, and cut off what a crash left unfinished. Raises JournalRefused."""
         self._path = path
         self._is_compared = False
+        self._end = 0
         try:
             is_new = not path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
@@ -61,6 +63,7 @@ class Journal:
         if os.fstat(self._file).st_size > end:
             os.ftruncate(self._file, end)
             os.fsync(self._file)
+        self._end = end
         return last
 
     @property
@@ -77,8 +80,16 @@ class Journal:
         ).fetchall()
         if not rows:
             return
-        _write_all(self._file, b"".join(len(body).to_bytes(4, "big") + body + head for _, body, head in rows))
-        os.fdatasync(self._file)
+        data = b"".join(len(body).to_bytes(4, "big") + body + head for _, body, head in rows)
+        try:
+            _write_all(self._file, data)
+            os.fdatasync(self._file)
+        except OSError:
+            # After an fsync that failed the kernel may show what is not on disk. The next process writes it anew.
+            with suppress(OSError):
+                os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(data)
         self._last = Head(rows[-1][0], rows[-1][2])
 
     def _compare(self, tx: sqlite3.Connection) -> None:

@@ -29,7 +29,7 @@ class Bank:
         self.is_away = False
         #: Hears of every entry, and when by the coordinator's clock.
         self.on_entry: Callable[[Entry, int], None] | None = None
-        self._terms = terms or Terms()
+        self.terms = terms or Terms()
         self._granted: dict[LeaseId, Signed] = {}
         self._deposits = 0
 
@@ -39,9 +39,9 @@ class Bank:
 
     def copy(self) -> Bank:
         """Another one that knows the same, and to which nobody listens."""
-        other = Bank(self.key, self._terms)
+        other = Bank(self.key, self.terms)
         other.book = copy.deepcopy(self.book)
-        other._granted = dict(self._granted)
+        other._granted, other._deposits = dict(self._granted), self._deposits
         return other
 
     def command(self, command: AnyCommand, now_ms: int) -> Verdict:
@@ -66,7 +66,7 @@ class Bank:
         if self.is_away:
             return LeaseDenied(effect.request, "the coordinator does not answer", is_final=False)
         try:
-            request, command = open_lease_request(effect.signed, self.node, self._terms, now_ms)
+            request, command = open_lease_request(effect.signed, self.node, self.terms, now_ms)
         except RemoteProtocolError as error:
             return LeaseDenied(effect.request, str(error), is_final=True)
         verdict = self.command(command, now_ms)

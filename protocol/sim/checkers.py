@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from msgspec import Struct
 
 from protocol import constants as c
-from protocol.codec import JOB_LIMITS, decode_message, decode_record
+from protocol.codec import decode_record
 from protocol.effects import (
     JobAccepted,
     JobDone,
@@ -27,14 +27,14 @@ from protocol.effects import (
     RunEngine,
     Send,
 )
-from protocol.errors import BadFrame
 from protocol.events import Ask, EngineFailed, EngineFinished, EngineText
 from protocol.ids import JobId, NodeId, RunId
-from protocol.messages import JobAccept, JobOpen, Message, Receipt
+from protocol.messages import JobAccept, JobOpen, Receipt
 from protocol.peer import PeerStatistics
 from protocol.records import JobAcceptRecord, JobOpenRecord, ReceiptRecord
 from protocol.sim.bank import Bank
 from protocol.sim.engine import word
+from protocol.sim.reading import sent
 
 
 class Crashed(Struct, frozen=True):
@@ -80,26 +80,6 @@ class Checker:
 
     def blame(self, at_s: float, text: str) -> None:
         self.violations.append(f"{at_s:.3f} s: {type(self).__name__}: {text}")
-
-
-MessageType = TypeVar("MessageType", bound=Message)
-
-
-def sent(data: bytes, cls: type[MessageType]) -> MessageType | None:
-    """The message of this type in what is sent, or None. Looks at the type's byte before it decodes anything.
-
-    What an aggregator passes on may begin and end anywhere.
-    """
-    tag = cls.__struct_config__.tag
-    assert isinstance(tag, int)
-    if len(data) < c.FRAME_HEADER_BYTES + 2 or data[c.FRAME_HEADER_BYTES] & 0xF0 != 0x90 or data[5] != tag:
-        return None
-    length = int.from_bytes(data[: c.FRAME_HEADER_BYTES], "big")
-    try:
-        message = decode_message(data[c.FRAME_HEADER_BYTES : c.FRAME_HEADER_BYTES + length], JOB_LIMITS)
-    except BadFrame:
-        return None
-    return message if isinstance(message, cls) else None
 
 
 class AtMostOnce(Checker):

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from protocol.codec import decode_record
 from protocol.effects import (
     CancelEngine,
     ContinueEngine,
@@ -34,11 +35,14 @@ from protocol.effects import (
 from protocol.envelope import SigningKey
 from protocol.events import DEADLINE, Event, Now, Offer, SetOffer
 from protocol.ids import NodeId, StreamId
+from protocol.messages import Voucher
+from protocol.money_records import VoucherRecord
 from protocol.peer import Peer, PeerConfig
 from protocol.sim.bank import Bank
 from protocol.sim.desk import MONEY_EFFECTS, Desk
 from protocol.sim.engine import SimulatedEngine
 from protocol.sim.network import Network
+from protocol.sim.reading import sent
 from protocol.sim.scenario import EngineProfile
 from protocol.sim.schedule import Schedule
 from protocol.sim.sealer import SimulatedSealer
@@ -62,8 +66,12 @@ _NETWORK: Final = (
     ReserveRelay,
     ReleaseRelay,
 )
-# The type of a voucher, after the length of its frame and the head of its array: it is sent alone.
-_VOUCHER: Final = bytes([74])
+
+
+def _pays_for_output(data: bytes) -> bool:
+    """Whether this is a voucher for more than the prompt."""
+    message = sent(data, Voucher)
+    return message is not None and decode_record(message.voucher.body, VoucherRecord).chunks > 0
 
 
 class Trace:
@@ -135,7 +143,6 @@ class Host:
         if bank is not None:
             self.desk = Desk(bank, schedule, rng, self.receive, self._true_wall_ms)
         self.hides_vouchers = hides_vouchers
-        self._vouchers = 0
 
     def _true_wall_ms(self) -> int:
         return WALL_MS_AT_START + int(self._schedule.now_s * 1000)
@@ -186,10 +193,8 @@ class Host:
         self._arm()
 
     def _perform(self, effect: Effect) -> None:
-        if self.hides_vouchers and isinstance(effect, Send) and effect.data[5:6] == _VOUCHER:
-            self._vouchers += 1
-            if self._vouchers > 1:
-                return
+        if self.hides_vouchers and isinstance(effect, Send) and _pays_for_output(effect.data):
+            return
         if isinstance(effect, _NETWORK):
             self._network.perform(self.index, effect)
         elif isinstance(effect, MONEY_EFFECTS):

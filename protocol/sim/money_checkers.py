@@ -21,7 +21,8 @@ from protocol.messages import Chunk, JobAccept, JobOpen, Voucher
 from protocol.money_records import VoucherRecord
 from protocol.records import JobAcceptRecord, JobOpenRecord
 from protocol.sim.bank import Bank
-from protocol.sim.checkers import Checker, Ending, Seen, sent
+from protocol.sim.checkers import Checker, Ending, Seen
+from protocol.sim.reading import sent
 
 _OUTSIDE = ("gateway", "treasury", "fx")
 

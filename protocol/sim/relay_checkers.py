@@ -14,7 +14,8 @@ from protocol.events import BytesReceived, EngineFailed, EngineFinished, SetOffe
 from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.messages import Forward, JobOpen, JobReject, Reserve, Reserved
 from protocol.records import JobOpenRecord, ReservationRecord
-from protocol.sim.checkers import Checker, Crashed, Ending, Seen, sent
+from protocol.sim.checkers import Checker, Crashed, Ending, Seen
+from protocol.sim.reading import sent
 
 
 class Slots(Checker):

@@ -134,8 +134,8 @@ class Money:
     """What providers ask, in micro-USD per million tokens, and what askers have and give.
 
     Everybody deposits `deposit_uusd` at the start; a job may cost `spend_uusd_max`, for `paid_share` of them. From
-    `cheating_askers` of the askers, after their first voucher, no more come; `cheating_providers` of the providers take
-    the price of the prompt and then send nothing.
+    `cheating_askers` of the askers no voucher comes for more than the prompt; `cheating_providers` of the providers
+    take the price of the prompt and then send nothing.
     """
 
     price_in_uusd: int = 500_000

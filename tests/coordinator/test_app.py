@@ -15,7 +15,18 @@ import structlog
 
 import coordinator
 from coordinator import app
-from tests.helpers_coordinator import NodeClient, Script, Served, ask, linked, serving, stream, until
+from coordinator.store.db import StoreFailed
+from tests.helpers_coordinator import (
+    NodeClient,
+    Script,
+    Served,
+    ask,
+    linked,
+    meet_a_failed_fsync,
+    serving,
+    stream,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -97,6 +108,17 @@ async def test_the_store_being_gone_is_a_503_and_not_a_crash(served: Served) -> 
     answers = [await served.http.get("/api/nodes"), await served.http.get("/api/health")]
     assert [answer.status_code for answer in answers] == [503, 503]
     assert answers[1].json()["ok"] is False
+
+
+async def test_a_disk_that_has_failed_is_a_503_and_what_was_kept_can_be_read(served: Served) -> None:
+    node = NodeClient(served)
+    assert (await node.register()).status_code == 200
+    with pytest.raises(StoreFailed):
+        await served.app.core.database.write(meet_a_failed_fsync)
+    answers = [await node.register(), await served.http.get("/api/health"), await served.http.get("/api/nodes")]
+    assert [answer.status_code for answer in answers] == [503, 503, 200]
+    assert int(answers[0].headers["retry-after"]) > 0
+    assert len(answers[2].json()["data"]) == 1
 
 
 async def test_a_disk_that_stands_still_is_a_503_in_time(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,19 @@ def test_the_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == [KEY_NAME], "no draft is left behind"
 
 
+def test_the_name_of_a_new_key_is_brought_to_the_disk_after_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, bool]] = []
+
+    def sync(file: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(file).st_mode), (tmp_path / KEY_NAME).exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    load_or_create_key(tmp_path)
+    assert synced == [(False, False), (True, True)]
+
+
 def test_the_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

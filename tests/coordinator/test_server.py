@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from coordinator.server import CannotStart, bind, prepare_home, url_of
+from coordinator import server
+from coordinator.config import Config
+from coordinator.server import Broken, CannotStart, bind, prepare_home, url_of
+from coordinator.store.db import Database, StoreFailed, open_database
+from tests.helpers_coordinator import meet_a_failed_fsync
 
 
 def test_a_home_is_made_for_its_owner_only(tmp_path: Path) -> None:
@@ -50,3 +55,27 @@ def test_the_url_can_be_opened_in_a_browser(host: str, start: str) -> None:
         pytest.skip("no IPv6 here")
     with bind(host, 0) as listener:
         assert url_of(listener) == f"{start}{listener.getsockname()[1]}"
+
+
+@pytest.mark.anyio
+async def test_the_server_ends_when_the_disk_fails_and_says_so_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Database] = []
+
+    def open_and_note(home: Path) -> Database:
+        opened.append(open_database(home))
+        return opened[0]
+
+    monkeypatch.setattr(server, "open_database", open_and_note)
+    ready = asyncio.Event()
+    config = Config(home=str(tmp_path), port=0)
+    running = asyncio.create_task(server.run(config, lambda _url, _node: ready.set()))
+    async with asyncio.timeout(30):
+        await ready.wait()
+        with pytest.raises(StoreFailed):
+            await opened[0].write(meet_a_failed_fsync)
+        with pytest.raises(Broken, match="start again") as broken:
+            await running
+    assert len(str(broken.value).splitlines()) == 1
+    await open_database(tmp_path).close()

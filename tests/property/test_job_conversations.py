@@ -62,7 +62,7 @@ from protocol.ids import JobId, NodeId, RunId, StreamId
 from protocol.messages import Fault, JobOpen
 from protocol.peer import Peer
 from protocol.records import JobOpenRecord, Outcome
-from protocol.sim.checkers import sent
+from protocol.sim.reading import sent
 from tests.helpers_machines import ADDRESS, ALONE, chat, now, offer, sealer_of
 from tests.helpers_records import OFFER, signing_key
 

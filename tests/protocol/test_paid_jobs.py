@@ -78,7 +78,8 @@ def test_nothing_is_signed_before_the_mark_is_on_disk() -> None:
     market.ask()
     market.wait(5)
     assert market.asker.messages(Voucher) == []
-    (mark,) = market.asker.all(StoreMark)
+    granted, mark = market.asker.all(StoreMark)
+    assert granted.mark_uusd == 0, "a lease is kept from the moment that we have it"
     assert mark.mark_uusd >= COST_UUSD
 
 

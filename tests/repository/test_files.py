@@ -35,6 +35,7 @@ DECLARATIONS = {
     "protocol/effects.py",
     "protocol/errors.py",
     "protocol/events.py",
+    "protocol/money_records.py",
     "protocol/records.py",
     "protocol/sim/scenario.py",
 }

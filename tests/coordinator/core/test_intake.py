@@ -11,6 +11,7 @@ import pytest
 from coordinator.core import intake
 from coordinator.core.http import ApiError
 from coordinator.core.intake import ClaimRequest
+from coordinator.store.db import StoreClosed
 from coordinator.store.ledger import LedgerTransaction
 from protocol.envelope import open_record
 from protocol.ledger import available
@@ -101,3 +102,18 @@ async def test_a_caller_that_gives_up_leaves_the_claim_settled(served: Served) -
         await task
     assert (await market.claim(lease, 6)).claimed_uusd == 6
     assert ClaimRequest(market.provider.key.node, market.claim_of(lease, 5)).mark is None
+
+
+async def test_when_it_is_closed_nobody_waits_for_an_answer_that_will_not_come(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    settlement, node = served.app.core.settlement, market.provider.key.node
+    claims = [market.claim_of(lease, paid) for paid in range(1, 1001)]
+    tasks = [asyncio.create_task(settlement.claim_many(node, claims[at : at + 100])) for at in range(0, 1000, 100)]
+    await asyncio.sleep(0)
+    settlement.close()
+    async with asyncio.timeout(10):
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, StoreClosed) for outcome in outcomes)
+    with pytest.raises(StoreClosed):
+        await settlement.claim(node, claims[0])

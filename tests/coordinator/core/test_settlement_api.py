@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.core import settlement
 from protocol import codec
 from protocol.envelope import open_record, sign_request
 from protocol.ids import LeaseId
@@ -131,7 +132,36 @@ async def test_nobody_opens_a_lease_with_the_money_of_another(served: Served) ->
     assert refused(answer) == (403, "wrong_sender")
 
 
+async def test_a_lease_is_shown_to_its_client_alone_also_by_its_request(served: Served) -> None:
+    market = await Market.opened(served)
+    request = market.request()
+    read_signed(await market.ask_for(request))
+    assert refused(await market.ask_for(request, sender=market.provider)) == (403, "wrong_sender")
+
+
+async def test_a_client_has_a_bounded_number_of_open_leases(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settlement, "OPEN_LEASES_PER_CLIENT_MAX", 2)
+    market = await Market.opened(served)
+    first, _ = await market.lease(), await market.lease()
+    assert refused(await market.ask_for(market.request())) == (429, "too_many_leases")
+    await market.claim(first, None, is_final=1)
+    await market.lease()
+
+
 # ---------------------------------------------------------------- claims
+
+
+async def test_an_envelope_around_a_claim_is_used_once_and_is_of_a_registered_key(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    data = codec.encode_value(market.claim_of(lease, 5))
+    target = "/api/v1/node/claims"
+    headers = {"X-Infernet-Auth": market.provider.header(target, data), "content-type": "application/msgpack"}
+    assert (await served.http.post(target, content=data, headers=headers)).status_code == 200
+    assert refused(await served.http.post(target, content=data, headers=headers)) == (401, "unauthenticated")
+    assert (await market.provider.post("remove", {"role": "provider"})).json()["data"]["deleted"] is True
+    assert refused(await market.send(market.claim_of(lease, 9))) == (404, "not_registered")
+    assert await balance(served, available(market.provider.key.node)) == 5
 
 
 async def test_a_claim_credits_what_is_new_and_a_final_one_returns_the_rest(served: Served) -> None:

@@ -43,6 +43,20 @@ async def test_time_in_which_the_coordinator_was_down_is_added_to_every_lease(tm
         assert (await market.claim(lease, 10)).claimed_uusd == 10
 
 
+async def test_an_outage_before_a_lease_was_opened_does_not_prolong_it(tmp_path: Path, clock: WallClock) -> None:
+    async with serving(tmp_path, clock):
+        pass
+    clock.offset_ms += 20 * HOUR_MS
+    async with serving(tmp_path, clock) as served:
+        market = await Market.opened(served)
+        lease = await market.lease()
+        end_ms = (await market.row(lease)).claim_by_ms
+        while served.clock() <= end_ms:
+            clock.offset_ms += GAP_MS_MAX - 1000
+            await served.app.core.settlement_upkeep.tick()
+        assert (await market.row(lease)).is_closed
+
+
 async def test_a_short_pause_is_no_outage(tmp_path: Path, clock: WallClock) -> None:
     async with serving(tmp_path, clock):
         pass

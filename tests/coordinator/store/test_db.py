@@ -147,6 +147,36 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Pa
     assert path.read_bytes() == before
 
 
+def test_the_log_of_the_last_process_is_written_again_and_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its fsync once failed nobody knows; the test of faults shows what that would lose."""
+    (tmp_path / "left").mkdir()
+    first = db.open_writer(tmp_path / "first")
+    for suffix in ("", "-wal"):
+        (tmp_path / "left" / f"store{suffix}").write_bytes((tmp_path / f"first{suffix}").read_bytes())
+    first.close()
+    before = (tmp_path / "left" / "store-wal").read_bytes()
+    done: list[bytes | str] = []
+
+    def write(file: int, piece: bytes, offset: int) -> int:
+        assert offset == sum(map(len, done))
+        done.append(piece[:777])  # the kernel may take less than it is given
+        return os_pwrite(file, piece[:777], offset)
+
+    def sync(file: int) -> None:
+        assert os.path.samestat(os.fstat(file), os.stat(tmp_path / "left" / "store-wal"))
+        done.append("synced")
+
+    os_pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", write)
+    monkeypatch.setattr(os, "fsync", sync)
+    db.open_writer(tmp_path / "left" / "store").close()
+    assert done[-1] == "synced"
+    assert b"".join(piece for piece in done if isinstance(piece, bytes)) == before
+    assert len(before) > 4096
+
+
 WRITES_UNTIL_KILLED = """
 import asyncio, sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -105,3 +106,27 @@ def test_when_it_cannot_be_written_no_entry_is_called_done_and_all_else_goes_on(
         deposit(tx, number)
     assert len(reasons) == 1
     assert journal.last == Head(1, heads(tmp_path / "j")[-1])
+
+
+def test_what_an_fsync_did_not_bring_to_the_disk_is_written_anew(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    with closing(Journal(path)) as journal:
+        deposit(tx, 1)
+        journal.append_new(tx)
+        before = path.read_bytes()
+
+        def broken(_file: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "fdatasync", broken)
+        deposit(tx, 2)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.append_new(tx)
+        assert path.read_bytes() == before
+    monkeypatch.undo()
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+        assert journal.last == read_head(tx)
+    assert len(heads(path)) == 2

@@ -28,7 +28,6 @@ from protocol.sim.checkers import (
     Receipts,
     Seen,
     WholeAnswers,
-    sent,
 )
 from protocol.sim.engine import word
 from tests.helpers_machines import chat
@@ -143,9 +142,3 @@ def test_what_is_left_over_is_found() -> None:
     assert len(judge(CleanEnd(), Misbehaved(PROVIDER.node, "why not"))) == 1
     assert len(judge(CleanEnd(), Note("peer.misbehaved", PROVIDER.node, "why not"))) == 1
     assert judge(CleanEnd(), HangUp(PROVIDER.node, "it is of no more use"), Note("peer.fault")) == []
-
-
-def test_a_message_is_recognised_by_its_type() -> None:
-    assert sent(OPEN.data, JobOpen) is not None
-    assert sent(OPEN.data, JobAccept) is None
-    assert sent(b"", JobOpen) is None

@@ -1,0 +1,167 @@
+"""Every judge of money can find somebody guilty, and an honest course of things guiltless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol.codec import encode_message
+from protocol.effects import RequestLease, Send, StoreVoucher
+from protocol.envelope import sign_record
+from protocol.events import LeaseGranted
+from protocol.ids import StreamId
+from protocol.ledger import (
+    CREDIT,
+    Claim,
+    Entry,
+    ExpireLease,
+    OpenLease,
+    Posting,
+    Resume,
+    available,
+)
+from protocol.messages import Chunk, JobAccept, JobOpen, Voucher
+from protocol.records import Signed
+from protocol.sim.bank import Bank
+from protocol.sim.checkers import Checker, Ending, Seen
+from protocol.sim.money_checkers import (
+    Balanced,
+    Grace,
+    LedgerChanged,
+    NothingTwice,
+    OneWindow,
+    OnlySigned,
+    money_checkers,
+)
+from tests.helpers_records import ASKER, JOB, NOW_MS, PROVIDER, signing_key
+from tests.protocol.test_leases import HASH, LEASE, PAYER, accepted, paid_order, voucher
+from tests.protocol.test_purse import Bench
+
+OPENED = OpenLease(
+    *(LEASE, ASKER.node, None, PAYER.node, PROVIDER.node, None, 0, 0, 1_000),
+    *(NOW_MS + 1_000, NOW_MS + 2_000, Signed(b"x", bytes(64))),
+)
+HELD = f"lease:{LEASE.hex()}"
+MINE, THEIRS = available(ASKER.node), available(PROVIDER.node)
+
+
+def moved(command: Any, *postings: tuple[str, int], at_ms: int = NOW_MS) -> LedgerChanged:
+    return LedgerChanged(Entry(command, tuple(Posting(account, CREDIT, amount) for account, amount in postings)), at_ms)
+
+
+DEPOSITED = moved(Resume(0), ("fx:credit", -5_000), (MINE, 5_000))
+LOCKED = moved(OPENED, (MINE, -1_000), (HELD, 1_000))
+CLAIMED = moved(Claim(LEASE, PROVIDER.node, 40, 0, None), (HELD, -40), (THEIRS, 40))
+FINAL = moved(Claim(LEASE, PROVIDER.node, 40, 1, None), (HELD, -960), (MINE, 960))
+
+
+def judge(checker: Checker, *items: Any, ending: Ending | None = None) -> str:
+    """Show the items in order, those of providers as such; what was found."""
+    for item in items:
+        provider = isinstance(item, (StoreVoucher, LedgerChanged)) or getattr(item, "stream", 1) % 2 == 0
+        seen = Seen(1.0, 0, PROVIDER.node if provider else ASKER.node, 0, item)
+        if callback := checker.interests().get(type(item)):
+            callback(seen)
+    if ending is not None:
+        checker.finish(ending)
+    return "\n".join(checker.violations)
+
+
+def test_there_is_a_judge_for_every_invariant_that_a_simulation_can_break() -> None:
+    assert len(money_checkers()) == 5
+
+
+def test_an_honest_ledger_is_balanced() -> None:
+    assert judge(Balanced(), DEPOSITED, LOCKED, CLAIMED, FINAL) == ""
+
+
+@pytest.mark.parametrize(
+    ("items", "invariant"),
+    [
+        ((moved(Resume(0), (MINE, 1)),), "I1"),
+        ((LOCKED,), "I2"),
+        ((DEPOSITED, LOCKED, moved(Claim(LEASE, PROVIDER.node, 9, 1, None), (HELD, -9), (THEIRS, 9))), "I3"),
+        ((DEPOSITED, LOCKED, moved(Claim(LEASE, PAYER.node, 9, 0, None), (HELD, -9), ("available:00", 9))), "I10"),
+        ((DEPOSITED, LOCKED, CLAIMED, FINAL, moved(ExpireLease(LEASE))), "I12"),
+    ],
+)
+def test_a_ledger_that_breaks_a_rule_is_found(items: tuple[LedgerChanged, ...], invariant: str) -> None:
+    assert f"{invariant}:" in judge(Balanced(), *items)
+
+
+def sent_voucher(paid_uusd: int, **changes: Any) -> Send:
+    return Send(StreamId(1), encode_message(Voucher(voucher(paid_uusd, **changes))))
+
+
+def test_no_more_is_claimed_than_was_signed() -> None:
+    assert judge(OnlySigned(), LOCKED, sent_voucher(40), CLAIMED) == ""
+    assert "I4:" in judge(OnlySigned(), LOCKED, sent_voucher(39), CLAIMED)
+
+
+OPEN = Send(StreamId(1), encode_message(JobOpen(sign_record(paid_order(), PAYER), b"x")))
+ACCEPT = Send(StreamId(2), encode_message(JobAccept(sign_record(accepted(), PROVIDER))))
+
+
+def chunk(owed_uusd: int) -> Send:
+    return Send(StreamId(2), encode_message(Chunk(JOB, 1, 1, 1, owed_uusd, bytes(80))))
+
+
+def held(paid_uusd: int) -> StoreVoucher:
+    return StoreVoucher(LEASE, voucher(paid_uusd), voucher(paid_uusd), None, paid_uusd)
+
+
+def test_a_provider_delivers_no_more_than_one_window_ahead() -> None:
+    assert judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(17 + 1_000)) == ""
+    assert "I5:" in judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(17 + 1_001))
+    assert judge(OneWindow(), OPEN, ACCEPT, held(32_000), chunk(32_000 + 2_000)) == ""
+
+
+def test_an_asker_signs_for_what_was_sent() -> None:
+    assert judge(OneWindow(), OPEN, ACCEPT, sent_voucher(17), chunk(30), sent_voucher(30)) == ""
+    assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, sent_voucher(18))
+    assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, chunk(30), sent_voucher(31))
+    assert "I6:" in judge(OneWindow(), OPEN, sent_voucher(0, running_hash=HASH))
+
+
+def test_what_was_signed_before_may_be_signed_again() -> None:
+    assert judge(OneWindow(), OPEN, ACCEPT, chunk(30), sent_voucher(30), ACCEPT, sent_voucher(30)) == ""
+
+
+def test_no_lease_is_closed_before_its_time() -> None:
+    early, late = moved(ExpireLease(LEASE), at_ms=NOW_MS + 2_000), moved(ExpireLease(LEASE), at_ms=NOW_MS + 2_001)
+    assert judge(Grace(), LOCKED, late) == ""
+    assert "I11:" in judge(Grace(), LOCKED, early)
+    assert "I11:" in judge(Grace(), LOCKED, moved(Resume(1_000)), late)
+
+
+def test_what_is_asked_again_moves_nothing_or_is_found() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    bench.bank.open_lease(effect, NOW_MS)
+    ending = Ending([], 0, 0, bank=bench.bank, wall_ms=NOW_MS)
+    assert judge(NothingTwice(), effect, ending=ending) == ""
+
+    class Forgetful(Bank):
+        """Test double: takes each request for another one."""
+
+        def copy(self) -> Bank:
+            return self
+
+        def open_lease(self, effect: RequestLease, now_ms: int) -> Any:
+            self.deposit(ASKER.node, 1, now_ms)
+            return super().open_lease(effect, now_ms)
+
+    bank = Forgetful(signing_key("bank"))
+    assert "I7:" in judge(NothingTwice(), effect, ending=replace_bank(ending, bank))
+    assert isinstance(bench.bank.open_lease(effect, NOW_MS), LeaseGranted)
+
+
+def replace_bank(ending: Ending, bank: Bank) -> Ending:
+    return Ending(ending.statistics, 0, 0, bank=bank, wall_ms=ending.wall_ms)
+
+
+def test_a_coordinator_that_is_away_is_not_judged() -> None:
+    bank = Bank(signing_key("bank"))
+    bank.is_away = True
+    assert judge(NothingTwice(), ending=Ending([], 0, 0, bank=bank)) == ""

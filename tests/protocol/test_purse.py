@@ -1,0 +1,229 @@
+"""The asker's leases: found, asked for, used, restored."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from protocol import constants as c
+from protocol.codec import decode_record
+from protocol.effects import Note, RequestLease, StoreMark
+from protocol.envelope import sign_record
+from protocol.errors import RemoteProtocolError
+from protocol.events import LeaseDenied, LeaseGranted, MarkStored, RestorePayer
+from protocol.ids import JobId
+from protocol.leases import PayerSide
+from protocol.money_records import LeaseRecord, LeaseRequestRecord
+from protocol.purse import LEASE_UUSD, LEASES_MAX, Purse
+from protocol.sim.bank import Bank
+from tests.helpers_machines import now
+from tests.helpers_records import ASKER, JOB, NOW_MS, OFFER, PROVIDER, order, signing_key
+
+PRICED = replace(OFFER, price_in_uusd=1_000_000, price_out_uusd=2_000_000)
+UNTIL_MS = NOW_MS + 60_000
+
+
+class Bench:
+    """A purse and a coordinator with money for it."""
+
+    def __init__(self, deposit_uusd: int = 1_000_000) -> None:
+        self.bank = Bank(signing_key("bank"))
+        self.bank.deposit(ASKER.node, deposit_uusd, NOW_MS)
+        self.purse = Purse(ASKER, random.Random(1))
+        self.purse.coordinator = self.bank.node
+
+    def ask(self, needed_uusd: int = 100, job: JobId = JOB, **changes: Any) -> RequestLease:
+        (effect,) = self.purse.request(job, PROVIDER.node, replace(PRICED, **changes), needed_uusd, now())
+        assert isinstance(effect, RequestLease)
+        return effect
+
+    def grant(self, effect: RequestLease | None = None) -> PayerSide:
+        answer = self.bank.open_lease(effect or self.ask(), NOW_MS)
+        assert isinstance(answer, LeaseGranted)
+        self.purse.on_granted(answer, now())
+        return self.purse.sides()[-1]
+
+    def find(self, needed_uusd: int = 100, until_ms: int = UNTIL_MS, **changes: Any) -> PayerSide | None:
+        return self.purse.find(PROVIDER.node, replace(PRICED, **changes), needed_uusd, until_ms, now())
+
+
+def test_a_lease_is_asked_for_with_a_key_of_its_own_and_found_afterwards() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    request = decode_record(effect.signed.body, LeaseRequestRecord)
+    assert request.payer == ASKER.payer(effect.request).node != ASKER.node
+    assert request.cap_uusd == LEASE_UUSD
+    assert bench.find() is None
+    side = bench.grant(effect)
+    assert bench.find() is side
+    assert side.signer.node == request.payer
+
+
+def test_two_leases_have_two_keys() -> None:
+    bench = Bench()
+    assert bench.grant().signer.node != bench.grant().signer.node
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "other"}, {"fingerprint": bytes(32)}, {"price_in_uusd": 1}, {"price_job_uusd": 1}]
+)
+def test_a_lease_is_for_one_offer(changes: dict[str, Any]) -> None:
+    bench = Bench()
+    bench.grant()
+    assert bench.find(**changes) is None
+
+
+def test_a_lease_that_is_used_empty_closing_or_too_short_is_not_found() -> None:
+    bench = Bench()
+    side = bench.grant()
+    assert bench.find(needed_uusd=LEASE_UUSD) is side
+    assert bench.find(needed_uusd=LEASE_UUSD + 1) is None
+    assert bench.find(until_ms=side.record.serve_until_ms) is side
+    assert bench.find(until_ms=side.record.serve_until_ms + 1) is None
+    bench.purse.begin(side, order())
+    assert bench.find() is None
+    bench.purse.end(side)
+    assert bench.find() is side
+    bench.purse.close(side.record.lease)
+    assert bench.find() is None
+
+
+def test_a_lease_is_the_job_s_that_waited_for_it_unless_that_is_over() -> None:
+    bench = Bench()
+    first, second = bench.ask(), bench.ask(job=JobId(b"2" * 16))
+    bench.purse.abandon(JobId(b"2" * 16))
+    answers = [bench.bank.open_lease(effect, NOW_MS) for effect in (first, second)]
+    assert isinstance(answers[0], LeaseGranted)
+    assert isinstance(answers[1], LeaseGranted)
+    assert bench.purse.on_granted(answers[0], now()) == JOB
+    assert bench.purse.on_granted(answers[1], now()) == JobId(b"")
+    assert len(bench.purse) == 2
+    assert bench.purse.on_granted(answers[0], now()) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payer": ASKER.node},
+        {"provider": ASKER.node},
+        {"cap_uusd": LEASE_UUSD - 1},
+        {"model": "other"},
+        {"fingerprint": bytes(32)},
+        {"price_out_uusd": 1},
+        {"relay": PROVIDER.node},
+        {"relay_bps": 1},
+    ],
+)
+def test_a_lease_that_is_not_what_was_asked_for_is_refused(changes: dict[str, Any]) -> None:
+    bench = Bench()
+    effect = bench.ask()
+    answer = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(answer, LeaseGranted)
+    altered = sign_record(replace(decode_record(answer.signed.body, LeaseRecord), **changes), signing_key("bank"))
+    with pytest.raises(RemoteProtocolError):
+        bench.purse.on_granted(LeaseGranted(effect.request, altered), now())
+    assert len(bench.purse) == 0
+
+
+def test_a_lease_of_another_coordinator_is_refused() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    answer = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(answer, LeaseGranted)
+    other = signing_key("other bank")
+    record = replace(decode_record(answer.signed.body, LeaseRecord), coordinator=other.node)
+    with pytest.raises(RemoteProtocolError):
+        bench.purse.on_granted(LeaseGranted(effect.request, sign_record(record, other)), now())
+
+
+def test_who_has_too_little_asks_once_more_for_what_is_needed() -> None:
+    bench = Bench(deposit_uusd=200)
+    effect = bench.ask(needed_uusd=150)
+    denied = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(denied, LeaseDenied)
+    job, effects = bench.purse.on_denied(denied, now())
+    assert job is None
+    (again,) = effects
+    assert isinstance(again, RequestLease)
+    assert decode_record(again.signed.body, LeaseRequestRecord).cap_uusd == 150
+    assert isinstance(bench.bank.open_lease(again, NOW_MS), LeaseGranted)
+
+
+def test_a_coordinator_that_is_away_is_not_asked_again_at_once() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    assert bench.purse.on_denied(LeaseDenied(effect.request, "away", is_final=False), now()) == (JOB, [])
+
+
+def test_what_a_job_can_cost_is_on_disk_before_and_what_it_cost_after() -> None:
+    bench = Bench()
+    side = bench.grant()
+    bench.purse.begin(side, order(prepay_max_uusd=30, output_tokens_max=10, price_out_uusd=2_000_000))
+    (mark,) = bench.purse.take_effects()
+    assert isinstance(mark, StoreMark)
+    assert mark.mark_uusd == 50
+    assert side.mark_uusd == 0
+    assert bench.purse.on_mark_stored(MarkStored(mark.lease, mark.mark_uusd)) == JOB
+    assert side.mark_uusd == 50
+    side.signed_uusd = 20
+    bench.purse.end(side)
+    (after,) = bench.purse.take_effects()
+    assert isinstance(after, StoreMark)
+    assert after.mark_uusd == side.mark_uusd == 20
+    assert bench.purse.take_effects() == []
+
+
+def test_a_mark_that_comes_after_its_job_raises_nothing() -> None:
+    bench = Bench()
+    side = bench.grant()
+    assert bench.purse.on_mark_stored(MarkStored(side.record.lease, 50)) is None
+    assert side.mark_uusd == 0
+
+
+def test_a_lease_is_restored_with_what_was_signed_and_higher_numbers() -> None:
+    bench = Bench()
+    side = bench.grant()
+    side.mark_uusd = 1_000
+    paid = side.pay(order(asker=side.signer.node), 70, 1, 1, bytes(32))
+    bench.purse.begin(side, order())
+    (mark,) = bench.purse.take_effects()
+    assert isinstance(mark, StoreMark)
+    fresh = Purse(ASKER, random.Random(2))
+    assert fresh.restore(RestorePayer(mark.request, mark.signed, mark.mark_uusd, paid)) == []
+    (restored,) = fresh.sides()
+    assert (restored.signed_uusd, restored.voucher) == (70, paid)
+    assert restored.sequence > side.sequence
+    assert restored.signer.node == side.signer.node
+
+
+def test_what_is_not_ours_is_not_restored() -> None:
+    bench = Bench()
+    side = bench.grant()
+    stranger = Purse(PROVIDER, random.Random(2))
+    (note,) = stranger.restore(RestorePayer(bytes(16), side.signed, 0, None))
+    assert isinstance(note, Note)
+    assert len(stranger) == 0
+    damaged = replace(side.signed, body=side.signed.body[:-1])
+    (note,) = stranger.restore(RestorePayer(bytes(16), damaged, 0, None))
+    assert isinstance(note, Note)
+
+
+def test_leases_that_cannot_be_used_any_more_are_forgotten() -> None:
+    bench = Bench()
+    side = bench.grant()
+    late_s = (side.record.serve_until_ms - NOW_MS + c.CLOCK_SKEW_MS_MAX) / 1000 + 1
+    bench.purse.find(PROVIDER.node, PRICED, 1, UNTIL_MS, now(late_s))
+    assert len(bench.purse) == 0
+
+
+def test_the_number_of_leases_is_bounded() -> None:
+    bench = Bench()
+    side = bench.grant()
+    for number in range(LEASES_MAX + 10):
+        record = replace(side.record, lease=number.to_bytes(32, "big"))
+        bench.purse._leases[record.lease] = PayerSide(record, side.signed, side.signer)
+    bench.grant()
+    assert len(bench.purse) <= LEASES_MAX

@@ -1,0 +1,340 @@
+"""The provider's leases: what is taken, what is kept, and when it is redeemed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from protocol import constants as c
+from protocol.codec import decode_record
+from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreVoucher
+from protocol.envelope import sign_record
+from protocol.errors import Refusal, RemoteProtocolError
+from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, RestoreProvider
+from protocol.ids import LeaseId, StreamId
+from protocol.leases import ProviderSide
+from protocol.messages import Voucher
+from protocol.money_records import ClaimAckRecord, ClaimRecord
+from protocol.records import Signed
+from protocol.till import (
+    CLAIM_ANSWER_S,
+    CLAIM_DELAY_S,
+    CLAIM_INTERVAL_S,
+    CLAIM_RETRY_S_MAX,
+    LAST_VOUCHER_S,
+    UNCLAIMED_UUSD_MAX,
+    Till,
+)
+from tests.helpers_machines import now, offer
+from tests.helpers_records import NOW_MS, PROVIDER, receipt
+from tests.protocol.test_leases import BANK, LEASE, PRICED, lease, paid_order, voucher
+
+STREAM = StreamId(2)
+OFFERED = offer(models=(PRICED,), coordinators=(BANK.node,))
+
+
+def signed_lease(**changes: Any) -> Signed:
+    return sign_record(lease(**changes), BANK)
+
+
+class Bench:
+    """A till with a lease, and what it wanted done."""
+
+    def __init__(self) -> None:
+        self.till = Till(PROVIDER)
+        self.at_s = 0.0
+        self.effects: list[Effect] = []
+
+    def refusal(self, signed: Signed | None = None, offered: Any = OFFERED, **ordered: Any) -> Refusal | None:
+        why = self.till.refusal(paid_order(**ordered), signed or signed_lease(), offered, PRICED, now(self.at_s))
+        return why[0] if why is not None else None
+
+    def begin(self, **leased: Any) -> ProviderSide:
+        """An order is taken up."""
+        assert self.refusal(signed_lease(**leased)) is None
+        side, self.effects = self.till.begin(paid_order(), now(self.at_s))
+        return side
+
+    def serve(self, paid_uusd: int = 90) -> ProviderSide:
+        """A whole job, paid to the end."""
+        side = self.begin()
+        side.take(voucher(paid_uusd))
+        self.till.end(side, STREAM, paid_uusd, now(self.at_s))
+        return side
+
+    def wait(self, seconds: float) -> list[Effect]:
+        """Everything that falls due."""
+        end_s = self.at_s + seconds
+        self.effects = []
+        while (due_s := self.till.next_deadline()) is not None and due_s <= end_s:
+            self.at_s = max(self.at_s, due_s)
+            self.effects += self.till.on_deadline(now(self.at_s))
+        self.at_s = end_s
+        return self.effects
+
+    def claims(self) -> list[ClaimRecord]:
+        sent = [effect for effect in self.effects if isinstance(effect, SendClaim)]
+        return [decode_record(effect.claim.body, ClaimRecord) for effect in sent]
+
+    def answer(self, claimed_uusd: int, signer: Any = BANK, **changes: Any) -> list[Effect]:
+        record = ClaimAckRecord(1, signer.node, LEASE, claimed_uusd, 0, 5, bytes(32), NOW_MS, ())
+        signed = sign_record(replace(record, **changes), signer)
+        self.effects = self.till.on_answered(ClaimAnswered(LEASE, signed), now(self.at_s))
+        return self.effects
+
+
+# ---------------------------------------------------------------- orders
+
+
+def test_a_good_lease_is_taken_and_kept() -> None:
+    bench = Bench()
+    assert bench.refusal() is None
+    assert len(bench.till) == 1
+    side = bench.begin()
+    assert bench.effects == [StoreVoucher(LEASE, signed_lease(), None, None, 0)]
+    assert side.in_use
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        Signed(signed_lease().body, signed_lease(entry=2).signature),
+        sign_record(replace(lease(), coordinator=PROVIDER.node), PROVIDER),
+        signed_lease(lease=LeaseId(bytes(32))),
+        Signed(b"\x90", bytes(64)),
+    ],
+)
+def test_a_lease_that_does_not_hold_is_not_taken(signed: Signed) -> None:
+    bench = Bench()
+    assert bench.refusal(signed) is Refusal.LEASE
+    assert len(bench.till) == 0
+
+
+def test_without_a_lease_or_a_coordinator_nothing_is_paid() -> None:
+    bench = Bench()
+    assert bench.till.refusal(paid_order(), None, OFFERED, PRICED, now()) is not None
+    assert bench.refusal(lease=None) is Refusal.LEASE
+    assert bench.refusal(offered=offer(models=(PRICED,))) is Refusal.LEASE
+
+
+def test_one_job_at_a_time() -> None:
+    bench = Bench()
+    side = bench.begin()
+    assert bench.refusal() is Refusal.LEASE
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal() is None
+
+
+def test_another_lease_with_the_same_number_is_not_taken() -> None:
+    bench = Bench()
+    bench.begin()
+    assert bench.refusal(signed_lease(cap_uusd=1)) is Refusal.LEASE
+
+
+def test_a_coordinator_that_owes_too_much_is_not_trusted_with_more() -> None:
+    bench = Bench()
+    side = bench.begin(cap_uusd=UNCLAIMED_UUSD_MAX + 1)
+    side.take(voucher(5))
+    side.paid_uusd = UNCLAIMED_UUSD_MAX + 1
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX + 1)) is Refusal.LEASE
+
+
+# ---------------------------------------------------------------- the last voucher
+
+
+def test_the_next_job_waits_until_this_one_is_paid() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.till.end(side, STREAM, 90, now())
+    assert bench.till.settles(STREAM)
+    assert bench.refusal() is Refusal.LEASE
+    assert bench.till.on_last_voucher(STREAM, Voucher(voucher(80))) != []
+    assert bench.till.settles(STREAM)
+    bench.till.on_last_voucher(STREAM, Voucher(voucher(90)))
+    assert not bench.till.settles(STREAM)
+    assert bench.refusal() is None
+
+
+@pytest.mark.parametrize("is_dropped", [True, False])
+def test_who_does_not_pay_the_rest_is_not_waited_for(is_dropped: bool) -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.till.end(side, STREAM, 90, now())
+    if is_dropped:
+        bench.till.on_stream_dropped(STREAM)
+    else:
+        bench.wait(LAST_VOUCHER_S)
+    assert not bench.till.settles(STREAM)
+    assert bench.refusal() is None
+
+
+def test_a_last_voucher_that_is_worth_nothing_is_refused() -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.till.end(side, STREAM, 90, now())
+    with pytest.raises(RemoteProtocolError):
+        bench.till.on_last_voucher(STREAM, Voucher(voucher(90, lease=LeaseId(bytes(32)))))
+
+
+# ---------------------------------------------------------------- claims
+
+
+def test_what_a_job_was_paid_is_claimed_a_moment_later_with_its_receipt() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(90))
+    account = receipt(lease=LEASE)
+    signed = sign_record(account, PROVIDER)
+    bench.till.receipt(side, account, signed)
+    bench.till.end(side, STREAM, 90, now())
+    assert bench.wait(CLAIM_DELAY_S - 0.1) == []
+    bench.wait(0.2)
+    (claim,) = bench.claims()
+    assert (claim.voucher, claim.receipt, claim.is_final) == (voucher(90), signed, 0)
+
+
+def test_nothing_new_is_not_claimed() -> None:
+    bench = Bench()
+    bench.serve(0)
+    assert bench.wait(10 * CLAIM_INTERVAL_S) == []
+
+
+def test_a_long_job_is_claimed_while_it_runs() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(50))
+    bench.wait(CLAIM_INTERVAL_S)
+    assert len(bench.claims()) == 1
+    assert bench.claims()[0].is_final == 0
+
+
+def test_an_answer_is_kept_and_not_asked_for_again() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    (stored,) = bench.answer(90)
+    assert isinstance(stored, StoreClaimed)
+    assert (stored.claimed_uusd, stored.is_closed) == (90, False)
+    assert bench.wait(CLAIM_ANSWER_S + CLAIM_RETRY_S_MAX) == []
+
+
+@pytest.mark.parametrize(
+    ("claimed_uusd", "changes"), [(89, {}), (90, {"lease": LeaseId(bytes(32))}), (90, {"signer": PROVIDER})]
+)
+def test_an_answer_that_credits_less_or_is_not_the_coordinator_s_is_none(
+    claimed_uusd: int, changes: dict[str, Any]
+) -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    (note,) = bench.answer(claimed_uusd, **changes)
+    assert isinstance(note, Note)
+    bench.wait(CLAIM_RETRY_S_MAX)
+    assert bench.claims()
+
+
+def test_without_an_answer_it_is_claimed_again_ever_later() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    times = []
+    for _ in range(12):
+        bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
+        before_s = bench.at_s
+        while not bench.claims():
+            bench.wait(1)
+        times.append(bench.at_s - before_s)
+        bench.effects = []
+    assert times == sorted(times)
+    assert times[-1] == CLAIM_RETRY_S_MAX
+
+
+def test_a_claim_that_hears_nothing_is_sent_again() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    bench.wait(CLAIM_ANSWER_S + 2.1)
+    assert len(bench.claims()) == 1
+
+
+def test_a_claim_that_is_refused_for_good_is_not_repeated() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    effects = bench.till.on_failed(ClaimFailed(LEASE, "unknown lease", is_final=True), now(bench.at_s))
+    assert StoreClaimed(LEASE, 0, True, None) in effects
+    assert bench.wait(600) == []
+    assert bench.refusal() is Refusal.LEASE
+
+
+def test_a_lease_that_is_served_no_more_is_given_up_and_then_forgotten() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    bench.answer(90)
+    bench.wait((lease().serve_until_ms - NOW_MS + c.LEASE_SKEW_MS) / 1000)
+    (claim,) = bench.claims()
+    assert claim.is_final == 1
+    bench.answer(90, is_closed=1)
+    assert len(bench.till) == 0
+
+
+def test_a_payer_that_wants_its_rest_gets_it_after_the_job() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(90))
+    assert bench.till.on_close_wanted(CloseLease(LEASE), now()) == []
+    bench.till.end(side, STREAM, 90, now())
+    assert bench.refusal() is Refusal.LEASE
+    bench.wait(CLAIM_DELAY_S)
+    (claim,) = bench.claims()
+    assert (claim.is_final, claim.voucher) == (1, voucher(90))
+
+
+def test_money_that_was_not_claimed_in_time_is_said_to_be_lost() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    side.take(voucher(95))
+    effects = bench.answer(90, is_closed=1)
+    assert any(isinstance(effect, Note) and effect.event == "claim.lost" for effect in effects)
+
+
+def test_an_answer_to_nothing_that_was_asked_changes_nothing() -> None:
+    bench = Bench()
+    side = bench.serve()
+    assert bench.answer(90) == []
+    assert side.claimed_uusd == 0
+    assert bench.till.on_failed(ClaimFailed(LEASE, "?", is_final=True), now()) == []
+
+
+# ---------------------------------------------------------------- restarts
+
+
+def test_what_was_kept_is_claimed_after_a_restart() -> None:
+    bench = Bench()
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40), now())
+    bench.wait(CLAIM_DELAY_S)
+    (claim,) = bench.claims()
+    assert claim.voucher == voucher(90)
+
+
+@pytest.mark.parametrize(
+    ("signed", "kept"),
+    [(Signed(signed_lease().body, bytes(64)), None), (signed_lease(), Signed(voucher(90).body, bytes(64)))],
+)
+def test_what_does_not_hold_is_not_restored(signed: Signed, kept: Signed | None) -> None:
+    bench = Bench()
+    (note,) = bench.till.restore(RestoreProvider(signed, kept, None, 0), now())
+    assert isinstance(note, Note)
+    assert len(bench.till) == 0
+
+
+def test_a_lease_with_all_claimed_is_not_claimed_after_a_restart() -> None:
+    bench = Bench()
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 90), now())
+    assert bench.wait(600) == []
