@@ -98,7 +98,7 @@ class Payouts:
     async def request(
         self, node: NodeId, request: str, amount_uusd: int | None, pair: Pair | None, mark: Mark
     ) -> Intent:
-        """Order a payout; without an amount, of all whole cents that are available. Raises MoneyRefused."""
+        """Order a payout; without an amount, of all whole cents that may leave today. Raises MoneyRefused."""
         answer = await self._write(lambda tx: self._order(tx, node, request, amount_uusd, pair, mark))
         if isinstance(answer, MoneyRefused):
             raise answer
@@ -132,8 +132,7 @@ class Payouts:
         if isinstance(target, MoneyRefused):
             return target
         if amount_uusd is None:
-            with self._ledger.begin(tx) as ledger:
-                amount_uusd = ledger.balance(available(node)) // UUSD_PER_CENT * UUSD_PER_CENT
+            amount_uusd = self._all_of(tx, node, now_ms)
         if (refused := self._beyond_limits(tx, node, amount_uusd, now_ms)) is not None:
             return refused
         intent = Intent(
@@ -153,6 +152,13 @@ class Payouts:
             return of_verdict(verdict)
         payouts.insert(tx, intent)
         return intent
+
+    def _all_of(self, tx: sqlite3.Connection, node: NodeId, now_ms: int) -> int:
+        """What of a key's money can leave now, in whole cents."""
+        with self._ledger.begin(tx) as ledger:
+            there_uusd = ledger.balance(available(node))
+        allowed_uusd = self._limits.per_day_and_key - payouts.ordered_since(tx, now_ms - DAY_MS, node)
+        return max(0, min(there_uusd, allowed_uusd)) // UUSD_PER_CENT * UUSD_PER_CENT
 
     @staticmethod
     def _target(

@@ -13,10 +13,12 @@ from coordinator.payments.deposit_rules import Deposit, Stage
 from protocol.ids import NodeId
 
 _COLUMNS: Final = tuple(field.name for field in fields(Deposit))
-# The columns are constants of this program.
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM deposits "  # noqa: S608
-_INSERT: Final = f"INSERT INTO deposits ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-_UPDATE: Final = f"UPDATE deposits SET {', '.join(f'{name} = ?' for name in _COLUMNS[1:])} WHERE deposit = ?"  # noqa: S608
+_NAMES: Final = ", ".join(_COLUMNS)
+_PLACES: Final = ", ".join("?" * len(_COLUMNS))
+_SETS: Final = ", ".join(f"{name} = ?" for name in _COLUMNS[1:])
+_SELECT: Final = f"SELECT {_NAMES} FROM deposits "  # noqa: S608 - the columns are constants of this program
+_INSERT: Final = f"INSERT INTO deposits ({_NAMES}) VALUES ({_PLACES})"  # noqa: S608 - as above
+_UPDATE: Final = f"UPDATE deposits SET {_SETS} WHERE deposit = ?"  # noqa: S608 - as above
 
 
 def _row(deposit: Deposit) -> tuple[Any, ...]:

@@ -13,10 +13,12 @@ from coordinator.payments.payout_rules import Intent, PayoutState
 from protocol.ids import NodeId
 
 _COLUMNS: Final = tuple(field.name for field in fields(Intent))
-# The columns are constants of this program.
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM payout_intents "  # noqa: S608
-_INSERT: Final = f"INSERT INTO payout_intents ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-_UPDATE: Final = f"UPDATE payout_intents SET {', '.join(f'{name} = ?' for name in _COLUMNS[1:])} WHERE intent = ?"  # noqa: S608
+_NAMES: Final = ", ".join(_COLUMNS)
+_PLACES: Final = ", ".join("?" * len(_COLUMNS))
+_SETS: Final = ", ".join(f"{name} = ?" for name in _COLUMNS[1:])
+_SELECT: Final = f"SELECT {_NAMES} FROM payout_intents "  # noqa: S608 - the columns are constants of this program
+_INSERT: Final = f"INSERT INTO payout_intents ({_NAMES}) VALUES ({_PLACES})"  # noqa: S608 - as above
+_UPDATE: Final = f"UPDATE payout_intents SET {_SETS} WHERE intent = ?"  # noqa: S608 - as above
 _SINCE: Final = "payouts_since_ms"
 _FROZEN: Final = "payouts_frozen_ms"
 

@@ -306,6 +306,34 @@ async def test_there_is_nothing_to_pay_for_a_chat_or_for_what_does_not_exist(pai
         assert refused(await paid.served.http.post("/api/payments/invoice", json=body)) == expected
 
 
+HOSTILE = (
+    *(b"", b"{", b"[]", b'"x"', b"null", b"[" * 30_000, b'{"a":' * 20_000, b"\xff\xfe", b"\x00" * 100),
+    b'{"amount_usd":"' + b"9" * 60 + b'","coin":"BTC","request_id":"x"}',
+    b'{"amount_usd":"5.00","coin":"\\ud800","network":"\\u0000"}',
+    b'{"coin":"BTC","address":"' + b"1" * 256 + b'"}',
+    b'{"coin":"XRP","network":"ripple","address":"\\ud800"}',
+    b'{"payout_key":"' + b"z" * 64 + b'"}',
+    b'{"jobId":"\\ud800","coin":"BTC"}',
+    b'{"limit":1e400}',
+    b'{"limit":-9223372036854775808}',
+)
+
+
+async def test_nothing_that_is_sent_is_a_fault_of_ours(paid: Paid) -> None:
+    for body in HOSTILE:
+        for route in (
+            *("deposits", "deposits/list", "payments/list", "payouts/list"),
+            *("payouts/set", "payouts/remove", "payouts/key", "payouts/request"),
+        ):
+            answer = await paid.client.post(route, body)
+            assert answer.status_code < 500, (route, body[:40], answer.text)
+        for path in ("/api/payments/invoice", "/api/payments/webhook", "/api/v1/admin/payouts/list"):
+            signature = sign(SECRET, paid.served.clock() // 1000, body)
+            headers = {"content-type": "application/json", "X-CoinPay-Signature": signature}
+            answer = await paid.served.http.post(path, content=body, headers=headers)
+            assert answer.status_code < 500, (path, body[:40], answer.text)
+
+
 async def test_without_a_gateway_every_route_says_so(served: Served) -> None:
     client = NodeClient(served)
     await client.register()

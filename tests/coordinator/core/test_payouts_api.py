@@ -196,7 +196,8 @@ async def test_a_key_has_one_payout_on_its_way_and_so_much_a_day(tmp_path: Path,
         assert refused(await paid.post("payouts/request", amount_usd="1.00")) == (409, "payout_in_flight")
         await paid.work()
         assert refused(await paid.post("payouts/request", amount_usd="4.00")) == (429, "payout_limit")
-        await paid.payout("3.00")
+        rest = (await paid.data("payouts/request"))["payout"]
+        assert rest["amount_usd"] == "3.00"
         await paid.work(DAY_MS + HOUR_MS)
         await paid.payout("8.00")
 

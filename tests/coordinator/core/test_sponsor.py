@@ -84,6 +84,31 @@ async def test_many_chats_spend_no_more_than_the_budget_and_the_chat_says_so(tmp
             assert text_of(await stream(served, answer.json()["jobId"])) == "Hello world"
 
 
+@pytest.mark.nightly
+async def test_s10_ten_thousand_chats_spend_no_more_than_the_budget(tmp_path: Path) -> None:
+    """S10: the budget is a dollar, and everybody asks at once; each answer would cost two cents."""
+    budget = 1_000_000
+    settings = {"sponsor_budget_uusd": budget, "chats_at_once_per_client": 0, "chat_spend_uusd_max": 20_000}
+    async with (
+        serving(tmp_path, **settings) as served,
+        paid_linked(served, Script.at_once(*"twenty tokens answer")) as node,
+    ):
+        statuses: list[int] = []
+        for _ in range(200):
+            answers = await asyncio.gather(*(ask(served, maxTokens=20) for _ in range(50)))
+            statuses += [answer.status_code for answer in answers]
+            for answer in answers:
+                if answer.status_code == 200:
+                    await stream(served, answer.json()["jobId"])
+                else:
+                    assert answer.json()["code"] in ("budget_spent", "too_many_requests") or answer.json()["hint"]
+        assert statuses.count(200) >= 40
+        assert set(statuses) == {200, 503}
+        await until_paid(served, available(node.node), budget // 2)
+        assert await balance(served, available(node.node)) <= budget
+        assert await money_in_chat(served) == budget
+
+
 async def test_leases_are_taken_up_after_a_restart_and_the_rest_is_swept(tmp_path: Path) -> None:
     clock = WallClock()
     settings = {"sponsor_budget_uusd": 1_000_000, "chat_spend_uusd_max": 100_000}
