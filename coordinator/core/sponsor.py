@@ -101,6 +101,8 @@ class Sponsor:
             log.exception("sponsor_has_no_lease")
             self._driver.handle(e.LeaseDenied(effect.request, "the coordinator cannot lock money just now", False))
         else:
+            # What is asked for first is more than a job needs; less than that may still be there.
+            self._spent_ms = None
             self._driver.handle(e.LeaseGranted(effect.request, signed))
 
     def _denied(self, effect: RequestLease, error: ApiError) -> e.LeaseDenied:

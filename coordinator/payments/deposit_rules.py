@@ -119,6 +119,13 @@ def opened(deposit: Deposit, invoice: Invoice, now_ms: int) -> Deposit:
     )
 
 
+def hinted(deposit: Deposit, now_ms: int) -> Deposit:
+    """The gateway says that something has happened: it is asked now, and for a day again if all seemed over."""
+    if deposit.stage is Stage.CLOSED:
+        deposit = replace(deposit, stage=Stage.OPEN, ended_ms=now_ms)
+    return replace(deposit, next_poll_ms=min(now_ms, deposit.next_poll_ms or now_ms))
+
+
 def judge(deposit: Deposit, invoice: Invoice, now_ms: int, hour_uusd: int, limits: Limits) -> Judged:
     """What the gateway's own answer to a question means; `hour_uusd` was credited within the last hour."""
     deposit = replace(deposit, polls=deposit.polls + 1, next_poll_ms=None)

@@ -184,7 +184,7 @@ class Deposits:
             webhooks.put(tx, body, signature, now_ms, payment, "settled")
             return False
         webhooks.put(tx, body, signature, now_ms, payment, "queued")
-        deposits.update(tx, replace(deposit, next_poll_ms=min(now_ms, deposit.next_poll_ms or now_ms)))
+        deposits.update(tx, rules.hinted(deposit, now_ms))
         return True
 
     # ------------------------------------------------------------ asking the gateway

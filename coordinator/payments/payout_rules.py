@@ -27,6 +27,8 @@ MINUTE_MS: Final = 60_000
 ABSENCES_MIN: Final = 3
 ABSENT_MS_MIN: Final = 30 * MINUTE_MS
 LIST_PAUSE_MS: Final = 10 * MINUTE_MS
+# The longer one waits for a person, the more pages lie before it in the list.
+PERSON_PAUSE_MS: Final = 60 * MINUTE_MS
 SENT_PAUSE_MS: Final = 2 * MINUTE_MS
 REFUSED_PAUSE_MS: Final = 5 * MINUTE_MS
 ATTEMPTS_MAX: Final = 3
@@ -132,10 +134,10 @@ def listed(intent: Intent, listing: PayoutListing, now_ms: int, resend_uusd_max:
     number = intent.intent.hex()
     rows = [row for row in listing.payouts if row.intent_id == number or row.gateway_id == intent.gateway_id]
     if any(difference(intent, row) for row in rows):
-        return _for_person(intent, "the gateway lists it with another amount, coin or address", freeze=True)
+        return _for_person(intent, "the gateway lists it with another amount, coin or address", now_ms, freeze=True)
     going = [row for row in rows if row.status is not PayoutStatus.FAILED]
     if len(going) > 1:
-        return _for_person(intent, "the gateway lists it more than once", freeze=True)
+        return _for_person(intent, "the gateway lists it more than once", now_ms, freeze=True)
     if going:
         return _told(intent, going[0], now_ms)
     if not listing.complete:
@@ -143,7 +145,7 @@ def listed(intent: Intent, listing: PayoutListing, now_ms: int, resend_uusd_max:
     if rows:
         return _failed(replace(intent, gateway_id=rows[-1].gateway_id), "the gateway could not send it", now_ms)
     if intent.gateway_id is not None:
-        return _for_person(intent, "the gateway had it, and lists it no more", freeze=True)
+        return _for_person(intent, "the gateway had it, and lists it no more", now_ms, freeze=True)
     return _absent(intent, now_ms, resend_uusd_max)
 
 
@@ -155,7 +157,7 @@ def _absent(intent: Intent, now_ms: int, resend_uusd_max: int) -> Step:
     if after.absences < ABSENCES_MIN or now_ms - since_ms < ABSENT_MS_MIN:
         return Step(after)
     if intent.amount_uusd > resend_uusd_max or intent.attempts >= ATTEMPTS_MAX:
-        return _for_person(after, "the gateway does not list it; send it again, or give the money back")
+        return _for_person(after, "the gateway does not list it; send it again, or give the money back", now_ms)
     return Step(replace(after, status=PayoutState.QUEUED, next_ms=now_ms, reason="it was never sent"))
 
 
@@ -210,9 +212,9 @@ def sent_again(intent: Intent, now_ms: int) -> Step:
     return Step(after)
 
 
-def _for_person(intent: Intent, reason: str, *, freeze: bool = False) -> Step:
+def _for_person(intent: Intent, reason: str, now_ms: int, *, freeze: bool = False) -> Step:
     status = PayoutState.UNKNOWN
-    after = replace(intent, status=status, needs_person=True, reason=reason, next_ms=intent.next_ms + LIST_PAUSE_MS)
+    after = replace(intent, status=status, needs_person=True, reason=reason, next_ms=now_ms + PERSON_PAUSE_MS)
     return Step(after, freeze=f"payout {intent.intent.hex()}: {reason}" if freeze else None)
 
 

@@ -20,6 +20,7 @@ from coordinator.payments.deposit_rules import (
     Stage,
     by_hand,
     failed_to_ask,
+    hinted,
     judge,
     opened,
 )
@@ -202,6 +203,19 @@ def test_a_closed_one_is_credited_when_it_is_paid_after_all() -> None:
     closed = deposit(stage=Stage.CLOSED, next_poll_ms=None, is_expired=True, ended_ms=NOW_MS)
     judged = judge(closed, confirmed(), NOW_MS + 9 * DAY_MS, 0, LIMITS)
     assert judged.deposit.stage is Stage.CREDITED
+
+
+def test_a_hint_opens_a_closed_one_for_a_day() -> None:
+    closed = deposit(stage=Stage.CLOSED, next_poll_ms=None, is_expired=True, ended_ms=NOW_MS)
+    now_ms = NOW_MS + 9 * DAY_MS
+    row = hinted(closed, now_ms)
+    assert row.next_poll_ms == now_ms
+    # Though the gateway cannot be asked just then.
+    row = failed_to_ask(row, now_ms)
+    assert (row.stage, row.next_poll_ms) == (Stage.OPEN, now_ms + HOUR_MS)
+    assert judge(row, confirmed(), now_ms + HOUR_MS, 0, LIMITS).deposit.stage is Stage.CREDITED
+    assert failed_to_ask(row, now_ms + DAY_MS).stage is Stage.CLOSED
+    assert hinted(deposit(), NOW_MS + 5).next_poll_ms == NOW_MS + 5
 
 
 def test_a_person_credits_what_is_not_settled_and_nothing_else() -> None:
