@@ -72,8 +72,7 @@ class Network:
     def _tell_of(self, bank: Bank) -> None:
         text = (
             f"Coordinator {bank.url} with key {bank.key}, process {bank.process.pid}, home {bank.home}.\n"
-            f"Its gateway is a double at {bank.gateway}; let coins arrive for all open invoices with\n"
-            f'  curl -s {bank.gateway}/control/pay -d \'{{"payment_id": "*", "amount": "exact"}}\''
+            f"Its gateway is a double. Let coins arrive for all open invoices:  curl -d {{}} {bank.gateway}/control/arrive"
         )
         self._teller.tell("bank", text, url=bank.url, key=bank.key, gateway=bank.gateway, pid=bank.process.pid)
 
@@ -84,7 +83,7 @@ class Network:
         arguments = self._arguments
         plan = Plan(name, arguments.role(name), self._models(name), arguments.paced)
         first = next(iter(self._network.all.values()), None)
-        words = () if first is None else ("--peers", str(first.address))
+        words: tuple[str, ...] = () if first is None else ("--peers", str(first.address))
         if self._bank is not None:
             words += self._bank.words(plan.role)
         if self._internet is None:
