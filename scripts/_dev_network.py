@@ -72,7 +72,8 @@ class Network:
     def _tell_of(self, bank: Bank) -> None:
         text = (
             f"Coordinator {bank.url} with key {bank.key}, process {bank.process.pid}, home {bank.home}.\n"
-            f"Its gateway is a double. Let coins arrive for all open invoices:  curl -d {{}} {bank.gateway}/control/arrive"
+            f"Its gateway is a double: let coins arrive for all open invoices with\n"
+            f"  curl -d {{}} {bank.gateway}/control/arrive"
         )
         self._teller.tell("bank", text, url=bank.url, key=bank.key, gateway=bank.gateway, pid=bank.process.pid)
 
