@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from coordinator import version
+from coordinator import admin, version
 from coordinator.config import Config, ConfigRefused, load
 from protocol.ids import NodeId, npub
 
@@ -25,6 +25,7 @@ Try it:
   infernet-coordinator --port 0 --json         any free port, told as one JSON line
   curl http://127.0.0.1:8080/api/v1/coordinator   its key, which `infernet init` pins
   infernet-coordinator backup ledger.backup    copy the database, also while the server runs
+  infernet-coordinator payouts                 what is on its way out, and what needs a decision
   infernet-coordinator check                   decide every entry of the ledger again, and compare
 
 Settings come from the defaults, then config.toml in --home, then the environment (INFERNET_COORDINATOR_<NAME>, for
@@ -32,6 +33,9 @@ example INFERNET_COORDINATOR_CHATS_PER_HOUR=0), then these flags. The key and th
 coordinator.key, because nodes know the coordinator by it, and keep the journal (ledger.journal, or where the setting
 says): with a backup, of any age, it gives back all money that was acknowledged. Logs are JSON lines on stderr and
 never hold a prompt.
+Payments need gateway_business_id, gateway_api_key and gateway_webhook_secret. Secrets never stand in a setting or on
+a command line: a setting says where one is, file:<path> or env:<NAME>. They were tried with a stand-in of the gateway
+only: begin with small amounts.
 Behind a proxy, name it in trusted_proxies, or all its users count as one for the rate limits.
 """
 
@@ -79,6 +83,7 @@ def _add_commands(arguments: argparse.ArgumentParser) -> None:
     restore.add_argument("backup", type=Path, metavar="BACKUP", help="what `backup` has written")
     restore.add_argument("--journal", type=Path, default=None, help="what came after; without it, only the backup")
     add("check", CHECK, "check the ledger, and print its head")
+    admin.add_commands(commands)
 
 
 def _manners(description: str) -> dict[str, Any]:
@@ -96,7 +101,10 @@ def _add_home(arguments: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 after a shutdown that was asked for, 1 when it could not start, 2 for usage."""
-    flags: dict[str, Any] = vars(parser().parse_args(argv))
+    arguments = parser().parse_args(argv)
+    if getattr(arguments, "command", None) in admin.COMMANDS:
+        return admin.run(arguments)
+    flags: dict[str, Any] = vars(arguments)
     as_json = bool(flags.pop("json", False))
     command, words = (
         flags.pop("command", None),

@@ -13,11 +13,14 @@ from quart.asgi import ASGIWebsocketConnection
 from quart.typing import ResponseTypes
 
 from coordinator.config import Config
+from coordinator.core.admin_api import admin_api
 from coordinator.core.chat_api import chat_api
 from coordinator.core.core import Core, wall_clock_ms
 from coordinator.core.http import RETRY_AFTER_S, install_error_handlers, json_response
 from coordinator.core.link_api import link_api
 from coordinator.core.node_api import node_api
+from coordinator.core.payments_api import payments_api
+from coordinator.core.payouts_api import payouts_api
 from coordinator.core.public_api import public_api
 from coordinator.core.settlement_api import settlement_api
 from coordinator.store.db import Database
@@ -124,8 +127,11 @@ def create_app(
         BODY_TIMEOUT=BODY_TIMEOUT_S,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
     )
-    for blueprint in (node_api(core), public_api(core), link_api(core), chat_api(core), settlement_api(core)):
-        app.register_blueprint(blueprint)
+    for routes in (
+        *(node_api, public_api, link_api, chat_api),
+        *(settlement_api, payments_api, payouts_api, admin_api),
+    ):
+        app.register_blueprint(routes(core))
     install_error_handlers(app)
     _install_manners(app)
     if config.web if with_web is None else with_web:

@@ -79,8 +79,31 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     journal: str = "ledger.journal"
     # Of every claim the coordinator keeps so much; a provider sees it in the lease.
     fee_bps: BasisPoints = 0
-    # What the operator gives for the public chat each day (UTC).
+    # What the operator gives for the public chat each day (UTC), and what one of its answers may cost at most.
     sponsor_budget_uusd: MicroDollars = 0
+    chat_spend_uusd_max: MicroDollars = 20_000
+
+    # The payment gateway. Without business and key nothing can be paid in or out, and the routes say so. Secrets are
+    # named, never written here: `file:<path>` or `env:<NAME>`; webhooks may have two while one is being changed.
+    gateway_url: str = ""
+    gateway_business_id: str = ""
+    gateway_payout_email: str = ""
+    gateway_api_key: str = ""
+    gateway_payout_token: str = ""
+    gateway_webhook_secret: str = ""
+    gateway_accept_old_webhooks: bool = False
+    deposit_uusd_min: MicroDollars = 1_000_000
+    deposit_uusd_max: MicroDollars = 1_000_000_000
+    # More in one payment, or in all of one hour, waits until a person has looked at it.
+    deposit_review_uusd: MicroDollars = 500_000_000
+    deposits_review_per_hour_uusd: MicroDollars = 2_000_000_000
+    payout_uusd_min: MicroDollars = 5_000_000
+    payouts_per_day_and_key_uusd: MicroDollars = 500_000_000
+    payouts_per_day_uusd: MicroDollars = 5_000_000_000
+    # A payout that the gateway certainly does not have is sent again by itself up to this, above it by a person.
+    payout_resend_uusd_max: MicroDollars = 100_000_000
+    # Whoever has so much and an address is paid out without asking; 0: nobody.
+    payout_automatic_uusd: MicroDollars = 0
 
     links_at_once: Count = 4096
     # Streams of the chat are requests, too.

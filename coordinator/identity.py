@@ -33,6 +33,15 @@ def load_or_create_key(home: Path) -> SigningKey:
         raise KeyRefused(f"cannot use the key file {path}: {error.strerror}; choose another --home") from None
 
 
+def load_key(home: Path) -> SigningKey:
+    """The key in this directory, which must be there. Raises KeyRefused."""
+    path = home / KEY_NAME
+    try:
+        return _load(path)
+    except OSError as error:
+        raise KeyRefused(f"cannot read the key file {path}: {error.strerror}; which --home is it?") from None
+
+
 def _create(path: Path) -> None:
     # Written aside and linked into place: a crash leaves no half key, and an existing key is never replaced.
     draft = path.with_suffix(f".{secrets.token_hex(4)}.new")

@@ -19,7 +19,7 @@ import structlog
 
 from coordinator import hypercorn_cures
 from coordinator.app import CoordinatorApp, create_app
-from coordinator.config import Config
+from coordinator.config import Config, ConfigRefused
 from coordinator.identity import KeyRefused, load_or_create_key
 from coordinator.store.db import StoreRefused, open_database
 from protocol.ids import NodeId
@@ -104,7 +104,10 @@ async def run(config: Config, on_ready: OnReady) -> None:
         raise CannotStart(str(error)) from None
     try:
         with closing(bind(config.host, config.port)) as listener:
-            app = create_app(config, key, database)
+            try:
+                app = create_app(config, key, database)
+            except ConfigRefused as error:
+                raise CannotStart(str(error)) from None
             stop = asyncio.Event()
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,17 +14,18 @@ from msgspec import Meta, Struct
 from quart import Blueprint, Response, request
 
 from coordinator.core.chats import Chat
-from coordinator.core.core import Core
+from coordinator.core.core import DAY_MS, Core
 from coordinator.core.feed import sse_frame
 from coordinator.core.http import RETRY_AFTER_S, ApiError, BadRequest, json_response, read_json
 from coordinator.core.limits import Client, client_of, too_many
 from coordinator.core.specs import clean_text
+from coordinator.core.sponsor import BUDGET_SPENT, SPENT_HINT, SPENT_TEXT
 from coordinator.core.views import iso_time
 from coordinator.store import jobs
 from protocol import constants as c
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
-from protocol.jobs import default_sampling
+from protocol.jobs import default_sampling, prompt_tokens_bound
 from protocol.records import ChatMessage, JobRequest, Kind
 from protocol.routing import Exclusion, RouteRequest
 
@@ -80,14 +81,17 @@ def chat_api(core: Core) -> Blueprint:
         sampling = default_sampling(secrets.randbits(63), temperature=temperature)
         client = client_of(request, core.config)
         _require_room(core, client)
-        _require_provider(core, model, question, tokens_max)
+        spend_uusd = core.sponsor.spend_uusd_max
+        _require_provider(core, model, question, tokens_max, spend_uusd)
         core.chat_rate.take(client)
         try:
-            chat = core.chats.start(client, model, question, sampling, tokens_max)
+            chat = core.chats.start(client, model, question, sampling, tokens_max, spend_uusd)
         except LocalProtocolError as error:
             raise BadRequest(str(error)) from None
         await _until_accepted(chat)
         if chat.failure is not None and chat.row.provider is None:
+            if chat.failure.code is Refusal.LEASE and core.sponsor.is_spent:
+                raise _budget_spent(core)
             raise _refusal(chat.failure.code, chat.failure.text, chat.failure.retry_after_ms)
         return json_response(
             {
@@ -154,10 +158,21 @@ def _require_room(core: Core, client: Client) -> None:
         raise too_many(f"your network runs {per_client} chats already; wait for one to end", RETRY_AFTER_S)
 
 
-def _require_provider(core: Core, model: str | None, question: JobRequest, tokens_max: int) -> None:
+def _require_provider(core: Core, model: str | None, question: JobRequest, tokens_max: int, spend_uusd: int) -> None:
     """Raises ApiError 503, or 400 for a question that is too long, when no linked node could take it."""
     size = sum(len(message.content) for message in question.messages)
-    wanted = RouteRequest(model, Kind.CHAT, context_tokens=tokens_max, prompt_bytes=size, connected_only=True)
+    wanted = RouteRequest(
+        model,
+        Kind.CHAT,
+        context_tokens=tokens_max,
+        prompt_bytes=size,
+        connected_only=True,
+        output_tokens=tokens_max,
+        free=not spend_uusd,
+        spend_uusd_max=spend_uusd,
+        prompt_tokens=prompt_tokens_bound(question),
+        coordinator=core.key.node,
+    )
     # A decision looks at some hundreds of nodes at most, however many are linked and whatever is asked for.
     decision = core.driver.peer.experience.router.consider(wanted, core.driver.now())
     if decision.chosen is not None:
@@ -169,10 +184,22 @@ def _require_provider(core: Core, model: str | None, question: JobRequest, token
         raise BadRequest("the conversation is too long for every provider that is online")
     if reasons[Exclusion.DRAINING]:
         raise _unavailable("every provider is busy", "try again in a moment", RETRY_AFTER_S)
-    if reasons[Exclusion.NOT_FREE]:
+    if reasons[Exclusion.NOT_FREE] and core.sponsor.is_spent:
+        raise _budget_spent(core)
+    if reasons[Exclusion.TOO_DEAR]:
+        raise _unavailable("every provider that is online asks more than this chat may cost", START_ONE)
+    if reasons[Exclusion.NOT_FREE] or reasons[Exclusion.OTHER_COORDINATOR]:
         raise _unavailable("no provider that is online answers this chat for free", START_ONE)
     what = f"serves {clean_text(model, c.MODEL_NAME_CHARACTERS_MAX)}" if model is not None else "offers a model"
     raise _unavailable(f"no provider that is online {what}", f"choose another model, or {START_ONE}")
+
+
+def _budget_spent(core: Core) -> ApiError:
+    """Today's money is gone, and nobody answers for nothing. Tomorrow begins at midnight UTC."""
+    wait_s = (DAY_MS - core.wall_ms() % DAY_MS) // 1000 + 1
+    headers = {"Retry-After": str(wait_s)}
+    text = f"{SPENT_TEXT}, and no provider that is online answers for free"
+    return ApiError(503, text, headers=headers, hint=SPENT_HINT, source="none", code=BUDGET_SPENT)
 
 
 async def _until_accepted(chat: Chat) -> None:

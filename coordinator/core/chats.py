@@ -103,9 +103,15 @@ class Chats:
     # ------------------------------------------------------------ commands
 
     def start(
-        self, client: Client, model: str | None, request: JobRequest, sampling: Sampling, output_tokens_max: int
+        self,
+        client: Client,
+        model: str | None,
+        request: JobRequest,
+        sampling: Sampling,
+        output_tokens_max: int,
+        spend_uusd_max: int = 0,
     ) -> Chat:
-        """Ask. Raises LocalProtocolError for what no provider could run.
+        """Ask, for so much money at most. Raises LocalProtocolError for what no provider could run.
 
         The job's row is written beside it: nobody's first token waits for the disk.
         """
@@ -113,7 +119,11 @@ class Chats:
         job = JobId(secrets.token_bytes(16))
         row = jobs.Job(job, "chat", "assigned", None, model, self._wall_ms())
         chat = Chat(row, client, max(ANSWER_BYTES_MIN, BYTES_PER_TOKEN_MAX * output_tokens_max))
-        ask = e.Ask(job, Kind.CHAT, request, sampling, output_tokens_max, model, timeout_s=self._config.chat_timeout_s)
+        ask = e.Ask(
+            *(job, Kind.CHAT, request, sampling, output_tokens_max, model),
+            timeout_s=self._config.chat_timeout_s,
+            spend_uusd_max=spend_uusd_max,
+        )
         self._chats[job] = chat
         chat.feed.add("job", self.job_view(row))
         self._record(chat, "job")

@@ -18,12 +18,13 @@ from coordinator.core.driver import PeerDriver
 from coordinator.core.heartbeats import NotRegistered, check_heartbeat, record_heartbeat
 from coordinator.core.limits import RateLimiter
 from coordinator.core.links import Links
+from coordinator.core.payments import Payments
 from coordinator.core.settlement import Settlement
 from coordinator.core.settlement_upkeep import SettlementUpkeep
+from coordinator.core.sponsor import Sponsor
 from coordinator.store import jobs, nodes, replay
 from coordinator.store.db import Database, StoreBusy, StoreFailed
 from protocol import events as e
-from protocol.effects import RequestLease, StoreMark
 from protocol.envelope import SigningKey
 from protocol.gossip import GossipConfig
 from protocol.ids import NodeId, short
@@ -44,10 +45,6 @@ log = structlog.get_logger(__name__)
 def wall_clock_ms() -> int:
     """The system's clock in milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-def _pays_nothing(effect: RequestLease | StoreMark) -> None:
-    raise AssertionError(f"the public chat asks for free answers only, and not for a {type(effect).__name__}")
 
 
 class Core:
@@ -72,8 +69,10 @@ class Core:
         self.node_requests = RateLimiter(config.node_requests_per_hour, "requests of nodes", monotonic_s)
         self.settlement = Settlement(config, key, database, wall_ms, self._on_close_wish)
         self.settlement_upkeep = SettlementUpkeep(config, key, database, self.settlement, wall_ms)
+        self.payments = Payments(config, database, self.settlement, wall_ms, monotonic_s)
         self.links = Links(self.on_announce, self.settlement.claim_many)
         self.chats = Chats(config, database, self.links, wall_ms, self.spawn)
+        self.sponsor = Sponsor(config, key.node, database, self.settlement, wall_ms, self.spawn)
         self.chat_rate = RateLimiter(config.chats_per_hour, "chats", monotonic_s)
         self.is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +88,7 @@ class Core:
     async def start(self) -> None:
         """End what an earlier process left open, start the peer and the upkeep."""
         await self.settlement_upkeep.start()
+        await self.payments.start()
         left_open = await self.database.write(lambda tx: jobs.fail_open(tx, self.wall_ms()))
         if left_open:
             log.warning("jobs_failed_by_restart", jobs=left_open)
@@ -102,9 +102,10 @@ class Core:
             reports=True,
         )
         peer = Peer(config, self.key, HpkeSealer(), random.SystemRandom(), now)
-        self._driver = PeerDriver(peer, self.links, self.chats.on_effect, self.wall_ms, _pays_nothing)
+        self._driver = PeerDriver(peer, self.links, self.chats.on_effect, self.wall_ms, self.sponsor.on_money)
         self.links.attach(self._driver)
         self.chats.attach(self._driver)
+        await self.sponsor.attach(self._driver)
         self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
 
     async def stop(self) -> None:
@@ -122,6 +123,7 @@ class Core:
         self.links.close_all("the coordinator is shutting down")
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._driver.stop()
+        await self.payments.stop()
         try:
             await self.settlement_upkeep.stop()
         finally:

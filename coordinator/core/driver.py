@@ -176,7 +176,11 @@ class PeerDriver:
                 raise AssertionError("the coordinator dials nobody and needs no relay")
             case RequestLease() | StoreMark():
                 self._on_money(effect)
-            case StoreVoucher() | SendClaim() | StoreClaimed() | Equivocation():
+            case Equivocation():
+                # Only this coordinator's key can have signed both: its ledger was restored without its journal, or
+                # somebody else has the key.
+                log.critical("two_ledgers_of_this_key")
+            case StoreVoucher() | SendClaim() | StoreClaimed():
                 raise AssertionError("the coordinator is nobody's provider")
             case RunEngine() | CancelEngine() | ContinueEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")

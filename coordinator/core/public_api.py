@@ -67,6 +67,7 @@ def public_api(core: Core) -> Blueprint:
             "commit": None,
             "version": version(),
             "links": len(core.links),
+            "payments": core.payments.health(),
         }
         return json_response(body, 200 if ok else 503)
 

@@ -7,23 +7,20 @@ JSON. Every refusal has a stable `code` beside its sentence.
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 from quart import Blueprint, Response, request
 
-from coordinator.core.auth import authenticate, use_once
 from coordinator.core.core import Core
 from coordinator.core.http import ApiError, json_response, read_body, read_json
-from coordinator.core.intake import Mark
 from coordinator.core.money import BAD_RECORD, MoneyRefused
-from coordinator.core.node_api import REGISTER_FIRST
-from coordinator.store import heads, leases, nodes, wallet
+from coordinator.core.money_requests import authenticate_money, mark_of
+from coordinator.store import heads, leases, wallet
 from coordinator.store.leases import ListedLease
 from protocol import codec
 from protocol import constants as c
-from protocol.envelope import AuthenticatedRequest, open_record
+from protocol.envelope import open_record
 from protocol.errors import RemoteProtocolError
 from protocol.ledger import read_entry_body
 from protocol.money_records import LedgerHeadRecord
@@ -61,38 +58,38 @@ def settlement_api(core: Core) -> Blueprint:
 
     @api.post("/node/leases/open")
     async def open_lease() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         signed = await _read_record("lease-request")
         return _record(
-            await core.settlement.open_lease(authenticated.node, signed, _mark(core, authenticated)), "lease"
+            await core.settlement.open_lease(authenticated.node, signed, mark_of(core, authenticated)), "lease"
         )
 
     @api.post("/node/claims")
     async def claim() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         signed = await _read_record("claim")
-        acknowledgement = await core.settlement.claim(authenticated.node, signed, _mark(core, authenticated))
+        acknowledgement = await core.settlement.claim(authenticated.node, signed, mark_of(core, authenticated))
         return _record(acknowledgement, "claim-ack")
 
     @api.post("/node/leases/close")
     async def close() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         signed = await _read_record("close")
-        lease = await core.settlement.wish_closed(authenticated.node, signed, _mark(core, authenticated))
+        lease = await core.settlement.wish_closed(authenticated.node, signed, mark_of(core, authenticated))
         return json_response({"data": _lease(ListedLease(lease, signed), core)})
 
     @api.post("/node/complaints")
     async def complain() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         signed = await _read_record("complaint")
-        await core.settlement.complain(authenticated.node, signed, _mark(core, authenticated))
+        await core.settlement.complain(authenticated.node, signed, mark_of(core, authenticated))
         return json_response({"data": {"recorded": True}})
 
     @api.post("/node/leases/list")
     async def list_leases() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         body = await read_json(ListBody)
-        await core.database.write(_mark(core, authenticated))
+        await core.database.write(mark_of(core, authenticated))
         async with core.database.reader() as reader:
             found = await leases.list_of(
                 reader,
@@ -105,17 +102,17 @@ def settlement_api(core: Core) -> Blueprint:
 
     @api.post("/node/wallet")
     async def read_wallet() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         await read_json(NoBody)
-        await core.database.write(_mark(core, authenticated))
+        await core.database.write(mark_of(core, authenticated))
         async with core.database.reader() as reader:
             return json_response({"data": await wallet.read(reader, authenticated.node)})
 
     @api.post("/node/wallet/history")
     async def history() -> Response:
-        authenticated = await _authenticate(core)
+        authenticated = await authenticate_money(core)
         body = await read_json(HistoryBody)
-        await core.database.write(_mark(core, authenticated))
+        await core.database.write(mark_of(core, authenticated))
         async with core.database.reader() as reader:
             rows = await wallet.history(reader, authenticated.node, body.before, body.limit)
         return json_response({"data": [_history_row(row) for row in rows]})
@@ -138,31 +135,6 @@ def settlement_api(core: Core) -> Blueprint:
         )
 
     return api
-
-
-# ---------------------------------------------------------------- who
-
-
-async def _authenticate(core: Core) -> AuthenticatedRequest:
-    """Whose request this is, with version 2 only. Raises ApiError, also when the ledger is stopped."""
-    authenticated = await authenticate(core)
-    # SPEC 07: The coordinator MUST refuse requests about money whose envelope is not version 2.
-    if authenticated.version != 2:
-        text = "money takes X-Infernet-Auth version 2, which names the coordinator that it is for"
-        raise ApiError(401, text, code="auth_version", server_time=core.wall_ms())
-    core.settlement.check_running()
-    return authenticated
-
-
-def _mark(core: Core, authenticated: AuthenticatedRequest) -> Mark:
-    """Uses the envelope up, in the transaction of its effect."""
-
-    def mark(tx: sqlite3.Connection) -> None:
-        if nodes.get(tx, authenticated.node) is None:
-            raise ApiError(404, REGISTER_FIRST, code="not_registered")
-        use_once(core, tx, authenticated)
-
-    return mark
 
 
 # ---------------------------------------------------------------- what

@@ -1,7 +1,8 @@
 """Amounts as gateways write them, as exact integers. No float is made anywhere between the bytes and the integer.
 
 A number of JSON stays the text that was sent. It becomes an integer here or nowhere, always rounded down: what is
-credited must not be more than what came.
+credited must not be more than what came. Amounts that people and clients write are read by `protocol.formats.amounts`,
+which is stricter: it refuses what has more decimals than a chain, and JavaScript writes such numbers.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
-UUSD_DECIMALS: Final = 6
+from protocol.formats.amounts import AMOUNT_LIMIT, USD_DECIMALS
+
+UUSD_DECIMALS: Final = USD_DECIMALS
 UUSD_PER_CENT: Final = 10_000
 # Significant ones: 0.000012345678901234567 is how JavaScript writes a number, and none too many.
 DIGITS_MAX: Final = 20
 # What SQLite keeps as an integer; sums of more than that would turn into floating point there.
-UNITS_MAX: Final = 2**63 - 1
+UNITS_MAX: Final = AMOUNT_LIMIT - 1
 
 # No sign, no exponent, no NaN, and only the digits of ASCII.
 _DECIMAL: Final = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,30}))?")

@@ -19,27 +19,13 @@ from coordinator.payments.bounded_json import BadJson, convert
 from coordinator.payments.gateway import Invoice, Payout, PayoutStatus
 from coordinator.payments.status import payment_status
 from coordinator.payments.webhook_events import GATEWAY_ID
+from protocol.formats.coins import PAIRS
 
 T = TypeVar("T")
 
 # (code, network) -> the gateway's word for it, and the decimals of our ledger.
 ASSETS: Final[dict[tuple[str, str], tuple[str, int]]] = {
-    ("BTC", "bitcoin"): ("BTC", 8),
-    ("BCH", "bitcoin-cash"): ("BCH", 8),
-    ("ETH", "ethereum"): ("ETH", 9),
-    ("SOL", "solana"): ("SOL", 9),
-    ("POL", "polygon"): ("POL", 9),
-    ("BNB", "bsc"): ("BNB", 9),
-    ("XRP", "ripple"): ("XRP", 6),
-    ("ADA", "cardano"): ("ADA", 6),
-    ("DOGE", "dogecoin"): ("DOGE", 8),
-    ("USDT", "ethereum"): ("USDT_ETH", 6),
-    ("USDT", "polygon"): ("USDT_POL", 6),
-    ("USDT", "solana"): ("USDT_SOL", 6),
-    ("USDC", "ethereum"): ("USDC_ETH", 6),
-    ("USDC", "polygon"): ("USDC_POL", 6),
-    ("USDC", "solana"): ("USDC_SOL", 6),
-    ("USDC", "base"): ("USDC_BASE", 6),
+    (pair.code, pair.network): (pair.gateway_code, pair.ledger_decimals) for pair in PAIRS
 }
 # The two that the gateway knows without a network are those of Ethereum.
 _ASSET_OF_WORD: Final = {word: asset for asset, (word, _) in ASSETS.items()} | {

@@ -10,6 +10,7 @@ import sqlite3
 from typing import Final
 
 from coordinator.store.ledger_schema import LEDGER_STEP
+from coordinator.store.payments_schema import PAYMENTS_STEP
 
 APPLICATION_ID: Final = 0x494E4643  # "INFC": another program's database is refused too
 
@@ -80,6 +81,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """,
     ),
     LEDGER_STEP,
+    PAYMENTS_STEP,
 )
 
 

@@ -1,0 +1,35 @@
+"""Who asks about money: a request signed with version 2, used up in the transaction of its effect."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from coordinator.core.auth import authenticate, use_once
+from coordinator.core.core import Core
+from coordinator.core.http import ApiError
+from coordinator.core.intake import Mark
+from coordinator.core.node_api import REGISTER_FIRST
+from coordinator.store import nodes
+from protocol.envelope import AuthenticatedRequest
+
+
+async def authenticate_money(core: Core) -> AuthenticatedRequest:
+    """Whose request this is, with version 2 only. Raises ApiError, also when the ledger is stopped."""
+    authenticated = await authenticate(core)
+    # SPEC 07: The coordinator MUST refuse requests about money whose envelope is not version 2.
+    if authenticated.version != 2:
+        text = "money takes X-Infernet-Auth version 2, which names the coordinator that it is for"
+        raise ApiError(401, text, code="auth_version", server_time=core.wall_ms())
+    core.settlement.check_running()
+    return authenticated
+
+
+def mark_of(core: Core, authenticated: AuthenticatedRequest) -> Mark:
+    """Uses the envelope up, in the transaction of its effect."""
+
+    def mark(tx: sqlite3.Connection) -> None:
+        if nodes.get(tx, authenticated.node) is None:
+            raise ApiError(404, REGISTER_FIRST, code="not_registered")
+        use_once(core, tx, authenticated)
+
+    return mark

@@ -1,0 +1,143 @@
+"""Deposits at work, where only the disk and the gateway remember: crashes, disks that fail, a gateway that repeats."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.core.money import MoneyRefused
+from coordinator.payments.deposit_rules import Deposit, Stage
+from coordinator.store import deposits
+from coordinator.store.db import open_database
+from protocol.formats.coins import PAIRS
+from tests.helpers_gateway_double import Crash, Rates
+from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
+
+pytestmark = pytest.mark.anyio
+
+HOUR_MS = 3_600_000
+(NODE,) = nodes(1)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[MoneyHouse]:
+    house = MoneyHouse(open_database(tmp_path))
+    yield house
+    await house.database.close()
+
+
+async def made(house: MoneyHouse, number: str = "one") -> Deposit:
+    return await house.deposits.create(NODE, number, 5_000_000, PAIRS[0], free)
+
+
+async def paid(house: MoneyHouse, number: str = "one") -> Deposit:
+    deposit = await made(house, number)
+    assert deposit.gateway_id is not None
+    payment = house.gateway.book.payments[deposit.gateway_id]
+    if not payment.received:
+        house.gateway.book.pay(payment.id, "exact")
+    payment.status = "confirmed"
+    return deposit
+
+
+@pytest.mark.parametrize("point", range(12))
+async def test_a_crash_at_any_commit_credits_once_in_the_end(house: MoneyHouse, point: int) -> None:
+    """Each write may be gone before or after its commit; what comes after starts anew."""
+    disk = house._disk
+    calls = 0
+
+    class At:
+        def random(self) -> float:
+            nonlocal calls
+            calls += 1
+            return 0.0 if calls - 1 == point else 1.0
+
+    disk._dice, disk.rate = At(), 0.5  # type: ignore[assignment]  # dice that fall as they must
+    for _ in range(6):
+        try:
+            deposit = await paid(house)
+            house.now_ms += HOUR_MS
+            await house.deposits.poll_due()
+        except Crash:
+            house.restart()
+    assert await house.available_to(NODE) == 5_000_000
+    assert (await made(house)).deposit == deposit.deposit
+
+
+async def test_a_disk_that_fails_credits_nothing_and_later_once(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await paid(house)
+    house.now_ms += HOUR_MS
+    real = deposits.update
+
+    def full(tx: sqlite3.Connection, row: Deposit) -> None:
+        if row.stage is Stage.CREDITED:
+            raise sqlite3.OperationalError("database or disk is full")
+        real(tx, row)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(deposits, "update", full)
+        with pytest.raises(sqlite3.OperationalError):
+            await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 0
+    await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 5_000_000
+
+
+async def test_a_deposit_that_the_ledger_has_credited_is_not_credited_after_an_older_backup(house: MoneyHouse) -> None:
+    await paid(house)
+    before = (await house.read("SELECT * FROM deposits"))[0]
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    # The journal has brought back the entry, and not the row.
+    await house.database.write(lambda tx: tx.execute("DELETE FROM deposits"))
+    places = ", ".join("?" * len(before))
+    await house.database.write(lambda tx: tx.execute(f"INSERT INTO deposits VALUES ({places})", before))
+    house.restart()
+    await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 5_000_000
+    assert await house.read("SELECT stage FROM deposits") == [("credited",)]
+
+
+async def test_a_payment_that_the_gateway_gives_twice_is_taken_once(house: MoneyHouse) -> None:
+    first = await made(house)
+    assert first.gateway_id is not None
+    again = house.gateway._invoice(first.gateway_id)
+
+    async def same(_request: object) -> object:
+        return again
+
+    house.gateway.create_invoice = same  # type: ignore[method-assign, assignment]  # a gateway that repeats itself
+    with pytest.raises(MoneyRefused, match="twice"):
+        await made(house, "two")
+
+
+async def test_an_invoice_that_is_just_being_made_is_not_made_twice(house: MoneyHouse) -> None:
+    deposit = await made(house)
+    await house.database.write(
+        lambda tx: tx.execute(
+            "UPDATE deposits SET stage = 'new', gateway_id = NULL, address = NULL, expected_units = NULL"
+        )
+    )
+    house.deposits._creating.add(deposit.deposit)
+    with pytest.raises(MoneyRefused, match="just being made"):
+        await made(house)
+    house.deposits._creating.clear()
+    assert (await made(house)).stage is Stage.OPEN
+
+
+async def test_a_gateway_that_cannot_be_asked_is_asked_again_and_again(house: MoneyHouse) -> None:
+    await paid(house)
+    house.gateway.rates = Rates(silent=1.0)
+    for _ in range(10):
+        house.now_ms += HOUR_MS
+        await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 0
+    house.gateway.rates = Rates()
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 5_000_000

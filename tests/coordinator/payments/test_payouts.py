@@ -1,0 +1,168 @@
+"""Payouts at work, where only the disk and the gateway remember: backups that are older, disks that fail."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.core.money import MoneyRefused
+from coordinator.payments.gateway import Payout, PayoutRequest
+from coordinator.payments.payout_rules import PayoutState
+from coordinator.store import payouts
+from coordinator.store.db import open_database
+from tests.helpers_gateway_double import Crash, Rates
+from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
+
+pytestmark = pytest.mark.anyio
+
+MINUTE_MS = 60_000
+(NODE,) = nodes(1)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[MoneyHouse]:
+    house = MoneyHouse(open_database(tmp_path))
+    await house.fund([NODE], 10_000_000)
+    await house.work()
+    yield house
+    await house.database.close()
+
+
+async def ordered(house: MoneyHouse, number: str = "one") -> bytes:
+    return (await house.payouts.request(NODE, number, 4_000_000, None, free)).intent
+
+
+async def state_of(house: MoneyHouse, intent: bytes) -> str:
+    return str((await house.read("SELECT status FROM payout_intents WHERE intent = ?", intent))[0][0])
+
+
+async def frozen(house: MoneyHouse) -> str:
+    rows = await house.read("SELECT text FROM payments WHERE name = 'payouts_frozen_ms'")
+    return str(rows[0][0]) if rows else ""
+
+
+def sends(house: MoneyHouse, intent: bytes) -> int:
+    return house.gateway.book.summary()["sends_of_intent"].get(intent.hex(), 0)
+
+
+async def test_a_row_that_is_older_than_what_the_gateway_has_done_is_not_sent_again(house: MoneyHouse) -> None:
+    intent = await ordered(house)
+    before = (await house.read("SELECT * FROM payout_intents"))[0]
+    await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("confirmed", 1)
+
+    def restore(tx: sqlite3.Connection) -> None:
+        # A backup of the moment before, and no journal that tells of the rest.
+        tx.execute("DELETE FROM payout_intents")
+        tx.execute(f"INSERT INTO payout_intents VALUES ({', '.join('?' * len(before))})", before)
+        tx.execute("UPDATE payouts SET is_resolved = 0")
+
+    await house.database.write(restore)
+    house.restart()
+    await house.work()
+    await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("queued", 1)
+    assert "nobody here has ordered" in await frozen(house)
+
+
+async def test_what_the_ledger_has_resolved_is_not_sent(house: MoneyHouse) -> None:
+    intent = await ordered(house)
+    await house.work()
+    await house.database.write(lambda tx: tx.execute("DROP TRIGGER payout_intents_end_once"))
+    await house.database.write(
+        lambda tx: tx.execute("UPDATE payout_intents SET status = 'queued', ended_ms = NULL, next_ms = 0")
+    )
+    house.now_ms += 1
+    await house.work()
+    assert sends(house, intent) == 1
+    assert "not set aside" in await frozen(house)
+
+
+@pytest.mark.parametrize(("decision", "left"), [("return", 10_000_000), ("sent", 6_000_000)])
+async def test_money_set_aside_for_nobodys_order_waits_for_a_person(
+    house: MoneyHouse, decision: str, left: int
+) -> None:
+    intent = await ordered(house)
+    await house.database.write(lambda tx: tx.execute("DELETE FROM payout_intents"))
+    house.restart()
+    await house.work()
+    assert "was a backup restored" in await frozen(house)
+    with pytest.raises(MoneyRefused, match="nobody knows any more"):
+        await house.payouts.decide(intent, "resend")
+    await house.payouts.decide(intent, decision)
+    await house.payouts.unfreeze()
+    await house.work()
+    assert await house.available_to(NODE) == left
+    assert await frozen(house) == ""
+    with pytest.raises(MoneyRefused):
+        await house.payouts.decide(intent, decision)
+
+
+async def test_nothing_is_sent_before_the_gateways_list_was_seen(house: MoneyHouse) -> None:
+    house.restart()
+    intent = await ordered(house)
+    house.gateway.rates = Rates(list_fails=1.0)
+    await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("queued", 0)
+    house.gateway.rates = Rates()
+    await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("confirmed", 1)
+
+
+async def test_a_disk_that_fails_after_the_gateway_has_sent_leaves_it_unknown(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent = await ordered(house)
+    real = payouts.update
+
+    def full(tx: sqlite3.Connection, row: payouts.Intent) -> None:
+        if row.status is not PayoutState.SENDING:
+            raise sqlite3.OperationalError("database or disk is full")
+        real(tx, row)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(payouts, "update", full)
+        with pytest.raises(sqlite3.OperationalError):
+            await house.payouts.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("sending", 1)
+    await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("confirmed", 1)
+    assert await house.available_to(NODE) == 6_000_000
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_a_crash_while_it_is_sent_is_looked_for(
+    house: MoneyHouse, is_done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent, real = await ordered(house), house.gateway.create_payout
+
+    async def crash(request: PayoutRequest) -> Payout:
+        if is_done:
+            await real(request)
+        raise Crash
+
+    with monkeypatch.context() as broken:
+        broken.setattr(house.gateway, "create_payout", crash)
+        with pytest.raises(Crash):
+            await house.payouts.work()
+    house.restart()
+    await house.work()
+    assert sends(house, intent) == (1 if is_done else 0)
+    for _ in range(5):
+        house.now_ms += 11 * MINUTE_MS
+        await house.work()
+    assert (await state_of(house, intent), sends(house, intent)) == ("confirmed", 1)
+
+
+async def test_an_address_may_change_while_a_payout_waits_and_it_goes_where_it_was_ordered_to(
+    house: MoneyHouse,
+) -> None:
+    intent = await ordered(house)
+    await house.database.write(lambda tx: tx.execute("DELETE FROM payout_addresses"))
+    await house.work()
+    assert await state_of(house, intent) == "confirmed"
+    with pytest.raises(MoneyRefused, match="no address"):
+        await ordered(house, "two")
