@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from infernet.settings import BY_NAME, SETTINGS, Setting, as_plain
+from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import ip_of
@@ -70,6 +70,12 @@ class Config:
     dht_peers: tuple[str, ...] = ()
     free_for: str = "known"
     allow: tuple[NodeId, ...] = ()
+    #: For a million tokens of prompt and of answer, and for each job.
+    price_in_usd: Dollars = NO_MONEY
+    price_out_usd: Dollars = NO_MONEY
+    price_job_usd: Dollars = NO_MONEY
+    #: What one answer may cost this node.
+    spend_usd_max: Dollars = NO_MONEY
     reports: bool = True
     engine: str = "llama"
     model: str = STARTER_MODEL
@@ -98,6 +104,11 @@ class Config:
     @property
     def store_file(self) -> Path:
         return self.state_dir / "node.sqlite3"
+
+    @property
+    def money_file(self) -> Path:
+        """Marks, vouchers and claims; nothing in it can be had again from anywhere else."""
+        return self.state_dir / "money.sqlite3"
 
     @property
     def models_dir(self) -> Path:
@@ -209,6 +220,10 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
+    if config.coordinator_url is None and any((config.price_in_usd, config.price_out_usd, config.price_job_usd)):
+        sources.warnings.append(
+            "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
+        )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
 

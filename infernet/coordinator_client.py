@@ -1,4 +1,4 @@
-"""HTTP to the coordinator: its key, registration, and its list of peers. The link is in `link_carrier`.
+"""HTTP to the coordinator: its key, registration, its list of peers; what it is asked about money is in `money_client`.
 
 Requests are signed with the node's key for the pinned coordinator alone. From the signed time in the coordinator's
 answer to a refused request a node learns that its own clock is wrong, and says so: it never sets the system's clock,
@@ -37,11 +37,12 @@ class CoordinatorUnreachable(CoordinatorError):
 
 
 class CoordinatorRefused(CoordinatorError):
-    """It answered, and refused."""
+    """It answered, and refused. `code` is the stable name of the reason, empty where it gave none."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, code: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.code = code
 
 
 class RequestSigner:
@@ -55,12 +56,11 @@ class RequestSigner:
         self._boot = secrets.randbits(62)
         self._counter = clock_ms()
 
-    def sign(self, method: str, target: str, body: bytes = b"") -> str:
-        """The value of `X-Infernet-Auth` for one request."""
+    def sign(self, method: str, target: str, body: bytes = b"", *, ahead_s: float = 0.0) -> str:
+        """The value of `X-Infernet-Auth` for one request, by a clock that is known to be so far ahead."""
         self._counter += 1
-        return sign_request(
-            self._key, self.coordinator, method, target, body, self._clock_ms(), self._counter, self._boot
-        )
+        now_ms = self._clock_ms() - round(ahead_s * 1000)
+        return sign_request(self._key, self.coordinator, method, target, body, now_ms, self._counter, self._boot)
 
     def clock_error_s(self, time_header: str | None, auth: str) -> float:
         """How far our clock is ahead of the coordinator's, by its signed answer to the request signed `auth`.
@@ -78,8 +78,8 @@ class RequestSigner:
 async def fetch_key(url: str) -> NodeId:
     """The key that the coordinator at this URL shows to anyone. Raises CoordinatorError."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
-        answer = await _request(http, "GET", url.rstrip("/") + "/api/v1/coordinator")
-    fields = _json(answer)
+        answer = await request(http, "GET", url.rstrip("/") + "/api/v1/coordinator")
+    fields = read_json(answer)
     try:
         return node_id_from_text(str(fields.get("key")))
     except LocalProtocolError:
@@ -89,8 +89,8 @@ async def fetch_key(url: str) -> NodeId:
 async def fetch_peers(url: str, limit: int = 100) -> list[Signed]:
     """Signed heartbeats of the peers that a coordinator lists: hints, to be verified. Raises CoordinatorError."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
-        answer = await _request(http, "GET", f"{url.rstrip('/')}/api/peers?limit={limit}")
-    rows = _json(answer).get("data")
+        answer = await request(http, "GET", f"{url.rstrip('/')}/api/peers?limit={limit}")
+    rows = read_json(answer).get("data")
     records = (_record(row) for row in (rows[:limit] if isinstance(rows, list) else []))
     return [record for record in records if record is not None]
 
@@ -116,28 +116,34 @@ class CoordinatorClient:
         headers = {AUTH_HEADER: auth, "content-type": "application/json"}
         async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
             try:
-                return _json(await _request(http, "POST", self.url + target, content=body, headers=headers))
-            except _Unauthorized as error:
-                raise CoordinatorRefused(error.status, self._explain(error, auth)) from None
-
-    def _explain(self, error: _Unauthorized, auth: str) -> str:
-        ahead_s = self._signer.clock_error_s(error.time_header, auth)
-        if abs(ahead_s) <= AUTH_WINDOW_S:
-            return f"the coordinator refused this node's signature: {error}"
-        direction = "ahead of" if ahead_s > 0 else "behind"
-        return (
-            f"this machine's clock is {abs(ahead_s):.0f} s {direction} the coordinator's, so nobody accepts what it "
-            "signs: set it (timedatectl set-ntp true)"
-        )
+                return read_json(await request(http, "POST", self.url + target, content=body, headers=headers))
+            except Unauthorized as error:
+                raise error.explained(self._signer, auth) from None
 
 
-class _Unauthorized(CoordinatorRefused):
-    def __init__(self, text: str, time_header: str | None) -> None:
-        super().__init__(httpx.codes.UNAUTHORIZED, text)
+class Unauthorized(CoordinatorRefused):
+    """It does not take the signature, the time or the number of a request, and says what its own clock shows."""
+
+    def __init__(self, text: str, code: str, time_header: str | None) -> None:
+        super().__init__(httpx.codes.UNAUTHORIZED, text, code)
         self.time_header = time_header
 
+    def explained(self, signer: RequestSigner, auth: str) -> CoordinatorRefused:
+        """The same for people; `auth` is what the request was signed with."""
+        ahead_s = signer.clock_error_s(self.time_header, auth)
+        if abs(ahead_s) <= AUTH_WINDOW_S:
+            text = f"the coordinator refused this node's signature: {self}"
+        else:
+            direction = "ahead of" if ahead_s > 0 else "behind"
+            text = (
+                f"this machine's clock is {abs(ahead_s):.0f} s {direction} the coordinator's, so nobody accepts what "
+                "it signs: set it (timedatectl set-ntp true)"
+            )
+        return CoordinatorRefused(self.status, text, self.code)
 
-async def _request(http: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
+
+async def request(http: httpx.AsyncClient, method: str, url: str, **options: Any) -> httpx.Response:
+    """One request, its answer read to a bound. Raises CoordinatorError."""
     try:
         async with http.stream(method, url, **options) as answer:
             content = bytearray()
@@ -152,13 +158,15 @@ async def _request(http: httpx.AsyncClient, method: str, url: str, **options: An
     headers.pop("Content-Encoding", None)  # the content is decoded already
     response = httpx.Response(answer.status_code, headers=headers, content=bytes(content))
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        raise _Unauthorized(_error_text(response), response.headers.get(SERVER_TIME_HEADER))
+        raise Unauthorized(*_error_of(response), response.headers.get(SERVER_TIME_HEADER))
     if response.is_error:
-        raise CoordinatorRefused(response.status_code, f"the coordinator refused: {_error_text(response)}")
+        text, code = _error_of(response)
+        raise CoordinatorRefused(response.status_code, f"the coordinator refused: {text}", code)
     return response
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def read_json(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer. Raises CoordinatorError."""
     try:
         fields = json.loads(response.content)
     except (ValueError, RecursionError):
@@ -168,13 +176,16 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return fields
 
 
-def _error_text(response: httpx.Response) -> str:
+def _error_of(response: httpx.Response) -> tuple[str, str]:
+    """The sentence and the code of a refusal."""
     try:
         fields = json.loads(response.content)
     except (ValueError, RecursionError):
         fields = None
-    text = fields.get("error") if isinstance(fields, dict) else None
-    return text if isinstance(text, str) else f"HTTP status {response.status_code}"
+    text, code = (fields.get("error"), fields.get("code")) if isinstance(fields, dict) else (None, None)
+    return text if isinstance(text, str) else f"HTTP status {response.status_code}", code if isinstance(
+        code, str
+    ) else ""
 
 
 def _record(row: object) -> Signed | None:

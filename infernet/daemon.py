@@ -14,17 +14,24 @@ import trio
 
 import infernet
 from infernet import ipc_server
-from infernet.answers import AskOptions
+from infernet.answers import AnswerEvent, AskOptions
 from infernet.config import Config
 from infernet.identity import forbid_core_dumps
-from infernet.ipc_server import DRAIN_LIMIT_S, ChatRequest, Handlers, JoinRequest
+from infernet.ipc_server import (
+    DRAIN_LIMIT_S,
+    ChatRequest,
+    CloseLeaseRequest,
+    Handlers,
+    JoinRequest,
+    MoneyRequest,
+)
+from infernet.money_client import TARGETS
 from infernet.node import Node, run_node
 from infernet.own_addresses import peer_of
 from infernet.settings import read_node, read_peer
-from protocol.effects import JobEvent
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
-from protocol.ids import NodeId, peer_id
+from protocol.ids import LeaseId, NodeId, peer_id
 from protocol.records import ChatMessage
 
 log = structlog.get_logger(__name__)
@@ -109,7 +116,7 @@ def handlers(node: Node) -> Handlers:
     """What the socket may ask of a node."""
 
     @asynccontextmanager
-    async def chat(request: ChatRequest) -> AsyncIterator[AsyncIterator[JobEvent]]:
+    async def chat(request: ChatRequest) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
         provider = _provider(node, request)
         options = AskOptions(
             messages=tuple(ChatMessage(turn.role, turn.content) for turn in request.messages),
@@ -122,6 +129,7 @@ def handlers(node: Node) -> Handlers:
             seed=request.seed,
             timeout_s=request.timeout_s,
             via=_via(node, request),
+            spend_uusd_max=_spend(node, request),
         )
         async with node.ask(options) as events:
             yield events
@@ -135,6 +143,14 @@ def handlers(node: Node) -> Handlers:
                 raise LocalProtocolError(f"peer {error}") from None
         return {node_id.hex(): reason for node_id, reason in (await node.join(peers)).items()}
 
+    async def money(request: MoneyRequest) -> object:
+        if request.ask not in TARGETS:
+            raise LocalProtocolError(f"the coordinator can be asked for {', '.join(TARGETS)}")
+        return await node.money.ask(request.ask, dict(request.fields))
+
+    async def close_leases(request: CloseLeaseRequest) -> list[dict[str, Any]]:
+        return await node.money.close_leases(LeaseId(request.lease) if request.lease is not None else None)
+
     return Handlers(
         status=lambda: status_of(node),
         peers=node.peers,
@@ -144,7 +160,17 @@ def handlers(node: Node) -> Handlers:
         chat=chat,
         join=join,
         why=node.why,
+        money=money,
+        claim=lambda: node.money.claim_now(),
+        close_leases=close_leases,
     )
+
+
+def _spend(node: Node, request: ChatRequest) -> int:
+    """What the answer may cost: what was said, else what this node is set to, where it can pay at all."""
+    if request.spend_uusd_max is not None:
+        return request.spend_uusd_max
+    return int(node.config.spend_usd_max) if node.can_pay else 0
 
 
 def _via(node: Node, request: ChatRequest) -> NodeId | None:

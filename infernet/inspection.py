@@ -18,6 +18,7 @@ from infernet.draining import Draining
 from infernet.driver import Driver
 from infernet.engines.contract import Engine
 from infernet.link_carrier import LinkCarrier
+from infernet.money import Money
 from infernet.transport.contract import Transport
 from infernet.why import Situation, WhyRequest, asking, serving
 from protocol.ids import npub, peer_id
@@ -42,6 +43,7 @@ class Inspection:
         discovery: Discovery,
         dht: Dht | None,
         draining: Draining,
+        money: Money | None = None,
     ) -> None:
         self._config = config
         self._driver = driver
@@ -52,6 +54,7 @@ class Inspection:
         self._discovery = discovery
         self._dht = dht
         self._draining = draining
+        self._money = money
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -89,6 +92,7 @@ class Inspection:
             }
             if self.link is not None
             else None,
+            "money": self._money.status() if self._money is not None else None,
             "peers": statistics.connections,
             "peers_known": statistics.records - (ourselves is not None),
             "records": statistics.records,

@@ -21,12 +21,15 @@ import structlog
 import trio
 from msgspec import Meta, Struct, structs
 
+from infernet.answers import AnswerEvent, Payment
 from infernet.config import ConfigError, require_private_directory
+from infernet.coordinator_client import CoordinatorError, CoordinatorRefused
 from infernet.draining import JobsLeft
 from infernet.ipc import LINE_BYTES_MAX
+from infernet.store import StoreError
 from infernet.why import WhyRequest
 from protocol import constants as c
-from protocol.effects import JobAccepted, JobDone, JobEvent, JobFailed, JobQueued, JobResumed, JobText, JobVector
+from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, JobVector
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.formats.text import clean_line
 
@@ -70,6 +73,8 @@ class ChatRequest(Struct, frozen=True, forbid_unknown_fields=True):
     stop: tuple[str, ...] = ()
     seed: Annotated[int, Meta(ge=0, le=c.INTEGER_MAX)] | None = None
     timeout_s: Annotated[float, Meta(gt=0, le=86_400)] = 600.0
+    #: Micro-USD; None: what this node is configured to spend.
+    spend_uusd_max: Annotated[int, Meta(ge=0, le=c.LEASE_CAP_UUSD_MAX)] | None = None
 
 
 class JoinRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,12 +83,26 @@ class JoinRequest(Struct, frozen=True, forbid_unknown_fields=True):
     peers: Annotated[tuple[str, ...], Meta(min_length=1, max_length=c.ARRAY_ITEMS_MAX)]
 
 
+class MoneyRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `money`: what the coordinator is asked, by one of the names of `money_client.TARGETS`."""
+
+    ask: Annotated[str, Meta(max_length=32)]
+    fields: dict[str, str | int | bool]
+
+
+class CloseLeaseRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `close-leases`: one lease of ours by its id, or all that no question uses."""
+
+    lease: Annotated[bytes, Meta(min_length=32, max_length=32)] | None = None
+
+
 @dataclass(frozen=True)
 class Handlers:
     """What the node does when it is asked. `chat` may raise LocalProtocolError; leaving its context cancels.
 
     `join` gives, for each node, why it is not connected, or "" when it is; it may raise LocalProtocolError, too.
     `drain` takes after how many seconds the node stops although jobs run, and returns at once.
+    `money`, `claim` and `close_leases` may raise LocalProtocolError, CoordinatorError or StoreError.
     """
 
     status: Callable[[], dict[str, Any]]
@@ -91,9 +110,12 @@ class Handlers:
     shutdown: Callable[[], None]
     drain: Callable[[float], None]
     jobs_left: Callable[[], JobsLeft]
-    chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[JobEvent]]]
+    chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]]
     join: Callable[[JoinRequest], Awaitable[dict[str, str]]]
     why: Callable[[WhyRequest], dict[str, Any]]
+    money: Callable[[MoneyRequest], Awaitable[Any]]
+    claim: Callable[[], dict[str, Any]]
+    close_leases: Callable[[CloseLeaseRequest], Awaitable[list[dict[str, Any]]]]
 
 
 async def serve(
@@ -177,6 +199,9 @@ class _Server:
             if command == "why":
                 await self._why(stream, payload)
                 continue
+            if command in ("money", "claim", "close-leases"):
+                await self._money(stream, command, payload)
+                continue
             if command == "drain":
                 await self._drain(stream, payload)
                 return
@@ -205,6 +230,27 @@ class _Server:
             await _send(stream, _failure("bad-payload", clean_line(str(error))))
         except LocalProtocolError as error:
             await _send(stream, _failure(str(error), "bad_request"))
+
+    async def _money(self, stream: trio.SocketStream, command: str, payload: object) -> None:
+        """Whatever is about money: answered by the node itself, or asked of the coordinator with its key."""
+        try:
+            if command == "claim":
+                data: object = self._handlers.claim()
+            elif command == "money":
+                data = await self._handlers.money(msgspec.convert(payload, MoneyRequest))
+            else:
+                request = msgspec.convert(hex_to_bytes(payload), CloseLeaseRequest)
+                data = await self._handlers.close_leases(request)
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+        except CoordinatorRefused as error:
+            await _send(stream, _failure(clean_line(str(error), 400), clean_line(error.code, 64) or "refused"))
+        except CoordinatorError as error:
+            await _send(stream, _failure(clean_line(str(error), 400), "unreachable"))
+        except (LocalProtocolError, StoreError) as error:
+            await _send(stream, _failure(str(error), "bad_request"))
+        else:
+            await _send(stream, _success(data))
 
     async def _why(self, stream: trio.SocketStream, payload: object) -> None:
         try:
@@ -242,7 +288,15 @@ class _Server:
             nursery.cancel_scope.cancel()
 
 
-async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent]) -> None:
+def hex_to_bytes(payload: object) -> object:
+    """Ids travel as hex digits; what is none stays as it is, and is refused by its type."""
+    if isinstance(payload, dict) and isinstance(payload.get("lease"), str):
+        with contextlib.suppress(ValueError):
+            return payload | {"lease": bytes.fromhex(payload["lease"])}
+    return {} if payload is None else payload
+
+
+async def _send_events(stream: trio.SocketStream, events: AsyncIterator[AnswerEvent]) -> None:
     async for event in events:
         reply = reply_for(event)
         if reply is not None:
@@ -252,7 +306,7 @@ async def _send_events(stream: trio.SocketStream, events: AsyncIterator[JobEvent
     await _send(stream, _failure("the answer was not read fast enough and was given up", "slow_reader"))
 
 
-def reply_for(event: JobEvent) -> dict[str, Any] | None:
+def reply_for(event: AnswerEvent) -> dict[str, Any] | None:
     """What happened to a chat, as a reply; None for what a chat has no use for."""
     match event:
         case JobAccepted():
@@ -292,6 +346,7 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
                     # The question, as the first of them has read it.
                     "prompt_tokens": event.served[0].prompt_tokens,
                     "output_tokens": sum(part.output_tokens for part in event.served),
+                    "paid_uusd": sum(part.paid_uusd for part in event.served),
                     "first_token_ms": receipt.first_token_ms,
                     "last_token_ms": receipt.last_token_ms,
                     "served": [structs.asdict(part) | {"provider": part.provider.hex()} for part in event.served],
@@ -301,6 +356,18 @@ def reply_for(event: JobEvent) -> dict[str, Any] | None:
         case JobFailed():
             refusal = Refusal(event.code).name.lower()
             return _failure(event.text, refusal) | {"data": {"retry_after_ms": event.retry_after_ms}}
+        case Payment():
+            return _success(
+                {
+                    "provider": event.provider.hex(),
+                    "lease": event.lease.hex(),
+                    "voucher": event.number,
+                    "paid_uusd": event.paid_uusd,
+                    "signed_uusd": event.signed_uusd,
+                    "cap_uusd": event.cap_uusd,
+                },
+                "paid",
+            )
         case JobVector():
             return None
 

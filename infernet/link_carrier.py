@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import structlog
@@ -47,6 +47,16 @@ _LINK_ERRORS: Final = (
 )
 
 
+class LinkMoney(Protocol):
+    """Who is told what the coordinator says about money over the link."""
+
+    def on_claim_answer(self, answer: wire.ClaimAnswer) -> None: ...
+
+    def on_closing(self, record: Signed) -> None: ...
+
+    def on_link(self, *, is_up: bool) -> None: ...
+
+
 class LinkCarrier:
     """Carries the connection to the coordinator. `registration` gives the fields of a registration when asked."""
 
@@ -74,6 +84,8 @@ class LinkCarrier:
         self._last_heard_s = 0.0
         self.state = "connecting"
         self.last_error = ""
+        #: Set by whoever brings claims.
+        self.money: LinkMoney | None = None
 
     @property
     def connected(self) -> bool:
@@ -85,6 +97,14 @@ class LinkCarrier:
         if self._link is not None:
             self._link.announce(record)
             self._wake.set()
+
+    def claim(self, number: int, claim: Signed) -> bool:
+        """Send a claim, whose answer comes with the same number; False where no link stands."""
+        if self._link is None:
+            return False
+        self._link.claim(number, claim)
+        self._wake.set()
+        return True
 
     # ------------------------------------------------------------ the driver's carrier
 
@@ -170,6 +190,8 @@ class LinkCarrier:
         if self._heartbeat is not None:
             link.announce(self._heartbeat)
         self._driver.connected(self, e.PeerConnected(coordinator, None, False))
+        if self.money is not None:
+            self.money.on_link(is_up=True)
         self.last_error = "the coordinator closed the link"
         try:
             async with trio.open_nursery() as nursery:
@@ -180,6 +202,8 @@ class LinkCarrier:
             for broken in link.close("the link to the coordinator is lost"):
                 self._driver.post(broken)
             self._driver.disconnected(self, coordinator)
+            if self.money is not None:
+                self.money.on_link(is_up=False)
 
     async def _until_lost(
         self,
@@ -205,11 +229,20 @@ class LinkCarrier:
                 if isinstance(event, wire.Announce | wire.ClaimFrame):
                     raise RemoteProtocolError("only nodes announce heartbeats and claim")
                 if isinstance(event, wire.ClaimAnswer | wire.Closing):
-                    continue  # this node has no leases
+                    self._tell_money(event)
+                    continue
                 await self._driver.post_with_backpressure(event)
             if link.is_clogged:
                 raise RemoteProtocolError("it asks for answers and does not read them")
             self._wake.set()
+
+    def _tell_money(self, event: wire.ClaimAnswer | wire.Closing) -> None:
+        if self.money is None:
+            return
+        if isinstance(event, wire.ClaimAnswer):
+            self.money.on_claim_answer(event)
+        else:
+            self.money.on_closing(event.record)
 
     async def _write(self, socket: trio_websocket.WebSocketConnection, link: wire.Link) -> None:
         while True:

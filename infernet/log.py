@@ -35,9 +35,10 @@ CAUSES_MAX: Final = 4
 #: What may be logged under a name. A test holds every call in our code against this list.
 FIELDS: Final = frozenset(
     {
-        "address", "addresses", "advice", "attempt", "banned", "bytes", "code", "connections", "count", "detail",
-        "dropped", "duration_ms", "duration_s", "engine", "error", "event", "exception", "fingerprint", "host", "ip",
-        "job", "kind", "level", "link", "logger", "model", "name", "node", "npub", "output_tokens", "path", "peer",
+        "address", "addresses", "advice", "attempt", "banned", "bytes", "claimed_uusd", "code", "connections",
+        "coordinator", "count", "detail", "dropped", "duration_ms", "duration_s", "engine", "entry", "error", "event",
+        "exception", "fingerprint", "host", "ip", "job", "kind", "lease", "leases_given", "leases_ours", "level",
+        "link", "logger", "model", "name", "node", "npub", "output_tokens", "path", "peer",
         "peer_id", "pid", "port", "prompt_tokens", "protocol", "reachability", "reason", "restarts", "retry_in_s",
         "role", "run", "score", "slots", "source", "state", "status", "stream", "timestamp", "until", "url",
         "version",

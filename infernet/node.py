@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import structlog
 import trio
 
 import infernet
-from infernet.answers import Answers, AskOptions
+from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
 from infernet.config import Config
@@ -36,6 +36,9 @@ from infernet.engines.selection import open_engine
 from infernet.inspection import Inspection
 from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
+from infernet.money import Money
+from infernet.money_client import MoneyClient
+from infernet.money_store import MoneyStore
 from infernet.own_addresses import peer_of, uses_local_network
 from infernet.store import Store
 from infernet.transport.contract import Transport
@@ -47,7 +50,6 @@ from protocol import events as e
 from protocol.effects import (
     Drained,
     HeartbeatSigned,
-    JobEvent,
     OwnAddresses,
     ReachabilityLearnt,
     RecordLearnt,
@@ -66,6 +68,7 @@ AGENT: Final = f"infernet/{infernet.__version__}"
 # On stopping, offline heartbeats, receipts and resets get this long to leave.
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
+CLAIMS_FAREWELL_S: Final = 3.0
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
 
@@ -80,12 +83,12 @@ class Node:
         transport: Transport | None,
         engine: Engine | None,
         store: Store | None = None,
+        money_store: MoneyStore | None = None,
         clock_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
     ) -> None:
         self.config = config
         self.node_id = key.node
-        self._key = key
         self._engine = engine
         self._saved = SavedPeers(store, clock_ms) if store is not None else None
         self._transport = transport
@@ -104,6 +107,11 @@ class Node:
         self._draining = Draining(self.driver, self.stop)
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
+        # One for everything: the coordinator takes each number of this key once.
+        self._signer = (
+            RequestSigner(key, config.coordinator_key, clock_ms) if config.coordinator_key is not None else None
+        )
+        self._money = self._make_money(money_store)
         self._dht = self._make_dht(store)
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
         self._inspection = Inspection(
@@ -116,6 +124,7 @@ class Node:
             discovery=self._discovery,
             dht=self._dht,
             draining=self._draining,
+            money=self._money,
         )
 
     # ------------------------------------------------------------ life
@@ -123,11 +132,15 @@ class Node:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start everything and serve until `stop` is called; being cancelled ends it without goodbye.
 
-        Raises TransportError (a taken port above all) and EngineUnavailable before `started()`.
+        Raises TransportError (a taken port above all), StoreError and EngineUnavailable before `started()`.
         """
         self._inspection.started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.driver.run)
+            if self._money is not None:
+                # Before anybody asks or is served: what was signed and given before must be known.
+                await self._money.restore()
+                await nursery.start(self._money.run)
             if self._transport is not None:
                 await nursery.start(TransportCarrier(self._transport, self.driver).run)
             if self._engine is not None:
@@ -167,6 +180,11 @@ class Node:
             await self.driver.wait_for(lambda: self.driver.peer.statistics().jobs_running == 0)
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
+        if self._money is not None:
+            # A node may be away for longer than its leases can be claimed on.
+            with trio.move_on_after(CLAIMS_FAREWELL_S):
+                await self._money.settle()
+            await self._money.flush()
 
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
@@ -176,6 +194,8 @@ class Node:
         if self._transport is not None:
             self._transport.trust({*known, *map(peer_of, config.peers)})
         self._permit(config.peers)
+        if self._money is not None:
+            self.driver.command(e.UseCoordinator(self._money.coordinator))
         # Those whom the owner names, or was invited by, before anything is asked.
         for address in config.peers:
             self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
@@ -202,6 +222,19 @@ class Node:
         settings = DhtSettings(hosts, port, config.dht_peers, config.allow_private)
         return Dht(settings, self.advertised_addresses, store, self._rng, changed=self._offer)
 
+    def _make_money(self, store: MoneyStore | None) -> Money | None:
+        config = self.config
+        if store is None or config.coordinator_url is None or self._signer is None:
+            return None
+        client = MoneyClient(config.coordinator_url, self._signer, self._registration)
+        return Money(store, self._signer.coordinator, client, self.driver, self._on_money_changed)
+
+    def _on_money_changed(self) -> None:
+        """Nobody is to pay us, and we pay nobody, while that cannot be written down."""
+        assert self._money is not None
+        self.driver.command(e.UseCoordinator(None if self._money.trouble else self._money.coordinator))
+        self._offer()
+
     def _addresses_on_links(self) -> list[str]:
         """What may be told in the networks of this machine."""
         return self.addresses() if self.config.advertise else []
@@ -213,11 +246,12 @@ class Node:
 
     def _start_link(self, nursery: trio.Nursery) -> None:
         config = self.config
-        if config.coordinator_url is None or config.coordinator_key is None or config.role is Role.CLIENT:
+        if config.coordinator_url is None or self._signer is None or config.role is Role.CLIENT:
             return
-        signer = RequestSigner(self._key, config.coordinator_key, self._clock_ms)
-        self._link = LinkCarrier(config.coordinator_url, signer, self.driver, self._rng, self._registration)
+        self._link = LinkCarrier(config.coordinator_url, self._signer, self.driver, self._rng, self._registration)
         self._inspection.link = self._link
+        if self._money is not None:
+            self._money.use_link(self._link)
         if self._heartbeat is not None:
             self._link.announce(self._heartbeat)
         nursery.start_soon(self._link.run)
@@ -237,25 +271,22 @@ class Node:
             models=self._models(),
             free_policy=_FREE_POLICIES[config.free_for],
             relays=self._reached.relays,
+            coordinators=self._coordinators(),
             dht_address=next(iter(self._dht.addresses), None) if self._dht is not None else None,
         )
         self.driver.command(e.SetOffer(offer))
+
+    def _coordinators(self) -> tuple[NodeId, ...]:
+        """Whose leases are taken: nobody's where nothing has a price, or what comes in cannot be kept."""
+        if self._money is None or self._money.trouble or all(model.is_free for model in self._models()):
+            return ()
+        return (self._money.coordinator,)
 
     def _models(self) -> tuple[ModelOffer, ...]:
         return self._engine.models() if self._engine is not None else ()
 
     def _registration(self) -> dict[str, object]:
-        config = self.config
-        fields: dict[str, object] = {
-            "role": config.role.name.lower(),
-            # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
-            "node_id": f"{config.role.name.lower()}-{self.node_id.hex()[:16]}",
-            "name": config.name,
-            "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in self._models()]},
-        }
-        if config.advertise and config.address is not None:
-            fields |= {"address": config.address, "port": config.p2p_port}
-        return fields
+        return registration(self.config, self.node_id, self._models())
 
     def addresses(self) -> list[str]:
         """The multiaddrs that this node really listens on, for people on the same machine or network."""
@@ -285,14 +316,30 @@ class Node:
 
     # ------------------------------------------------------------ asking
 
-    def ask(self, options: AskOptions) -> AbstractAsyncContextManager[AsyncIterator[JobEvent]]:
+    def ask(self, options: AskOptions) -> AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]:
         """Ask a question: inside, an iterator over what happens to the job, to JobDone or JobFailed.
 
         Leaving early cancels the job. Raises LocalProtocolError for a request that no provider could run.
         """
         if self._draining.has_begun:
             raise LocalProtocolError("this node is stopping and takes no new questions")
+        if options.spend_uusd_max:
+            self.money.check_spending()
         return self._answers.ask(options)
+
+    @property
+    def money(self) -> Money:
+        """This node's money. Raises LocalProtocolError where there is none."""
+        if self._money is None:
+            raise LocalProtocolError(
+                "no coordinator holds money for this node: `infernet config set --url URL`, then `infernet start`"
+            )
+        return self._money
+
+    @property
+    def can_pay(self) -> bool:
+        """Whether a coordinator holds money for this node, and what is signed can be written down."""
+        return self._money is not None and not self._money.trouble
 
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
@@ -315,7 +362,9 @@ class Node:
         elif isinstance(effect, Drained):
             self._draining.drained()
         elif isinstance(effect, MoneyEffect):
-            raise AssertionError("no coordinator holds money for this node")
+            # Without a coordinator there are no leases, and nothing comes of none.
+            assert self._money is not None, "an effect about money in a node that has none"
+            self._money.perform(effect)
         else:
             self._answers.deliver(effect)
 
@@ -334,6 +383,20 @@ class Node:
         return self._inspection.peers()
 
 
+def registration(config: Config, node: NodeId, models: Sequence[ModelOffer]) -> dict[str, object]:
+    """What a coordinator is told of a node when it registers."""
+    fields: dict[str, object] = {
+        "role": config.role.name.lower(),
+        # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
+        "node_id": f"{config.role.name.lower()}-{node.hex()[:16]}",
+        "name": config.name,
+        "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in models]},
+    }
+    if config.advertise and config.address is not None:
+        fields |= {"address": config.address, "port": config.p2p_port}
+    return fields
+
+
 # ---------------------------------------------------------------- making nodes
 
 
@@ -350,12 +413,29 @@ async def run_node(
     Raises StoreError, TransportError or EngineUnavailable before `started()`, each one line for people.
     """
     engine = await engine_of(config)
-    with closing(Store(config.store_file)) as store:
+    with closing(Store(config.store_file)) as store, _money_store(config) as money_store:
         transport = _transport(config, key, listen=True)
-        node = Node(config, key, transport=transport, engine=engine, store=store, clock_ms=clock_ms)
+        node = Node(
+            *(config, key),
+            transport=transport,
+            engine=engine,
+            store=store,
+            money_store=money_store,
+            clock_ms=clock_ms,
+        )
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
             task_status.started(node)
+
+
+@contextmanager
+def _money_store(config: Config) -> Iterator[MoneyStore | None]:
+    """The money store of a node that has a coordinator, closed afterwards."""
+    if config.coordinator_url is None:
+        yield None
+        return
+    with closing(MoneyStore(config.money_file)) as store:
+        yield store
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from protocol import constants as c
 from protocol.errors import LocalProtocolError
+from protocol.formats.amounts import BadAmount, format_usd, parse_usd
 from protocol.formats.text import clean_name
 from protocol.ids import NodeId, node_id_from_text
 from protocol.records import Role
@@ -78,6 +79,28 @@ def _one_of(*words: str) -> Reader:
 def _role(value: object) -> Role:
     word: str = _one_of(*ROLES)(value)
     return Role[word.upper()]
+
+
+class Dollars(int):
+    """Micro-USD that people write in dollars, and that TOML and JSON hold as such a text: never as a float."""
+
+
+NO_MONEY: Final = Dollars(0)
+
+
+def read_dollars(value: object) -> Dollars:
+    """An amount such as "0.10", up to what one lease may hold. Raises ValueError."""
+    if isinstance(value, Dollars):
+        return value
+    if isinstance(value, (int, float)):
+        raise ValueError('must be dollars in quotes, such as "0.10": numbers with a point lose digits')  # noqa: TRY004
+    try:
+        uusd = parse_usd(value if isinstance(value, str) else "")
+    except BadAmount as error:
+        raise ValueError(f"must be dollars, such as 0.10, with 6 decimals at most ({error})") from None
+    if uusd > c.LEASE_CAP_UUSD_MAX:
+        raise ValueError(f"must be {format_usd(c.LEASE_CAP_UUSD_MAX)} at most")
+    return Dollars(uusd)
 
 
 def _yes_or_no(value: object) -> bool:
@@ -200,6 +223,10 @@ RELAY_HELP: Final = (
 FORWARD_HELP: Final = (
     "pass on jobs between others that cannot reach each other, sealed as they are (default: what an aggregator does)"
 )
+SPEND_MAX_HELP: Final = (
+    "dollars that one answer may cost at most, where `infernet chat` is not told otherwise (default: 0, so that only "
+    "providers are asked that answer for nothing)"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -234,6 +261,10 @@ SETTINGS: Final = (
     Setting("dht_peers", "--dht-peers", _list_of(read_peer), "multiaddrs of nodes of the DHT to begin with"),
     Setting("free_for", "--free-for", _one_of(*FREE_FOR), FREE_FOR_HELP),
     Setting("allow", "--allow", _list_of(read_node), "public keys whose free jobs run under `known`"),
+    Setting("price_in_usd", "--price-in", read_dollars, "dollars for a million tokens of a prompt (default: 0)"),
+    Setting("price_out_usd", "--price-out", read_dollars, "dollars for a million tokens of an answer (default: 0)"),
+    Setting("price_job_usd", "--price-job", read_dollars, "dollars for each job, beside its tokens (default: 0)"),
+    Setting("spend_usd_max", "--spend-max", read_dollars, SPEND_MAX_HELP),
     Setting("reports", "--reports", _yes_or_no, REPORTS_HELP),
     Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),
     Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model to serve"),
@@ -251,6 +282,8 @@ def as_plain(value: object) -> Any:
         return value.name.lower()
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, Dollars):
+        return format_usd(int(value)).removeprefix("$")
     if isinstance(value, tuple):
         return [as_plain(item) for item in value]
     return value

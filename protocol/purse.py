@@ -137,7 +137,9 @@ class Purse:
         ):
             raise RemoteProtocolError("the coordinator's lease is for something else than we asked for")
         self._numbers[record.lease] = event.request
-        self._leases[record.lease] = PayerSide(record, event.signed, self._signer.payer(event.request))
+        side = self._leases[record.lease] = PayerSide(record, event.signed, self._signer.payer(event.request))
+        # Used or not, it holds our money.
+        self._store(side, 0)
         self._forget_old(now)
         return request.job
 

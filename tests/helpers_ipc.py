@@ -9,8 +9,9 @@ from typing import Any
 
 import trio
 
+from infernet.answers import AnswerEvent
 from infernet.draining import JobsLeft
-from infernet.ipc_server import ChatRequest, Handlers, JobEvent, JoinRequest, serve
+from infernet.ipc_server import ChatRequest, CloseLeaseRequest, Handlers, JoinRequest, MoneyRequest, serve
 from infernet.why import WhyRequest
 from protocol.effects import JobAccepted, JobDone, JobFailed, JobText, Served
 from protocol.errors import LocalProtocolError, Refusal
@@ -36,7 +37,7 @@ NOBODY = JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
 class FakeNode:
     """Answers every chat with the same events; after them, or between them, it can be made to wait."""
 
-    def __init__(self, events: Sequence[JobEvent] = (ACCEPTED, PARIS, DONE)) -> None:
+    def __init__(self, events: Sequence[AnswerEvent] = (ACCEPTED, PARIS, DONE)) -> None:
         self.events = events
         self.refuses: str | None = None
         self.waits_after: int | None = None
@@ -51,6 +52,10 @@ class FakeNode:
         self.join_results: dict[str, str] = {}
         self.explained: list[WhyRequest] = []
         self.explanation: dict[str, Any] = {}
+        self.money_asked: list[MoneyRequest] = []
+        self.money_answers: dict[str, object] = {}
+        self.closed: list[CloseLeaseRequest] = []
+        self.close_rows: list[dict[str, Any]] = []
 
     def handlers(self) -> Handlers:
         return Handlers(
@@ -62,7 +67,21 @@ class FakeNode:
             chat=self._chat,
             join=self._join,
             why=self._why,
+            money=self._money,
+            claim=lambda: {"leases": 1, "unclaimed_uusd": 90},
+            close_leases=self._close_leases,
         )
+
+    async def _money(self, request: MoneyRequest) -> object:
+        self.money_asked.append(request)
+        answer = self.money_answers.get(request.ask, LocalProtocolError("the coordinator does not do that"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def _close_leases(self, request: CloseLeaseRequest) -> list[dict[str, Any]]:
+        self.closed.append(request)
+        return self.close_rows
 
     def _why(self, request: WhyRequest) -> dict[str, Any]:
         self.explained.append(request)
@@ -73,7 +92,7 @@ class FakeNode:
         return self.join_results
 
     @asynccontextmanager
-    async def _chat(self, request: ChatRequest) -> AsyncIterator[AsyncIterator[JobEvent]]:
+    async def _chat(self, request: ChatRequest) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
         self.requests.append(request)
         self.asked.set()
         if self.refuses is not None:
@@ -84,7 +103,7 @@ class FakeNode:
         finally:
             self.left.set()
 
-    async def _answer(self) -> AsyncGenerator[JobEvent]:
+    async def _answer(self) -> AsyncGenerator[AnswerEvent]:
         for number, event in enumerate(self.events):
             if number == self.waits_after:
                 await trio.sleep_forever()

@@ -82,6 +82,11 @@ class PacedEngines:
         for engine in self._engines:
             engine.cancel(run)
 
+    def proceed(self, run: RunId) -> None:
+        """As `Engine.proceed`."""
+        for engine in self._engines:
+            engine.proceed(run)
+
     def models(self) -> tuple[ModelOffer, ...]:
         """As `Engine.models`."""
         return tuple(offer for engine in self._engines for offer in engine.models())
@@ -129,7 +134,7 @@ def main(words: list[str]) -> None:
     arguments = parse(words)
     config, key = load_node(arguments)
     clock = JumpingClock()
-    engine = _engine(arguments)
+    engine = _engine(arguments, config)
 
     async def engine_of(_: Config) -> Engine | None:
         return engine
@@ -139,7 +144,8 @@ def main(words: list[str]) -> None:
         trio.run(_run, config, key, partial(run_node, engine_of=engine_of, clock_ms=clock), clock)
 
 
-def _engine(arguments: argparse.Namespace) -> PacedEngines | None:
+def _engine(arguments: argparse.Namespace, config: Config) -> PacedEngines | None:
+    prices = (int(config.price_in_usd), int(config.price_out_usd), int(config.price_job_usd))
     engines = [
         PacedEngine(
             name,
@@ -147,6 +153,7 @@ def _engine(arguments: argparse.Namespace) -> PacedEngines | None:
             prompt_tokens_per_s=arguments.prompt_tokens_per_s,
             slots=arguments.engine_slots,
             answer_tokens=arguments.answer_tokens,
+            prices=prices,
         )
         for name in arguments.paced
     ]

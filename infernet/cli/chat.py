@@ -15,7 +15,7 @@ from infernet.cli.command import Failure, Misuse, innermost
 from infernet.cli.conversation import Conversation, NoAnswer, Question
 from infernet.config import Config, load, places
 from infernet.lock import running_pid
-from infernet.settings import read_node, read_peer, read_url
+from infernet.settings import read_dollars, read_node, read_peer, read_url
 from protocol.envelope import SigningKey
 
 MAX_TOKENS_DEFAULT: Final = 512
@@ -40,14 +40,19 @@ EXAMPLES: Final = """\
 examples:
   infernet chat "Why is the sky blue?"
   infernet chat --peer /ip4/203.0.113.7/tcp/46337/p2p/16Uiu2HA... "Why is the sky blue?"
+  infernet chat --pay 0.01 --verbose "Why is the sky blue?"
   git diff | infernet chat --system "Write a commit message for this change."
   infernet chat --json --temperature 0 --seed 1 "Name a colour." | jq -r .text
 
 --json prints one object at the end: text, outcome (stop or length), provider, provider_name, model, job,
 prompt_tokens, output_tokens, first_token_s, duration_s, tokens_per_s, route (node, self, peer or
-coordinator), via (the key of the aggregator, or null), served (provider, attempt, prompt_tokens and
-output_tokens of everybody who gave a part of it); or error and code. Exits with 1 when nobody answered to the
-end."""
+coordinator), via (the key of the aggregator, or null), paid_uusd (what it cost, in millionths of a dollar),
+served (provider, attempt, prompt_tokens, output_tokens and paid_uusd of everybody who gave a part of it); or
+error and code. Exits with 1 when nobody answered to the end.
+
+--pay is a limit, not a price: the answer costs what its provider publishes for the tokens that came, and is paid
+for as they come, from money that the coordinator holds for this node (`infernet wallet`). Without it nothing is
+paid, unless `infernet config set --spend-max` says otherwise, and only those are asked who answer for nothing."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="length of the answer at most (default: %(default)s)",
     )
+    parser.add_argument(
+        "--pay", "--spend-max", type=_dollars, metavar="USD", help="what the answer may cost at most, such as 0.01"
+    )
+    parser.add_argument("--verbose", action="store_true", help="tell of every lease and voucher that pays for it")
     parser.add_argument(
         "--seed", type=_whole_number("a seed", 0, 2**62), metavar="N", help="the same seed draws the same words"
     )
@@ -108,22 +117,35 @@ def _whole_number(what: str, low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def _dollars(word: str) -> int:
+    try:
+        return int(read_dollars(word))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Ask, in the way that was chosen."""
+    if arguments.pay and arguments.remote:
+        raise Misuse("--pay goes with peers: the coordinator's public chat costs nothing")
     if arguments.url is not None and not arguments.remote:
         raise Misuse("--url goes with --remote")
     if arguments.via is not None and arguments.remote:
         raise Misuse("--via goes with peers: the coordinator is asked directly")
     question = Question.of(arguments, _read_question(arguments))
     ask, route = _choose_route(arguments)
-    conversation = Conversation(route, as_json=arguments.json)
+    conversation = Conversation(route, as_json=arguments.json, shows_money=arguments.verbose)
     try:
         ask(question, conversation)
     except BaseException as error:
         conversation.end_line()
         failed = innermost(error)
         if isinstance(failed, NoAnswer):
-            raise failed.told(asked_one=arguments.peer is not None, has_begun=conversation.tokens > 0) from None
+            raise failed.told(
+                asked_one=arguments.peer is not None,
+                has_begun=conversation.tokens > 0,
+                paid_uusd=conversation.paid_uusd,
+            ) from None
         raise
     return conversation.finish()
 
@@ -168,6 +190,10 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
     via = _read_via(arguments.via, is_running=is_running)
     if peer is not None or via is not None:
         route = "peer" if peer is not None or not is_running else "node"
+        if arguments.pay and not is_running:
+            raise Failure(
+                "no node is running here that could pay and keep account: run `infernet start`, or ask without --pay"
+            )
         # A second node under the same key would pass for the first, so the first one asks.
         return (_through_node(here, peer, via) if is_running else _directly(peer, via, _own_key(here))), route
     if not is_running:

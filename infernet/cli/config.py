@@ -59,6 +59,7 @@ def _show(arguments: argparse.Namespace) -> int:
         "key": str(config.key_file),
         "log": str(config.log_file),
         "store": str(config.store_file),
+        "money": str(config.money_file),
         "models": str(config.models_dir),
         "socket": str(config.socket_path),
     }

@@ -14,16 +14,17 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure
 from infernet.cli.output import print_json
+from protocol.formats.amounts import format_usd
 from protocol.formats.text import TerminalCleaner, clean_line
 
 # What the user can do, by the name of the refusal.
 ADVICE: Final = {
     "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, or try --remote",
     "no_model": "leave --model out, or choose one that `infernet peers` shows",
-    "not_free": "ask its owner to --allow your key (the npub of `infernet status`), or ask another provider",
+    "not_free": "pay for it (--pay 0.01), or ask its owner to --allow your key (the npub of `infernet status`)",
     "not_allowed": "ask its owner, or ask another provider",
-    "price": "it wants to be paid, which this version cannot do: ask another provider",
-    "lease": "it wants to be paid, which this version cannot do: ask another provider",
+    "price": "its price has changed: ask again, or ask another provider",
+    "lease": "`infernet wallet` shows what you have; --pay says what an answer may cost, --max-tokens how long it gets",
     "busy": "try again in a moment, or ask another provider",
     "rate_limited": "try again in a moment, or ask another provider",
     "draining": "it is shutting down: ask another provider",
@@ -66,9 +67,11 @@ class NoAnswer(Failure):
         wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
         super().__init__(f"{what}: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
 
-    def told(self, *, asked_one: bool, has_begun: bool) -> NoAnswer:
-        """The same, for somebody who asked one provider and no other, or who has read half an answer."""
+    def told(self, *, asked_one: bool, has_begun: bool, paid_uusd: int = 0) -> NoAnswer:
+        """The same, for somebody who asked one provider and no other, or has read, or paid for, half an answer."""
         text, code, retry_after_ms = self._said
+        if paid_uusd:
+            text = f"{text.rstrip('.')} (it has cost {format_usd(paid_uusd)})"
         advice = ADVICE_FOR_ONE.get(code or "") if asked_one else None
         what = "the answer broke off" if has_begun else "no answer"
         return NoAnswer(text, code, retry_after_ms, advice=advice, what=what)
@@ -84,6 +87,8 @@ class Question:
     temperature: float
     seed: int | None
     timeout_s: float
+    #: What the answer may cost, in micro-USD; None: what the running node is set to.
+    spend_uusd_max: int | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, text: str) -> Question:
@@ -91,7 +96,8 @@ class Question:
         if arguments.system:
             messages.insert(0, {"role": "system", "content": arguments.system})
         return cls(
-            messages, arguments.model, arguments.max_tokens, arguments.temperature, arguments.seed, arguments.timeout
+            *(messages, arguments.model, arguments.max_tokens, arguments.temperature, arguments.seed),
+            *(arguments.timeout, arguments.pay),
         )
 
     def payload(self) -> dict[str, Any]:
@@ -103,16 +109,20 @@ class Question:
             "temperature": self.temperature,
             "seed": self.seed,
             "timeout_s": self.timeout_s,
+            "spend_uusd_max": self.spend_uusd_max,
         }
 
 
 class Conversation:
     """Takes what happens to a question, prints the answer, and keeps account."""
 
-    def __init__(self, route: str, *, as_json: bool) -> None:
+    def __init__(self, route: str, *, as_json: bool, shows_money: bool = False) -> None:
         #: By which way it is asked; told with the result.
         self.route = route
         self._as_json = as_json
+        self._shows_money = shows_money
+        self._lease = ""
+        self._paid_uusd = 0
         self._cleaner = TerminalCleaner()
         self._text: list[str] = []
         self._last_shown = "\n"
@@ -130,19 +140,27 @@ class Conversation:
         """Output tokens so far."""
         return self._output_tokens
 
+    @property
+    def paid_uusd(self) -> int:
+        """What has been signed for the answer so far, in micro-USD."""
+        return self._paid_uusd
+
     def take(self, event: str, data: dict[str, Any]) -> None:
-        """One thing that happened: accepted, queued, resumed, text or done. Others are ignored."""
+        """One thing that happened: accepted, queued, resumed, paid, text or done. Others are ignored."""
         if event == "accepted":
             self._accepted = data
         elif event == "queued":
             self._on_queued(data)
         elif event == "resumed":
             self._on_resumed(data)
+        elif event == "paid":
+            self._on_paid(data)
         elif event == "text":
             self._on_text(str(data.get("text", "")), int(data.get("output_tokens", 0)))
         elif event == "done":
             self._done = data
             self._output_tokens = int(data.get("output_tokens", self._output_tokens))
+            self._paid_uusd = int(data.get("paid_uusd", self._paid_uusd))
 
     def _on_text(self, text: str, output_tokens: int) -> None:
         self._last_at_s = time.monotonic()
@@ -155,6 +173,17 @@ class Conversation:
         if shown and not self._as_json:
             self._last_shown = shown
             print(shown, end="", flush=True)
+
+    def _on_paid(self, data: dict[str, Any]) -> None:
+        """Only our own node says this, and never the coordinator of `--remote`."""
+        self._paid_uusd = int(data["paid_uusd"])
+        if not self._shows_money:
+            return
+        lease, cap = str(data["lease"]), format_usd(int(data["cap_uusd"]))
+        if lease != self._lease:
+            self._lease = lease
+            self._note(f"lease {lease[:8]}: {cap} is locked for {_name(data)}")
+        self._note(f"voucher {data['voucher']}: {format_usd(int(data['signed_uusd']))} of {cap}")
 
     def _on_queued(self, data: dict[str, Any]) -> None:
         place = (data.get("provider"), data.get("position"))
@@ -217,6 +246,7 @@ class Conversation:
             "route": self.route,
             "via": self._accepted.get("via"),
             "served": done.get("served"),
+            "paid_uusd": self._paid_uusd,
         }
 
     def _tokens_per_s(self) -> float | None:
@@ -246,6 +276,8 @@ def _summary(result: dict[str, Any]) -> str:
         parts.append(f"first after {result['first_token_s']:.2f} s")
     if result["tokens_per_s"] is not None:
         parts.append(f"then {result['tokens_per_s']:.1f} tokens/s")
+    if result["paid_uusd"]:
+        parts.append(f"cost {format_usd(result['paid_uusd'])}")
     if result["outcome"] == "length":
         parts.append("cut at --max-tokens or the end of its context")
     way = f"{result['route']}, passed on by {str(result['via'])[:8]}" if result["via"] else result["route"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 from infernet import identity, ipc
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_json
+from infernet.cli.picture import draw
 from infernet.config import Config, load
 from infernet.lock import running_pid
 from infernet.own_addresses import is_loopback_url, multiaddr
@@ -22,7 +22,6 @@ from protocol.networks import is_globally_routable, read_ip
 # Short enough for a picture on a small terminal; one of them is enough to find all the others.
 ADDRESSES_PER_NODE: Final = 3
 OTHERS_MAX: Final = 2
-_QUIET_ZONE: Final = 2
 
 USAGE: Final = "[--qr] [--json]"
 DESCRIPTION: Final = """\
@@ -69,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(line)
     if arguments.qr:
-        _draw(line, encode_invite(Invite(1, invite.nodes[:1], None, None)) if invite.nodes else line)
+        shorter = encode_invite(Invite(1, invite.nodes[:1], None, None)) if invite.nodes else line
+        # Capitals, so that the code can use its denser alphabet.
+        draw([line.upper(), shorter.upper()])
     return 0
 
 
@@ -178,31 +179,3 @@ def _as_json(line: str, invite: Invite) -> dict[str, Any]:
         "coordinator_url": invite.coordinator_url,
         "coordinator_key": invite.coordinator_key.hex() if invite.coordinator_key is not None else None,
     }
-
-
-def _draw(line: str, shorter: str) -> None:
-    """A picture of the line, or, on a terminal that is too small for it, of a shorter one."""
-    if not _has_blocks(sys.stdout.encoding):
-        warn(f"no picture: it cannot be drawn in {sys.stdout.encoding}: set a locale of UTF-8, such as LC_ALL=C.UTF-8")
-        return
-    import segno
-
-    # Capitals, so that the code can use its denser alphabet. A screen is not scratched: little correction is enough.
-    codes = [segno.make(text.upper(), error="l", boost_error=False, micro=False) for text in (line, shorter)]
-    columns, lines = shutil.get_terminal_size()
-    for code in codes:
-        width, height = code.symbol_size(border=_QUIET_ZONE)
-        if width <= columns and (height + 1) // 2 < lines:
-            code.terminal(sys.stdout, border=_QUIET_ZONE, compact=True)
-            return
-    width, height = codes[-1].symbol_size(border=_QUIET_ZONE)
-    warn(f"this terminal is too small for the picture: it needs {width} columns and {(height + 1) // 2 + 1} lines")
-
-
-def _has_blocks(encoding: str) -> bool:
-    """Whether it has the characters of which a picture is made: what it lacks would come out as question marks."""
-    try:
-        "█▄▀".encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True

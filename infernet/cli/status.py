@@ -10,6 +10,7 @@ from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.config import Config, places
 from infernet.lock import running_pid
+from protocol.formats.amounts import format_usd
 
 STATUS_TIMEOUT_S: Final = 2.0
 
@@ -76,6 +77,8 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),
         ("coordinator", _coordinator(coordinator) if coordinator else "none"),
+        ("earned", _earned(status["money"]) if status.get("money") else ""),
+        ("money", (status.get("money") or {}).get("trouble")),
         ("log", config.log_file),
         ("process", status.get("pid")),
     ]
@@ -128,6 +131,17 @@ def _engine(engine: dict[str, Any]) -> str:
 def _coordinator(coordinator: dict[str, Any]) -> str:
     text = f"{coordinator.get('url')}, {coordinator.get('state')}"
     return f"{text} ({coordinator['last_error']})" if coordinator.get("last_error") else text
+
+
+def _earned(money: dict[str, Any]) -> str:
+    """What the coordinator has acknowledged; what is only vouched for is not earned yet, and shown apart."""
+    parts = [f"{format_usd(money.get('earned_uusd', 0))} redeemed"]
+    unclaimed_uusd = money.get("unclaimed_uusd", 0) + money.get("unclaimed_elsewhere_uusd", 0)
+    if unclaimed_uusd:
+        parts.append(f"{format_usd(unclaimed_uusd)} in vouchers not redeemed yet")
+    if money.get("lost_uusd"):
+        parts.append(f"{format_usd(money['lost_uusd'])} refused")
+    return ", ".join(parts)
 
 
 def _jobs_for_others(status: dict[str, Any]) -> str:

@@ -34,4 +34,10 @@ def _engine_config(config: Config) -> EngineConfig:
         path = Path(config.model).expanduser()
         name = path.stem[: c.MODEL_NAME_CHARACTERS_MAX].lower()
         engine = EngineConfig(name, str(path), models.fingerprint(path), slots=config.slots, threads=config.threads)
-    return replace(engine, context_tokens=config.context_tokens)
+    return replace(
+        engine,
+        context_tokens=config.context_tokens,
+        price_in_uusd=int(config.price_in_usd),
+        price_out_uusd=int(config.price_out_usd),
+        price_job_uusd=int(config.price_job_usd),
+    )

@@ -12,8 +12,9 @@ import pytest
 from trio.testing import MockClock
 
 from infernet import log
+from infernet.answers import AnswerEvent
 from infernet.daemon import handlers, status_of
-from infernet.ipc_server import ChatRequest, ChatTurn, JobEvent
+from infernet.ipc_server import ChatRequest, ChatTurn
 from infernet.node import Node
 from protocol.effects import JobAccepted, JobDone, JobFailed
 from protocol.errors import LocalProtocolError
@@ -39,7 +40,7 @@ def request(**changes: object) -> ChatRequest:
     return ChatRequest(**fields)  # type: ignore[arg-type]  # the fields are the test's
 
 
-async def chat(node: Node, asked: ChatRequest) -> list[JobEvent]:
+async def chat(node: Node, asked: ChatRequest) -> list[AnswerEvent]:
     async with handlers(node).chat(asked) as events:
         return [event async for event in events]
 

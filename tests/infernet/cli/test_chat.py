@@ -80,7 +80,10 @@ async def test_with_json_there_is_one_object_at_the_end(home: Home, capsys: Capt
         "tokens_per_s": None,
         "route": "node",
         "via": None,
-        "served": [{"provider": PROVIDER.node.hex(), "attempt": 1, "prompt_tokens": 17, "output_tokens": 5}],
+        "served": [
+            {"provider": PROVIDER.node.hex(), "attempt": 1, "prompt_tokens": 17, "output_tokens": 5, "paid_uusd": 0}
+        ],
+        "paid_uusd": 0,
     }
 
 

@@ -1,0 +1,163 @@
+"""What the verbs about money share: reading amounts, coins and addresses, and asking the coordinator as this node.
+
+While a node runs here it is the one that asks, because the coordinator takes the numbers of its requests in order;
+otherwise the command signs with the node's key itself. No verb of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from infernet import ipc
+from infernet.cli.command import Failure, Misuse
+from infernet.config import load
+from infernet.lock import running_pid
+from protocol import constants as c
+from protocol.formats.amounts import BadAmount, format_usd, parse_usd
+from protocol.formats.coins import Pair, UnknownPair, find_pair
+
+# The node itself waits for the coordinator up to 15 s, and may sign, and register, once more.
+ASK_TIMEOUT_S: Final = 60.0
+ID_HEX_DIGITS: Final = 64
+
+NO_COORDINATOR: Final = (
+    "no coordinator is configured, so this node has no money anywhere: run `infernet init --url ...`, or "
+    "`infernet config set --url URL --coordinator-key KEY`"
+)
+
+
+def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
+    """What the coordinator answers to one of `money_client.TARGETS`. Raises Failure, IpcError or CoordinatorError."""
+    config = load().config
+    if config.coordinator_url is None:
+        raise Failure(NO_COORDINATOR)
+    if running_pid(config.pid_file) is None:
+        return _ask_alone(name, fields)
+    payload = {"ask": name, "fields": fields}
+    try:
+        return ipc.call(config.socket_path, "money", payload, timeout_s=ASK_TIMEOUT_S)
+    except ipc.Refused as refused:
+        raise _failure(refused) from None
+
+
+def ask_node(command: str, payload: object = None) -> Any:
+    """What the running node answers. Raises Failure or IpcError."""
+    try:
+        return ipc.call(load().config.socket_path, command, payload, timeout_s=ASK_TIMEOUT_S)
+    except ipc.Refused as refused:
+        raise _failure(refused) from None
+
+
+def _failure(refused: ipc.Refused) -> Failure:
+    if refused.code in ("bad-payload", "internal-error") or refused.code.startswith("unknown-cmd"):
+        return Failure(f"the node here cannot do that ({refused.cause or refused.code}): is it of another version?")
+    return Failure(refused.code, code=refused.cause)
+
+
+def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
+    """Sign with the node's own key, which nobody else uses now."""
+    import trio
+
+    from infernet import identity
+    from infernet.cli.command import innermost
+    from infernet.coordinator_client import CoordinatorRefused, RequestSigner
+    from infernet.driver import wall_ms
+    from infernet.money_client import MoneyClient
+    from infernet.node import registration
+
+    config = load().config
+    key = identity.load(config.key_file)
+    config = config.named_after(key.node)
+    assert config.coordinator_url is not None
+    assert config.coordinator_key is not None
+    signer = RequestSigner(key, config.coordinator_key, wall_ms)
+    client = MoneyClient(config.coordinator_url, signer, lambda: registration(config, key.node, ()))
+
+    async def ask() -> Any:
+        try:
+            return await client.ask(name, fields)
+        finally:
+            await client.aclose()
+
+    try:
+        return trio.run(ask)
+    except BaseException as error:
+        if isinstance(leaf := innermost(error), CoordinatorRefused):
+            raise Failure(str(leaf), code=leaf.code or None) from None
+        raise
+
+
+def rows_of(answer: Any) -> list[dict[str, Any]]:
+    """The rows of an answer, whether they are the answer or stand under `rows`. Raises Failure."""
+    rows = answer.get("rows") if isinstance(answer, dict) else answer
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise Failure("the coordinator answers with something else than rows: is it of another version?")
+    return rows
+
+
+def fields_of(answer: Any) -> dict[str, Any]:
+    """The fields of an answer. Raises Failure."""
+    if not isinstance(answer, dict):
+        raise Failure("the coordinator answers with something else than fields: is it of another version?")
+    return answer
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_amount(word: str) -> int:
+    """Dollars, more than none, in micro-USD. Raises Misuse."""
+    try:
+        uusd = parse_usd(word)
+    except BadAmount as error:
+        raise Misuse(f"the amount is no number of dollars: {error}") from None
+    if not 0 < uusd <= c.LEASE_CAP_UUSD_MAX:
+        raise Misuse(f"the amount lies above $0 and is {format_usd(c.LEASE_CAP_UUSD_MAX)} at most")
+    return uusd
+
+
+def as_usd_text(uusd: int) -> str:
+    """The same as digits with a point, for programs."""
+    return format_usd(uusd).removeprefix("$")
+
+
+def read_pair(coin: str, network: str | None) -> Pair:
+    """The coin and network that are meant. Raises Misuse."""
+    try:
+        return find_pair(coin, network)
+    except UnknownPair as error:
+        raise Misuse(str(error)) from None
+
+
+def read_id(what: str, word: str) -> str:
+    """An id of 32 bytes, as hex digits. Raises Misuse."""
+    if len(word) != ID_HEX_DIGITS or not set(word.lower()) <= set("0123456789abcdef"):
+        raise Misuse(f"{what} is {ID_HEX_DIGITS} hex digits: copy all of it")
+    return word.lower()
+
+
+def no_more(words: list[str], usage: str) -> None:
+    """Raises Misuse when words are left over."""
+    if words:
+        raise Misuse(f"too many words: {usage}")
+
+
+# ---------------------------------------------------------------- showing
+
+
+def usd(value: object) -> str:
+    """Micro-USD that somebody else says, for people; negative amounts have a sign."""
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+        return "-"
+    return f"-{format_usd(-value)}" if value < 0 else format_usd(value)
+
+
+def when(value: object) -> str:
+    """A wall-clock instant in milliseconds, or a text that already is one, for people (UTC)."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 4_000_000_000_000:
+        return "-"
+    import time
+
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(value // 1000))

@@ -1,0 +1,241 @@
+"""`infernet wallet`: the money that the coordinator holds for this node, and what it has earned and spent."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Final
+
+from infernet import ipc
+from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.money import (
+    as_usd_text,
+    ask_coordinator,
+    ask_node,
+    fields_of,
+    no_more,
+    read_amount,
+    read_id,
+    read_pair,
+    rows_of,
+    usd,
+    when,
+)
+from infernet.cli.output import print_fields, print_json, print_table
+from infernet.cli.payments import LIMIT_DEFAULT, LIMIT_MAX, read_limit
+from infernet.cli.picture import draw
+from infernet.config import Config, load
+from infernet.lock import running_pid
+
+USAGE: Final = "[show | leases | history | deposit AMOUNT COIN | close [LEASE] | claim] [OPTIONS]"
+DESCRIPTION: Final = """\
+Money of this node's key, in dollars. Without a word, or with show: what is available, what is locked in leases (set
+aside for providers, and back when they do not need it), what was earned, and what this node holds as vouchers that it
+has not redeemed yet.
+
+leases    those that this node pays, or is paid by
+history   what moved its money, the newest first
+deposit   make an invoice for AMOUNT dollars in COIN, and show where to pay
+close     ask for the rest of a lease back, or of all that no question uses; its provider redeems what it has first
+claim     redeem every voucher now; the node does it by itself, too, a few seconds after each job"""
+EXAMPLES: Final = """\
+examples:
+  infernet wallet
+  infernet wallet deposit 5 USDC --network base
+  infernet wallet leases --json | jq '.given[] | select(.claimed_uusd == 0)'
+
+--json, all amounts in micro-USD (millionths of a dollar):
+  show     available_uusd, locked_uusd, spent_uusd, earned_uusd, fees_uusd, payout_pending_uusd, withdrawn_uusd as
+           the coordinator says; unclaimed_uusd and unclaimed_leases (vouchers held here); coordinator, its URL
+  leases   {"held": [...], "given": [...]}: lease, provider, payer, state, cap_uusd, claimed_uusd, claim_by_ms
+  history  {"rows": [...]}: entry, at_ms, kind, amount_uusd
+  deposit  {"invoice": {...}}: invoiceId, payAddress, amount, coin, network, expiresAt, hostedUrl
+  close    {"rows": [...]} of leases; claim: leases, unclaimed_uusd"""
+
+ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim")
+#: What a wallet program takes out of a picture, by network (BIP 21 and its likes). Elsewhere the address alone.
+_SCHEMES: Final = {"bitcoin": "bitcoin", "dogecoin": "dogecoin"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and with what."""
+    parser.add_argument("action", nargs="?", choices=ACTIONS, default="show", help="what to do (default: show)")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="AMOUNT and COIN, or LEASE")
+    parser.add_argument("--network", help="with deposit, where a coin has several: ethereum, polygon, solana, base ...")
+    parser.add_argument(
+        "--limit",
+        default=str(LIMIT_DEFAULT),
+        metavar="N",
+        help=f"with history: 1 to {LIMIT_MAX} (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    if arguments.network is not None and arguments.action != "deposit":
+        raise Misuse("--network goes with deposit")
+    if arguments.action in ("show", "leases", "history", "claim"):
+        no_more(arguments.words, f"infernet wallet {arguments.action}")
+    act = {
+        "show": _show,
+        "leases": _leases,
+        "history": _history,
+        "deposit": _deposit,
+        "close": _close,
+        "claim": _claim,
+    }[arguments.action]
+    act(arguments)
+    return 0
+
+
+# ---------------------------------------------------------------- looking
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    config = load().config
+    held = _vouchers(config)
+    wallet = fields_of(ask_coordinator("wallet"))
+    if arguments.json:
+        print_json({"coordinator": config.coordinator_url, **wallet, **held})
+        return
+    print(f"At {config.coordinator_url}:")
+    print_fields(
+        [
+            ("available", usd(wallet.get("available_uusd"))),
+            ("locked in leases", usd(wallet.get("locked_uusd"))),
+            ("spent", usd(wallet.get("spent_uusd"))),
+            ("earned", usd(wallet.get("earned_uusd"))),
+            ("on its way out", usd(wallet.get("payout_pending_uusd"))),
+            ("paid out", usd(wallet.get("withdrawn_uusd"))),
+        ]
+    )
+    leases = held["unclaimed_leases"]
+    print(f"Held here, not redeemed yet: {usd(held['unclaimed_uusd'])} in {leases} lease{'' if leases == 1 else 's'}")
+
+
+def _vouchers(config: Config) -> dict[str, int]:
+    """What this node holds in vouchers: the running node's word, or what its file says. Raises Failure, StoreError."""
+    if running_pid(config.pid_file) is not None:
+        money = ipc.call(config.socket_path, "status").get("money") or {}
+        if money.get("trouble"):
+            warn(str(money["trouble"]))
+        return {
+            "unclaimed_uusd": int(money.get("unclaimed_uusd", 0)) + int(money.get("unclaimed_elsewhere_uusd", 0)),
+            "unclaimed_leases": int(money.get("unclaimed_leases", 0)),
+        }
+    if not config.money_file.exists():
+        return {"unclaimed_uusd": 0, "unclaimed_leases": 0}
+    from contextlib import closing
+
+    from infernet.money_store import MoneyStore
+
+    with closing(MoneyStore(config.money_file, read_only=True)) as store:
+        totals = store.totals()
+    return {"unclaimed_uusd": totals.unclaimed_uusd, "unclaimed_leases": totals.unclaimed_leases}
+
+
+def _leases(arguments: argparse.Namespace) -> None:
+    held = rows_of(ask_coordinator("leases", role="client", open=True, limit=100))
+    given = rows_of(ask_coordinator("leases", role="provider", open=True, limit=100))
+    if arguments.json:
+        print_json({"held": held, "given": given})
+        return
+    columns = ("lease", "with", "locked", "redeemed", "redeemed by")
+    for title, rows, other in (
+        ("This node pays", held, "provider"),
+        ("This node is paid by", given, "payer"),
+    ):
+        if rows:
+            print(f"{title}:")
+            print_table(columns, [_lease_row(row, other) for row in rows])
+    if not held and not given:
+        print("No open leases. One is made when a paid question is asked.")
+
+
+def _lease_row(row: dict[str, Any], other: str) -> list[object]:
+    amounts = [usd(row.get("cap_uusd")), usd(row.get("claimed_uusd"))]
+    return [row.get("lease"), str(row.get(other))[:8], *amounts, when(row.get("claim_by_ms"))]
+
+
+def _history(arguments: argparse.Namespace) -> None:
+    rows = rows_of(ask_coordinator("history", limit=read_limit(arguments.limit)))
+    if arguments.json:
+        print_json({"rows": rows})
+    elif not rows:
+        print("Nothing has moved yet. `infernet wallet deposit 5 USDC` puts money in.")
+    else:
+        columns = ("entry", "when (UTC)", "what", "amount", "for")
+        print_table(columns, [_history_row(row) for row in rows])
+
+
+def _history_row(row: dict[str, Any]) -> list[object]:
+    of = row.get("lease") or row.get("payment") or row.get("intent") or "-"
+    return [row.get("entry"), when(row.get("at_ms")), row.get("kind"), usd(row.get("amount_uusd")), str(of)[:16]]
+
+
+# ---------------------------------------------------------------- putting money in
+
+
+def _deposit(arguments: argparse.Namespace) -> None:
+    if len(arguments.words) != 2:
+        raise Misuse("how much, and in what: infernet wallet deposit 5 USDC [--network base]")
+    uusd = read_amount(arguments.words[0])
+    pair = read_pair(arguments.words[1], arguments.network)
+    answer = fields_of(ask_coordinator("deposit", amount_usd=as_usd_text(uusd), coin=pair.code, network=pair.network))
+    invoice = fields_of(answer.get("invoice", answer))
+    if (invoice.get("coin"), invoice.get("network")) != (pair.code, pair.network):
+        raise Failure("the coordinator's invoice is for another coin or network than was asked: pay nothing on it")
+    address = invoice.get("payAddress")
+    if not isinstance(address, str) or not address.isascii() or not address.isprintable() or not address:
+        raise Failure("the coordinator's invoice names no address: pay nothing on it")
+    if arguments.json:
+        print_json({"invoice": invoice})
+        return
+    print(f"Pay exactly this, once, for {usd(uusd)} of credit:")
+    print_fields(
+        [
+            ("amount", f"{invoice.get('amount')} {pair.code}"),
+            ("coin", f"{pair.name} ({pair.code} on {pair.network})"),
+            ("to", address),
+            ("before", when(invoice.get("expiresAt"))),
+            ("invoice", invoice.get("invoiceId")),
+            ("page", invoice.get("hostedUrl")),
+        ]
+    )
+    if pair.is_manual:
+        warn(f"payments in {pair.code} are credited by hand, which may take a day")
+    if sys.stdout.isatty():
+        draw([_payment_text(address, pair.network, invoice.get("amount")), address])
+
+
+def _payment_text(address: str, network: str, amount: object) -> str:
+    scheme = _SCHEMES.get(network)
+    return f"{scheme}:{address}?amount={amount}" if scheme is not None and isinstance(amount, str) else address
+
+
+# ---------------------------------------------------------------- closing and claiming
+
+
+def _close(arguments: argparse.Namespace) -> None:
+    if len(arguments.words) > 1:
+        raise Misuse("one lease, or none for all: infernet wallet close [LEASE]")
+    payload = {"lease": read_id("a lease", arguments.words[0])} if arguments.words else {}
+    rows = rows_of(ask_node("close-leases", payload))
+    if arguments.json:
+        print_json({"rows": rows})
+    elif not rows:
+        print("There is no lease to close: none is open that this node holds and no question uses.")
+    else:
+        closed = sum(row.get("state") == "closed" for row in rows)
+        print(f"Asked for the rest of {len(rows)} lease{'' if len(rows) == 1 else 's'}; {closed} closed already.")
+        print("The others come back when their provider has redeemed what it has, or at the end of their time.")
+
+
+def _claim(arguments: argparse.Namespace) -> None:
+    answer = fields_of(ask_node("claim"))
+    if arguments.json:
+        print_json(answer)
+    elif not answer.get("unclaimed_uusd"):
+        print("There is nothing to redeem.")
+    else:
+        print(f"{usd(answer['unclaimed_uusd'])} is being redeemed; `infernet wallet` shows what is left.")

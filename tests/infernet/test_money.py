@@ -1,0 +1,347 @@
+"""infernet/money.py: what the peer decides about money is done, and what comes of it is told to the peer."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from msgspec import structs
+
+from infernet.coordinator_client import RequestSigner
+from infernet.driver import Driver, wall_ms
+from infernet.money import Money, close_of
+from infernet.money_client import MoneyClient
+from infernet.money_store import MoneyStore
+from infernet.store import StoreError
+from protocol import codec
+from protocol import events as e
+from protocol.effects import Equivocation, RequestLease, SendClaim
+from protocol.envelope import open_record, sign_record
+from protocol.errors import LocalProtocolError
+from protocol.link import ClaimAnswer
+from protocol.money_records import CloseRecord, LeaseRecord, LeaseRequestRecord
+from protocol.peer import Peer
+from protocol.records import Signed
+from tests.helpers_machines import ALONE, sealer_of
+from tests.helpers_money_server import MoneyServer, Refusal, money_server
+from tests.helpers_money_store import (
+    BANK,
+    acknowledgement,
+    lease,
+    lease_of,
+    mark,
+    paid,
+    request_of,
+)
+from tests.helpers_records import ASKER, PROVIDER
+
+pytestmark = pytest.mark.anyio
+
+
+class Watched(Driver):
+    """The real driver, which also writes down what it is told."""
+
+    def __init__(self, peer: Peer, money: dict[str, Money]) -> None:
+        self.told: list[e.Event] = []
+        super().__init__(peer, engine=None, observe=lambda effect: money["it"].perform(effect))  # type: ignore[arg-type]
+
+    def post(self, event: e.Event) -> None:
+        self.told.append(event)
+        super().post(event)
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """What it was told of this kind."""
+        return [event for event in self.told if isinstance(event, kind)]
+
+
+class Link:
+    """Double of the link: it stands or it does not, and keeps what is sent over it."""
+
+    def __init__(self) -> None:
+        self.money: Money | None = None
+        self.stands = True
+        self.sent: dict[int, Signed] = {}
+
+    def claim(self, number: int, claim: Signed) -> bool:
+        if self.stands:
+            self.sent[number] = claim
+        return self.stands
+
+
+class Bench:
+    """A node's money with a server that does what it is told."""
+
+    def __init__(self, path: Path, server: MoneyServer, key: Any = PROVIDER) -> None:
+        self.server = server
+        self.store = MoneyStore(path / "money.sqlite3")
+        self.changes = 0
+        money: dict[str, Money] = {}
+        # The peer's clock is the machine's: its leases must not be old.
+        peer = Peer(ALONE, key, sealer_of("x"), random.Random(1), e.Now(trio.current_time(), wall_ms()))
+        self.driver = Watched(peer, money)
+        client = MoneyClient(server.url, RequestSigner(key, BANK.node, wall_ms), lambda: {"role": "provider"})
+        self.money = money["it"] = Money(self.store, BANK.node, client, self.driver, self._changed)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def until(self, condition: Any) -> None:
+        for _ in range(4000):
+            if condition():
+                return
+            await trio.sleep(0.005)
+        raise AssertionError("waited in vain")
+
+
+@asynccontextmanager
+async def bench(path: Path, key: Any = PROVIDER, prepare: Any = None, **changes: Any) -> AsyncIterator[Bench]:
+    async with money_server(**changes) as server:
+        made = Bench(path, server, key)
+        if prepare is not None:
+            made.store.apply(prepare)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.driver.run)
+            await made.money.restore()
+            await nursery.start(made.money.run)
+            yield made
+            nursery.cancel_scope.cancel()
+        made.store.close()
+
+
+def fresh(number: int = 1, **changes: Any) -> Signed:
+    """A lease that is served now."""
+    at_ms = wall_ms()
+    times = {"issued_at_ms": at_ms, "serve_until_ms": at_ms + 3_600_000, "claim_by_ms": at_ms + 7_200_000}
+    return lease(number, **times | changes)
+
+
+def given(amount: int, number: int = 1) -> Any:
+    """What the store of a provider has of such a lease."""
+    return structs.replace(paid(amount, number), signed=fresh(number))
+
+
+def request() -> RequestLease:
+    record = LeaseRequestRecord(
+        1, BANK.node, request_of(1), ASKER.node, ASKER.payer(request_of(1)).node, PROVIDER.node, None, 0, 50_000,
+        "tiny-135m", bytes(32), 1, 1, 0, 3600, wall_ms(), (),
+    )  # fmt: skip
+    return RequestLease(request_of(1), BANK.node, sign_record(record, ASKER))
+
+
+# ---------------------------------------------------------------- leases
+
+
+async def test_a_lease_is_asked_for_and_the_peer_gets_it(tmp_path: Path) -> None:
+    async with bench(tmp_path, ASKER, answers={"leases/open": lease()}) as b:
+        b.money.perform(request())
+        await b.until(lambda: b.driver.of(e.LeaseGranted))
+        assert b.driver.of(e.LeaseGranted) == [e.LeaseGranted(request_of(1), lease())]
+
+
+async def test_too_little_money_is_final_and_said_in_the_coordinators_words(tmp_path: Path) -> None:
+    refusal = Refusal(402, "there is $0.01 and $0.05 is wanted", "insufficient_funds")
+    async with bench(tmp_path, ASKER, answers={"leases/open": refusal}) as b:
+        b.money.perform(request())
+        await b.until(lambda: b.driver.of(e.LeaseDenied))
+        (denied,) = b.driver.of(e.LeaseDenied)
+        assert denied.is_final
+        assert "there is $0.01" in denied.text
+        assert len(b.server.to("leases/open")) == 1
+
+
+async def test_while_the_coordinator_is_busy_the_same_request_is_made_again(tmp_path: Path) -> None:
+    answers = iter([Refusal(503, code="busy"), Refusal(500), lease()])
+    async with bench(tmp_path, ASKER, answers={"leases/open": lambda _: next(answers)}) as b:
+        b.money.perform(request())
+        await b.until(lambda: b.driver.of(e.LeaseGranted))
+        asked = b.server.to("leases/open")
+        assert len({each.body for each in asked}) == 1, "asked twice, it is granted once"
+        assert len(asked) == 3
+
+
+# ---------------------------------------------------------------- claims
+
+
+def claim(number: int = 1) -> SendClaim:
+    return SendClaim(lease_of(number), BANK.node, acknowledgement(1, number))
+
+
+async def test_a_claim_goes_over_the_link_where_one_stands(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        link = Link()
+        b.money.use_link(link)  # type: ignore[arg-type]
+        b.money.perform(claim())
+        assert list(link.sent.values()) == [claim().claim]
+        (number,) = link.sent
+        b.money.on_claim_answer(ClaimAnswer(number + 7, acknowledgement(5), "", ""))
+        assert b.driver.of(e.ClaimAnswered) == [], "an answer to nothing that was asked"
+        b.money.on_claim_answer(ClaimAnswer(number, acknowledgement(90), "", ""))
+        assert b.driver.of(e.ClaimAnswered) == [e.ClaimAnswered(lease_of(1), acknowledgement(90))]
+        assert b.server.to("claims") == []
+
+
+@pytest.mark.parametrize(("code", "final"), [("lease_closed", True), ("busy", False), ("", False), ("new", False)])
+async def test_a_refusal_over_the_link_is_final_by_its_code(tmp_path: Path, code: str, final: bool) -> None:
+    async with bench(tmp_path) as b:
+        link = Link()
+        b.money.use_link(link)  # type: ignore[arg-type]
+        b.money.perform(claim())
+        b.money.on_claim_answer(ClaimAnswer(next(iter(link.sent)), None, code, "because\nof it"))
+        (failed,) = b.driver.of(e.ClaimFailed)
+        assert (failed.is_final, "\n" in failed.text) == (final, False)
+
+
+async def test_claims_on_a_link_that_is_lost_are_open_again_and_the_next_goes_over_http(tmp_path: Path) -> None:
+    async with bench(tmp_path, answers={"claims": acknowledgement(90)}) as b:
+        link = Link()
+        b.money.use_link(link)  # type: ignore[arg-type]
+        b.money.perform(claim(1))
+        b.money.perform(claim(2))
+        link.stands = False
+        b.money.on_link(is_up=False)
+        assert [(event.lease, event.is_final) for event in b.driver.of(e.ClaimFailed)] == [
+            (lease_of(1), False),
+            (lease_of(2), False),
+        ]
+        b.money.perform(claim(1))
+        await b.until(lambda: b.driver.of(e.ClaimAnswered))
+        assert b.server.to("claims")[0].signed == claim(1).claim
+
+
+async def test_a_claim_for_another_coordinator_is_not_sent_to_this_one(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.money.perform(SendClaim(lease_of(1), ASKER.node, acknowledgement(1)))
+        (failed,) = b.driver.of(e.ClaimFailed)
+        assert not failed.is_final
+        assert b.server.asked == []
+
+
+async def test_what_was_left_open_is_redeemed_after_a_restart_and_counted_once(tmp_path: Path) -> None:
+    answers = {"claims": acknowledgement(90), "leases/list": []}
+    async with bench(tmp_path, prepare=[given(90)], answers=answers) as b:
+        status = b.money.status()
+        assert (status["earned_uusd"], status["unclaimed_uusd"], status["leases_given"]) == (0, 90, 1)
+        assert b.money.claim_now() == {"leases": 1, "unclaimed_uusd": 90}
+        await b.until(lambda: b.money.status()["earned_uusd"] == 90)
+        assert b.money.status()["unclaimed_uusd"] == 0
+        assert b.money.claim_now() == {"leases": 0, "unclaimed_uusd": 0}
+        assert len(b.server.to("claims")) == 1
+    store = MoneyStore(tmp_path / "money.sqlite3")
+    assert store.totals().earned_uusd == 90
+    store.close()
+
+
+async def test_what_another_coordinator_owes_is_shown_and_not_claimed_here(tmp_path: Path) -> None:
+    at_ms = wall_ms()
+    record = codec.decode_record(lease(1).body, LeaseRecord)
+    elsewhere = structs.replace(record, coordinator=ASKER.node, serve_until_ms=at_ms, claim_by_ms=at_ms)
+    kept = structs.replace(paid(70), signed=sign_record(elsewhere, ASKER))
+    async with bench(tmp_path, prepare=[kept, given(5, 2)]) as b:
+        status = b.money.status()
+        assert (status["unclaimed_elsewhere_uusd"], status["unclaimed_uusd"], status["leases_given"]) == (70, 5, 1)
+
+
+# ---------------------------------------------------------------- who wants the rest back
+
+
+def wish(number: int = 1, **changes: Any) -> Signed:
+    key = ASKER.payer(request_of(number))
+    fields = {"payer": key.node, "paid_uusd": 90, "closed_at_ms": wall_ms(), "extensions": ()} | changes
+    return sign_record(CloseRecord(version=1, lease=lease_of(number), **fields), key)
+
+
+def row(signed: Signed) -> dict[str, Any]:
+    return {"close_wish": base64.b64encode(codec.encode_value(signed)).decode()}
+
+
+async def test_the_wish_of_a_payer_is_found_in_the_list_and_carried_out(tmp_path: Path) -> None:
+    rows = [{"close_wish": None}, {"close_wish": "nonsense"}, row(wish(7)), row(wish())]
+    answers = {"leases/list": rows, "claims": acknowledgement(90, is_closed=True)}
+    async with bench(tmp_path, prepare=[given(90)], answers=answers) as b:
+        await b.until(lambda: b.driver.of(e.CloseLease))
+        assert b.driver.of(e.CloseLease) == [e.CloseLease(lease_of(1))]
+        await b.until(lambda: b.money.status()["leases_given"] == 0)
+        assert b.server.to("leases/list")[0].fields == {"role": "provider", "open": True, "limit": 100}
+
+
+async def test_a_wish_that_is_not_the_payers_is_nothing(tmp_path: Path) -> None:
+    async with bench(tmp_path, prepare=[given(90)], answers={"leases/list": []}) as b:
+        stranger = CloseRecord(1, lease_of(1), ASKER.node, 90, wall_ms(), ())
+        b.money.on_closing(sign_record(stranger, ASKER))
+        b.money.on_closing(Signed(wish().body, bytes(64)))
+        assert b.driver.of(e.CloseLease) == []
+        b.money.on_closing(wish())
+        assert b.driver.of(e.CloseLease) == [e.CloseLease(lease_of(1))]
+
+
+# ---------------------------------------------------------------- leases of ours
+
+
+def ours(number: int = 1) -> Any:
+    return structs.replace(mark(300, number, 90), signed=fresh(number))
+
+
+async def test_a_lease_of_ours_is_given_back_and_not_taken_up_again(tmp_path: Path) -> None:
+    async with bench(tmp_path, ASKER, prepare=[ours(1), ours(2)], answers={"close": {"state": "open"}}) as b:
+        assert b.money.status()["leases_held"] == 2
+        assert await b.money.close_leases(lease_of(1)) == [{"state": "open"}]
+        (asked,) = b.server.to("close")
+        closed = codec.decode_record(asked.signed.body, CloseRecord)
+        assert (closed.lease, closed.paid_uusd) == (lease_of(1), 90)
+        with pytest.raises(LocalProtocolError, match="no such lease"):
+            await b.money.close_leases(lease_of(3))
+        assert [event.request for event in b.store.restore_payers()] == [request_of(2)]
+        assert len(await b.money.close_leases(None)) == 2, "the coordinator may not have heard of the first"
+
+
+async def test_a_close_is_signed_by_the_payer_of_the_lease(tmp_path: Path) -> None:
+    async with bench(tmp_path, ASKER, prepare=[ours()]) as b:
+        (side,) = b.driver.peer.purse.sides()
+        assert open_record(close_of(side, 5), CloseRecord).payer == ASKER.payer(request_of(1)).node
+
+
+# ---------------------------------------------------------------- trouble
+
+
+async def test_while_nothing_can_be_written_nothing_is_signed_and_no_lease_is_asked_for(tmp_path: Path) -> None:
+    async with bench(tmp_path, ASKER) as b:
+        apply = b.store.apply
+        b.store.apply = _full  # type: ignore[method-assign]
+        b.money.perform(mark(300))
+        await b.until(lambda: b.changes == 1)
+        assert b.money.trouble == b.money.status()["trouble"] == "the disk is full"
+        assert b.driver.of(e.MarkStored) == []
+        with pytest.raises(LocalProtocolError, match="the disk is full"):
+            b.money.check_spending()
+        b.money.perform(request())
+        (denied,) = b.driver.of(e.LeaseDenied)
+        assert (denied.is_final, b.server.asked) == (False, [])
+        b.store.apply = apply  # type: ignore[method-assign]
+        await b.until(lambda: b.driver.of(e.MarkStored))
+        assert (b.money.trouble, b.changes) == ("", 2)
+        b.money.check_spending()
+
+
+def _full(_writes: object) -> None:
+    raise StoreError("the disk is full")
+
+
+async def test_a_coordinator_with_two_ledgers_is_trusted_no_more_and_the_proof_is_kept(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.money.perform(Equivocation(BANK.node, 7, lease(1), lease(2)))
+        assert "two different ledgers" in b.money.trouble
+        assert b.changes == 1
+        await b.until(lambda: b.store.is_accused(BANK.node))
+
+
+async def test_at_the_end_what_can_be_redeemed_is_and_all_is_on_disk(tmp_path: Path) -> None:
+    async with bench(tmp_path, prepare=[given(90)], answers={"claims": acknowledgement(90), "list": []}) as b:
+        with trio.fail_after(20):
+            await b.money.settle()
+        assert b.store.totals().earned_uusd == 90

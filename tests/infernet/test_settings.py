@@ -1,0 +1,62 @@
+"""infernet/settings.py: amounts of money, which are text everywhere and never a float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infernet.config import Config, ConfigError, load, read_file, save
+from infernet.engines import models
+from infernet.engines.selection import _engine_config
+from infernet.settings import Dollars, as_plain, read_dollars
+
+
+def home_of(path: Path, **environ: str) -> dict[str, str]:
+    return {"INFERNET_HOME": str(path), **environ}
+
+
+@pytest.mark.parametrize(
+    ("word", "uusd"),
+    [("0", 0), ("0.10", 100_000), ("$0.10", 100_000), ("1", 1_000_000), ("0.000001", 1), ("1000000", 10**12)],
+)
+def test_dollars_are_read_to_the_unit_and_written_as_they_are_read(word: str, uusd: int) -> None:
+    read = read_dollars(word)
+    assert read == uusd
+    assert read_dollars(as_plain(read)) == uusd
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.1, 1, True, None, [], "", "-1", "1e3", "NaN", "inf", "0.0000001", "1000000.000001", "1,5", " 1", "٣", "9" * 40],
+)
+def test_what_is_no_amount_in_text_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        read_dollars(value)
+
+
+def test_prices_in_the_file_are_text_and_a_float_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "config.toml"
+    save(path, {"price_in_usd": Dollars(100_000), "spend_usd_max": Dollars(10_000)}, keep=False)
+    assert read_file(path) == {"schema_version": 1, "price_in_usd": "0.10", "spend_usd_max": "0.01"}
+    loaded = load({}, home_of(tmp_path))
+    assert (loaded.config.price_in_usd, loaded.config.spend_usd_max) == (100_000, 10_000)
+    path.write_text("price_in_usd = 0.1\n")
+    with pytest.raises(ConfigError, match="in quotes"):
+        load({}, home_of(tmp_path))
+
+
+def test_prices_come_from_flags_and_the_environment_too(tmp_path: Path) -> None:
+    loaded = load({"price_out_usd": "0.25"}, home_of(tmp_path, INFERNET_PRICE_JOB_USD="0.000005"))
+    config = loaded.config
+    assert (config.price_in_usd, config.price_out_usd, config.price_job_usd) == (0, 250_000, 5)
+    assert any("nobody can pay it" in warning for warning in loaded.warnings)
+    assert not load({}, home_of(tmp_path)).warnings
+
+
+def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "fingerprint", lambda _: bytes(32))
+    prices = {"price_in_usd": Dollars(1), "price_out_usd": Dollars(2), "price_job_usd": Dollars(3)}
+    config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model="/x/a.gguf", **prices)
+    engine = _engine_config(config)
+    assert (engine.price_in_uusd, engine.price_out_uusd, engine.price_job_uusd) == (1, 2, 3)
