@@ -88,7 +88,7 @@ async def test_a_store_that_cannot_be_made_for_want_of_space_is_refused_and_made
     await open_database(small_disk, open_prepared).close()
 
 
-@pytest.mark.parametrize("limit_bytes", [350_000, 400_000, 455_555, 500_000])
+@pytest.mark.parametrize("limit_bytes", [470_000, 520_000, 575_555, 620_000])
 async def test_a_limit_on_the_size_of_files_is_told_and_needs_no_restart(limit_bytes: int, tmp_path: Path) -> None:
     """RLIMIT_FSIZE needs no root, and fails a write with EFBIG where a full disk would with ENOSPC."""
     done = await asyncio.to_thread(

@@ -125,7 +125,7 @@ def test_a_target_that_is_not_there_is_told(killer: Killer) -> None:
 def test_a_store_that_acknowledges_too_early_is_caught(killer: Killer, home: Path) -> None:
     caught = 0
     with Killer(("write", "pwrite64", "fdatasync"), "tests.helpers_killed_store:acknowledge_too_early") as early:
-        for call in range(100, 300, 10):
+        for call in range(160, 360, 10):
             killed = early.call([str(home), 1, ROUNDS], call)
             try:
                 look(home, killed)
