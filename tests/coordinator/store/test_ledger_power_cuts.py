@@ -99,7 +99,13 @@ def test_the_recording_decides_as_a_book_does_and_is_the_same_every_time() -> No
 
 
 def cut_with_journal(
-    seed: int, batches: int, folder: Path, monkeypatch: pytest.MonkeyPatch, *, acknowledges_early: bool = False
+    seed: int,
+    batches: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    per_operation: int = 2,
+    acknowledges_early: bool = False,
 ) -> Figures:
     """Record ledger and journal on one disk, and cut everywhere."""
     figures, workload = Figures(), JournaledLedger(folder, acknowledges_early=acknowledges_early)
@@ -108,7 +114,7 @@ def cut_with_journal(
         patched.setattr(journal, "os", RecordedFiles(disk))
         recording = record(workload, seed, conditions(workload, batches), disk)
         workload.close()
-    cut_everywhere(recording, workload, seed, 2, figures, alternately=True)
+    cut_everywhere(recording, workload, seed, per_operation, figures, alternately=True)
     return figures
 
 
@@ -116,9 +122,13 @@ def cut_with_journal(
 def test_the_journal_has_what_was_acknowledged_and_is_brought_up_to_date_after_any_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = cut_with_journal(3, 16, tmp_path, monkeypatch)
+    (tmp_path / "long").mkdir()
+    (tmp_path / "short").mkdir()
+    figures = cut_with_journal(3, 12, tmp_path / "long", monkeypatch)
     assert_nothing_was_found(figures)
     assert figures.cuts > 300
+    # While it is made, too.
+    assert_nothing_was_found(cut_with_journal(0, 1, tmp_path / "short", monkeypatch, per_operation=8))
 
 
 @pytest.mark.nightly
@@ -126,7 +136,7 @@ def test_the_journal_keeps_its_promise_in_thousands_of_cuts(tmp_path: Path, monk
     for seed in range(30, 34):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        figures = cut_with_journal(seed, 40, folder, monkeypatch)
+        figures = cut_with_journal(seed, 40, folder, monkeypatch, per_operation=4)
         Console(width=120).print(f"ledger and journal: {figures}")
         assert_nothing_was_found(figures)
 
