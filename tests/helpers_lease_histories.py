@@ -18,14 +18,15 @@ from protocol.envelope import sign_record
 from protocol.errors import Refusal
 from protocol.events import ClaimAnswered, ClaimNow, CloseLease, EngineFailed, SetOffer, StopAsking
 from protocol.ids import LeaseId
-from protocol.jobs import cost_bound_uusd
+from protocol.jobs import cost_bound_uusd, prompt_tokens_bound
 from protocol.messages import Chunk, JobAccept, Voucher
 from protocol.money_records import ClaimAckRecord, VoucherRecord
+from protocol.purse import LEASE_SERVE_S
 from protocol.records import JobAcceptRecord
 from protocol.sim.reading import sent
 from protocol.sim.scenario import Crash, Faults, Happening, Money, Outage, Scenario, Workload
 from protocol.sim.simulation import Simulation
-from tests.helpers_machines import offer
+from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, Market, Side
 from tests.helpers_records import signing_key
 from tests.helpers_watched_market import WatchedMarket, all_judges
@@ -53,6 +54,12 @@ def market_of(dice: random.Random) -> WatchedMarket:
 
 def ask(market: Market, number: int, **changes: Any) -> Any:
     return market.ask(number, spend_uusd=SPEND_UUSD, **changes)
+
+
+def least_uusd(market: Market) -> int:
+    """What a job may cost at least, so that it is ordered."""
+    order = chat(output_tokens_max=100)
+    return cost_bound_uusd(market.offer.models[0], prompt_tokens_bound(order.request), order.output_tokens_max)
 
 
 def several_jobs(dice: random.Random) -> list[str]:
@@ -122,9 +129,7 @@ def limit_is_tight(dice: random.Random) -> list[str]:
     """The first attempt breaks in the middle, and what is left allows no second one to its end."""
     market = market_of(dice)
     market.pauses_after = dice.randint(3, 9)
-    priced = market.offer.models[0]
-    bound_uusd = cost_bound_uusd(priced, 60, 100)
-    market.ask(1, spend_uusd=bound_uusd + dice.randint(0, 30))
+    market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
     for _ in range(4):
         for run in list(market.runs):
             market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
@@ -160,6 +165,15 @@ def coordinator_is_away(dice: random.Random) -> list[str]:
     away_s = dice.choice((20, 600, 3 * 60 * 60))
     market.wait(away_s)
     market.bank.resume(away_s * 1000, market.wall_ms)
+    market.bank.expire(market.wall_ms)
+    return market.violations()
+
+
+def time_is_up(dice: random.Random) -> list[str]:
+    """The coordinator closes what it may, when a lease is served no more and its provider may still claim."""
+    market = market_of(dice)
+    ask(market, 1)
+    market.wait(LEASE_SERVE_S + dice.choice((-60, 1)))
     market.bank.expire(market.wall_ms)
     return market.violations()
 
@@ -302,7 +316,7 @@ def acceptance_lies(dice: random.Random) -> list[str]:
         (
             {"paid_before_uusd": 2_000},
             {"paid_before_uusd": 40_000},
-            {"prompt_tokens": 4_000, "prefill_uusd": 4_000},
+            {"prompt_tokens": 2_000, "prefill_uusd": 2_000},
             {"prefill_uusd": 3_000},
         )
     )
@@ -316,7 +330,7 @@ def acceptance_lies(dice: random.Random) -> list[str]:
         return replace(effect, data=encode_message(replace(message, acceptance=signed)))
 
     market.tampers = tamper
-    ask(market, 2)
+    market.ask(2, spend_uusd=least_uusd(market) + dice.randint(0, 30))
     market.wait(12)
     return market.violations()
 
@@ -388,6 +402,7 @@ HISTORIES: tuple[History, ...] = (
     limit_is_tight,
     somebody_crashes,
     coordinator_is_away,
+    time_is_up,
     coordinator_lies,
     payer_has_enough,
     two_jobs_at_once,
