@@ -78,11 +78,14 @@ class Till:
                 record = open_record(signed, LeaseRecord)
             except RemoteProtocolError as error:
                 return Refusal.LEASE, f"the lease does not hold: {error}"
-            if record.coordinator not in offer.coordinators or record.lease != order.lease:
-                return Refusal.LEASE, "the lease is another one than ordered, or of a coordinator not used here"
+            if record.lease != order.lease:
+                return Refusal.LEASE, "the lease is another one than ordered"
             if side is not None:
                 return Refusal.LEASE, "the coordinator signed two leases with one number"
             side = ProviderSide(record, signed)
+        # Those that we have served before, too: the owner may have left their coordinator since.
+        if side.record.coordinator not in offer.coordinators:
+            return Refusal.LEASE, "the lease is of a coordinator that is not used here"
         self._candidate = side
         return lease_refusal(side.record, order, model, now.wall_ms) or self._side_refusal(side, order)
 

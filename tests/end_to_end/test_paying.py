@@ -59,7 +59,7 @@ def test_a_paid_answer_costs_what_it_says_and_its_provider_gets_it(market: Payin
     assert f"{format_usd(LEASE_UUSD)} is locked for" in told.err
     vouchers = [line for line in told.err.splitlines() if "voucher" in line]
     assert len(vouchers) > 2
-    assert all("of $0.05]" in line for line in vouchers)
+    assert all(f"of {format_usd(LEASE_UUSD)}]" in line for line in vouchers)
     until_claimed(market, COST_UUSD)
     agree(market, COST_UUSD)
     second = ask(market, "--json")

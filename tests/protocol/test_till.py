@@ -121,6 +121,14 @@ def test_without_a_lease_or_a_coordinator_nothing_is_paid() -> None:
     assert bench.refusal(offered=offer(models=(PRICED,))) is Refusal.LEASE
 
 
+def test_a_lease_of_a_coordinator_that_the_owner_has_left_is_served_no_more() -> None:
+    bench = Bench()
+    bench.serve()
+    left = offer(models=(PRICED,), coordinators=(PROVIDER.node,))
+    assert bench.refusal(offered=left) is Refusal.LEASE
+    assert bench.refusal() is None
+
+
 def test_one_job_at_a_time() -> None:
     bench = Bench()
     side = bench.begin()
