@@ -26,6 +26,7 @@ from protocol.errors import BadFrame, Refusal, RemoteProtocolError
 from protocol.events import Now
 from protocol.ids import NodeId, StreamId, short
 from protocol.messages import Fault, Forward, JobOpen
+from protocol.money_records import LeaseRecord
 from protocol.rates import Rates
 from protocol.records import JobOpenRecord, Role
 from protocol.timers import Timers
@@ -213,7 +214,7 @@ class Forwarding:
         if not isinstance(message, JobOpen):
             raise RemoteProtocolError("what is to be forwarded does not begin with an order")
         order = open_record(message.order, JobOpenRecord)
-        if (order.asker, order.provider) != (job.asker.peer, job.named):
+        if order.provider != job.named or not _is_of(job.asker.peer, order, message):
             raise RemoteProtocolError("an order by another asker, or for another provider, than this stream is for")
         if len(message.sealed) > order.sealed_bytes:
             raise RemoteProtocolError("more sealed bytes than the order states")
@@ -393,3 +394,13 @@ _OVERDUE: Final = {
     "close": "the asker did not close the stream after the end of the job",
     "total": "the job took longer than any job may",
 }
+
+
+def _is_of(sender: NodeId, order: JobOpenRecord, message: JobOpen) -> bool:
+    """Whether an order is by whoever sends it, or by the payer of the lease that comes with it."""
+    if order.lease is None or message.lease is None:
+        return order.asker == sender
+    # SPEC 08: A paid order is signed by the payer of its lease, whom nobody but the coordinator can tell from the
+    #   sender; the lease must come with it.
+    lease = open_record(message.lease, LeaseRecord)
+    return (lease.lease, lease.payer, lease.provider) == (order.lease, order.asker, order.provider)

@@ -22,8 +22,10 @@ from protocol.money_records import LeaseRecord, LeaseRequestRecord, VoucherRecor
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 
 # Some jobs' worth: enough that most questions find a lease, little enough that nobody misses what lies in it.
-LEASE_UUSD: Final = 50_000
-LEASE_SERVE_S: Final = 24 * 60 * 60
+LEASE_UUSD: Final = 20_000
+# As long as a coordinator may be away without being missed. Longer would lock the money of whoever was lured to a
+# provider that takes no orders: it comes back an hour after this.
+LEASE_SERVE_S: Final = 2 * 60 * 60
 # What may go on in another lease's name after a crash is numbered beyond all that went before.
 SEQUENCE_STEP_AFTER_RESTART: Final = 2**20
 # For so long after it has not answered the coordinator is not asked where a lease is at hand somewhere.

@@ -482,8 +482,10 @@ class Running:
             elif name == "expires":
                 effects += self.stop(run, Refusal.DEADLINE, now)
             elif name == "unpaid":
-                # SPEC 06: The provider MUST end a job whose payer lets it wait for 10 seconds, with `UNPAID`.
+                # SPEC 06: The provider MUST end a job whose payer lets it wait for 10 seconds, with `UNPAID`,
                 effects += self.stop(run, Refusal.UNPAID, now)
+                if run.meter is not None:
+                    self._till.distrust(run.meter.side)
             elif name == "cancel":
                 # The engine's supervisor restarts an engine that does not stop; here it is only told.
                 effects.append(Note("engine.slow_cancel", run.order.asker, f"run {run_id}"))

@@ -15,7 +15,7 @@ from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
 from protocol.ids import LeaseId, StreamId
-from protocol.leases import ProviderSide, Why, lease_refusal
+from protocol.leases import ProviderSide, Why, lease_refusal, most_uusd
 from protocol.messages import Voucher
 from protocol.money_records import ClaimAckRecord, ClaimRecord, LeaseRecord
 from protocol.records import JobOpenRecord, ModelOffer, ReceiptRecord, Signed
@@ -42,6 +42,8 @@ class Till:
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self._sides: dict[LeaseId, ProviderSide] = {}
+        # The lease of the order that is looked at: it is kept if that is taken.
+        self._candidate: ProviderSide | None = None
         # Where the last voucher of a job is waited for: the lease, and the total that the receipt came to.
         self._settling: dict[StreamId, tuple[LeaseId, int]] = {}
         self._sent: dict[LeaseId, int] = {}
@@ -63,7 +65,7 @@ class Till:
     def refusal(
         self, order: JobOpenRecord, signed: Signed | None, offer: Offer, model: ModelOffer, now: Now
     ) -> Why | None:
-        """Why this lease does not pay this order here; a lease that is new and good is kept from now on."""
+        """Why this lease does not pay this order here. A new one is kept once the order begins."""
         if not offer.coordinators:
             return Refusal.LEASE, "this node takes no paid jobs"
         if order.lease is None or signed is None:
@@ -76,27 +78,42 @@ class Till:
                 record = open_record(signed, LeaseRecord)
             except RemoteProtocolError as error:
                 return Refusal.LEASE, f"the lease does not hold: {error}"
-            if record.coordinator not in offer.coordinators or record.lease != order.lease:
-                return Refusal.LEASE, "the lease is another one than ordered, or of a coordinator not used here"
+            if record.lease != order.lease:
+                return Refusal.LEASE, "the lease is another one than ordered"
             if side is not None:
                 return Refusal.LEASE, "the coordinator signed two leases with one number"
             side = ProviderSide(record, signed)
-        why = lease_refusal(side.record, order, model, now.wall_ms) or self._side_refusal(side)
-        if why is None:
-            self._keep(side, now)
-        return why
+        # Those that we have served before, too: the owner may have left their coordinator since.
+        if side.record.coordinator not in offer.coordinators:
+            return Refusal.LEASE, "the lease is of a coordinator that is not used here"
+        self._candidate = side
+        return lease_refusal(side.record, order, model, now.wall_ms) or self._side_refusal(side, order)
 
-    def _side_refusal(self, side: ProviderSide) -> Why | None:
+    def _side_refusal(self, side: ProviderSide, order: JobOpenRecord) -> Why | None:
         # SPEC 06: The provider MUST run one job at a time for each lease.
         if side.in_use:
             return Refusal.LEASE, "a job of this lease is running here: one at a time"
         if side.is_closed or side.is_final_wanted:
             return Refusal.LEASE, "this lease is closed: get another one"
-        if side.record.lease not in self._sides and len(self._sides) >= LEASES_MAX:
+        # SPEC 06: The provider MUST refuse an order that can cost more than is left of its lease.
+        if most_uusd(order) > side.record.cap_uusd - side.paid_uusd:
+            return Refusal.LEASE, "the order can cost more than is left of its lease: get a larger one"
+        if side.record.lease not in self._sides and not self._has_room():
             return Refusal.BUSY, "this node holds as many leases as it can"
         if sum(other.unclaimed_uusd for other in self._sides.values()) > UNCLAIMED_UUSD_MAX:
             return Refusal.LEASE, "the coordinator owes this node too much already: free jobs only, for now"
         return None
+
+    def _has_room(self) -> bool:
+        """Whether another lease can be held; if need be in place of one that never paid anything."""
+        if len(self._sides) < LEASES_MAX:
+            return True
+        idle = (side for side in self._sides.values() if not (side.in_use or side.is_closed or side.paid_uusd))
+        worthless = next(idle, None)
+        if worthless is None:
+            return False
+        self._drop(worthless)
+        return True
 
     def _keep(self, side: ProviderSide, now: Now) -> None:
         lease = side.record.lease
@@ -107,10 +124,13 @@ class Till:
 
     def begin(self, order: JobOpenRecord, now: Now) -> tuple[ProviderSide, list[Effect]]:
         """An order that was not refused begins."""
-        assert order.lease is not None
-        side = self._sides[order.lease]
+        side = self._candidate
+        assert side is not None, "an order begins that nobody has looked at"
+        assert side.record.lease == order.lease, "an order begins under another lease than its own"
+        self._candidate = None
+        self._keep(side, now)
         side.in_use = True
-        self._timers.set(("claim", order.lease), now.monotonic_s + CLAIM_INTERVAL_S)
+        self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
         return side, [self._store(side)]
 
     def end(self, side: ProviderSide, stream: StreamId | None, total_uusd: int, now: Now) -> None:
@@ -126,6 +146,10 @@ class Till:
             side.in_use = False
         self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
         self._forget_if_over(side)
+
+    def distrust(self, side: ProviderSide) -> None:
+        """Its payer has let a job wait for money: no other one begins on this lease."""
+        side.is_final_wanted = True
 
     def took(self, side: ProviderSide) -> list[Effect]:
         """A better voucher has come."""
@@ -259,8 +283,11 @@ class Till:
         """Forget a lease that is closed and cannot be ordered under any more."""
         lease = side.record.lease
         # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under,
-        if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
-            return
+        if not (side.in_use or not side.is_closed or self._timers.is_set(("served", lease))):
+            self._drop(side)
+
+    def _drop(self, side: ProviderSide) -> None:
+        lease = side.record.lease
         self._sides.pop(lease, None)
         self._tries.pop(lease, None)
         self._sent.pop(lease, None)

@@ -15,6 +15,7 @@ from rich.live import Live
 from _dev_network_arguments import Arguments, Fault, parse
 from _dev_network_detour import Detour
 from _dev_network_faults import NONE, Faults, Weather, parse_faults
+from _dev_network_money import Bank, bank
 from _dev_network_namespaces import Internet
 from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
 from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_table
@@ -38,6 +39,7 @@ class Network:
         self._nursery = nursery
         self._weather = Weather()
         self._internet: Internet | None = None
+        self._bank: Bank | None = None
         self._started_s = trio.current_time()
         self.watch = Watch(network)
 
@@ -50,6 +52,9 @@ class Network:
             if self._arguments.faults:
                 detour = Detour(self._internet.detour_device(), self._weather.of, random.Random(1))
                 await self._nursery.start(detour.run)
+        if self._arguments.paid:
+            self._bank = stack.enter_context(bank(self._network.home / "bank"))
+            self._tell_of(self._bank)
         for index, name in enumerate(self._arguments.names):
             self._add(index, name)
         first, *others = self._network.all.values()
@@ -64,6 +69,14 @@ class Network:
                 nursery.start_soon(self._start, node)
         self._teller.tell("all_up", f"All {len(self._network.all)} nodes are up.", nodes=len(self._network.all))
 
+    def _tell_of(self, bank: Bank) -> None:
+        text = (
+            f"Coordinator {bank.url} with key {bank.key}, process {bank.process.pid}, home {bank.home}.\n"
+            f"Its gateway is a double: let coins arrive for all open invoices with\n"
+            f"  curl -d {{}} {bank.gateway}/control/arrive"
+        )
+        self._teller.tell("bank", text, url=bank.url, key=bank.key, gateway=bank.gateway, pid=bank.process.pid)
+
     def _has_proxy(self, node: NodeProcess) -> bool:
         return bool(self._arguments.faults) and node.place is None and node.address is not None
 
@@ -71,7 +84,9 @@ class Network:
         arguments = self._arguments
         plan = Plan(name, arguments.role(name), self._models(name), arguments.paced)
         first = next(iter(self._network.all.values()), None)
-        words = () if first is None else ("--peers", str(first.address))
+        words: tuple[str, ...] = () if first is None else ("--peers", str(first.address))
+        if self._bank is not None:
+            words += self._bank.words(plan.role)
         if self._internet is None:
             add_on_loopback(self._network, plan, index + 1, *words, behind_proxy=bool(arguments.faults))
         else:
@@ -277,6 +292,8 @@ def main() -> int:
             raise Failure(f"--fault {fault.one}-{fault.other}: {error}") from None
         if arguments.namespaces and (faults.is_cut or faults.dribble_s is not None):
             raise Failure("in namespaces packets are delayed and lost as they are: no dribble, no cut")
+    if arguments.paid and arguments.namespaces:
+        raise Failure("--paid needs all nodes on loopback: leave out --namespaces and --nat")
     if not arguments.paced and arguments.providers:
         fetch_model()
     try:

@@ -26,6 +26,8 @@ examples:
       a slow line, and from the 30th to the 50th second n1 is cut off without a sign
   scripts/dev_network 6 --paced --serve n1=a --serve n4=a,b --aggregators 1
       n1 and n4 provide, n2 aggregates, the others ask
+  scripts/dev_network 2 --paced --providers 1 --paid
+      a provider that wants money, an asker that pays, a coordinator that holds it, and a double for its gateway
   scripts/dev_network 8 --paced --kill n1@20 --check --for 60
       the node that everybody was told of is killed after 20 s
 
@@ -70,6 +72,7 @@ class Arguments:
     routers: tuple[tuple[str, ...], ...]
     faults: tuple[Fault, ...]
     kills: tuple[tuple[str, float], ...]
+    paid: bool
     check: bool
     for_s: float | None
     json: bool
@@ -119,6 +122,9 @@ def parse(words: list[str]) -> Arguments:
         metavar="NAME=MODELS",
         help="with --paced: who serves what; these are the providers then, and no others",
     )
+    parser.add_argument(
+        "--paid", action="store_true", help="with a coordinator, prices, and a double for the payment gateway"
+    )
     parser.add_argument("--namespaces", action="store_true", help="each node in a network namespace of its own (root)")
     parser.add_argument(
         "--nat", action="append", type=_words, default=[], metavar="NAMES", help="put these behind one router (root)"
@@ -146,6 +152,7 @@ def parse(words: list[str]) -> Arguments:
         routers=tuple(parsed.nat),
         faults=tuple(parsed.fault),
         kills=tuple(parsed.kill),
+        paid=parsed.paid,
         check=parsed.check,
         for_s=parsed.for_s,
         json=parsed.json,

@@ -5,6 +5,7 @@
 prints its address. Below /api it is the gateway; below /control it is told what happens to it, with JSON in and out:
 
     POST /control/pay       {"payment_id", "amount": "exact"|"under"|"over"|"0.5", "coin"?}   coins arrive
+    POST /control/arrive    {"amount"?}   coins arrive for all that wait for some, and are confirmed
     POST /control/advance   {"payment_id"?, "status"?}   look at the chain once, or say this; then tell
     POST /control/fault     {"on", "kind", "status"?, "times"?, "fields"?}   see helpers_fake_gateway_faults
     POST /control/rates     {"rates": {"create_payout": {"timeout": 0.3}}, "seed"}   faults by chance
@@ -153,6 +154,11 @@ class FakeGateway:
         match name:
             case "pay":
                 self.book.pay(body["payment_id"], str(body.get("amount", "exact")), body.get("coin"))
+            case "arrive":
+                for payment in [each for each in self.book.payments.values() if not each.is_funded]:
+                    self.book.pay(payment.id, str(body.get("amount", "exact")))
+                    for _ in range(2):  # seen, and confirmed
+                        self._advance(payment.id, None)
             case "advance":
                 chosen = [body["payment_id"]] if "payment_id" in body else list(self.book.payments)
                 for identity in chosen:

@@ -73,11 +73,11 @@ def opened(disk: RecordingDisk, workload: Workload, conditions: Conditions) -> s
     return connection
 
 
-def record(workload: Workload, seed: int, conditions: Conditions) -> Recording:
+def record(workload: Workload, seed: int, conditions: Conditions, empty_disk: RecordingDisk | None = None) -> Recording:
     """Run a workload from an empty disk on, with a clean restart now and then and at the end."""
     rng = random.Random(seed)
     steps = workload.steps(rng)
-    with RecordingDisk(seed=seed) as disk:
+    with empty_disk or RecordingDisk(seed=seed) as disk:
         recording = Recording(disk.initial, disk.operations)
         connection = opened(disk, workload, conditions)
 

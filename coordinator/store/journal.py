@@ -37,18 +37,28 @@ class Journal:
         self._is_compared = False
         self._end = 0
         try:
-            is_new = not path.exists()
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
-            if is_new or os.fstat(self._file).st_size < len(MAGIC):
+            if self._is_unfinished():
                 self._begin()
+            self._sync_folder()
             self._last = self._cut_off_the_rest()
         except OSError as error:
             raise JournalRefused(f"cannot use the journal {path}: {error.strerror}; set another one") from None
+
+    def _is_unfinished(self) -> bool:
+        """Whether nobody ever came to write an entry: a power cut may leave the file's size without its content."""
+        size_bytes = os.fstat(self._file).st_size
+        return size_bytes < len(MAGIC) or (
+            size_bytes == len(MAGIC) and os.pread(self._file, size_bytes, 0) == bytes(size_bytes)
+        )
 
     def _begin(self) -> None:
         os.ftruncate(self._file, 0)
         _write_all(self._file, MAGIC)
         os.fsync(self._file)
+
+    def _sync_folder(self) -> None:
+        """The file's name must outlive a power cut, too, and who made the file may have been killed before this."""
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -62,7 +72,8 @@ class Journal:
             end += 4 + len(body) + HEAD_BYTES
         if os.fstat(self._file).st_size > end:
             os.ftruncate(self._file, end)
-            os.fsync(self._file)
+        # What the last process wrote before it was killed need not be on disk, and will be acknowledged when asked for.
+        os.fsync(self._file)
         self._end = end
         return last
 

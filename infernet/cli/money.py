@@ -29,10 +29,11 @@ NO_COORDINATOR: Final = (
 def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
     """What the coordinator answers to one of `money_client.TARGETS`. Raises Failure, IpcError or CoordinatorError."""
     config = load().config
-    if config.coordinator_url is None:
-        raise Failure(NO_COORDINATOR)
     if running_pid(config.pid_file) is None:
+        if config.coordinator_url is None:
+            raise Failure(NO_COORDINATOR)
         return _ask_alone(name, fields)
+    # It may have been told of a coordinator when it was started, and knows by itself when it was not.
     payload = {"ask": name, "fields": fields}
     try:
         return ipc.call(config.socket_path, "money", payload, timeout_s=ASK_TIMEOUT_S)

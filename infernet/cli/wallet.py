@@ -91,14 +91,23 @@ def run(arguments: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- looking
 
 
+def _coordinator_of(config: Config) -> str | None:
+    """Where the money is: a node that runs may have been told otherwise than the file says."""
+    if running_pid(config.pid_file) is None:
+        return config.coordinator_url
+    link = ipc.call(config.socket_path, "status").get("coordinator") or {}
+    return link.get("url") or config.coordinator_url
+
+
 def _show(arguments: argparse.Namespace) -> None:
     config = load().config
     held = _vouchers(config)
     wallet = fields_of(ask_coordinator("wallet"))
+    url = _coordinator_of(config)
     if arguments.json:
-        print_json({"coordinator": config.coordinator_url, **wallet, **held})
+        print_json({"coordinator": url, **wallet, **held})
         return
-    print(f"At {config.coordinator_url}:")
+    print(f"At {url}:")
     print_fields(
         [
             ("available", usd(wallet.get("available_uusd"))),

@@ -131,12 +131,20 @@ class OneWindow(Checker):
         self._jobs: dict[tuple[JobId, int], _Job] = {}
         self._held: defaultdict[LeaseId, int] = defaultdict(int)
         self._signed: defaultdict[LeaseId, int] = defaultdict(int)
+        # Output tokens that were signed for, by lease and job.
+        self._vouched: defaultdict[LeaseId, dict[tuple[JobId, int], int]] = defaultdict(dict)
 
     def interests(self) -> dict[type, Callable[[Seen], None]]:
         return {Send: self._on_send, StoreVoucher: self._on_voucher}
 
     def _on_voucher(self, seen: Seen) -> None:
-        self._held[seen.item.lease] = max(self._held[seen.item.lease], seen.item.paid_uusd)
+        kept: StoreVoucher = seen.item
+        self._held[kept.lease] = max(self._held[kept.lease], kept.paid_uusd)
+        if kept.voucher is not None:
+            voucher = decode_record(kept.voucher.body, VoucherRecord)
+            vouched = self._vouched[kept.lease]
+            key = (voucher.job, voucher.attempt)
+            vouched[key] = max(vouched.get(key, 0), voucher.output_tokens)
 
     def _on_send(self, seen: Seen) -> None:
         data: bytes = seen.item.data
@@ -159,8 +167,10 @@ class OneWindow(Checker):
             return
         job.owed_uusd = chunk.owed_uusd
         paid_uusd = self._held[job.order.lease]
-        one_token = -(-job.order.price_out_uusd // 1_000_000)
-        window = max(job.acceptance.window_uusd, one_token, 1_000, paid_uusd // 16)
+        # What the acceptance says of the window is the provider's word, and it is the provider that is judged.
+        tokens = max(8, sum(self._vouched[job.order.lease].values()))
+        one_token, all_of_them = (-(-count * job.order.price_out_uusd // 1_000_000) for count in (1, tokens))
+        window = max(one_token, min(all_of_them, max(1_000, paid_uusd // 16)))
         ahead = job.acceptance.paid_before_uusd + chunk.owed_uusd - paid_uusd
         if ahead > window:
             self.blame(seen.at_s, f"I5: {ahead} delivered ahead of payment, in a window of {window}")

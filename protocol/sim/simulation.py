@@ -19,7 +19,9 @@ from protocol.peer import Peer, PeerConfig
 from protocol.records import ChatMessage, FreePolicy, JobRequest, Kind, ModelOffer, Role
 from protocol.sim.bank import Bank
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen, all_checkers
+from protocol.sim.claim_checkers import lease_checkers
 from protocol.sim.host import WALL_MS_AT_START, Host, Trace
+from protocol.sim.lease_checkers import job_checkers
 from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from protocol.sim.network import Network
 from protocol.sim.reader import SharedReader
@@ -43,7 +45,7 @@ class Simulation:
         assert 0 <= scenario.providers <= scenario.peers
         self.scenario = scenario
         self.summary = Summary()
-        judges_of_money = money_checkers() if scenario.money is not None else []
+        judges_of_money = [*money_checkers(), *job_checkers(), *lease_checkers()] if scenario.money is not None else []
         self.checkers = list([*all_checkers(), *judges_of_money] if checkers is None else checkers)
         self._schedule = Schedule()
         self._trace = Trace()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from protocol.formats.amounts import format_usd
+from protocol.purse import LEASE_UUSD
 from tests.helpers_cli import Outcome
 from tests.helpers_paying import DEPOSIT_UUSD, PRICE_IN_UUSD, PRICE_OUT_UUSD, PayingMarket, paying_market
 from tests.helpers_processes import wait_until
@@ -16,7 +18,6 @@ pytestmark = pytest.mark.slow
 QUESTION = "one two three four five"
 ANSWER_TOKENS = 60
 COST_UUSD = 5 * PRICE_IN_UUSD + ANSWER_TOKENS * PRICE_OUT_UUSD
-LEASE_UUSD = 50_000
 
 
 @pytest.fixture
@@ -55,10 +56,10 @@ def test_a_paid_answer_costs_what_it_says_and_its_provider_gets_it(market: Payin
     assert told.code == 0, told.err
     assert len(told.out.split()) == ANSWER_TOKENS
     assert f"cost $0.{COST_UUSD:06}" in told.complaint
-    assert "$0.05 is locked for" in told.err
+    assert f"{format_usd(LEASE_UUSD)} is locked for" in told.err
     vouchers = [line for line in told.err.splitlines() if "voucher" in line]
     assert len(vouchers) > 2
-    assert all("of $0.05]" in line for line in vouchers)
+    assert all(f"of {format_usd(LEASE_UUSD)}]" in line for line in vouchers)
     until_claimed(market, COST_UUSD)
     agree(market, COST_UUSD)
     second = ask(market, "--json")

@@ -28,7 +28,7 @@ from protocol.money_records import (
     LedgerHeadRecord,
     VoucherRecord,
 )
-from protocol.purse import Purse
+from protocol.purse import LEASE_UUSD, Purse
 from protocol.records import Record, Signed
 from protocol.sim.bank import Bank
 from tests.helpers_machines import now
@@ -77,10 +77,10 @@ def busy_day(seed: int) -> Recorded:
             assert isinstance(answer, LeaseGranted)
             purse.on_granted(answer, now())
             side = purse.sides()[-1]
-            side.mark_uusd = 40_000
+            side.mark_uusd = LEASE_UUSD
             day.requests.append(effect)
             day.others.append((LeaseRecord, answer.signed))
-            totals = sorted(rng.sample(range(1, 40_000), 4))
+            totals = sorted(rng.sample(range(1, LEASE_UUSD), 4))
             for total in totals:
                 voucher = side.pay(order(asker=side.signer.node), total, 1, 1, bytes(32))
                 assert voucher is not None

@@ -44,6 +44,7 @@ class Bench:
         answer = self.bank.open_lease(effect or self.ask(), NOW_MS)
         assert isinstance(answer, LeaseGranted)
         self.purse.on_granted(answer, now())
+        self.purse.take_effects()
         return self.purse.sides()[-1]
 
     def find(self, needed_uusd: int = 100, until_ms: int = UNTIL_MS, **changes: Any) -> PayerSide | None:

@@ -14,7 +14,7 @@ from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, RestoreProvider
 from protocol.ids import LeaseId, StreamId
-from protocol.leases import ProviderSide
+from protocol.leases import ProviderSide, most_uusd
 from protocol.messages import Voucher
 from protocol.money_records import ClaimAckRecord, ClaimRecord
 from protocol.records import Signed
@@ -24,6 +24,7 @@ from protocol.till import (
     CLAIM_INTERVAL_S,
     CLAIM_RETRY_S_MAX,
     LAST_VOUCHER_S,
+    LEASES_MAX,
     UNCLAIMED_UUSD_MAX,
     Till,
 )
@@ -91,8 +92,9 @@ class Bench:
 def test_a_good_lease_is_taken_and_kept() -> None:
     bench = Bench()
     assert bench.refusal() is None
-    assert len(bench.till) == 1
+    assert len(bench.till) == 0
     side = bench.begin()
+    assert len(bench.till) == 1
     assert bench.effects == [StoreVoucher(LEASE, signed_lease(), None, None, 0)]
     assert side.in_use
 
@@ -119,6 +121,14 @@ def test_without_a_lease_or_a_coordinator_nothing_is_paid() -> None:
     assert bench.refusal(offered=offer(models=(PRICED,))) is Refusal.LEASE
 
 
+def test_a_lease_of_a_coordinator_that_the_owner_has_left_is_served_no_more() -> None:
+    bench = Bench()
+    bench.serve()
+    left = offer(models=(PRICED,), coordinators=(PROVIDER.node,))
+    assert bench.refusal(offered=left) is Refusal.LEASE
+    assert bench.refusal() is None
+
+
 def test_one_job_at_a_time() -> None:
     bench = Bench()
     side = bench.begin()
@@ -140,6 +150,40 @@ def test_a_coordinator_that_owes_too_much_is_not_trusted_with_more() -> None:
     side.paid_uusd = UNCLAIMED_UUSD_MAX + 1
     bench.till.end(side, None, 0, now())
     assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX + 1)) is Refusal.LEASE
+
+
+def test_an_order_that_can_cost_more_than_is_left_is_not_taken() -> None:
+    bench = Bench()
+    most = most_uusd(paid_order())
+    assert bench.refusal(signed_lease(cap_uusd=most - 1)) is Refusal.LEASE
+    side = bench.begin(cap_uusd=most + 9)
+    side.take(voucher(9))
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal(signed_lease(cap_uusd=most + 9)) is None
+    side.take(voucher(10))
+    assert bench.refusal(signed_lease(cap_uusd=most + 9)) is Refusal.LEASE
+
+
+def test_a_lease_that_never_paid_makes_room_for_another_one() -> None:
+    bench = Bench()
+    for number in range(LEASES_MAX):
+        other = LeaseId(number.to_bytes(32, "big"))
+        assert bench.refusal(signed_lease(lease=other), lease=other) is None
+        side, _ = bench.till.begin(paid_order(lease=other), now())
+        side.paid_uusd = 1
+        bench.till.end(side, None, 0, now())
+    assert bench.refusal() is Refusal.BUSY
+    bench.till.sides()[7].paid_uusd = 0
+    assert bench.refusal() is None
+    assert len(bench.till) == LEASES_MAX - 1
+
+
+def test_who_lets_a_job_wait_for_money_is_served_no_more_under_that_lease() -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.till.distrust(side)
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal() is Refusal.LEASE
 
 
 # ---------------------------------------------------------------- the last voucher

@@ -19,6 +19,7 @@ def scenario(seed: int) -> Scenario:
     rng = random.Random(seed)
     peers = rng.randint(6, 14)
     providers = rng.randint(2, 4)
+    aggregators = rng.choice((0, 1))
     happenings: list[Happening] = []
     for _ in range(rng.randint(1, 5)):
         at_s = rng.uniform(3, 20)
@@ -37,9 +38,10 @@ def scenario(seed: int) -> Scenario:
         seed=seed,
         peers=peers,
         providers=providers,
+        aggregators=aggregators,
         happenings=tuple(happenings),
         faults=Faults(loss=rng.choice((0.0, 0.02)), replay=rng.choice((0.0, 0.3)), clock_skew_ms_max=20_000),
-        workload=Workload(jobs=30, jobs_per_s=2.0, cancel_share=0.1, embedding_share=0.1),
+        workload=Workload(jobs=30, jobs_per_s=2.0, cancel_share=0.1, embedding_share=0.1, via_share=0.2 * aggregators),
         money=Money(paid_share=rng.choice((1.0, 0.7)), price_out_uusd=rng.choice((1_500_000, 40_000_000))),
     )
 

@@ -13,11 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coordinator.store import journal as journal_module
 from coordinator.store.journal import MAGIC, Journal, JournalFollower, JournalRefused, read_journal
 from coordinator.store.ledger import Head, Ledger, read_head
 from coordinator.store.migrations import migrate
 from protocol.ledger import Deposit
+from tests.helpers_disk import RecordingDisk, SyncDirectory
 from tests.helpers_ledger_commands import NOW_MS, node
+from tests.helpers_recorded_files import RecordedFiles
+from tests.helpers_unsynced import UnsyncedDisk
 
 
 @pytest.fixture
@@ -85,6 +89,57 @@ def test_a_journal_that_is_ahead_or_anothers_is_refused(tx: sqlite3.Connection, 
     assert (tmp_path / "k").read_bytes().startswith(b"somebody")
     with pytest.raises(JournalRefused, match="cannot use"):
         Journal(tmp_path / "absent" / "j")
+
+
+def test_one_that_a_power_cut_left_without_its_content_is_begun_anew(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    deposit(tx, 1)
+    for size_bytes in range(len(MAGIC) + 1):
+        (tmp_path / "j").write_bytes(bytes(size_bytes))
+        with closing(Journal(tmp_path / "j")) as journal:
+            journal.append_new(tx)
+        assert len(heads(tmp_path / "j")) == 1
+    (tmp_path / "k").write_bytes(bytes(len(MAGIC) + 1))
+    with pytest.raises(JournalRefused, match="no journal"):
+        Journal(tmp_path / "k")
+
+
+def test_its_name_is_brought_to_the_disk_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it may have been killed before that."""
+    with RecordingDisk() as disk:
+        monkeypatch.setattr(journal_module, "os", RecordedFiles(disk))
+        for _ in range(2):
+            Journal(tmp_path / "j").close()
+        assert [type(each) for each in disk.operations].count(SyncDirectory) == 2
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class KilledBeforeTheSync(RecordedFiles):
+    """What was written is in the kernel's memory, and no more."""
+
+    def fdatasync(self, descriptor: int) -> None:
+        raise Killed
+
+
+def test_what_a_killed_process_wrote_is_on_disk_before_the_next_one_goes_on(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is committed, so whoever asks again is told of it although there is nothing to append."""
+    with RecordingDisk() as disk:
+        monkeypatch.setattr(journal_module, "os", KilledBeforeTheSync(disk))
+        deposit(tx, 1)
+        with closing(Journal(tmp_path / "j")) as journal, pytest.raises(Killed):
+            journal.append_new(tx)
+        monkeypatch.setattr(journal_module, "os", RecordedFiles(disk))
+        with closing(Journal(tmp_path / "j")) as journal:
+            journal.append_new(tx)
+            assert journal.last == read_head(tx)
+        after_a_cut = UnsyncedDisk({})
+        for operation in disk.operations:
+            after_a_cut.follow(operation)
+        assert after_a_cut.pending == []
 
 
 def test_when_it_cannot_be_written_no_entry_is_called_done_and_all_else_goes_on(

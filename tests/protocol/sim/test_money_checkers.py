@@ -111,21 +111,41 @@ def held(paid_uusd: int) -> StoreVoucher:
     return StoreVoucher(LEASE, voucher(paid_uusd), voucher(paid_uusd), None, paid_uusd)
 
 
-def test_a_provider_delivers_no_more_than_one_window_ahead() -> None:
-    assert judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(17 + 1_000)) == ""
-    assert "I5:" in judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(17 + 1_001))
-    assert judge(OneWindow(), OPEN, ACCEPT, held(32_000), chunk(32_000 + 2_000)) == ""
+def dear(price_out_uusd: int) -> Send:
+    """An order whose output tokens cost so much, in micro-USD per million."""
+    return Send(
+        StreamId(1), encode_message(JobOpen(sign_record(paid_order(price_out_uusd=price_out_uusd), PAYER), b"x"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("price_out_uusd", "paid_uusd", "vouched_tokens", "window_uusd"),
+    [
+        (2_000_000, 17, 0, 16),  # eight tokens
+        (2_000_000, 17, 50, 100),  # as many as were signed for
+        (300_000_000, 17, 0, 1_000),
+        (300_000_000, 32_000, 0, 2_000),  # a sixteenth of what was paid
+        (5_000_000_000, 17, 0, 5_000),  # one token
+    ],
+)
+def test_a_provider_delivers_no_more_than_one_window_ahead(
+    price_out_uusd: int, paid_uusd: int, vouched_tokens: int, window_uusd: int
+) -> None:
+    order = dear(price_out_uusd)
+    kept = StoreVoucher(LEASE, voucher(0), voucher(paid_uusd, output_tokens=vouched_tokens), None, paid_uusd)
+    assert judge(OneWindow(), order, ACCEPT, kept, chunk(paid_uusd + window_uusd)) == ""
+    assert "I5:" in judge(OneWindow(), order, ACCEPT, kept, chunk(paid_uusd + window_uusd + 1))
 
 
 def test_an_asker_signs_for_what_was_sent() -> None:
-    assert judge(OneWindow(), OPEN, ACCEPT, sent_voucher(17), chunk(30), sent_voucher(30)) == ""
+    assert judge(OneWindow(), OPEN, ACCEPT, sent_voucher(17), held(17), chunk(30), sent_voucher(30)) == ""
     assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, sent_voucher(18))
     assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, chunk(30), sent_voucher(31))
     assert "I6:" in judge(OneWindow(), OPEN, sent_voucher(0, running_hash=HASH))
 
 
 def test_what_was_signed_before_may_be_signed_again() -> None:
-    assert judge(OneWindow(), OPEN, ACCEPT, chunk(30), sent_voucher(30), ACCEPT, sent_voucher(30)) == ""
+    assert judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(30), sent_voucher(30), ACCEPT, sent_voucher(30)) == ""
 
 
 def test_no_lease_is_closed_before_its_time() -> None:

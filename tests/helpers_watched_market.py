@@ -1,0 +1,104 @@
+"""The market of two peers with every judge of money looking on, and either side a cheat where a test wants one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from protocol.effects import Effect, StoreClaimed, StoreMark, StoreVoucher
+from protocol.events import DEADLINE, Event, RestorePayer, RestoreProvider
+from protocol.ids import LeaseId
+from protocol.ledger import Entry
+from protocol.sim.checkers import Checker, Crashed, Ending, Seen
+from protocol.sim.claim_checkers import CLAIMED_S, lease_checkers
+from protocol.sim.lease_checkers import job_checkers
+from protocol.sim.money_checkers import LedgerChanged, money_checkers
+from tests.helpers_machines import now
+from tests.helpers_paid import Market, Side
+
+#: What says something of the asker alone, and so nothing where that is the cheat.
+OF_ASKERS = frozenset({"I6", "Stored", "Delivered", "Spent", "PaidInFull"})
+_TEXT = re.compile(r"[0-9.]+ s: (\w+): (?:(I\d+): )?")
+
+
+def all_judges() -> list[Checker]:
+    """One of each that knows something of money."""
+    return [*money_checkers(), *job_checkers(), *lease_checkers()]
+
+
+def name_of(violation: str) -> str:
+    """The invariant that does not hold, by its number; or the judge who says so, where it has none."""
+    match = _TEXT.match(violation)
+    assert match is not None, violation
+    return match[2] or match[1]
+
+
+class WatchedMarket(Market):
+    """Test double. `tampers` is given each effect of a side and says what is done instead."""
+
+    def __init__(self, *, deposit_uusd: int = 10_000_000, **options: Any) -> None:
+        self.judges = all_judges()
+        self.is_asker_honest = True
+        self._lives = {"asker": 0, "provider": 0}
+        self.tampers: Callable[[Side, Effect], Effect] = lambda side, effect: effect
+        super().__init__(deposit_uusd=0, **options)
+        self.bank.on_entry = self._on_entry
+        self.bank.deposit(self.asker.node, deposit_uusd, self.wall_ms)
+
+    def feed(self, side: Side, event: Event) -> None:
+        self._show(side, event)
+        for effect in side.peer.handle(event, now(self.at_s)):
+            done = self.tampers(side, effect)
+            self._show(side, done)
+            side.effects.append(done)
+            self._perform(side, done)
+
+    def _show(self, side: Side, item: object) -> None:
+        seen = Seen(self.at_s, 0 if side.name == "asker" else 1, side.node, self._lives[side.name], item)
+        for judge in self.judges:
+            if callback := judge.interests().get(type(item)):
+                callback(seen)
+
+    def _on_entry(self, entry: Entry, at_ms: int) -> None:
+        seen = Seen(self.at_s, -1, self.bank.node, 0, LedgerChanged(entry, at_ms))
+        for judge in self.judges:
+            if callback := judge.interests().get(LedgerChanged):
+                callback(seen)
+
+    def _restart(self, side: Side, other: Side) -> None:
+        self._show(side, Crashed())
+        self._lives[side.name] += 1
+        super()._restart(side, other)
+
+    def crash_asker(self) -> None:
+        """It starts again with what its disk has."""
+        marks: dict[LeaseId, StoreMark] = {effect.lease: effect for effect in self.asker.all(StoreMark)}
+        self.restart_asker()
+        for mark in marks.values():
+            self.feed(self.asker, RestorePayer(mark.request, mark.signed, mark.mark_uusd, mark.voucher))
+        self.step()
+
+    def crash_provider(self, *, forgets: int = 0) -> None:
+        """It starts again with what its disk has; the last so many vouchers were not written yet."""
+        stored = self.provider.all(StoreVoucher)
+        kept: dict[LeaseId, StoreVoucher] = {effect.lease: effect for effect in stored[: len(stored) - forgets]}
+        claimed: dict[LeaseId, StoreClaimed] = {effect.lease: effect for effect in self.provider.all(StoreClaimed)}
+        self.restart_provider()
+        for lease, effect in kept.items():
+            done = claimed.get(lease)
+            claimed_uusd = done.claimed_uusd if done is not None else 0
+            is_closed = done is not None and done.is_closed
+            restored = RestoreProvider(effect.signed, effect.voucher, effect.receipt, claimed_uusd, is_closed=is_closed)
+            self.feed(self.provider, restored)
+        self.step()
+
+    def violations(self) -> list[str]:
+        """What the judges have found when everything had the time to come to rest."""
+        self.wait(CLAIMED_S + 300)
+        self._show(self.asker, DEADLINE)
+        ending = Ending([], 0, 0, bank=self.bank, wall_ms=self.wall_ms)
+        for judge in self.judges:
+            judge.finish(ending)
+        found = [violation for judge in self.judges for violation in judge.violations]
+        return [each for each in found if self.is_asker_honest or name_of(each) not in OF_ASKERS]
