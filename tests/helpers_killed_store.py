@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from coordinator.store.db import Database, open_database, open_writer
+from coordinator.store.db import Database, Follower, open_database, open_writer
 from tests.helpers_workloads import DemonstrationLedger, Step, Workload
 
 TOGETHER = 4
@@ -30,12 +30,13 @@ def acknowledge_too_early(home: str, seed: int, rounds: int) -> None:
     asyncio.run(keep_writing(Path(home), DemonstrationLedger(), seed, rounds, acknowledge_inside))
 
 
-async def keep_writing(home: Path, workload: Workload, seed: int, rounds: int, write: Writer) -> None:
+async def keep_writing(
+    home: Path, workload: Workload, seed: int, rounds: int, write: Writer, follow: Callable[[], Follower] | None = None
+) -> None:
     """The same for any workload whose results are JSON; what it refuses is passed over."""
 
     def opened(path: Path) -> sqlite3.Connection:
-        connection = open_writer(path)
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection = open_with_small_log(path)
         workload.prepare(connection)
         return connection
 
@@ -44,10 +45,19 @@ async def keep_writing(home: Path, workload: Workload, seed: int, rounds: int, w
             await write(database, step)
 
     database = open_database(home, opened)
+    if follow is not None:
+        database.follower = follow()
     steps = workload.steps(random.Random(seed))
     for _ in range(rounds):
         await asyncio.gather(*(one(next(steps)) for _ in range(TOGETHER)))
     await database.close()
+
+
+def open_with_small_log(path: Path) -> sqlite3.Connection:
+    """What the store opens, so that checkpoints are met often."""
+    connection = open_writer(path)
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    return connection
 
 
 async def acknowledge(database: Database, step: Step) -> None:

@@ -76,6 +76,10 @@ def person(number: int) -> NodeId:
 CLIENTS: Final = tuple(person(number) for number in (1, 2, 3))
 PROVIDERS: Final = tuple(person(number) for number in (11, 12, 13))
 RELAY: Final = person(21)
+# What everybody has before anything else happens.
+OPENING: Final = tuple(
+    Deposit(f"opening-{place}", key, ASSET, 5_000_000, 5_000_000, 0) for place, key in enumerate(CLIENTS)
+)
 
 
 @dataclass(slots=True)
@@ -104,8 +108,7 @@ class Happenings:
             self._said_before: 4,
         }
         for number in itertools.count(self.first):
-            kind = rng_choice(self.rng, kinds) if number >= self.first + 2 else self._deposits
-            commands = kind(number)
+            commands = rng_choice(self.rng, kinds)(number)
             self._before = commands
             given_up = GivenUp.NEVER
             if self.rng.random() < 0.12:
