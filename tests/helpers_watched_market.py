@@ -17,8 +17,9 @@ from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from tests.helpers_machines import now
 from tests.helpers_paid import Market, Side
 
-#: What says something of the asker alone, and so nothing where that is the cheat.
+#: What says something of one side alone, and so nothing where that is the cheat.
 OF_ASKERS = frozenset({"I6", "Stored", "Delivered", "Spent", "PaidInFull"})
+OF_PROVIDERS = frozenset({"I5", "Prepaid", "CoSigned", "OneAtATime", "Redeemable", "AllClaimed", "Closed"})
 _TEXT = re.compile(r"[0-9.]+ s: (\w+): (?:(I\d+): )?")
 
 
@@ -39,7 +40,8 @@ class WatchedMarket(Market):
 
     def __init__(self, *, deposit_uusd: int = 10_000_000, **options: Any) -> None:
         self.judges = all_judges()
-        self.is_asker_honest = True
+        #: What is not asked of whoever cheats.
+        self.unjudged: frozenset[str] = frozenset()
         self._lives = {"asker": 0, "provider": 0}
         self.tampers: Callable[[Side, Effect], Effect] = lambda side, effect: effect
         super().__init__(deposit_uusd=0, **options)
@@ -101,4 +103,4 @@ class WatchedMarket(Market):
         for judge in self.judges:
             judge.finish(ending)
         found = [violation for judge in self.judges for violation in judge.violations]
-        return [each for each in found if self.is_asker_honest or name_of(each) not in OF_ASKERS]
+        return [each for each in found if name_of(each) not in self.unjudged]
