@@ -339,7 +339,11 @@ class Asking:
         #   broken protocol.
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
+        before_uusd = attempt.signed_before_uusd
         record = attempt.accept(message.acceptance, message.voucher)
+        if attempt.side is not None and attempt.signed_before_uusd > before_uusd:
+            # More was signed before a crash than we remembered, and our mark lies too low for this job.
+            self._purse.begin(attempt.side, attempt.order)
         self._router.accepted(job.ask.job)
         if job.stage is Stage.CANCELLING:
             return []

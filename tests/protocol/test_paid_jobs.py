@@ -321,6 +321,31 @@ def test_after_a_crash_the_asker_goes_on_from_its_own_last_voucher() -> None:
     assert market.bank.book.balance(available(market.provider.node)) == 2 * COST_UUSD
 
 
+def test_what_the_provider_reminds_us_of_is_not_counted_for_the_next_job() -> None:
+    market = Market()
+    market.ask(1)
+    before = market.asker.all(StoreMark)[0]
+    market.restart_asker()
+    market.feed(market.asker, RestorePayer(before.request, before.signed, before.mark_uusd, None))
+    market.ask(2)
+    assert market.asker.all(JobDone)[-1].served[-1].paid_uusd == COST_UUSD
+
+
+def test_a_mark_that_is_too_low_after_a_crash_is_raised() -> None:
+    """We had forgotten a job that cost more than all that the next one may come to."""
+    market = Market(priced=replace(PRICED, price_out_uusd=300_000_000), deposit_uusd=100_000_000)
+    market.ask(1, spend_uusd=90_000_000)
+    before = market.asker.all(StoreMark)[0]
+    market.restart_asker()
+    market.feed(market.asker, RestorePayer(before.request, before.signed, before.mark_uusd, None))
+    market.ask(2, spend_uusd=90_000_000, output_tokens_max=2)
+    market.wait(c.UNPAID_DEADLINE_S + 1)
+    assert market.asker.all(JobFailed) == []
+    receipts = [done.receipt for done in market.asker.all(JobDone)]
+    assert [receipt.owed_uusd for receipt in receipts] == [PROMPT_TOKENS + 300 * 40, PROMPT_TOKENS + 300 * 2]
+    assert market.bank.book.balance(available(market.provider.node)) == sum(r.owed_uusd for r in receipts)
+
+
 def test_after_a_crash_the_provider_claims_what_it_had_stored() -> None:
     market = Market()
     market.ask()
