@@ -180,6 +180,9 @@ class Asking:
         """Order from a provider that is reached, with money where it wants some and we have it."""
         side: PayerSide | None = None
         if job.is_paid and not offer.is_free:
+            needed_uusd = job.cost_bound_uusd(offer)
+            if needed_uusd > job.spend_uusd_left:
+                return self._not_funded(job, _too_dear(job, needed_uusd), now)
             side = self._lease_for(job, entry.heartbeat.node, offer, now)
             if side is None:
                 return self._get_lease(job, entry.heartbeat, offer, now)
@@ -215,8 +218,6 @@ class Asking:
         coordinator, needed_uusd = self._purse.coordinator, job.cost_bound_uusd(offer)
         if coordinator is None or coordinator not in heartbeat.coordinators:
             return self._not_funded(job, "the provider takes no leases of our coordinator", now)
-        if needed_uusd > job.spend_uusd_left:
-            return self._not_funded(job, _too_dear(job, needed_uusd), now)
         if job.leases_asked >= c.ORDERS_MAX:
             return self._not_funded(job, "no lease fitted what the providers wanted by then", now)
         job.leases_asked += 1

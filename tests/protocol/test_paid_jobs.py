@@ -28,12 +28,13 @@ from protocol.events import (
     SetOffer,
     StopAsking,
 )
+from protocol.jobs import cost_bound_uusd, prompt_tokens_bound
 from protocol.ledger import available
 from protocol.messages import Chunk, JobOpen, JobReject, Voucher
 from protocol.money_records import LeaseRequestRecord, VoucherRecord
 from protocol.purse import LEASE_SERVE_S, LEASE_UUSD
 from protocol.records import JobOpenRecord
-from tests.helpers_machines import offer
+from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, PROMPT_TOKENS, Market
 
 COST_UUSD = PROMPT_TOKENS + 2 * 40
@@ -230,6 +231,22 @@ def test_what_could_cost_more_than_may_be_spent_is_not_ordered() -> None:
     (failed,) = market.asker.all(JobFailed)
     assert failed.code is Refusal.NO_PROVIDER
     assert market.asker.all(RequestLease) == []
+
+
+def test_a_second_attempt_costs_no_more_than_the_first_has_left() -> None:
+    """Under a lease that is at hand, too: the provider breaks, and nobody else is there."""
+    market = Market()
+    market.pauses_after = 0
+    most_uusd = cost_bound_uusd(PRICED, prompt_tokens_bound(chat().request), 100)
+    market.ask(1, spend_uusd=most_uusd + PROMPT_TOKENS - 1)
+    (run,) = market.runs
+    market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
+    market.step()
+    market.wait(2 * c.SEARCH_DEADLINE_S)
+    (failed,) = market.asker.all(JobFailed)
+    assert failed.code is Refusal.LEASE
+    assert "may be spent" in failed.text
+    assert len(market.asker.messages(JobOpen)) == 1
 
 
 def test_who_pays_nothing_asks_for_nothing_that_costs() -> None:
