@@ -349,13 +349,21 @@ def more_was_paid_before(dice: random.Random) -> list[str]:
 
 
 def prompt_is_longer(dice: random.Random) -> list[str]:
-    """The provider counts more tokens than there can be, or as many as it may and then does nothing, time and again."""
+    """The provider counts more tokens than there can be."""
     market = market_of(dice)
-    tokens = dice.choice((500, 2_000))
-    market.pauses_after = 0
-    market.tampers = lying(market, prompt_tokens=tokens, prefill_uusd=tokens)
+    market.tampers = lying(market, prompt_tokens=2_000, prefill_uusd=2_000)
     market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
-    for _ in range(4):
+    market.wait(12)
+    return market.violations()
+
+
+def prompt_for_nothing(dice: random.Random) -> list[str]:
+    """The provider takes the price of the prompt and breaks, time and again."""
+    market = market_of(dice)
+    market.prompt_tokens = dice.randint(400, 500)
+    market.pauses_after = 0
+    market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
+    for _ in range(6):
         for run in list(market.runs):
             market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
         market.runs.clear()
@@ -364,22 +372,31 @@ def prompt_is_longer(dice: random.Random) -> list[str]:
     return market.violations()
 
 
-def price_changes(dice: random.Random) -> list[str]:
-    """It rises or falls, or other weights are served; the asker may hear of it."""
+def changed(dice: random.Random, *, is_heard: bool) -> list[str]:
+    """Under a lease from before."""
     market = market_of(dice)
-    if dice.random() < 0.8:
-        ask(market, 1)
+    ask(market, 1)
     priced = market.offer.models[0]
     rise = replace(priced, price_out_uusd=priced.price_out_uusd * 2)
     fall = replace(priced, price_out_uusd=priced.price_out_uusd // 2)
     weights = replace(priced, fingerprint=bytes(31) + b"2")
     market.offer = offer(models=(dice.choice((rise, fall, weights)),), coordinators=(market.bank.node,))
     market.feed(market.provider, SetOffer(market.offer))
-    if dice.random() < 0.5:
+    if is_heard:
         market.meet()
     ask(market, 2)
     market.wait(12)
     return market.violations()
+
+
+def offer_changes(dice: random.Random) -> list[str]:
+    """The price rises or falls, or other weights are served, and the asker hears of it."""
+    return changed(dice, is_heard=True)
+
+
+def offer_changes_unheard(dice: random.Random) -> list[str]:
+    """The same, and the asker has not heard of it yet."""
+    return changed(dice, is_heard=False)
 
 
 def coordinator_is_left(dice: random.Random) -> list[str]:
@@ -431,6 +448,6 @@ HISTORIES: tuple[History, ...] = (
     *(several_jobs, vouchers_stop, nothing_is_paid, disk_is_slow, job_stops),
     *(somebody_crashes, coordinator_is_away, coordinator_lies, payer_has_enough, two_jobs_at_once),
     *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
-    *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, price_changes),
-    *(coordinator_is_left, time_is_up),
+    *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
+    *(offer_changes, offer_changes_unheard, coordinator_is_left, time_is_up),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.effects import Effect, StoreClaimed, StoreMark, StoreVoucher
-from protocol.events import DEADLINE, Event, RestorePayer, RestoreProvider
+from protocol.events import DEADLINE, EngineStarted, Event, RestorePayer, RestoreProvider
 from protocol.ids import LeaseId
 from protocol.ledger import Entry
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen
@@ -15,7 +15,7 @@ from protocol.sim.claim_checkers import CLAIMED_S, lease_checkers
 from protocol.sim.lease_checkers import job_checkers
 from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from tests.helpers_machines import now
-from tests.helpers_paid import Market, Side
+from tests.helpers_paid import PROMPT_TOKENS, Market, Side
 
 #: What says something of one side alone, and so nothing where that is the cheat.
 OF_ASKERS = frozenset({"I6", "Stored", "Delivered", "Spent", "PaidInFull"})
@@ -43,12 +43,15 @@ class WatchedMarket(Market):
         #: What is not asked of whoever cheats.
         self.unjudged: frozenset[str] = frozenset()
         self._lives = {"asker": 0, "provider": 0}
+        self.prompt_tokens = PROMPT_TOKENS
         self.tampers: Callable[[Side, Effect], Effect] = lambda side, effect: effect
         super().__init__(deposit_uusd=0, **options)
         self.bank.on_entry = self._on_entry
         self.bank.deposit(self.asker.node, deposit_uusd, self.wall_ms)
 
     def feed(self, side: Side, event: Event) -> None:
+        if isinstance(event, EngineStarted):
+            event = EngineStarted(event.run, self.prompt_tokens)
         self._show(side, event)
         for effect in side.peer.handle(event, now(self.at_s)):
             done = self.tampers(side, effect)
