@@ -180,6 +180,9 @@ class Asking:
         """Order from a provider that is reached, with money where it wants some and we have it."""
         side: PayerSide | None = None
         if job.is_paid and not offer.is_free:
+            needed_uusd = job.cost_bound_uusd(offer)
+            if needed_uusd > job.spend_uusd_left:
+                return self._not_funded(job, _too_dear(job, needed_uusd), now)
             side = self._lease_for(job, entry.heartbeat.node, offer, now)
             if side is None:
                 return self._get_lease(job, entry.heartbeat, offer, now)
@@ -215,8 +218,6 @@ class Asking:
         coordinator, needed_uusd = self._purse.coordinator, job.cost_bound_uusd(offer)
         if coordinator is None or coordinator not in heartbeat.coordinators:
             return self._not_funded(job, "the provider takes no leases of our coordinator", now)
-        if needed_uusd > job.spend_uusd_left:
-            return self._not_funded(job, _too_dear(job, needed_uusd), now)
         if job.leases_asked >= c.ORDERS_MAX:
             return self._not_funded(job, "no lease fitted what the providers wanted by then", now)
         job.leases_asked += 1
@@ -339,7 +340,11 @@ class Asking:
         #   broken protocol.
         if attempt.is_accepted:
             raise RemoteProtocolError("a second acceptance")
+        before_uusd = attempt.signed_before_uusd
         record = attempt.accept(message.acceptance, message.voucher)
+        if attempt.side is not None and attempt.signed_before_uusd > before_uusd:
+            # More was signed before a crash than we remembered, and our mark lies too low for this job.
+            self._purse.begin(attempt.side, attempt.order)
         self._router.accepted(job.ask.job)
         if job.stage is Stage.CANCELLING:
             return []

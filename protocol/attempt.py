@@ -99,6 +99,8 @@ class Attempt:
             raise RemoteProtocolError("an acceptance with other weights than those ordered")
         if self.side is not None:
             self.side.accept(self.order, record, proof)
+            # What we had forgotten in a crash was signed for other jobs.
+            self.signed_before_uusd = self.side.signed_uusd
             self.window_uusd = record.window_uusd
         self.is_accepted = True
         self.prompt_tokens = record.prompt_tokens

@@ -29,7 +29,7 @@ from protocol.sim.simulation import Simulation
 from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, Market, Side
 from tests.helpers_records import signing_key
-from tests.helpers_watched_market import WatchedMarket, all_judges
+from tests.helpers_watched_market import OF_ASKERS, OF_PROVIDERS, WatchedMarket, all_judges
 
 DEAR = replace(PRICED, price_out_uusd=300_000_000)
 SPEND_UUSD = 1_000_000
@@ -80,6 +80,8 @@ def vouchers_stop(dice: random.Random) -> list[str]:
     market.loses, market.loses_after = Voucher, dice.randint(0, 3)
     ask(market, honest_jobs + 1)
     market.wait(12)
+    market.loses = None
+    ask(market, honest_jobs + 2)
     return market.violations()
 
 
@@ -122,20 +124,6 @@ def job_stops(dice: random.Random) -> list[str]:
     market.wait(10)
     market.pauses_after = None
     ask(market, 2)
-    return market.violations()
-
-
-def limit_is_tight(dice: random.Random) -> list[str]:
-    """The first attempt breaks in the middle, and what is left allows no second one to its end."""
-    market = market_of(dice)
-    market.pauses_after = dice.randint(3, 9)
-    market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
-    for _ in range(4):
-        for run in list(market.runs):
-            market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
-        market.runs.clear()
-        market.step()
-        market.wait(3)
     return market.violations()
 
 
@@ -229,7 +217,7 @@ def two_jobs_at_once(dice: random.Random) -> list[str]:
     market = market_of(dice)
     market.pauses_after = dice.randint(1, 8)
     ask(market, 1)
-    market.is_asker_honest = False
+    market.unjudged = OF_ASKERS
     for side in market.asker.peer.purse.sides():
         side.job = None
     ask(market, 2)
@@ -241,7 +229,7 @@ def tampering(
     market: WatchedMarket, change: Callable[[VoucherRecord], VoucherRecord]
 ) -> Callable[[Side, Effect], Effect]:
     """The asker is a cheat: it signs something else than it should."""
-    market.is_asker_honest = False
+    market.unjudged = OF_ASKERS
 
     def tamper(side: Side, effect: Effect) -> Effect:
         message = sent(effect.data, Voucher) if isinstance(effect, Send) and side is market.asker else None
@@ -255,28 +243,54 @@ def tampering(
     return tamper
 
 
-def vouchers_are_worth_nothing(dice: random.Random) -> list[str]:
-    """They are for another lease, above the cap, lower than before, or for another answer."""
+def worthless(dice: random.Random, change: Callable[[VoucherRecord], VoucherRecord]) -> list[str]:
+    """From some voucher on the asker signs what is worth nothing."""
     market = market_of(dice)
     after = dice.randint(0, 2)
-    cap_uusd = 10**9
-    kind = dice.randrange(4)
+    market.tampers = tampering(market, lambda record: change(record) if record.sequence > after else record)
+    ask(market, 1)
+    market.wait(12)
+    ask(market, 2)
+    return market.violations()
+
+
+def vouchers_of_another_lease(dice: random.Random) -> list[str]:
+    """They pay somebody else."""
+    return worthless(dice, lambda record: replace(record, lease=LeaseId(bytes(32))))
+
+
+def vouchers_above_the_cap(dice: random.Random) -> list[str]:
+    """Nobody has locked so much."""
+    return worthless(dice, lambda record: replace(record, paid_uusd=10**9))
+
+
+def vouchers_fall(dice: random.Random) -> list[str]:
+    """The last one states less than those before."""
+    market = market_of(dice)
+    highest = [0]
 
     def change(record: VoucherRecord) -> VoucherRecord:
-        if record.sequence <= after:
+        if record.paid_uusd <= highest[0] or record.sequence < 3:
+            highest[0] = max(highest[0], record.paid_uusd)
             return record
-        if kind == 0:
-            return replace(record, lease=LeaseId(bytes(32)))
-        if kind == 1:
-            return replace(record, paid_uusd=cap_uusd)
-        if kind == 2:
-            return replace(record, running_hash=bytes(32)) if record.chunks else record
-        return replace(record, paid_uusd=record.paid_uusd // 2) if record.sequence % 2 else record
+        return replace(record, paid_uusd=highest[0] - 1)
 
     market.tampers = tampering(market, change)
     ask(market, 1)
     market.wait(12)
-    ask(market, 2)
+    return market.violations()
+
+
+def answer_is_denied(dice: random.Random) -> list[str]:
+    """A voucher in the middle is for another answer than came."""
+    market = WatchedMarket(priced=PRICED)
+    market.words = 40
+    number = dice.randint(2, 4)
+    market.tampers = tampering(
+        market, lambda record: replace(record, running_hash=bytes(32)) if record.sequence == number else record
+    )
+    ask(market, 1)
+    market.wait(12)
     return market.violations()
 
 
@@ -308,18 +322,9 @@ def chunks_are_late(dice: random.Random) -> list[str]:
     return market.violations()
 
 
-def acceptance_lies(dice: random.Random) -> list[str]:
-    """The provider is a cheat: more was paid before, or the prompt is longer or dearer than it is."""
-    market = market_of(dice)
-    ask(market, 1)
-    changes = dice.choice(
-        (
-            {"paid_before_uusd": 2_000},
-            {"paid_before_uusd": 40_000},
-            {"prompt_tokens": 2_000, "prefill_uusd": 2_000},
-            {"prefill_uusd": 3_000},
-        )
-    )
+def lying(market: WatchedMarket, **changes: int) -> Callable[[Side, Effect], Effect]:
+    """The provider is a cheat: it accepts on other terms than it should."""
+    market.unjudged = OF_PROVIDERS
 
     def tamper(side: Side, effect: Effect) -> Effect:
         message = sent(effect.data, JobAccept) if isinstance(effect, Send) and side is market.provider else None
@@ -329,32 +334,78 @@ def acceptance_lies(dice: random.Random) -> list[str]:
         signed = sign_record(record, signing_key("provider"))
         return replace(effect, data=encode_message(replace(message, acceptance=signed)))
 
-    market.tampers = tamper
-    market.ask(2, spend_uusd=least_uusd(market) + dice.randint(0, 30))
+    return tamper
+
+
+def more_was_paid_before(dice: random.Random) -> list[str]:
+    """So says the provider."""
+    market = market_of(dice)
+    for number in range(dice.randint(0, 1)):
+        ask(market, 2 + number)
+    market.tampers = lying(market, paid_before_uusd=300)
+    ask(market, 1)
+    market.wait(12)
+    return market.violations()
+
+
+def prompt_is_longer(dice: random.Random) -> list[str]:
+    """The provider counts more tokens than there can be."""
+    market = market_of(dice)
+    market.tampers = lying(market, prompt_tokens=2_000, prefill_uusd=2_000)
+    market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
+    market.wait(12)
+    return market.violations()
+
+
+def prompt_for_nothing(dice: random.Random) -> list[str]:
+    """The provider takes the price of the prompt and breaks, time and again."""
+    market = market_of(dice)
+    market.prompt_tokens = dice.randint(400, 500)
+    market.pauses_after = 0
+    market.ask(1, spend_uusd=least_uusd(market) + dice.randint(0, 30))
+    for _ in range(6):
+        for run in list(market.runs):
+            market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
+        market.runs.clear()
+        market.step()
+        market.wait(3)
+    return market.violations()
+
+
+def changed(dice: random.Random, *, is_heard: bool) -> list[str]:
+    """Under a lease from before."""
+    market = market_of(dice)
+    ask(market, 1)
+    priced = market.offer.models[0]
+    rise = replace(priced, price_out_uusd=priced.price_out_uusd * 2)
+    fall = replace(priced, price_out_uusd=priced.price_out_uusd // 2)
+    weights = replace(priced, fingerprint=bytes(31) + b"2")
+    market.offer = offer(models=(dice.choice((rise, fall, weights)),), coordinators=(market.bank.node,))
+    market.feed(market.provider, SetOffer(market.offer))
+    if is_heard:
+        market.meet()
+    ask(market, 2)
     market.wait(12)
     return market.violations()
 
 
 def offer_changes(dice: random.Random) -> list[str]:
-    """Prices rise or fall, or the provider takes no leases of this coordinator any more; the asker may hear of it."""
+    """The price rises or falls, or other weights are served, and the asker hears of it."""
+    return changed(dice, is_heard=True)
+
+
+def offer_changes_unheard(dice: random.Random) -> list[str]:
+    """The same, and the asker has not heard of it yet."""
+    return changed(dice, is_heard=False)
+
+
+def coordinator_is_left(dice: random.Random) -> list[str]:
+    """The provider takes no leases of this coordinator any more; the asker has not heard of it."""
     market = market_of(dice)
-    if dice.random() < 0.6:
-        ask(market, 1)
-    priced = market.offer.models[0]
-    other = dice.choice(
-        (
-            replace(priced, price_out_uusd=priced.price_out_uusd * 2),
-            replace(priced, price_out_uusd=priced.price_out_uusd // 2),
-            replace(priced, price_in_uusd=priced.price_in_uusd + 1_000),
-            replace(priced, fingerprint=bytes(31) + b"2"),
-            priced,
-        )
-    )
-    bank = market.bank if other is not priced else signing_key("another bank")
-    market.offer = offer(models=(other,), coordinators=(bank.node,))
-    market.feed(market.provider, SetOffer(market.offer))
     if dice.random() < 0.5:
-        market.meet()
+        ask(market, 1)
+    market.offer = offer(models=market.offer.models, coordinators=(signing_key("another bank").node,))
+    market.feed(market.provider, SetOffer(market.offer))
     ask(market, 2)
     market.wait(12)
     return market.violations()
@@ -394,21 +445,9 @@ def world(dice: random.Random) -> list[str]:
 
 
 HISTORIES: tuple[History, ...] = (
-    several_jobs,
-    vouchers_stop,
-    nothing_is_paid,
-    disk_is_slow,
-    job_stops,
-    limit_is_tight,
-    somebody_crashes,
-    coordinator_is_away,
-    time_is_up,
-    coordinator_lies,
-    payer_has_enough,
-    two_jobs_at_once,
-    vouchers_are_worth_nothing,
-    vouchers_come_out_of_order,
-    chunks_are_late,
-    acceptance_lies,
-    offer_changes,
+    *(several_jobs, vouchers_stop, nothing_is_paid, disk_is_slow, job_stops),
+    *(somebody_crashes, coordinator_is_away, coordinator_lies, payer_has_enough, two_jobs_at_once),
+    *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
+    *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
+    *(offer_changes, offer_changes_unheard, coordinator_is_left, time_is_up),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.effects import Effect, StoreClaimed, StoreMark, StoreVoucher
-from protocol.events import DEADLINE, Event, RestorePayer, RestoreProvider
+from protocol.events import DEADLINE, EngineStarted, Event, RestorePayer, RestoreProvider
 from protocol.ids import LeaseId
 from protocol.ledger import Entry
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen
@@ -15,10 +15,11 @@ from protocol.sim.claim_checkers import CLAIMED_S, lease_checkers
 from protocol.sim.lease_checkers import job_checkers
 from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from tests.helpers_machines import now
-from tests.helpers_paid import Market, Side
+from tests.helpers_paid import PROMPT_TOKENS, Market, Side
 
-#: What says something of the asker alone, and so nothing where that is the cheat.
+#: What says something of one side alone, and so nothing where that is the cheat.
 OF_ASKERS = frozenset({"I6", "Stored", "Delivered", "Spent", "PaidInFull"})
+OF_PROVIDERS = frozenset({"I5", "Prepaid", "CoSigned", "OneAtATime", "Redeemable", "AllClaimed", "Closed"})
 _TEXT = re.compile(r"[0-9.]+ s: (\w+): (?:(I\d+): )?")
 
 
@@ -39,14 +40,18 @@ class WatchedMarket(Market):
 
     def __init__(self, *, deposit_uusd: int = 10_000_000, **options: Any) -> None:
         self.judges = all_judges()
-        self.is_asker_honest = True
+        #: What is not asked of whoever cheats.
+        self.unjudged: frozenset[str] = frozenset()
         self._lives = {"asker": 0, "provider": 0}
+        self.prompt_tokens = PROMPT_TOKENS
         self.tampers: Callable[[Side, Effect], Effect] = lambda side, effect: effect
         super().__init__(deposit_uusd=0, **options)
         self.bank.on_entry = self._on_entry
         self.bank.deposit(self.asker.node, deposit_uusd, self.wall_ms)
 
     def feed(self, side: Side, event: Event) -> None:
+        if isinstance(event, EngineStarted):
+            event = EngineStarted(event.run, self.prompt_tokens)
         self._show(side, event)
         for effect in side.peer.handle(event, now(self.at_s)):
             done = self.tampers(side, effect)
@@ -101,4 +106,4 @@ class WatchedMarket(Market):
         for judge in self.judges:
             judge.finish(ending)
         found = [violation for judge in self.judges for violation in judge.violations]
-        return [each for each in found if self.is_asker_honest or name_of(each) not in OF_ASKERS]
+        return [each for each in found if name_of(each) not in self.unjudged]

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.codec import decode_record
+from protocol.codec import JOB_LIMITS, FrameReader, decode_record
 from protocol.effects import ContinueEngine, FinishStream, RunEngine, Send, StoreVoucher
 from protocol.events import Ask, MarkStored
 from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
+from protocol.jobs import order_hash, running_hash
 from protocol.messages import Chunk, JobAccept, JobOpen, Receipt, Voucher
 from protocol.money_records import VoucherRecord
 from protocol.records import JobAcceptRecord, JobOpenRecord, Outcome, ReceiptRecord
@@ -206,21 +207,36 @@ class PaidInFull(OfAttempts):
 
 
 class CoSigned(OfAttempts):
-    """A provider completes no answer for which its payer has signed other counts or another hash."""
+    """A provider completes no answer for which its payer has signed another hash than that of what was sent."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[Key, VoucherRecord] = {}
+        self._hashes: dict[Key, list[bytes]] = {}
+        self._denied: set[Key] = set()
+
+    def _on_send(self, seen: Seen) -> None:
+        if sent(seen.item.data, Chunk) is not None:
+            for message in FrameReader(JOB_LIMITS).feed(seen.item.data):
+                if isinstance(message, Chunk) and (message.job, message.attempt) in self._hashes:
+                    hashes = self._hashes[message.job, message.attempt]
+                    figures = (message.number, message.output_tokens, message.owed_uusd)
+                    if message.number == len(hashes):
+                        hashes.append(running_hash(hashes[-1], *figures, message.sealed))
+        else:
+            super()._on_send(seen)
+
+    def _on_order(self, seen: Seen, order: JobOpenRecord, opening: JobOpen) -> None:  # noqa: ARG002  # a hook
+        self._hashes[order.job, order.attempt] = [order_hash(opening.order.body)]
 
     def _on_voucher(self, seen: Seen, voucher: VoucherRecord) -> None:  # noqa: ARG002  # a hook
-        self._last[voucher.job, voucher.attempt] = voucher
+        key = (voucher.job, voucher.attempt)
+        hashes = self._hashes.get(key, [])
+        if voucher.chunks < len(hashes) and voucher.running_hash != hashes[voucher.chunks]:
+            self._denied.add(key)
 
     def _on_receipt(self, seen: Seen, receipt: ReceiptRecord) -> None:
-        voucher = self._last.get((receipt.job, receipt.attempt))
         is_whole = receipt.outcome in (Outcome.STOP, Outcome.LENGTH)
-        if voucher is None or not is_whole or voucher.chunks != receipt.chunks:
-            return
-        if voucher.running_hash != receipt.running_hash:
+        if is_whole and (receipt.job, receipt.attempt) in self._denied:
             self.blame(seen.at_s, "an answer is completed that its payer has signed otherwise")
 
 

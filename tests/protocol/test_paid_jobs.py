@@ -28,12 +28,13 @@ from protocol.events import (
     SetOffer,
     StopAsking,
 )
+from protocol.jobs import cost_bound_uusd, prompt_tokens_bound
 from protocol.ledger import available
 from protocol.messages import Chunk, JobOpen, JobReject, Voucher
 from protocol.money_records import LeaseRequestRecord, VoucherRecord
 from protocol.purse import LEASE_SERVE_S, LEASE_UUSD
 from protocol.records import JobOpenRecord
-from tests.helpers_machines import offer
+from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, PROMPT_TOKENS, Market
 
 COST_UUSD = PROMPT_TOKENS + 2 * 40
@@ -233,6 +234,22 @@ def test_what_could_cost_more_than_may_be_spent_is_not_ordered() -> None:
     assert market.asker.all(RequestLease) == []
 
 
+def test_a_second_attempt_costs_no_more_than_the_first_has_left() -> None:
+    """Under a lease that is at hand, too: the provider breaks, and nobody else is there."""
+    market = Market()
+    market.pauses_after = 0
+    most_uusd = cost_bound_uusd(PRICED, prompt_tokens_bound(chat().request), 100)
+    market.ask(1, spend_uusd=most_uusd + PROMPT_TOKENS - 1)
+    (run,) = market.runs
+    market.feed(market.provider, EngineFailed(run, Refusal.ENGINE_FAILED, "it broke"))
+    market.step()
+    market.wait(2 * c.SEARCH_DEADLINE_S)
+    (failed,) = market.asker.all(JobFailed)
+    assert failed.code is Refusal.LEASE
+    assert "may be spent" in failed.text
+    assert len(market.asker.messages(JobOpen)) == 1
+
+
 def test_who_pays_nothing_asks_for_nothing_that_costs() -> None:
     market = Market()
     market.ask(spend_uusd=0)
@@ -320,6 +337,31 @@ def test_after_a_crash_the_asker_goes_on_from_its_own_last_voucher() -> None:
     market.bank.is_away = False
     market.wait(10)
     assert market.bank.book.balance(available(market.provider.node)) == 2 * COST_UUSD
+
+
+def test_what_the_provider_reminds_us_of_is_not_counted_for_the_next_job() -> None:
+    market = Market()
+    market.ask(1)
+    before = market.asker.all(StoreMark)[0]
+    market.restart_asker()
+    market.feed(market.asker, RestorePayer(before.request, before.signed, before.mark_uusd, None))
+    market.ask(2)
+    assert market.asker.all(JobDone)[-1].served[-1].paid_uusd == COST_UUSD
+
+
+def test_a_mark_that_is_too_low_after_a_crash_is_raised() -> None:
+    """We had forgotten a job that cost more than all that the next one may come to."""
+    market = Market(priced=replace(PRICED, price_out_uusd=300_000_000), deposit_uusd=100_000_000)
+    market.ask(1, spend_uusd=90_000_000)
+    before = market.asker.all(StoreMark)[0]
+    market.restart_asker()
+    market.feed(market.asker, RestorePayer(before.request, before.signed, before.mark_uusd, None))
+    market.ask(2, spend_uusd=90_000_000, output_tokens_max=2)
+    market.wait(c.UNPAID_DEADLINE_S + 1)
+    assert market.asker.all(JobFailed) == []
+    receipts = [done.receipt for done in market.asker.all(JobDone)]
+    assert [receipt.owed_uusd for receipt in receipts] == [PROMPT_TOKENS + 300 * 40, PROMPT_TOKENS + 300 * 2]
+    assert market.bank.book.balance(available(market.provider.node)) == sum(r.owed_uusd for r in receipts)
 
 
 def test_after_a_crash_the_provider_claims_what_it_had_stored() -> None:

@@ -56,7 +56,8 @@ def test_a_lease_is_asked_for_with_a_key_of_its_own_and_found_afterwards() -> No
     effect = bench.ask()
     request = decode_record(effect.signed.body, LeaseRequestRecord)
     assert request.payer == ASKER.payer(effect.request).node != ASKER.node
-    assert request.cap_uusd == LEASE_UUSD
+    assert request.cap_uusd == LEASE_UUSD == 50_000
+    assert request.serve_s == 86_400
     assert bench.find() is None
     side = bench.grant(effect)
     assert bench.find() is side
@@ -196,7 +197,7 @@ def test_a_lease_is_restored_with_what_was_signed_and_higher_numbers() -> None:
     assert fresh.restore(RestorePayer(mark.request, mark.signed, mark.mark_uusd, paid)) == []
     (restored,) = fresh.sides()
     assert (restored.signed_uusd, restored.voucher) == (70, paid)
-    assert restored.sequence > side.sequence
+    assert restored.sequence == side.sequence + 1_048_576
     assert restored.signer.node == side.signer.node
 
 
@@ -204,20 +205,60 @@ def test_what_is_not_ours_is_not_restored() -> None:
     bench = Bench()
     side = bench.grant()
     stranger = Purse(PROVIDER, random.Random(2))
-    (note,) = stranger.restore(RestorePayer(bytes(16), side.signed, 0, None))
-    assert isinstance(note, Note)
-    assert len(stranger) == 0
     damaged = replace(side.signed, body=side.signed.body[:-1])
-    (note,) = stranger.restore(RestorePayer(bytes(16), damaged, 0, None))
-    assert isinstance(note, Note)
+    for signed in (side.signed, damaged):
+        (note,) = stranger.restore(RestorePayer(bytes(16), signed, 0, None))
+        assert isinstance(note, Note)
+        assert note.event == "lease.not_restored"
+        assert len(stranger) == 0
+
+
+def test_a_denied_request_that_nobody_made_changes_nothing() -> None:
+    bench = Bench()
+    bench.grant()
+    assert bench.purse.on_denied(LeaseDenied(bytes(16), "away", is_final=False), now()) == (None, [])
+    assert bench.purse.funded(now()) == []
+
+
+def test_without_the_coordinator_those_can_be_paid_at_whom_a_lease_is_free() -> None:
+    bench = Bench()
+    first, second = bench.grant(), bench.grant()
+    assert bench.purse.funded(now()) == []
+    effect = bench.ask()
+    bench.purse.on_denied(LeaseDenied(effect.request, "away", is_final=False), now(10))
+    assert bench.purse.funded(now(10)) == [PROVIDER.node]
+    assert bench.purse.funded(now(69.9)) == [PROVIDER.node]
+    assert bench.purse.funded(now(70)) == []
+    first.job, second.is_closing = JOB, True
+    assert bench.purse.funded(now(10)) == []
+    second.is_closing = False
+    assert bench.purse.funded(now(10)) == [PROVIDER.node]
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_a_coordinator_that_answers_is_not_away(is_granted: bool) -> None:
+    bench = Bench()
+    away, answered = bench.ask(), bench.ask(needed_uusd=LEASE_UUSD)
+    bench.purse.on_denied(LeaseDenied(away.request, "away", is_final=False), now(10))
+    if is_granted:
+        bench.grant(answered)
+    else:
+        bench.grant()
+        bench.purse.on_denied(LeaseDenied(away.request, "away", is_final=False), now(10))
+        denied = bench.purse.on_denied(LeaseDenied(answered.request, "no", is_final=True), now(11))
+        assert denied == (JOB, [])  # what was asked for is what is needed: to ask again is of no use
+    assert bench.purse.funded(now(12)) == []
 
 
 def test_leases_that_cannot_be_used_any_more_are_forgotten() -> None:
     bench = Bench()
     side = bench.grant()
-    late_s = (side.record.serve_until_ms - NOW_MS + c.CLOCK_SKEW_MS_MAX) / 1000 + 1
+    late_s = (side.record.serve_until_ms - NOW_MS + c.CLOCK_SKEW_MS_MAX) / 1000
     bench.purse.find(PROVIDER.node, PRICED, 1, UNTIL_MS, now(late_s))
+    assert len(bench.purse) == 1
+    bench.purse.find(PROVIDER.node, PRICED, 1, UNTIL_MS, now(late_s + 0.001))
     assert len(bench.purse) == 0
+    assert bench.purse._numbers == {}
 
 
 def test_the_number_of_leases_is_bounded() -> None:
@@ -227,4 +268,4 @@ def test_the_number_of_leases_is_bounded() -> None:
         record = replace(side.record, lease=number.to_bytes(32, "big"))
         bench.purse._leases[record.lease] = PayerSide(record, side.signed, side.signer)
     bench.grant()
-    assert len(bench.purse) <= LEASES_MAX
+    assert len(bench.purse) == LEASES_MAX == 4_096
