@@ -283,8 +283,9 @@ class Till:
         """Forget a lease that is closed and cannot be ordered under any more."""
         lease = side.record.lease
         # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under,
-        if not (side.in_use or not side.is_closed or self._timers.is_set(("served", lease))):
-            self._drop(side)
+        if side.in_use or not side.is_closed or self._timers.is_set(("served", lease)):
+            return
+        self._drop(side)
 
     def _drop(self, side: ProviderSide) -> None:
         lease = side.record.lease
