@@ -97,6 +97,9 @@ class Payments:
     @property
     def payouts(self) -> Payouts:
         """Raises MoneyRefused where no gateway is configured, or none that sends."""
+        if self._payouts is None and self._deposits is not None:
+            text = "this coordinator takes payments and sends none: its operator has not set gateway_payout_email"
+            raise MoneyRefused(503, NOT_CONFIGURED, text)
         if self._payouts is None:
             raise not_configured()
         return self._payouts

@@ -334,6 +334,16 @@ async def test_nothing_that_is_sent_is_a_fault_of_ours(paid: Paid) -> None:
             assert answer.status_code < 500, (path, body[:40], answer.text)
 
 
+async def test_without_an_address_for_the_gateways_mail_nothing_is_paid_out(
+    tmp_path: Path, fake: FakeGatewayProcess
+) -> None:
+    async with paid_serving(tmp_path, fake, gateway_payout_email="") as paid:
+        await paid.invoice()
+        answer = await paid.post("payouts/list")
+        assert refused(answer) == (503, "payments_not_configured")
+        assert "gateway_payout_email" in answer.json()["error"]
+
+
 async def test_without_a_gateway_every_route_says_so(served: Served) -> None:
     client = NodeClient(served)
     await client.register()
