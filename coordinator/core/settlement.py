@@ -2,7 +2,8 @@
 
 Who has sent a request is known before (`auth`, or the link); here it is checked that it is theirs. `mark` runs in the
 transaction of the effect, before it: that is where an envelope is used up. Once the ledger does not agree with itself
-(`stopped_because`), all of this is refused and nothing else is.
+(`stopped_because`), all of this is refused and nothing else is; so it is for as long as the journal's disk is full
+(`paused_because`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Settlement:
         self.ledger = Ledger()
         self.terms = Terms(fee_bps=config.fee_bps)
         self.stopped_because: str | None = None
+        self.paused_because: str | None = None
         self._key = key
         self._database = database
         self._wall_ms = wall_ms
@@ -71,11 +73,16 @@ class Settlement:
         log.critical("ledger_stopped", reason=reason)
         self.stopped_because = self.stopped_because or reason
 
+    def pause_because(self, reason: str | None) -> None:
+        """Refuse everything about money for as long as there is a reason, which None takes back."""
+        log.error("ledger_paused", reason=reason) if reason is not None else log.info("ledger_goes_on")
+        self.paused_because = reason
+
     def check_running(self) -> None:
-        """Raises MoneyRefused when the ledger has been stopped."""
+        """Raises MoneyRefused when the ledger has been stopped, or paused."""
         # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree
         #   with itself.
-        if self.stopped_because is not None:
+        if self.stopped_because is not None or self.paused_because is not None:
             raise stopped()
 
     @property

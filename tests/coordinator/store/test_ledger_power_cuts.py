@@ -29,8 +29,8 @@ from tests.helpers_recorded_files import RecordedFiles
 from tests.helpers_workloads import Lost, Unbalanced
 
 NIGHTLY_CUTS = 80_000
-# Each of them a test of its own, so that they can be shared out.
-NIGHTLY_SHARES = 8
+# Each of them a test that ends before a minute has passed.
+NIGHTLY_SHARES = 16
 Acknowledge = Callable[[db._Write], None]
 
 
