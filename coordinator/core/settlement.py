@@ -85,6 +85,10 @@ class Settlement:
         if self.stopped_because is not None or self.paused_because is not None:
             raise stopped()
 
+    def _check_still_running(self) -> None:
+        """Of an entry that was made before, and is not in the journal, nobody is told either. Raises MoneyRefused."""
+        self.check_running()
+
     @property
     def downtime_ms(self) -> int:
         """How long claims were impossible in all, as far as it has been counted."""
@@ -112,7 +116,9 @@ class Settlement:
                 return before
             return asked if isinstance(asked, ApiError) else self._open(tx, sender, *asked, now_ms)
 
-        return _raised(await self._database.write(write))
+        answer = await self._database.write(write)
+        self._check_still_running()
+        return _raised(answer)
 
     def _check_request(self, signed: Signed, now_ms: int) -> tuple[LeaseRequestRecord, OpenLease] | ApiError:
         try:
@@ -208,12 +214,16 @@ class Settlement:
     async def claim(self, sender: NodeId, signed: Signed, mark: Mark | None = None) -> Signed:
         """Credit a provider; returns the signed acknowledgement once it is on disk. Raises ApiError."""
         self.check_running()
-        return await self._intake.claim(ClaimRequest(sender, signed, mark))
+        word = await self._intake.claim(ClaimRequest(sender, signed, mark))
+        self._check_still_running()
+        return word
 
     async def claim_many(self, sender: NodeId, claims: Sequence[Signed]) -> list[Outcome]:
         """The same for claims that came together: for each its acknowledgement, or why not. Raises as `claim` does."""
         self.check_running()
-        return await self._intake.claim_many([ClaimRequest(sender, signed) for signed in claims])
+        words = await self._intake.claim_many([ClaimRequest(sender, signed) for signed in claims])
+        self._check_still_running()
+        return words
 
 
 def _decoded(signed: Signed, cls: type[RecordType]) -> RecordType:

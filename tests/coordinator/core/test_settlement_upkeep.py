@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sqlite3
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.core.money import MoneyRefused
 from coordinator.core.settlement import DAY_MS
 from coordinator.core.settlement_upkeep import GAP_MS_MAX
 from coordinator.store import journal
@@ -109,6 +111,25 @@ async def test_while_the_journals_disk_is_full_money_stands_still_and_then_goes_
     with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         kept = [row[0] for row in connection.execute("SELECT head FROM entries ORDER BY number")]
     assert [head for _, head in journal.read_journal(tmp_path / "ledger.journal")] == kept
+
+
+async def test_what_is_on_its_way_when_money_is_stopped_is_not_answered(served: Served) -> None:
+    """A claim that came twice: the first has met the full disk, and the second must not hear that all is well."""
+    market, settlement = await Market.opened(served), served.app.core.settlement
+    lease = await market.lease()
+    provider, claim, request = market.provider.key.node, market.claim_of(lease, 10), market.request()
+    for call in (
+        lambda: settlement.claim(provider, claim),
+        lambda: settlement.claim_many(provider, [claim]),
+        lambda: settlement.open_lease(market.client.key.node, request),
+    ):
+        on_its_way = asyncio.ensure_future(call())
+        await asyncio.sleep(0)
+        settlement.pause_because("a test says so")
+        with pytest.raises(MoneyRefused, match="nothing is lost"):
+            await on_its_way
+        settlement.pause_because(None)
+        assert await call()
 
 
 class FullDisk:

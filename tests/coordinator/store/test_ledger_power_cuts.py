@@ -155,7 +155,7 @@ def test_the_checker_sees_an_acknowledgement_that_did_not_wait_for_the_journal(
 
 @pytest.mark.slow
 def test_the_checker_sees_that_claims_are_lost_when_commits_are_not_synced() -> None:
-    figures = cut(1, 6, 4, pragmas=("synchronous = NORMAL",), checkpoint_pages=1000)
+    figures = cut(1, 5, 3, pragmas=("synchronous = NORMAL",), checkpoint_pages=1000)
     assert figures.lost > 20, str(figures)
     assert (figures.unbalanced, figures.corrupt) == (0, 0), "that much WAL promises without a sync"
 
