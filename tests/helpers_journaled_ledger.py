@@ -32,7 +32,7 @@ class JournaledLedger(LedgerWorkload):
     def commit(
         self, connection: sqlite3.Connection, batch: list[db._Write], acknowledge: Callable[[db._Write], None]
     ) -> None:
-        follower = JournalFollower(self._journal_of(connection), _must_not_break)
+        follower = JournalFollower(self._journal_of(connection), _must_not_break, _must_not_break)
         if self._acknowledges_early:
             super().commit(connection, batch, acknowledge)
             db._follow_up(follower, connection, batch)
@@ -64,7 +64,7 @@ class JournaledLedger(LedgerWorkload):
         check_journal(path.with_name(JOURNAL), connection, max((each[1] for each in acknowledged), default=0))
 
 
-def _must_not_break(reason: str) -> None:
+def _must_not_break(reason: str | None) -> None:
     raise AssertionError(reason)
 
 

@@ -58,7 +58,11 @@ def claim_until_killed(home: str) -> None:
 
 def followed(home: Path) -> JournalFollower:
     """The journal of the ledger in this directory."""
-    return JournalFollower(Journal(home / JOURNAL), lambda reason: say(["broken", reason]))
+
+    def tell(reason: str | None) -> None:
+        say(["broken", reason])
+
+    return JournalFollower(Journal(home / JOURNAL), tell, tell)
 
 
 async def _claim(home: Path) -> None:

@@ -2,7 +2,8 @@
 
 Who has sent a request is known before (`auth`, or the link); here it is checked that it is theirs. `mark` runs in the
 transaction of the effect, before it: that is where an envelope is used up. Once the ledger does not agree with itself
-(`stopped_because`), all of this is refused and nothing else is.
+(`stopped_because`), all of this is refused and nothing else is; so it is for as long as the journal's disk is full
+(`paused_because`).
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Settlement:
         self.ledger = Ledger()
         self.terms = Terms(fee_bps=config.fee_bps)
         self.stopped_because: str | None = None
+        self.paused_because: str | None = None
         self._key = key
         self._database = database
         self._wall_ms = wall_ms
@@ -71,12 +73,21 @@ class Settlement:
         log.critical("ledger_stopped", reason=reason)
         self.stopped_because = self.stopped_because or reason
 
+    def pause_because(self, reason: str | None) -> None:
+        """Refuse everything about money for as long as there is a reason, which None takes back."""
+        log.error("ledger_paused", reason=reason) if reason is not None else log.info("ledger_goes_on")
+        self.paused_because = reason
+
     def check_running(self) -> None:
-        """Raises MoneyRefused when the ledger has been stopped."""
+        """Raises MoneyRefused when the ledger has been stopped, or paused."""
         # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree
         #   with itself.
-        if self.stopped_because is not None:
+        if self.stopped_because is not None or self.paused_because is not None:
             raise stopped()
+
+    def _check_still_running(self) -> None:
+        """Of an entry that was made before, and is not in the journal, nobody is told either. Raises MoneyRefused."""
+        self.check_running()
 
     @property
     def downtime_ms(self) -> int:
@@ -105,7 +116,9 @@ class Settlement:
                 return before
             return asked if isinstance(asked, ApiError) else self._open(tx, sender, *asked, now_ms)
 
-        return _raised(await self._database.write(write))
+        answer = await self._database.write(write)
+        self._check_still_running()
+        return _raised(answer)
 
     def _check_request(self, signed: Signed, now_ms: int) -> tuple[LeaseRequestRecord, OpenLease] | ApiError:
         try:
@@ -201,12 +214,16 @@ class Settlement:
     async def claim(self, sender: NodeId, signed: Signed, mark: Mark | None = None) -> Signed:
         """Credit a provider; returns the signed acknowledgement once it is on disk. Raises ApiError."""
         self.check_running()
-        return await self._intake.claim(ClaimRequest(sender, signed, mark))
+        word = await self._intake.claim(ClaimRequest(sender, signed, mark))
+        self._check_still_running()
+        return word
 
     async def claim_many(self, sender: NodeId, claims: Sequence[Signed]) -> list[Outcome]:
         """The same for claims that came together: for each its acknowledgement, or why not. Raises as `claim` does."""
         self.check_running()
-        return await self._intake.claim_many([ClaimRequest(sender, signed) for signed in claims])
+        words = await self._intake.claim_many([ClaimRequest(sender, signed) for signed in claims])
+        self._check_still_running()
+        return words
 
 
 def _decoded(signed: Signed, cls: type[RecordType]) -> RecordType:

@@ -79,7 +79,9 @@ class SettlementUpkeep:
         except JournalRefused as error:
             self._settlement.stop_because(str(error))
             return
-        self._database.follower = JournalFollower(journal, self._settlement.stop_because)
+        self._database.follower = JournalFollower(
+            journal, self._settlement.stop_because, self._settlement.pause_because
+        )
         # The first commit compares the two, and brings the journal what a crash has kept from it.
         await self._quietly(lambda: self._database.write(lambda _tx: None))
 
@@ -113,6 +115,11 @@ class SettlementUpkeep:
         """Count missed time, end what is due, renew the budget, note that claims can be made."""
         if self._settlement.stopped_because is not None:
             return
+        if self._settlement.paused_because is not None:
+            # After a commit of nothing the journal is tried again; until it succeeds, this is time away.
+            await self._database.write(lambda _tx: None)
+            if self._settlement.paused_because is not None:
+                return
         await self._database.write(lambda tx: self.tick_in(tx, self._wall_ms()))
 
     def tick_in(self, tx: sqlite3.Connection, now_ms: int) -> None:

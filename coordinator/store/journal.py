@@ -7,10 +7,10 @@ added at the next start. A record is `u32 big-endian length ‖ body ‖ 32 byte
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -22,6 +22,8 @@ HEAD_BYTES: Final = 32
 # An entry holds one command; the largest carries a signed request.
 BODY_BYTES_MAX: Final = 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
+# A disk that is full may have room again, and what was cut off is written then. Of any other failure nobody knows.
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class JournalRefused(Exception):
@@ -96,9 +98,8 @@ class Journal:
             _write_all(self._file, data)
             os.fdatasync(self._file)
         except OSError:
-            # After an fsync that failed the kernel may show what is not on disk. The next process writes it anew.
-            with suppress(OSError):
-                os.ftruncate(self._file, self._end)
+            # After an fsync that failed the kernel may show what is not on disk. Whoever goes on writes it anew.
+            os.ftruncate(self._file, self._end)
             raise
         self._end += len(data)
         self._last = Head(rows[-1][0], rows[-1][2])
@@ -118,28 +119,54 @@ class Journal:
 
 
 class JournalFollower:
-    """Keeps the journal behind each commit. `on_broken` hears, once, on the writer's thread, that it cannot."""
+    """Keeps the journal behind each commit.
 
-    def __init__(self, journal: Journal, on_broken: Callable[[str], object]) -> None:
+    On the writer's thread `on_broken` hears, once, that it cannot and never will, and `on_full` why it cannot for now,
+    and with None that it has caught up. It is tried again after each commit.
+    """
+
+    def __init__(
+        self, journal: Journal, on_broken: Callable[[str], object], on_full: Callable[[str | None], object]
+    ) -> None:
         self._journal = journal
         self._on_broken = on_broken
-        self._broken_at: int | None = None
+        self._on_full = on_full
+        self._is_broken = False
+        # While the journal is behind: the last entry that somebody has been told of, or has been refused.
+        self._known: int | None = None
 
     def after_commit(self, connection: sqlite3.Connection) -> None:
         """Raises sqlite3.OperationalError when there are new entries and they cannot be written."""
-        if self._broken_at is None:
+        if not self._is_broken:
             try:
                 self._journal.append_new(connection)
             except (OSError, JournalRefused) as error:
-                self._broken_at = self._journal.last.entry
-                self._on_broken(f"the journal cannot be written: {error}")
+                self._fall_behind(error)
             else:
-                return
+                self._catch_up()
+        if self._known is None:
+            return
         # What brings no entry goes on; what does is not to be called done.
         entry = read_head(connection).entry
-        if entry > self._broken_at:
-            self._broken_at = entry
+        if entry > self._known:
+            self._known = entry
             raise sqlite3.OperationalError("the journal cannot be written")
+
+    def _fall_behind(self, error: OSError | JournalRefused) -> None:
+        is_news = self._known is None
+        if is_news:
+            self._known = self._journal.last.entry
+        reason = f"the journal cannot be written: {error}"
+        if not isinstance(error, OSError) or error.errno not in FULL:
+            self._is_broken = True
+            self._on_broken(reason)
+        elif is_news:
+            self._on_full(reason)
+
+    def _catch_up(self) -> None:
+        if self._known is not None:
+            self._known = None
+            self._on_full(None)
 
     def on_closed(self) -> None:
         """The store is closed, and so is the journal."""

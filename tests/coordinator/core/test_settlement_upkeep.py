@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from coordinator.core.money import MoneyRefused
 from coordinator.core.settlement import DAY_MS
 from coordinator.core.settlement_upkeep import GAP_MS_MAX
+from coordinator.store import journal
 from coordinator.store.db import DATABASE_NAME
 from protocol.envelope import open_record, sign_record
 from protocol.ledger import available, sponsor
-from protocol.money_records import LeaseRecord, LeaseRequestRecord, LedgerHeadRecord
+from protocol.money_records import ClaimAckRecord, LeaseRecord, LeaseRequestRecord, LedgerHeadRecord
 from tests.helpers_coordinator import Served, WallClock, make_key, serving
-from tests.helpers_money import Market, balance
+from tests.helpers_money import Market, balance, read_signed, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +80,70 @@ async def test_time_in_which_the_ledger_was_stopped_counts_as_outage(tmp_path: P
     async with serving(tmp_path, clock) as served:
         assert await count(served, "resume") == 1
         assert HOUR_MS <= served.app.core.settlement.downtime_ms < HOUR_MS + 60_000
+
+
+async def test_while_the_journals_disk_is_full_money_stands_still_and_then_goes_on_without_a_restart(
+    tmp_path: Path, clock: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path, clock) as served:
+        market, upkeep = await Market.opened(served), served.app.core.settlement_upkeep
+        lease = await market.lease()
+        full = FullDisk()
+        monkeypatch.setattr(journal, "os", full)
+        full.is_full = True
+        # It is in the database, and yet nobody is told so before it is in the journal, too.
+        claim = market.claim_of(lease, 10)
+        assert (await market.send(claim)).status_code == 503
+        assert refused(await market.send(claim)) == (503, "ledger_stopped")
+        clock.offset_ms += HOUR_MS
+        await upkeep.tick()
+        assert refused(await market.send(claim)) == (503, "ledger_stopped")
+        assert (await market.provider.register()).status_code == 200
+        full.is_full = False
+        await upkeep.tick()
+        assert open_record(read_signed(await market.send(claim)), ClaimAckRecord).claimed_uusd == 10
+        assert await count(served, "resume") == 1
+        assert served.app.core.settlement.downtime_ms >= HOUR_MS, "nobody could claim meanwhile"
+        await upkeep.check()
+        assert served.app.core.settlement.stopped_because is None
+        entries = await count(served, "claim")
+    assert entries == 1
+    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
+        kept = [row[0] for row in connection.execute("SELECT head FROM entries ORDER BY number")]
+    assert [head for _, head in journal.read_journal(tmp_path / "ledger.journal")] == kept
+
+
+async def test_what_is_on_its_way_when_money_is_stopped_is_not_answered(served: Served) -> None:
+    """A claim that came twice: the first has met the full disk, and the second must not hear that all is well."""
+    market, settlement = await Market.opened(served), served.app.core.settlement
+    lease = await market.lease()
+    provider, claim, request = market.provider.key.node, market.claim_of(lease, 10), market.request()
+    for call in (
+        lambda: settlement.claim(provider, claim),
+        lambda: settlement.claim_many(provider, [claim]),
+        lambda: settlement.open_lease(market.client.key.node, request),
+    ):
+        on_its_way = asyncio.ensure_future(call())
+        await asyncio.sleep(0)
+        settlement.pause_because("a test says so")
+        with pytest.raises(MoneyRefused, match="nothing is lost"):
+            await on_its_way
+        settlement.pause_because(None)
+        assert await call()
+
+
+class FullDisk:
+    """Stands for `os` in the journal; what it writes finds no room while `is_full`."""
+
+    is_full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, file: int, data: bytes) -> int:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(file, data)
 
 
 async def test_a_clock_that_jumps_ahead_and_back_ends_no_lease(served: Served) -> None:

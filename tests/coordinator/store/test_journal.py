@@ -145,9 +145,9 @@ def test_what_a_killed_process_wrote_is_on_disk_before_the_next_one_goes_on(
 def test_when_it_cannot_be_written_no_entry_is_called_done_and_all_else_goes_on(
     tx: sqlite3.Connection, tmp_path: Path
 ) -> None:
-    reasons: list[str] = []
+    reasons: list[str | None] = []
     journal = Journal(tmp_path / "j")
-    follower = JournalFollower(journal, reasons.append)
+    follower = JournalFollower(journal, reasons.append, reasons.append)
     deposit(tx, 1)
     follower.after_commit(tx)
     os.close(journal._file)
@@ -161,6 +161,57 @@ def test_when_it_cannot_be_written_no_entry_is_called_done_and_all_else_goes_on(
         deposit(tx, number)
     assert len(reasons) == 1
     assert journal.last == Head(1, heads(tmp_path / "j")[-1])
+
+
+class FullFiles(RecordedFiles):
+    """A disk that takes half a record, and no more, while `is_full`; or that tells of it only when it is synced."""
+
+    is_full = False
+    tells_late = False
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        if not self.is_full or self.tells_late:
+            return super().write(descriptor, data)
+        if len(data) > 8:
+            return super().write(descriptor, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fdatasync(self, descriptor: int) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().fdatasync(descriptor)
+
+
+@pytest.mark.parametrize("tells_late", [False, True])
+def test_a_full_disk_is_told_and_the_journal_catches_up_when_there_is_room(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, tells_late: bool
+) -> None:
+    broken: list[str] = []
+    full: list[str | None] = []
+    with RecordingDisk() as disk:
+        files = FullFiles(disk)
+        files.tells_late = tells_late
+        monkeypatch.setattr(journal_module, "os", files)
+        with closing(Journal(tmp_path / "j")) as journal:
+            follower = JournalFollower(journal, broken.append, full.append)
+            deposit(tx, 1)
+            follower.after_commit(tx)
+            for first in (2, 4):
+                whole = (tmp_path / "j").read_bytes()
+                files.is_full = True
+                for number in (first, first + 1):
+                    deposit(tx, number)
+                    with pytest.raises(sqlite3.OperationalError, match="journal"):
+                        follower.after_commit(tx)
+                    follower.after_commit(tx)
+                    assert (tmp_path / "j").read_bytes() == whole
+                files.is_full = False
+                follower.after_commit(tx)
+                assert journal.last == read_head(tx)
+    assert not broken
+    assert [each is None for each in full] == [False, True] * 2
+    assert "No space" in str(full[0])
+    assert heads(tmp_path / "j") == [row[0] for row in tx.execute("SELECT head FROM entries ORDER BY number")]
 
 
 def test_what_an_fsync_did_not_bring_to_the_disk_is_written_anew(

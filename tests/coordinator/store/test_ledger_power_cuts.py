@@ -29,8 +29,8 @@ from tests.helpers_recorded_files import RecordedFiles
 from tests.helpers_workloads import Lost, Unbalanced
 
 NIGHTLY_CUTS = 80_000
-# Each of them a test of its own, so that they can be shared out.
-NIGHTLY_SHARES = 8
+# Each of them a test that ends before a minute has passed.
+NIGHTLY_SHARES = 16
 Acknowledge = Callable[[db._Write], None]
 
 
@@ -155,7 +155,7 @@ def test_the_checker_sees_an_acknowledgement_that_did_not_wait_for_the_journal(
 
 @pytest.mark.slow
 def test_the_checker_sees_that_claims_are_lost_when_commits_are_not_synced() -> None:
-    figures = cut(1, 6, 4, pragmas=("synchronous = NORMAL",), checkpoint_pages=1000)
+    figures = cut(1, 5, 3, pragmas=("synchronous = NORMAL",), checkpoint_pages=1000)
     assert figures.lost > 20, str(figures)
     assert (figures.unbalanced, figures.corrupt) == (0, 0), "that much WAL promises without a sync"
 
