@@ -24,6 +24,7 @@ from protocol.till import (
     CLAIM_INTERVAL_S,
     CLAIM_RETRY_S_MAX,
     LAST_VOUCHER_S,
+    LEASES_MAX,
     UNCLAIMED_UUSD_MAX,
     Till,
 )
@@ -150,7 +151,74 @@ def test_a_coordinator_that_owes_too_much_is_not_trusted_with_more() -> None:
     assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX + 1)) is Refusal.LEASE
 
 
+def test_as_much_as_may_be_owed_is_no_reason_to_refuse() -> None:
+    bench = Bench()
+    side = bench.begin(cap_uusd=UNCLAIMED_UUSD_MAX)
+    side.paid_uusd = UNCLAIMED_UUSD_MAX
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX)) is None
+    side.claimed_uusd = side.paid_uusd = 2 * UNCLAIMED_UUSD_MAX
+    assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX)) is None
+
+
+def test_the_number_of_leases_is_bounded_and_those_that_are_known_are_served() -> None:
+    bench = Bench()
+    bench.serve()
+    side = bench.till.sides()[0]
+    for number in range(1, LEASES_MAX):
+        bench.till._sides[LeaseId(number.to_bytes(32, "big"))] = side
+    other = LeaseId(b"M" * 32)
+    assert bench.refusal(signed_lease(lease=other), lease=other) is Refusal.BUSY
+    assert bench.refusal() is None
+    bench.till._sides.pop(LeaseId((1).to_bytes(32, "big")))
+    assert bench.refusal(signed_lease(lease=other), lease=other) is None
+
+
+def test_the_times_and_bounds_are_those_that_others_reckon_with() -> None:
+    assert (LEASES_MAX, UNCLAIMED_UUSD_MAX) == (4_096, 10_000_000)
+    assert (LAST_VOUCHER_S, CLAIM_DELAY_S, CLAIM_INTERVAL_S) == (5.0, 5.0, 60.0)
+    assert (CLAIM_ANSWER_S, CLAIM_RETRY_S_MAX) == (30.0, 300.0)
+
+
 # ---------------------------------------------------------------- the last voucher
+
+
+def test_a_voucher_and_a_receipt_go_to_disk_as_they_are() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    assert bench.till.took(side) == [StoreVoucher(LEASE, signed_lease(), voucher(70), None, 70)]
+    account = receipt(lease=LEASE)
+    signed = sign_record(account, PROVIDER)
+    assert bench.till.receipt(side, account, signed) == [StoreVoucher(LEASE, signed_lease(), voucher(70), signed, 70)]
+
+
+def test_a_last_voucher_that_pays_no_more_is_not_stored_again() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.till.end(side, STREAM, 90, now())
+    assert bench.till.on_last_voucher(STREAM, Voucher(voucher(60))) == []
+    assert bench.till.settles(STREAM)
+
+
+def test_a_job_that_is_paid_to_the_end_is_not_waited_for() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(90))
+    bench.till.end(side, STREAM, 90, now())
+    assert not bench.till.settles(STREAM)
+    assert not side.in_use
+
+
+def test_the_last_voucher_is_waited_for_as_long_as_is_said() -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.till.end(side, STREAM, 90, now())
+    bench.wait(LAST_VOUCHER_S - 0.1)
+    assert bench.till.settles(STREAM)
+    bench.wait(0.1)
+    assert not bench.till.settles(STREAM)
 
 
 def test_the_next_job_waits_until_this_one_is_paid() -> None:
@@ -320,7 +388,152 @@ def test_an_answer_to_nothing_that_was_asked_changes_nothing() -> None:
     assert bench.till.on_failed(ClaimFailed(LEASE, "?", is_final=True), now()) == []
 
 
+def test_what_a_claim_says() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    (sent,) = [effect for effect in bench.effects if isinstance(effect, SendClaim)]
+    assert (sent.lease, sent.coordinator) == (LEASE, BANK.node)
+    (claim,) = bench.claims()
+    assert claim == ClaimRecord(1, PROVIDER.node, LEASE, voucher(90), None, 0, NOW_MS + 5_000, ())
+
+
+def test_what_is_claimed_already_is_not_claimed_again_before_the_answer() -> None:
+    bench = Bench()
+    bench.serve()
+    assert len(bench.till.claim_now(now())) == 1
+    assert bench.till.claim_now(now()) == []
+    assert bench.wait(CLAIM_ANSWER_S - 0.1) == []
+    (note,) = bench.wait(0.1)
+    assert isinstance(note, Note)
+    assert note.event == "claim.failed"
+
+
+def test_what_was_paid_since_the_claim_is_claimed_after_the_answer() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    side.take(voucher(95))
+    assert len(bench.answer(90)) == 1
+    bench.wait(CLAIM_DELAY_S - 0.1)
+    assert bench.claims() == []
+    bench.wait(0.1)
+    assert [claim.voucher for claim in bench.claims()] == [voucher(95)]
+
+
+def test_the_second_try_comes_two_seconds_later_and_after_an_answer_all_begins_anew() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    for delay_s in (2, 4):
+        (note,) = bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
+        assert isinstance(note, Note)
+        assert note.event == "claim.failed"
+        assert bench.wait(delay_s - 0.1) == []
+        bench.wait(0.1)
+        assert len(bench.claims()) == 1
+    bench.answer(90)
+    side.take(voucher(95))
+    bench.till.claim_now(now(bench.at_s))
+    bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
+    bench.wait(2)
+    assert len(bench.claims()) == 1
+
+
+def test_a_claim_that_failed_is_tried_for_ever() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.till._tries[LEASE] = 10_000
+    bench.wait(CLAIM_DELAY_S)
+    bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
+    bench.wait(CLAIM_RETRY_S_MAX)
+    assert len(bench.claims()) == 1
+
+
+def test_an_answer_for_less_than_is_known_lowers_nothing() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    side.claimed_uusd = 100
+    (stored,) = bench.answer(90)
+    assert isinstance(stored, StoreClaimed)
+    assert stored.claimed_uusd == 100
+
+
+def test_a_refusal_for_good_is_said_and_the_lease_remembered_while_it_could_be_ordered_under() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    note, _ = bench.till.on_failed(ClaimFailed(LEASE, "unknown lease", is_final=True), now(bench.at_s))
+    assert isinstance(note, Note)
+    assert note.event == "claim.refused"
+    assert len(bench.till) == 1
+    left_s = (lease().serve_until_ms + c.LEASE_SKEW_MS - NOW_MS) / 1000 - bench.at_s
+    bench.wait(left_s - 0.1)
+    assert len(bench.till) == 1
+    bench.wait(0.1)
+    assert len(bench.till) == 0
+    assert bench.till.next_deadline() is None
+    assert bench.till._tries == bench.till._sent == {}
+
+
+def test_a_lease_that_is_served_no_more_is_given_up_when_its_job_is_over() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(50))
+    bench.wait((lease().serve_until_ms + c.LEASE_SKEW_MS - NOW_MS) / 1000)
+    assert [claim.is_final for claim in bench.claims()] == [0] * len(bench.claims())
+    assert side.is_final_wanted
+    bench.till._sent.clear()
+    bench.till.end(side, None, 50, now(bench.at_s))
+    bench.wait(CLAIM_DELAY_S)
+    assert [claim.is_final for claim in bench.claims()] == [1]
+
+
+def test_a_wish_to_close_is_fulfilled_at_once_between_jobs_and_forgotten_for_strangers() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.effects = bench.till.on_close_wanted(CloseLease(LEASE), now(1))
+    assert [claim.is_final for claim in bench.claims()] == [1]
+    assert bench.till.on_close_wanted(CloseLease(LeaseId(bytes(32))), now(1)) == []
+
+
+def test_a_lease_that_is_closed_with_all_claimed_says_nothing() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    (stored,) = bench.answer(90, is_closed=1)
+    assert isinstance(stored, StoreClaimed)
+    assert stored.is_closed
+    assert bench.wait(600) == []
+
+
 # ---------------------------------------------------------------- restarts
+
+
+def test_what_a_restart_takes_up() -> None:
+    bench = Bench()
+    kept = sign_record(receipt(lease=LEASE), PROVIDER)
+    assert bench.till.restore(RestoreProvider(signed_lease(), voucher(90), kept, 40), now()) == []
+    (side,) = bench.till.sides()
+    assert (side.paid_uusd, side.claimed_uusd, side.receipt, side.is_closed) == (90, 40, kept, False)
+    assert bench.wait(CLAIM_DELAY_S - 0.1) == []
+    assert len(bench.wait(0.1)) == 1
+
+
+def test_a_lease_from_before_that_is_served_no_more_is_given_up() -> None:
+    bench = Bench()
+    bench.at_s = (lease().serve_until_ms + c.LEASE_SKEW_MS - NOW_MS) / 1000 + 60
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 90), now(bench.at_s))
+    bench.wait(0)
+    assert [claim.is_final for claim in bench.claims()] == [1]
+
+
+def test_a_closed_lease_stays_closed_after_a_restart() -> None:
+    bench = Bench()
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closed=True), now())
+    assert bench.refusal() is Refusal.LEASE
+    assert bench.wait(600) == []
 
 
 def test_what_was_kept_is_claimed_after_a_restart() -> None:
