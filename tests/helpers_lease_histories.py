@@ -212,6 +212,17 @@ def payer_has_enough(dice: random.Random) -> list[str]:
     return market.violations()
 
 
+def crash_in_the_last_claim(dice: random.Random) -> list[str]:
+    """The coordinator has closed a lease, and the provider has not heard that."""
+    market = market_of(dice)
+    ask(market, 1)
+    (lease,) = market.bank.book.leases
+    market.feed(market.provider, CloseLease(lease))
+    market.crash_provider()
+    ask(market, 2)
+    return market.violations()
+
+
 def two_jobs_at_once(dice: random.Random) -> list[str]:
     """The asker is a cheat and orders under a lease that is in use."""
     market = market_of(dice)
@@ -446,7 +457,14 @@ def world(dice: random.Random) -> list[str]:
 
 HISTORIES: tuple[History, ...] = (
     *(several_jobs, vouchers_stop, nothing_is_paid, disk_is_slow, job_stops),
-    *(somebody_crashes, coordinator_is_away, coordinator_lies, payer_has_enough, two_jobs_at_once),
+    *(
+        somebody_crashes,
+        coordinator_is_away,
+        coordinator_lies,
+        payer_has_enough,
+        crash_in_the_last_claim,
+        two_jobs_at_once,
+    ),
     *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
     *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
     *(offer_changes, offer_changes_unheard, coordinator_is_left, time_is_up),

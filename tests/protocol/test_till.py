@@ -533,7 +533,20 @@ def test_a_closed_lease_stays_closed_after_a_restart() -> None:
     bench = Bench()
     bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closed=True), now())
     assert bench.refusal() is Refusal.LEASE
+    bench.wait(CLAIM_DELAY_S)
+    assert [claim.is_final for claim in bench.claims()] == [1]
+    (stored,) = bench.answer(90, is_closed=1)
+    assert isinstance(stored, StoreClaimed)
     assert bench.wait(600) == []
+
+
+def test_that_a_lease_is_given_up_is_on_disk_before_its_coordinator_hears_of_it() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.effects = bench.till.on_close_wanted(CloseLease(LEASE), now(1))
+    stored, sent = bench.effects
+    assert stored == StoreClaimed(LEASE, 0, True, None)
+    assert isinstance(sent, SendClaim)
 
 
 def test_what_was_kept_is_claimed_after_a_restart() -> None:
