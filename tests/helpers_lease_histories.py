@@ -34,11 +34,11 @@ from tests.helpers_watched_market import OF_ASKERS, OF_PROVIDERS, WatchedMarket,
 DEAR = replace(PRICED, price_out_uusd=300_000_000)
 SPEND_UUSD = 1_000_000
 
-#: Whoever may speak: the judges without a number by their names.
+#: Whoever may speak: the judges without a number by their names, and `Settled`, which is of the market itself.
 NAMES = (
     *("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10", "I11", "I12"),
     *("Stored", "Delivered", "Spent", "Prepaid", "PaidInFull", "CoSigned"),
-    *("Granted", "OneAtATime", "FreshKeys", "Redeemable", "AllClaimed", "Closed"),
+    *("Granted", "OneAtATime", "FreshKeys", "Redeemable", "AllClaimed", "Closed", "Settled"),
 )
 
 History = Callable[[random.Random], list[str]]
@@ -68,7 +68,7 @@ def several_jobs(dice: random.Random) -> list[str]:
     for number in range(1, dice.randint(3, 6)):
         ask(market, number)
         market.wait(dice.choice((0, 1, 10)))
-    return market.violations()
+    return market.violations() + market.unsettled()
 
 
 def vouchers_stop(dice: random.Random) -> list[str]:
@@ -154,7 +154,7 @@ def coordinator_is_away(dice: random.Random) -> list[str]:
     market.wait(away_s)
     market.bank.resume(away_s * 1000, market.wall_ms)
     market.bank.expire(market.wall_ms)
-    return market.violations()
+    return market.violations() + market.unsettled()
 
 
 def time_is_up(dice: random.Random) -> list[str]:
