@@ -222,7 +222,11 @@ class Till:
         )
         self._sent[lease] = side.paid_uusd
         self._timers.set(("answer", lease), now.monotonic_s + CLAIM_ANSWER_S)
-        return [SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))]
+        sent = SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))
+        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
+        #   restarts too.
+        # Its coordinator may close it, and we crash before we hear of that.
+        return [StoreClaimed(lease, side.claimed_uusd, True, None), sent] if is_final else [sent]
 
     def on_answered(self, event: ClaimAnswered, now: Now) -> list[Effect]:
         """The coordinator has credited a claim, or says that it had."""
@@ -306,7 +310,8 @@ class Till:
                 event.signed,
                 receipt=event.receipt,
                 claimed_uusd=event.claimed_uusd,
-                is_closed=event.is_closed,
+                # Whether its coordinator has closed it, its answer to another final claim says.
+                is_final_wanted=event.is_closed,
             )
             if event.voucher is not None:
                 side.take(event.voucher)

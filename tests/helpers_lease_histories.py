@@ -34,11 +34,11 @@ from tests.helpers_watched_market import OF_ASKERS, OF_PROVIDERS, WatchedMarket,
 DEAR = replace(PRICED, price_out_uusd=300_000_000)
 SPEND_UUSD = 1_000_000
 
-#: Whoever may speak: the judges without a number by their names.
+#: Whoever may speak: the judges without a number by their names, and `Settled`, which is of the market itself.
 NAMES = (
     *("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I10", "I11", "I12"),
     *("Stored", "Delivered", "Spent", "Prepaid", "PaidInFull", "CoSigned"),
-    *("Granted", "OneAtATime", "FreshKeys", "Redeemable", "AllClaimed", "Closed"),
+    *("Granted", "OneAtATime", "FreshKeys", "Redeemable", "AllClaimed", "Closed", "Settled"),
 )
 
 History = Callable[[random.Random], list[str]]
@@ -68,7 +68,7 @@ def several_jobs(dice: random.Random) -> list[str]:
     for number in range(1, dice.randint(3, 6)):
         ask(market, number)
         market.wait(dice.choice((0, 1, 10)))
-    return market.violations()
+    return market.violations() + market.unsettled()
 
 
 def vouchers_stop(dice: random.Random) -> list[str]:
@@ -154,7 +154,7 @@ def coordinator_is_away(dice: random.Random) -> list[str]:
     market.wait(away_s)
     market.bank.resume(away_s * 1000, market.wall_ms)
     market.bank.expire(market.wall_ms)
-    return market.violations()
+    return market.violations() + market.unsettled()
 
 
 def time_is_up(dice: random.Random) -> list[str]:
@@ -209,6 +209,17 @@ def payer_has_enough(dice: random.Random) -> list[str]:
     if dice.random() < 0.5:
         market.crash_provider()
     ask(market, 3)
+    return market.violations()
+
+
+def crash_in_the_last_claim(dice: random.Random) -> list[str]:
+    """The coordinator has closed a lease, and the provider has not heard that."""
+    market = market_of(dice)
+    ask(market, 1)
+    (lease,) = market.bank.book.leases
+    market.feed(market.provider, CloseLease(lease))
+    market.crash_provider()
+    ask(market, 2)
     return market.violations()
 
 
@@ -446,7 +457,14 @@ def world(dice: random.Random) -> list[str]:
 
 HISTORIES: tuple[History, ...] = (
     *(several_jobs, vouchers_stop, nothing_is_paid, disk_is_slow, job_stops),
-    *(somebody_crashes, coordinator_is_away, coordinator_lies, payer_has_enough, two_jobs_at_once),
+    *(
+        somebody_crashes,
+        coordinator_is_away,
+        coordinator_lies,
+        payer_has_enough,
+        crash_in_the_last_claim,
+        two_jobs_at_once,
+    ),
     *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
     *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
     *(offer_changes, offer_changes_unheard, coordinator_is_left, time_is_up),

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from protocol.effects import Effect, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Effect, JobDone, StoreClaimed, StoreMark, StoreVoucher
 from protocol.events import DEADLINE, EngineStarted, Event, RestorePayer, RestoreProvider
 from protocol.ids import LeaseId
-from protocol.ledger import Entry
+from protocol.ledger import Entry, available
 from protocol.sim.checkers import Checker, Crashed, Ending, Seen
 from protocol.sim.claim_checkers import CLAIMED_S, lease_checkers
 from protocol.sim.lease_checkers import job_checkers
@@ -107,3 +107,10 @@ class WatchedMarket(Market):
             judge.finish(ending)
         found = [violation for judge in self.judges for violation in judge.violations]
         return [each for each in found if name_of(each) not in self.unjudged]
+
+    def unsettled(self) -> list[str]:
+        """Between honest people whose messages arrive, what was delivered is credited in the end, to the unit."""
+        owed_uusd = sum(done.receipt.owed_uusd for done in self.asker.all(JobDone))
+        credited_uusd = self.bank.book.balance(available(self.provider.node))
+        text = f"{self.at_s:.3f} s: Settled: {credited_uusd} of {owed_uusd} micro-USD arrived"
+        return [text] if credited_uusd != owed_uusd else []

@@ -239,7 +239,8 @@ class AllClaimed(_Late):
             lease = ending.bank.book.lease(lease_id)
             if lease is None or kept.node in self._down or not self._is_late(kept.since_s):
                 continue
-            if lease.claimed_uusd < kept.stored_uusd:
+            # That a voucher above the cap is not taken is for another judge.
+            if lease.claimed_uusd < min(kept.stored_uusd, lease.cap_uusd):
                 self.blame(self._now_s, f"{kept.stored_uusd} on disk and {lease.claimed_uusd} claimed")
 
 

@@ -18,7 +18,7 @@ from protocol.jobs import cost_uusd
 from protocol.leases import Meter, PayerSide, ProviderSide, lease_refusal, most_uusd, window_uusd
 from protocol.money_records import LeaseRecord, VoucherRecord
 from protocol.records import JobAcceptRecord, JobOpenRecord, Signed
-from tests.helpers_records import JOB, NOW_MS, OFFER, PROVIDER, acceptance, order, signing_key
+from tests.helpers_records import JOB, NOW_MS, OFFER, PROVIDER, acceptance, order, receipt, signing_key
 
 BANK = signing_key("bank")
 PAYER = signing_key("payer")
@@ -91,6 +91,7 @@ def voucher(paid_uusd: int, **changes: Any) -> Signed:
         (5_000_000_000, 8, 0, 5_000),  # one that is worth more than the bound
         (0, 8, 0, 0),  # an answer that costs nothing
         (1, 8, 0, 1),  # one that costs next to nothing
+        (1_000_000_000, 10_000, 10**9, 10_000_000),  # prices are for a million tokens, and no more
     ],
 )
 def test_the_window(price_out_uusd: int, window_tokens: int, paid_uusd: int, expected_uusd: int) -> None:
@@ -134,10 +135,14 @@ def test_a_good_order_and_one_at_a_higher_price_than_asked_are_taken() -> None:
     assert lease_refusal(lease(), paid_order(), PRICED, NOW_MS) is None
     cheaper = replace(PRICED, price_out_uusd=1)
     assert lease_refusal(lease(), paid_order(expires_at_ms=NOW_MS + 3_600_000), cheaper, NOW_MS) is None
+    newest = lease(issued_at_ms=NOW_MS + c.CLOCK_SKEW_MS_MAX)
+    assert lease_refusal(newest, paid_order(), PRICED, NOW_MS) is None
 
 
 def test_the_most_that_an_order_can_cost() -> None:
     assert most_uusd(paid_order(prepay_max_uusd=30, output_tokens_max=100)) == 30 + 200
+    dear = paid_order(prepay_max_uusd=0, output_tokens_max=10_000, price_out_uusd=1_000_000_000)
+    assert most_uusd(dear) == 10_000_000
 
 
 # ---------------------------------------------------------------- the payer
@@ -148,6 +153,34 @@ def payer_side(**changes: Any) -> PayerSide:
     for name, value in changes.items():
         setattr(side, name, value)
     return side
+
+
+def test_a_new_lease_begins_with_nothing() -> None:
+    payer = PayerSide(lease(), sign_record(lease(), BANK), PAYER)
+    assert (payer.signed_uusd, payer.mark_uusd, payer.base_uusd, payer.sequence, payer.is_closing) == (
+        0,
+        0,
+        0,
+        0,
+        False,
+    )
+    side = provider_side()
+    assert (side.paid_uusd, side.claimed_uusd, side.vouched_tokens) == (0, 0, 0)
+    assert (side.is_closed, side.is_final_wanted, side.in_use) == (False, False, False)
+    made = Meter(side, paid_order())
+    assert (made.base_uusd, made.prefill_uusd, made.promised_uusd, made.delivered_uusd) == (0, 0, 0, 0)
+
+
+def test_a_prompt_may_cost_as_much_as_was_ordered() -> None:
+    side = payer_side()
+    side.accept(paid_order(), accepted(prompt_tokens=100, prefill_uusd=100), None)
+    assert side.base_uusd == 0
+
+
+def test_what_we_remember_ourselves_counts() -> None:
+    side = payer_side(signed_uusd=500, sequence=12)
+    side.accept(paid_order(), accepted(paid_before_uusd=500), voucher(500, sequence=9))
+    assert (side.sequence, side.voucher) == (12, None)
 
 
 def test_vouchers_are_totals_and_numbered() -> None:
@@ -220,6 +253,23 @@ def test_the_highest_voucher_is_kept_in_any_order() -> None:
         side.take(voucher(paid_uusd))
     assert side.paid_uusd == 9
     assert side.voucher == voucher(9)
+
+
+def test_of_two_vouchers_for_as_much_the_first_is_kept_and_the_whole_cap_may_be_paid() -> None:
+    side = provider_side()
+    side.take(voucher(100_000))
+    side.take(voucher(100_000, sequence=2))
+    assert (side.paid_uusd, side.voucher) == (100_000, voucher(100_000))
+    side.claimed_uusd = 30_000
+    assert side.unclaimed_uusd == 70_000
+
+
+def test_the_receipt_of_a_job_of_this_lease_goes_with_the_claim() -> None:
+    side = provider_side()
+    ours, other = receipt(lease=LEASE), receipt(lease=LeaseId(bytes(32)))
+    side.take_receipt(ours, sign_record(ours, PROVIDER))
+    side.take_receipt(other, sign_record(other, PROVIDER))
+    assert side.receipt == sign_record(ours, PROVIDER)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +362,32 @@ def test_a_voucher_states_what_was_sent() -> None:
         made.take(voucher(23, chunks=3, running_hash=b"3" * 32), 10.5)
 
 
+def test_a_voucher_says_whether_it_pays_more() -> None:
+    made = meter()
+    assert [made.take(voucher(paid_uusd), 10.1) for paid_uusd in (17, 16, 17, 18)] == [True, False, False, True]
+
+
+def test_more_than_a_window_is_never_sent() -> None:
+    made = meter()
+    made.take(voucher(17), 10.1)
+    made.sent(1, b"1" * 32, 17 + 16, 10.2)
+    with pytest.raises(AssertionError, match="I5"):
+        made.sent(2, b"2" * 32, 17 + 17, 10.3)
+
+
+def test_round_trips_are_smoothed_and_the_rate_is_the_last() -> None:
+    made = meter()
+    made.take(voucher(17), 10.25)
+    assert made.round_trip_s == 0.25
+    made.sent(1, b"1" * 32, 19, 11.0)
+    made.take(voucher(19, chunks=1, output_tokens=1, running_hash=b"1" * 32), 11.5)
+    assert made.round_trip_s == made.side.round_trip_s == 0.75 * 0.25 + 0.25 * 0.5
+    made.measure(100, 2.0)
+    assert made.tokens_per_s == made.side.tokens_per_s == 50.0
+    made.measure(100, 0.0)
+    assert made.tokens_per_s == 50.0
+
+
 def test_a_voucher_for_another_answer_is_a_broken_protocol() -> None:
     made = meter()
     made.take(voucher(17), 10.1)
@@ -327,6 +403,16 @@ def test_more_vouchers_than_there_is_to_pay_for_are_not_checked() -> None:
     with pytest.raises(RemoteProtocolError):
         made.take(voucher(4), 10.1)
     assert made.side.paid_uusd == 3
+
+
+def test_each_chunk_is_paid_for_in_two_vouchers_at_most() -> None:
+    made = meter()
+    made.take(voucher(17), 10.1)
+    made.sent(1, b"1" * 32, 19, 10.2)
+    for _ in range(5):
+        made.take(voucher(17), 10.3)
+    with pytest.raises(RemoteProtocolError):
+        made.take(voucher(17), 10.3)
 
 
 @given(st.integers(0, 50), st.integers(1, 60), st.integers(0, 40))

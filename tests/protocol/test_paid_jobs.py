@@ -15,6 +15,7 @@ from protocol.effects import (
     JobFailed,
     RequestLease,
     SendClaim,
+    StoreClaimed,
     StoreMark,
     StoreVoucher,
 )
@@ -404,3 +405,21 @@ def test_a_price_that_has_risen_is_paid_with_a_new_lease() -> None:
     market.ask(2)
     assert market.asker.all(JobDone)[-1].receipt.owed_uusd == PROMPT_TOKENS + 3 * 40
     assert len(market.bank.book.leases) == 2
+
+
+def test_a_lease_is_not_served_after_a_crash_in_its_last_claim() -> None:
+    """The coordinator has closed it, and the provider has not heard that."""
+    market = Market()
+    market.ask(1)
+    (lease,) = market.bank.book.leases
+    market.feed(market.provider, CloseLease(lease))
+    stored, closed = market.provider.all(StoreVoucher)[-1], market.provider.all(StoreClaimed)[-1]
+    market.restart_provider()
+    restored = RestoreProvider(stored.signed, stored.voucher, stored.receipt, 0, is_closed=closed.is_closed)
+    market.feed(market.provider, restored)
+    market.ask(2)
+    assert market.provider.messages(JobReject)[-1].code == Refusal.LEASE
+    assert market.asker.all(JobDone)[-1].receipt.lease != lease
+    market.wait(10)
+    assert market.provider.all(StoreClaimed)[-1].acknowledgement is not None
+    assert market.bank.book.balance(available(market.provider.node)) == 2 * COST_UUSD

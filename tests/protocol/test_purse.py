@@ -56,8 +56,8 @@ def test_a_lease_is_asked_for_with_a_key_of_its_own_and_found_afterwards() -> No
     effect = bench.ask()
     request = decode_record(effect.signed.body, LeaseRequestRecord)
     assert request.payer == ASKER.payer(effect.request).node != ASKER.node
-    assert request.cap_uusd == LEASE_UUSD == 50_000
-    assert request.serve_s == 86_400
+    assert request.cap_uusd == LEASE_UUSD == 20_000
+    assert request.serve_s == 7_200
     assert bench.find() is None
     side = bench.grant(effect)
     assert bench.find() is side

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from protocol import constants as c
 from protocol.codec import decode_record
-from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreVoucher
+from protocol.effects import Effect, SendClaim, StoreVoucher
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, RestoreProvider
+from protocol.events import ClaimAnswered
 from protocol.ids import LeaseId, StreamId
 from protocol.leases import ProviderSide, most_uusd
 from protocol.messages import Voucher
@@ -186,7 +185,74 @@ def test_who_lets_a_job_wait_for_money_is_served_no_more_under_that_lease() -> N
     assert bench.refusal() is Refusal.LEASE
 
 
+def test_as_much_as_may_be_owed_is_no_reason_to_refuse() -> None:
+    bench = Bench()
+    side = bench.begin(cap_uusd=4 * UNCLAIMED_UUSD_MAX)
+    side.paid_uusd = UNCLAIMED_UUSD_MAX
+    bench.till.end(side, None, 0, now())
+    assert bench.refusal(signed_lease(cap_uusd=4 * UNCLAIMED_UUSD_MAX)) is None
+    side.claimed_uusd = side.paid_uusd = 2 * UNCLAIMED_UUSD_MAX
+    assert bench.refusal(signed_lease(cap_uusd=4 * UNCLAIMED_UUSD_MAX)) is None
+
+
+def test_the_number_of_leases_is_bounded_and_those_that_are_known_are_served() -> None:
+    bench = Bench()
+    bench.serve()
+    side = bench.till.sides()[0]
+    for number in range(1, LEASES_MAX):
+        bench.till._sides[LeaseId(number.to_bytes(32, "big"))] = side
+    other = LeaseId(b"M" * 32)
+    assert bench.refusal(signed_lease(lease=other), lease=other) is Refusal.BUSY
+    assert bench.refusal() is None
+    bench.till._sides.pop(LeaseId((1).to_bytes(32, "big")))
+    assert bench.refusal(signed_lease(lease=other), lease=other) is None
+
+
+def test_the_times_and_bounds_are_those_that_others_reckon_with() -> None:
+    assert (LEASES_MAX, UNCLAIMED_UUSD_MAX) == (4_096, 10_000_000)
+    assert (LAST_VOUCHER_S, CLAIM_DELAY_S, CLAIM_INTERVAL_S) == (5.0, 5.0, 60.0)
+    assert (CLAIM_ANSWER_S, CLAIM_RETRY_S_MAX) == (30.0, 300.0)
+
+
 # ---------------------------------------------------------------- the last voucher
+
+
+def test_a_voucher_and_a_receipt_go_to_disk_as_they_are() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    assert bench.till.took(side) == [StoreVoucher(LEASE, signed_lease(), voucher(70), None, 70)]
+    account = receipt(lease=LEASE)
+    signed = sign_record(account, PROVIDER)
+    assert bench.till.receipt(side, account, signed) == [StoreVoucher(LEASE, signed_lease(), voucher(70), signed, 70)]
+
+
+def test_a_last_voucher_that_pays_no_more_is_not_stored_again() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.till.end(side, STREAM, 90, now())
+    assert bench.till.on_last_voucher(STREAM, Voucher(voucher(60))) == []
+    assert bench.till.settles(STREAM)
+
+
+def test_a_job_that_is_paid_to_the_end_is_not_waited_for() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(90))
+    bench.till.end(side, STREAM, 90, now())
+    assert not bench.till.settles(STREAM)
+    assert not side.in_use
+
+
+def test_the_last_voucher_is_waited_for_as_long_as_is_said() -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.till.end(side, STREAM, 90, now())
+    bench.wait(LAST_VOUCHER_S - 0.1)
+    assert bench.till.settles(STREAM)
+    bench.wait(0.1)
+    assert not bench.till.settles(STREAM)
 
 
 def test_the_next_job_waits_until_this_one_is_paid() -> None:
@@ -222,163 +288,3 @@ def test_a_last_voucher_that_is_worth_nothing_is_refused() -> None:
     bench.till.end(side, STREAM, 90, now())
     with pytest.raises(RemoteProtocolError):
         bench.till.on_last_voucher(STREAM, Voucher(voucher(90, lease=LeaseId(bytes(32)))))
-
-
-# ---------------------------------------------------------------- claims
-
-
-def test_what_a_job_was_paid_is_claimed_a_moment_later_with_its_receipt() -> None:
-    bench = Bench()
-    side = bench.begin()
-    side.take(voucher(90))
-    account = receipt(lease=LEASE)
-    signed = sign_record(account, PROVIDER)
-    bench.till.receipt(side, account, signed)
-    bench.till.end(side, STREAM, 90, now())
-    assert bench.wait(CLAIM_DELAY_S - 0.1) == []
-    bench.wait(0.2)
-    (claim,) = bench.claims()
-    assert (claim.voucher, claim.receipt, claim.is_final) == (voucher(90), signed, 0)
-
-
-def test_nothing_new_is_not_claimed() -> None:
-    bench = Bench()
-    bench.serve(0)
-    assert bench.wait(10 * CLAIM_INTERVAL_S) == []
-
-
-def test_a_long_job_is_claimed_while_it_runs() -> None:
-    bench = Bench()
-    side = bench.begin()
-    side.take(voucher(50))
-    bench.wait(CLAIM_INTERVAL_S)
-    assert len(bench.claims()) == 1
-    assert bench.claims()[0].is_final == 0
-
-
-def test_an_answer_is_kept_and_not_asked_for_again() -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    (stored,) = bench.answer(90)
-    assert isinstance(stored, StoreClaimed)
-    assert (stored.claimed_uusd, stored.is_closed) == (90, False)
-    assert bench.wait(CLAIM_ANSWER_S + CLAIM_RETRY_S_MAX) == []
-
-
-@pytest.mark.parametrize(
-    ("claimed_uusd", "changes"), [(89, {}), (90, {"lease": LeaseId(bytes(32))}), (90, {"signer": PROVIDER})]
-)
-def test_an_answer_that_credits_less_or_is_not_the_coordinator_s_is_none(
-    claimed_uusd: int, changes: dict[str, Any]
-) -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    (note,) = bench.answer(claimed_uusd, **changes)
-    assert isinstance(note, Note)
-    bench.wait(CLAIM_RETRY_S_MAX)
-    assert bench.claims()
-
-
-def test_without_an_answer_it_is_claimed_again_ever_later() -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    times = []
-    for _ in range(12):
-        bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
-        before_s = bench.at_s
-        while not bench.claims():
-            bench.wait(1)
-        times.append(bench.at_s - before_s)
-        bench.effects = []
-    assert times == sorted(times)
-    assert times[-1] == CLAIM_RETRY_S_MAX
-
-
-def test_a_claim_that_hears_nothing_is_sent_again() -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    bench.wait(CLAIM_ANSWER_S + 2.1)
-    assert len(bench.claims()) == 1
-
-
-def test_a_claim_that_is_refused_for_good_is_not_repeated() -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    effects = bench.till.on_failed(ClaimFailed(LEASE, "unknown lease", is_final=True), now(bench.at_s))
-    assert StoreClaimed(LEASE, 0, True, None) in effects
-    assert bench.wait(600) == []
-    assert bench.refusal() is Refusal.LEASE
-
-
-def test_a_lease_that_is_served_no_more_is_given_up_and_then_forgotten() -> None:
-    bench = Bench()
-    bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    bench.answer(90)
-    bench.wait((lease().serve_until_ms - NOW_MS + c.LEASE_SKEW_MS) / 1000)
-    (claim,) = bench.claims()
-    assert claim.is_final == 1
-    bench.answer(90, is_closed=1)
-    assert len(bench.till) == 0
-
-
-def test_a_payer_that_wants_its_rest_gets_it_after_the_job() -> None:
-    bench = Bench()
-    side = bench.begin()
-    side.take(voucher(90))
-    assert bench.till.on_close_wanted(CloseLease(LEASE), now()) == []
-    bench.till.end(side, STREAM, 90, now())
-    assert bench.refusal() is Refusal.LEASE
-    bench.wait(CLAIM_DELAY_S)
-    (claim,) = bench.claims()
-    assert (claim.is_final, claim.voucher) == (1, voucher(90))
-
-
-def test_money_that_was_not_claimed_in_time_is_said_to_be_lost() -> None:
-    bench = Bench()
-    side = bench.serve()
-    bench.wait(CLAIM_DELAY_S)
-    side.take(voucher(95))
-    effects = bench.answer(90, is_closed=1)
-    assert any(isinstance(effect, Note) and effect.event == "claim.lost" for effect in effects)
-
-
-def test_an_answer_to_nothing_that_was_asked_changes_nothing() -> None:
-    bench = Bench()
-    side = bench.serve()
-    assert bench.answer(90) == []
-    assert side.claimed_uusd == 0
-    assert bench.till.on_failed(ClaimFailed(LEASE, "?", is_final=True), now()) == []
-
-
-# ---------------------------------------------------------------- restarts
-
-
-def test_what_was_kept_is_claimed_after_a_restart() -> None:
-    bench = Bench()
-    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40), now())
-    bench.wait(CLAIM_DELAY_S)
-    (claim,) = bench.claims()
-    assert claim.voucher == voucher(90)
-
-
-@pytest.mark.parametrize(
-    ("signed", "kept"),
-    [(Signed(signed_lease().body, bytes(64)), None), (signed_lease(), Signed(voucher(90).body, bytes(64)))],
-)
-def test_what_does_not_hold_is_not_restored(signed: Signed, kept: Signed | None) -> None:
-    bench = Bench()
-    (note,) = bench.till.restore(RestoreProvider(signed, kept, None, 0), now())
-    assert isinstance(note, Note)
-    assert len(bench.till) == 0
-
-
-def test_a_lease_with_all_claimed_is_not_claimed_after_a_restart() -> None:
-    bench = Bench()
-    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 90), now())
-    assert bench.wait(600) == []
