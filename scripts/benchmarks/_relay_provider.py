@@ -64,6 +64,10 @@ class SharedEngine:
         """As `Engine.cancel`."""
         self._engine.cancel(run)
 
+    def proceed(self, run: RunId) -> None:
+        """As `Engine.proceed`."""
+        self._engine.proceed(run)
+
     def models(self) -> tuple[ModelOffer, ...]:
         """As `Engine.models`."""
         return self._engine.models()
