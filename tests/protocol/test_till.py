@@ -69,7 +69,10 @@ class Bench:
         """Everything that falls due."""
         end_s = self.at_s + seconds
         self.effects = []
-        while (due_s := self.till.next_deadline()) is not None and due_s <= end_s:
+        for _ in range(10_000):
+            due_s = self.till.next_deadline()
+            if due_s is None or due_s > end_s:
+                break
             self.at_s = max(self.at_s, due_s)
             self.effects += self.till.on_deadline(now(self.at_s))
         self.at_s = end_s
@@ -321,7 +324,9 @@ def test_without_an_answer_it_is_claimed_again_ever_later() -> None:
     for _ in range(12):
         bench.till.on_failed(ClaimFailed(LEASE, "away", is_final=False), now(bench.at_s))
         before_s = bench.at_s
-        while not bench.claims():
+        for _ in range(2 * round(CLAIM_RETRY_S_MAX)):
+            if bench.claims():
+                break
             bench.wait(1)
         times.append(bench.at_s - before_s)
         bench.effects = []
