@@ -383,7 +383,7 @@ def prompt_for_nothing(dice: random.Random) -> list[str]:
     return market.violations()
 
 
-def changed(dice: random.Random, *, is_heard: bool) -> list[str]:
+def changed(dice: random.Random, *, is_heard: bool, has_new_weights: bool = False) -> list[str]:
     """Under a lease from before."""
     market = market_of(dice)
     ask(market, 1)
@@ -391,7 +391,8 @@ def changed(dice: random.Random, *, is_heard: bool) -> list[str]:
     rise = replace(priced, price_out_uusd=priced.price_out_uusd * 2)
     fall = replace(priced, price_out_uusd=priced.price_out_uusd // 2)
     weights = replace(priced, fingerprint=bytes(31) + b"2")
-    market.offer = offer(models=(dice.choice((rise, fall, weights)),), coordinators=(market.bank.node,))
+    other = weights if has_new_weights else dice.choice((rise, fall))
+    market.offer = offer(models=(other,), coordinators=(market.bank.node,))
     market.feed(market.provider, SetOffer(market.offer))
     if is_heard:
         market.meet()
@@ -401,8 +402,13 @@ def changed(dice: random.Random, *, is_heard: bool) -> list[str]:
 
 
 def offer_changes(dice: random.Random) -> list[str]:
-    """The price rises or falls, or other weights are served, and the asker hears of it."""
+    """The price rises or falls, and the asker hears of it."""
     return changed(dice, is_heard=True)
+
+
+def weights_change(dice: random.Random) -> list[str]:
+    """Others are served under the same name, and the asker hears of it."""
+    return changed(dice, is_heard=True, has_new_weights=True)
 
 
 def offer_changes_unheard(dice: random.Random) -> list[str]:
@@ -467,5 +473,5 @@ HISTORIES: tuple[History, ...] = (
     ),
     *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
     *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
-    *(offer_changes, offer_changes_unheard, coordinator_is_left, time_is_up),
+    *(offer_changes, offer_changes_unheard, weights_change, coordinator_is_left, time_is_up),
 )
