@@ -167,7 +167,7 @@ def look_after_power_cuts(
 ) -> int:
     """Cut the power at every operation from this one on, and look. Returns how often."""
     recording = Recording(disk.initial, disk.operations, acknowledged)
-    late: list[Cut] = [cut for cut in cuts(recording, random.Random(since), 2) if cut.operation >= since]
+    late: list[Cut] = list(cuts(recording, random.Random(since), 2, since))
     with Bench() as bench:
         for cut in late:
             bench.look(cut.image, workload, cut.acknowledged, OPENERS["sqlite3"])

@@ -201,8 +201,11 @@ class Cut:
     acknowledged: list[Any]
 
 
-def cuts(recording: Recording, rng: random.Random, per_operation: int) -> Iterator[Cut]:
-    """Cuts before the first operation and after each one, each of them leaving something else than the others."""
+def cuts(recording: Recording, rng: random.Random, per_operation: int, since: int = 0) -> Iterator[Cut]:
+    """Cuts before the first operation and after each one, each of them leaving something else than the others.
+
+    With `since` those after so many operations alone.
+    """
     disk = UnsyncedDisk(recording.initial)
     seen: set[object] = set()
     acknowledged: list[Any] = []
@@ -217,6 +220,8 @@ def cuts(recording: Recording, rng: random.Random, per_operation: int) -> Iterat
         while position <= number:
             acknowledged = [*acknowledged, result]
             position, result = next(waiting_acknowledgements)
+        if number < since:
+            continue
         for fate in sorted(fates(disk.pending, rng, per_operation)):
             # Pending operations keep their places until a sync, so what was kept of them says it all.
             kept = tuple((place, each) for place, each in enumerate(fate) if each != DROPPED)

@@ -60,8 +60,10 @@ def look_at_the_cut(disk: RecordingDisk, workload: LedgerWorkload, acknowledged:
 async def recover_from(fault: Failing, code: int, seed: int, prepared: dict[str, bytes], home: Path) -> int:
     """A fault after which the ledger goes on by itself. Returns how many entries it came to."""
     workload = LedgerWorkload()
+    # A log that is begun anew is written over, and does not grow.
+    checkpoint_pages = 1000 if isinstance(fault, Full) else OFTEN_PAGES
     with RecordingDisk(prepared, seed) as disk:
-        async with store_on(disk, home, workload, OFTEN_PAGES) as database:
+        async with store_on(disk, home, workload, checkpoint_pages) as database:
             history = await live_through(database, disk, workload, fault, seed)
             assert fault.failures, "the fault met nothing"
             assert {error.sqlite_errorcode for error in history.errors if isinstance(error, sqlite3.Error)} <= {code}
