@@ -51,6 +51,7 @@ from protocol.effects import (
     Send,
     SendClaim,
     StoreClaimed,
+    StoreClosing,
     StoreMark,
     StoreVoucher,
 )
@@ -78,7 +79,7 @@ log = structlog.get_logger(__name__)
 NetworkEffect = (
     Dial | HangUp | OpenStream | Send | FinishStream | ResetStream | DialBack | ReserveRelay | ReleaseRelay | Misbehaved
 )
-MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed | Equivocation
+MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed | StoreClosing | Equivocation
 AppEffect = (
     JobAccepted
     | JobQueued

@@ -22,7 +22,7 @@ from infernet.store import StoreError
 from protocol import codec
 from protocol import constants as c
 from protocol.accounts import cut_uusd
-from protocol.effects import Equivocation, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Equivocation, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import RestorePayer, RestoreProvider
 from protocol.ids import LeaseId, NodeId
 from protocol.money_records import LeaseRecord
@@ -62,6 +62,7 @@ MIGRATIONS: Final = (
         paid_uusd INTEGER NOT NULL CHECK (paid_uusd BETWEEN 0 AND cap_uusd),
         claimed_uusd INTEGER NOT NULL DEFAULT 0 CHECK (claimed_uusd BETWEEN 0 AND cap_uusd),
         earned_uusd INTEGER NOT NULL DEFAULT 0 CHECK (earned_uusd BETWEEN 0 AND claimed_uusd),
+        is_closing INTEGER NOT NULL DEFAULT 0 CHECK (is_closing IN (0, 1)),
         is_closed INTEGER NOT NULL DEFAULT 0 CHECK (is_closed IN (0, 1)),
         body BLOB NOT NULL,
         signature BLOB NOT NULL CHECK (length(signature) = 64),
@@ -78,7 +79,8 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX provider_leases_open ON provider_leases (number) WHERE is_closed = 0;
     CREATE TRIGGER provider_leases_only_grow BEFORE UPDATE ON provider_leases
-    WHEN NEW.paid_uusd < OLD.paid_uusd OR NEW.claimed_uusd < OLD.claimed_uusd OR NEW.is_closed < OLD.is_closed
+    WHEN NEW.paid_uusd < OLD.paid_uusd OR NEW.claimed_uusd < OLD.claimed_uusd
+        OR NEW.is_closing < OLD.is_closing OR NEW.is_closed < OLD.is_closed
     BEGIN SELECT RAISE(ABORT, 'what was paid, claimed and closed stays so'); END;
     CREATE TABLE equivocations (
         coordinator BLOB NOT NULL CHECK (length(coordinator) = 32),
@@ -96,7 +98,7 @@ MIGRATIONS: Final = (
 )
 SCHEMA_VERSION: Final = len(MIGRATIONS)
 
-Write = StoreMark | StoreVoucher | StoreClaimed
+Write = StoreMark | StoreVoucher | StoreClaimed | StoreClosing
 
 
 class DiskLost(StoreError):
@@ -166,6 +168,8 @@ class MoneyStore:
                     _put_mark(database, write)
                 elif isinstance(write, StoreVoucher):
                     _put_voucher(database, write)
+                elif isinstance(write, StoreClosing):
+                    database.execute("UPDATE provider_leases SET is_closing = 1 WHERE lease = ?", (write.lease,))
                 else:
                     _put_claimed(database, write)
 
@@ -225,13 +229,18 @@ class MoneyStore:
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT body, signature, voucher_body, voucher_signature, receipt_body, receipt_signature, "
-                "claimed_uusd, is_closed FROM provider_leases "
+                "claimed_uusd, is_closing, is_closed FROM provider_leases "
                 "WHERE (is_closed = 0 OR serve_until_ms > ?) AND coordinator = ? ORDER BY number",
                 (now_ms - c.CLOCK_SKEW_MS_MAX, coordinator),
             ).fetchall()
         return [
             RestoreProvider(
-                Signed(row[0], row[1]), _signed(*row[2:4]), _signed(*row[4:6]), row[6], is_closed=bool(row[7])
+                Signed(row[0], row[1]),
+                _signed(*row[2:4]),
+                _signed(*row[4:6]),
+                row[6],
+                is_closing=bool(row[7]),
+                is_closed=bool(row[8]),
             )
             for row in rows
         ]

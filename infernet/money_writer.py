@@ -1,8 +1,9 @@
 """Writes to the money store without waiting for it: what must be on disk before it is acted on, and what soon.
 
-Marks go to disk at once, and whoever waits for one hears of it afterwards. Vouchers wait a quarter of a second for
-others, and all that waits shares a transaction. For each lease only the newest state waits, so the queue is bounded by
-the number of leases. A write that fails is tried again until it succeeds; meanwhile `trouble` says why.
+Marks go to disk at once, and whoever waits for one hears of it afterwards; that a lease is given up goes there at once,
+too. Vouchers wait a quarter of a second for others, and all that waits shares a transaction. For each lease only the
+newest state waits, so the queue is bounded by the number of leases. A write that fails is tried again until it succeeds;
+meanwhile `trouble` says why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 
 from infernet.money_store import MoneyStore, MoneyTotals, Rejected, Write
 from infernet.store import StoreError
-from protocol.effects import Equivocation, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Equivocation, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.ids import LeaseId
 
 # DESIGN 2: an honest party loses at most one window and one flush of stored vouchers.
@@ -38,6 +39,7 @@ class MoneyWriter:
         self._marks: dict[LeaseId, StoreMark] = {}
         self._vouchers: dict[LeaseId, StoreVoucher] = {}
         self._claimed: dict[LeaseId, StoreClaimed] = {}
+        self._closing: dict[LeaseId, StoreClosing] = {}
         self._first_s = 0.0
         self._news = trio.Event()
         # An older state must not come to the disk after a newer one.
@@ -50,7 +52,7 @@ class MoneyWriter:
         self.trouble = ""
 
     def __len__(self) -> int:
-        return len(self._marks) + len(self._vouchers) + len(self._claimed)
+        return len(self._marks) + len(self._vouchers) + len(self._claimed) + len(self._closing)
 
     @property
     def unwritten(self) -> int:
@@ -65,6 +67,8 @@ class MoneyWriter:
             self._marks[write.lease] = write
         elif isinstance(write, StoreVoucher):
             self._vouchers[write.lease] = write
+        elif isinstance(write, StoreClosing):
+            self._closing[write.lease] = write
         else:
             self._claimed[write.lease] = _with_word(write, self._claimed.get(write.lease))
         self._news.set()
@@ -91,7 +95,7 @@ class MoneyWriter:
 
     async def _wait_for_work(self) -> None:
         """Until there is something urgent, or something that has waited long enough."""
-        while not self._marks and self._proof is None:
+        while not self._marks and not self._closing and self._proof is None:
             deadline_s = self._first_s + FLUSH_S if len(self) else float("inf")
             if deadline_s <= trio.current_time():
                 return
@@ -102,10 +106,15 @@ class MoneyWriter:
     async def _write_all(self) -> bool:
         """Whether everything that waited is on disk now, or never will be."""
         async with self._writing:
-            batch: list[Write] = [*self._vouchers.values(), *self._marks.values(), *self._claimed.values()]
+            batch: list[Write] = [
+                *self._vouchers.values(),
+                *self._marks.values(),
+                *self._closing.values(),
+                *self._claimed.values(),
+            ]
             if not batch and self._proof is None:
                 return True
-            self._marks, self._vouchers, self._claimed = {}, {}, {}
+            self._marks, self._vouchers, self._closing, self._claimed = {}, {}, {}, {}
             self._in_flight = len(batch)
             try:
                 if self._proof is not None:
@@ -151,6 +160,8 @@ class MoneyWriter:
                 self._marks.setdefault(write.lease, write)
             elif isinstance(write, StoreVoucher):
                 self._vouchers.setdefault(write.lease, write)
+            elif isinstance(write, StoreClosing):
+                self._closing[write.lease] = write
             else:
                 self._claimed[write.lease] = _with_word(self._claimed.get(write.lease, write), write)
 

@@ -170,6 +170,12 @@ class StoreClaimed(Struct, frozen=True):
     acknowledgement: Signed | None
 
 
+class StoreClosing(Struct, frozen=True):
+    """Put on disk, at once, that we give up the rest of a lease: it is served no more, whatever we hear of that."""
+
+    lease: LeaseId
+
+
 class Equivocation(Struct, frozen=True):
     """A coordinator of ours has signed two different heads of its ledger with one number: here is the proof."""
 
@@ -348,6 +354,7 @@ Effect = (
     | StoreVoucher
     | SendClaim
     | StoreClaimed
+    | StoreClosing
     | Equivocation
     | JobAccepted
     | JobQueued

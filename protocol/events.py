@@ -349,12 +349,13 @@ class RestorePayer(Struct, frozen=True):
 
 
 class RestoreProvider(Struct, frozen=True):
-    """A lease that was given to us before a restart, as StoreVoucher and StoreClaimed kept it."""
+    """A lease that was given to us before a restart, as StoreVoucher, StoreClaimed and StoreClosing kept it."""
 
     signed: Signed
     voucher: Signed | None
     receipt: Signed | None
     claimed_uusd: int
+    is_closing: bool = False
     is_closed: bool = False
 
 

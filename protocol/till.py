@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol import constants as c
-from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreVoucher
+from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreClosing, StoreVoucher
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
@@ -226,7 +226,7 @@ class Till:
         # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
         #   restarts too.
         # Its coordinator may close it, and we crash before we hear of that.
-        return [StoreClaimed(lease, side.claimed_uusd, True, None), sent] if is_final else [sent]
+        return [StoreClosing(lease), sent] if is_final else [sent]
 
     def on_answered(self, event: ClaimAnswered, now: Now) -> list[Effect]:
         """The coordinator has credited a claim, or says that it had."""
@@ -310,8 +310,9 @@ class Till:
                 event.signed,
                 receipt=event.receipt,
                 claimed_uusd=event.claimed_uusd,
-                # Whether its coordinator has closed it, its answer to another final claim says.
-                is_final_wanted=event.is_closed,
+                # Whether its coordinator has closed it, the answer to another final claim says.
+                is_final_wanted=event.is_closing,
+                is_closed=event.is_closed,
             )
             if event.voucher is not None:
                 side.take(event.voucher)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from protocol.effects import Effect, JobDone, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import Effect, JobDone, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import DEADLINE, EngineStarted, Event, RestorePayer, RestoreProvider
 from protocol.ids import LeaseId
 from protocol.ledger import Entry, available
@@ -89,12 +89,20 @@ class WatchedMarket(Market):
         stored = self.provider.all(StoreVoucher)
         kept: dict[LeaseId, StoreVoucher] = {effect.lease: effect for effect in stored[: len(stored) - forgets]}
         claimed: dict[LeaseId, StoreClaimed] = {effect.lease: effect for effect in self.provider.all(StoreClaimed)}
+        closing = {effect.lease for effect in self.provider.all(StoreClosing)}
         self.restart_provider()
         for lease, effect in kept.items():
             done = claimed.get(lease)
             claimed_uusd = done.claimed_uusd if done is not None else 0
             is_closed = done is not None and done.is_closed
-            restored = RestoreProvider(effect.signed, effect.voucher, effect.receipt, claimed_uusd, is_closed=is_closed)
+            restored = RestoreProvider(
+                effect.signed,
+                effect.voucher,
+                effect.receipt,
+                claimed_uusd,
+                is_closing=lease in closing,
+                is_closed=is_closed,
+            )
             self.feed(self.provider, restored)
         self.step()
 

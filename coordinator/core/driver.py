@@ -49,6 +49,7 @@ from protocol.effects import (
     Send,
     SendClaim,
     StoreClaimed,
+    StoreClosing,
     StoreMark,
     StoreVoucher,
 )
@@ -180,7 +181,7 @@ class PeerDriver:
                 # Only this coordinator's key can have signed both: its ledger was restored without its journal, or
                 # somebody else has the key.
                 log.critical("two_ledgers_of_this_key")
-            case StoreVoucher() | SendClaim() | StoreClaimed():
+            case StoreVoucher() | SendClaim() | StoreClaimed() | StoreClosing():
                 raise AssertionError("the coordinator is nobody's provider")
             case RunEngine() | CancelEngine() | ContinueEngine():
                 raise AssertionError("the coordinator offers no model, so no job can have been accepted")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from protocol.effects import RequestLease, SendClaim, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import RequestLease, SendClaim, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import (
     ClaimFailed,
     Event,
@@ -31,8 +31,8 @@ DISK_S: Final = (0.002, 0.02)
 LINE_S: Final = (0.01, 0.15)
 TIMEOUT_S: Final = 5.0
 
-MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed
-MONEY_EFFECTS: Final = (RequestLease, StoreMark, StoreVoucher, SendClaim, StoreClaimed)
+MoneyEffect = RequestLease | StoreMark | StoreVoucher | SendClaim | StoreClaimed | StoreClosing
+MONEY_EFFECTS: Final = (RequestLease, StoreMark, StoreVoucher, SendClaim, StoreClaimed, StoreClosing)
 
 
 @dataclass(slots=True)
@@ -42,6 +42,7 @@ class Disk:
     payers: dict[LeaseId, StoreMark] = field(default_factory=dict)
     providers: dict[LeaseId, StoreVoucher] = field(default_factory=dict)
     claimed: dict[LeaseId, StoreClaimed] = field(default_factory=dict)
+    closing: set[LeaseId] = field(default_factory=set)
 
 
 class Desk:
@@ -77,6 +78,7 @@ class Desk:
                     kept.voucher,
                     kept.receipt,
                     claimed.claimed_uusd if claimed is not None else 0,
+                    is_closing=lease in self.disk.closing,
                     is_closed=claimed is not None and claimed.is_closed,
                 )
             )
@@ -101,6 +103,8 @@ class Desk:
                 self._unwritten[effect.lease] = effect
             case StoreClaimed():
                 self.disk.claimed[effect.lease] = effect
+            case StoreClosing():
+                self.disk.closing.add(effect.lease)
 
     def _soon(self, delay_s: float, action: Callable[[], None]) -> None:
         self._schedule.at(self._schedule.now_s + delay_s, partial(self._if_alive, self._life, action))

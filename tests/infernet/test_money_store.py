@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from infernet import money_store as stores
 from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected
 from infernet.store import StoreError
+from protocol.effects import StoreClosing
 from protocol.envelope import open_record
 from protocol.money_records import VoucherRecord
 from tests.helpers_money_store import BANK, CAP_UUSD, claimed, lease, lease_of, mark, paid, request_of, voucher
@@ -99,6 +100,17 @@ def test_a_closed_lease_is_taken_up_as_such_and_what_it_did_not_pay_is_told(path
     assert event.is_closed, "it is remembered for as long as somebody could order under it"
     assert store.restore_providers(BANK.node, NOW_MS + 90_000_000) == []
     assert store.totals() == MoneyTotals(60, 60, 0, 0, 30)
+    store.close()
+
+
+def test_what_was_given_up_and_not_answered_is_redeemed_however_late_the_restart(path: Path) -> None:
+    """A node may be down for longer than a lease could be ordered under, or its coordinator away for as long."""
+    store = MoneyStore(path)
+    store.apply([paid(90), StoreClosing(lease_of(1)), StoreClosing(lease_of(2))])
+    store = reopened(store)
+    (event,) = store.restore_providers(BANK.node, NOW_MS + 90_000_000)
+    assert (event.is_closing, event.is_closed, event.claimed_uusd) == (True, False, 0)
+    assert store.totals() == MoneyTotals(0, 0, 90, 1, 0)
     store.close()
 
 

@@ -14,8 +14,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected, Write
 from infernet.money_writer import FLUSH_S, MoneyWriter
 from infernet.store import StoreError
-from protocol.effects import StoreMark
-from tests.helpers_money_store import CAP_UUSD, claimed, mark, paid
+from protocol.effects import StoreClosing, StoreMark
+from tests.helpers_money_store import BANK, CAP_UUSD, claimed, lease_of, mark, paid
+from tests.helpers_records import NOW_MS
 
 pytestmark = pytest.mark.anyio
 
@@ -105,11 +106,20 @@ async def test_a_mark_takes_along_what_waits(tmp_path: Path) -> None:
         assert b.disk.batches == [[paid(10, 1), mark(300, 2)]]
 
 
+async def test_that_a_lease_is_given_up_comes_to_the_disk_at_once_and_after_its_voucher(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.writer.put(StoreClosing(lease_of(1)))
+        b.writer.put(paid(10, 1))
+        await b.settle()
+        assert b.disk.batches == [[paid(10, 1), StoreClosing(lease_of(1))]]
+
+
 async def test_a_full_disk_is_tried_again_and_told_and_nothing_that_was_given_is_lost(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
         b.disk.fails = StoreError("the disk is full")
         b.writer.put(mark(300))
         b.writer.put(paid(10, 5))
+        b.writer.put(StoreClosing(lease_of(5)))
         await b.settle()
         assert (b.stored, b.writer.trouble) == ([], "the disk is full")
         b.writer.put(paid(40, 5))
@@ -121,6 +131,7 @@ async def test_a_full_disk_is_tried_again_and_told_and_nothing_that_was_given_is
         await b.pass_time(60)
         assert b.stored == [mark(700)], "what was newer by then"
         assert b.disk.totals().unclaimed_uusd == 40
+        assert [event.is_closing for event in b.disk.restore_providers(BANK.node, NOW_MS)] == [True]
         assert b.changes == ["the disk is full", ""]
         assert len(b.writer) == 0
 

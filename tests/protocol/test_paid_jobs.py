@@ -16,6 +16,7 @@ from protocol.effects import (
     RequestLease,
     SendClaim,
     StoreClaimed,
+    StoreClosing,
     StoreMark,
     StoreVoucher,
 )
@@ -413,9 +414,10 @@ def test_a_lease_is_not_served_after_a_crash_in_its_last_claim() -> None:
     market.ask(1)
     (lease,) = market.bank.book.leases
     market.feed(market.provider, CloseLease(lease))
-    stored, closed = market.provider.all(StoreVoucher)[-1], market.provider.all(StoreClaimed)[-1]
+    stored, closing = market.provider.all(StoreVoucher)[-1], market.provider.all(StoreClosing)[-1]
+    assert closing.lease == lease
     market.restart_provider()
-    restored = RestoreProvider(stored.signed, stored.voucher, stored.receipt, 0, is_closed=closed.is_closed)
+    restored = RestoreProvider(stored.signed, stored.voucher, stored.receipt, 0, is_closing=True)
     market.feed(market.provider, restored)
     market.ask(2)
     assert market.provider.messages(JobReject)[-1].code == Refusal.LEASE

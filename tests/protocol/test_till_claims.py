@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol import constants as c
-from protocol.effects import Note, SendClaim, StoreClaimed
+from protocol.effects import Note, SendClaim, StoreClaimed, StoreClosing
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
 from protocol.events import ClaimFailed, CloseLease, RestoreProvider
@@ -338,9 +338,9 @@ def test_a_lease_from_before_that_is_served_no_more_is_given_up() -> None:
     assert [claim.is_final for claim in bench.claims()] == [1]
 
 
-def test_a_closed_lease_stays_closed_after_a_restart() -> None:
+def test_a_lease_that_was_given_up_before_a_restart_is_redeemed_and_not_served() -> None:
     bench = Bench()
-    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closed=True), now())
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closing=True), now())
     assert bench.refusal() is Refusal.LEASE
     bench.wait(CLAIM_DELAY_S)
     assert [claim.is_final for claim in bench.claims()] == [1]
@@ -349,12 +349,22 @@ def test_a_closed_lease_stays_closed_after_a_restart() -> None:
     assert bench.wait(600) == []
 
 
+def test_a_closed_lease_stays_closed_after_a_restart_until_nobody_can_order_under_it() -> None:
+    bench = Bench()
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closed=True), now())
+    assert bench.refusal() is Refusal.LEASE
+    assert bench.wait(600) == []
+    bench.wait((lease().serve_until_ms - NOW_MS + c.LEASE_SKEW_MS) / 1000)
+    assert bench.claims() == []
+    assert len(bench.till) == 0
+
+
 def test_that_a_lease_is_given_up_is_on_disk_before_its_coordinator_hears_of_it() -> None:
     bench = Bench()
     bench.serve()
     bench.effects = bench.till.on_close_wanted(CloseLease(LEASE), now(1))
     stored, sent = bench.effects
-    assert stored == StoreClaimed(LEASE, 0, True, None)
+    assert stored == StoreClosing(LEASE)
     assert isinstance(sent, SendClaim)
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from protocol.effects import SendClaim, StoreClaimed, StoreMark, StoreVoucher
+from protocol.effects import SendClaim, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import (
     ClaimFailed,
     Event,
@@ -79,6 +79,7 @@ def test_what_was_written_comes_back_after_a_restart(machine: Machine) -> None:
     machine.desk.perform(MARK)
     machine.desk.perform(kept(5))
     machine.wait(1)
+    machine.desk.perform(StoreClosing(LEASE))
     machine.desk.perform(StoreClaimed(LEASE, 5, True, None))
     machine.desk.crash()
     machine.heard.clear()
@@ -86,7 +87,7 @@ def test_what_was_written_comes_back_after_a_restart(machine: Machine) -> None:
     assert machine.heard == [
         UseCoordinator(machine.bench.bank.node),
         RestorePayer(MARK.request, MARK.signed, 500, None),
-        RestoreProvider(signed_lease(), voucher(5), None, 5, is_closed=True),
+        RestoreProvider(signed_lease(), voucher(5), None, 5, is_closing=True, is_closed=True),
     ]
 
 
