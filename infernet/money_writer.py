@@ -2,8 +2,8 @@
 
 Marks go to disk at once, and whoever waits for one hears of it afterwards; that a lease is given up goes there at once,
 too. Vouchers wait a quarter of a second for others, and all that waits shares a transaction. For each lease only the
-newest state waits, so the queue is bounded by the number of leases. A write that fails is tried again until it succeeds;
-meanwhile `trouble` says why.
+newest state waits, so the queue is bounded by the number of leases. A write that fails is tried again until it
+succeeds; meanwhile `trouble` says why.
 """
 
 from __future__ import annotations
