@@ -216,7 +216,9 @@ def _waiting(deposit: Deposit, now_ms: int) -> Deposit:
     #   loses nothing.
     last_ms = deposit.created_ms + NEVER_ENDING_MS if deposit.ended_ms is None else deposit.ended_ms + DAY_MS
     if now_ms < last_ms:
-        return replace(deposit, next_poll_ms=now_ms + _pause_ms(deposit, now_ms))
+        # An answer that came late can end one that was closed without an end: it has its day like any other.
+        stage = Stage.OPEN if deposit.stage is Stage.CLOSED else deposit.stage
+        return replace(deposit, stage=stage, next_poll_ms=now_ms + _pause_ms(deposit, now_ms))
     if deposit.received_units:
         return _review(deposit, "less came than was asked for", now_ms)
     return replace(deposit, stage=Stage.CLOSED, next_poll_ms=None)

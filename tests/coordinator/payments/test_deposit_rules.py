@@ -218,6 +218,15 @@ def test_a_hint_opens_a_closed_one_for_a_day() -> None:
     assert hinted(deposit(), NOW_MS + 5).next_poll_ms == NOW_MS + 5
 
 
+def test_a_late_end_of_a_closed_one_opens_it_for_a_day() -> None:
+    now_ms = NOW_MS + NEVER_ENDING_MS
+    closed = failed_to_ask(deposit(created_ms=NOW_MS), now_ms)
+    assert (closed.stage, closed.ended_ms) == (Stage.CLOSED, None)
+    row = judge(closed, invoice(status=PaymentStatus.EXPIRED), now_ms, 0, LIMITS).deposit
+    assert (row.stage, row.next_poll_ms) == (Stage.OPEN, now_ms + HOUR_MS)
+    assert judge(row, invoice(status=PaymentStatus.EXPIRED), now_ms + DAY_MS, 0, LIMITS).deposit.stage is Stage.CLOSED
+
+
 def test_a_person_credits_what_is_not_settled_and_nothing_else() -> None:
     for stage in (Stage.OPEN, Stage.REVIEW, Stage.CLOSED):
         judged = by_hand(deposit(stage=stage), EXPECTED, NOW_MS)
