@@ -50,6 +50,14 @@ def lease_refusal(lease: LeaseRecord, order: JobOpenRecord, offer: ModelOffer, w
     # SPEC 06: The provider MUST refuse an order at a lower price than it asks now.
     if any(ordered < asked for ordered, asked in zip(prices(order), prices(offer), strict=True)):
         return Refusal.PRICE, "the price has risen since the lease was made: look at the new heartbeat"
+    # SPEC 06: The provider MUST refuse an order whose prices, less the relay's part, are lower than it asks, and a lease
+    #   whose cuts are more than the whole.
+    if lease.fee_bps + lease.relay_bps > c.BASIS_POINTS or (lease.relay is None and lease.relay_bps):
+        return Refusal.LEASE, "the cuts of this lease are more than the whole, or nobody's: get another one"
+    left_bps = c.BASIS_POINTS - lease.relay_bps
+    pairs = zip(prices(order), prices(offer), strict=True)
+    if any(ordered * left_bps < asked * c.BASIS_POINTS for ordered, asked in pairs):
+        return Refusal.PRICE, "what the relay of the lease gets comes on top of the price here"
     # SPEC 06: The provider MUST refuse an order that may outlive the time in which its lease is served.
     if order.expires_at_ms > lease.serve_until_ms:
         return Refusal.LEASE, "the order may take longer than its lease is served: get another lease"
@@ -174,8 +182,14 @@ class ProviderSide:
     vouched_tokens: int = 0
 
     @property
+    def settled_uusd(self) -> int:
+        """What a job begins at: what was paid, or credited for vouchers that we do not have any more."""
+        return min(self.record.cap_uusd, max(self.paid_uusd, self.claimed_uusd))
+
+    @property
     def unclaimed_uusd(self) -> int:
-        return self.paid_uusd - self.claimed_uusd
+        # A coordinator may have credited more than we know of: its word is older than our disk, or not true.
+        return max(0, self.paid_uusd - self.claimed_uusd)
 
     def take(self, signed: Signed) -> VoucherRecord:
         """Check a voucher and keep it if it is the best. Raises RemoteProtocolError."""
@@ -215,7 +229,7 @@ class Meter:
 
     def accept(self, prefill_uusd: int, running_hash: bytes, now_s: float) -> None:
         """The prompt is counted: from now on its price is waited for."""
-        self.base_uusd = self.side.paid_uusd
+        self.base_uusd = self.side.settled_uusd
         self.prefill_uusd = prefill_uusd
         self.round_trip_s, self.tokens_per_s = self.side.round_trip_s, self.side.tokens_per_s
         self.promised_uusd = self.window_uusd

@@ -96,7 +96,7 @@ class Till:
         if side.is_closed or side.is_final_wanted:
             return Refusal.LEASE, "this lease is closed: get another one"
         # SPEC 06: The provider MUST refuse an order that can cost more than is left of its lease.
-        if most_uusd(order) > side.record.cap_uusd - side.paid_uusd:
+        if most_uusd(order) > side.record.cap_uusd - side.settled_uusd:
             return Refusal.LEASE, "the order can cost more than is left of its lease: get a larger one"
         if side.record.lease not in self._sides and not self._has_room():
             return Refusal.BUSY, "this node holds as many leases as it can"
@@ -242,7 +242,7 @@ class Till:
             return self._retry(side, f"the coordinator's answer does not hold: {error}", now)
         self._tries.pop(event.lease, None)
         side.claimed_uusd = max(side.claimed_uusd, record.claimed_uusd)
-        side.is_closed = bool(record.is_closed)
+        side.is_closed |= bool(record.is_closed)
         effects: list[Effect] = [
             StoreClaimed(event.lease, side.claimed_uusd, side.is_closed, event.acknowledgement),
         ]
@@ -305,6 +305,9 @@ class Till:
         """Take up a lease from before a restart, and redeem what it holds. What does not hold is left, and noted."""
         try:
             record = open_record(event.signed, LeaseRecord)
+            # SPEC 06: The provider MUST leave alone what it holds of leases that name another key than its own:
+            if record.provider != self._signer.node:
+                raise RemoteProtocolError("it is made out to another key than this node's")
             side = ProviderSide(
                 record,
                 event.signed,

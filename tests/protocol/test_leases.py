@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.accounts import cuts_uusd
 from protocol.codec import decode_record
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
@@ -122,6 +123,10 @@ def test_the_window_is_one_token_at_least_and_otherwise_bounded(price: int, toke
         ({"price_in_uusd": 999_999}, {"price_in_uusd": 999_999}, Refusal.PRICE),
         ({"expires_at_ms": NOW_MS + 3_600_001}, {}, Refusal.LEASE),
         ({}, {"issued_at_ms": NOW_MS + c.CLOCK_SKEW_MS_MAX + 1}, Refusal.CLOCK_SKEW),
+        ({}, {"relay": PAYER.node, "relay_bps": 1}, Refusal.PRICE),
+        ({}, {"relay": PAYER.node, "relay_bps": 10_000}, Refusal.PRICE),
+        ({}, {"relay": PAYER.node, "relay_bps": 5_000, "fee_bps": 5_001}, Refusal.LEASE),
+        ({}, {"relay": None, "relay_bps": 1}, Refusal.LEASE),
     ],
 )
 def test_every_refusal_of_a_lease(ordered: dict[str, Any], leased: dict[str, Any], code: Refusal) -> None:
@@ -137,6 +142,18 @@ def test_a_good_order_and_one_at_a_higher_price_than_asked_are_taken() -> None:
     assert lease_refusal(lease(), paid_order(expires_at_ms=NOW_MS + 3_600_000), cheaper, NOW_MS) is None
     newest = lease(issued_at_ms=NOW_MS + c.CLOCK_SKEW_MS_MAX)
     assert lease_refusal(newest, paid_order(), PRICED, NOW_MS) is None
+
+
+def test_the_part_of_a_relay_comes_on_top_of_the_price() -> None:
+    """By the ledger's own arithmetic: what is left for the provider, before the coordinator's fee, is what it asked."""
+    for price_in_uusd, taken in ((1_249_999, False), (1_250_000, True)):
+        terms = {"price_in_uusd": price_in_uusd, "price_out_uusd": 2_500_000}
+        shared = lease(relay=PAYER.node, relay_bps=2_000, **terms)
+        why = lease_refusal(shared, paid_order(**terms), PRICED, NOW_MS)
+        assert (why is None) is taken
+        total_uusd = cost_uusd(paid_order(**terms), 1_000_000_000, 0)
+        kept_uusd = total_uusd - sum(cuts_uusd(total_uusd, 0, 2_000))
+        assert (kept_uusd >= cost_uusd(PRICED, 1_000_000_000, 0)) is taken
 
 
 def test_the_most_that_an_order_can_cost() -> None:

@@ -22,8 +22,8 @@ from protocol.till import (
 )
 from tests.helpers_machines import now
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
-from tests.protocol.test_leases import BANK, LEASE, lease, voucher
-from tests.protocol.test_till import STREAM, Bench, signed_lease
+from tests.protocol.test_leases import BANK, LEASE, PRICED, lease, paid_order, voucher
+from tests.protocol.test_till import OFFERED, STREAM, Bench, signed_lease
 
 # ---------------------------------------------------------------- claims
 
@@ -386,6 +386,38 @@ def test_what_does_not_hold_is_not_restored(signed: Signed, kept: Signed | None)
     assert isinstance(note, Note)
     assert note.event == "lease.not_restored"
     assert len(bench.till) == 0
+
+
+def test_a_lease_for_another_key_than_ours_is_left_alone() -> None:
+    bench = Bench()
+    others = signed_lease(provider=BANK.node)
+    (note,) = bench.till.restore(RestoreProvider(others, voucher(90), None, 0), now())
+    assert isinstance(note, Note)
+    assert note.event == "lease.not_restored"
+    assert bench.wait(600) == []
+    assert len(bench.till) == 0
+
+
+def test_more_credited_than_was_paid_is_no_debt_of_ours() -> None:
+    """A store was put back from a backup, or a coordinator says what is not true."""
+    bench = Bench()
+    side = bench.serve(90)
+    bench.wait(CLAIM_DELAY_S)
+    bench.answer(c.INTEGER_MAX)
+    assert side.unclaimed_uusd == 0
+    assert bench.wait(10 * CLAIM_RETRY_S_MAX) == []
+    dear = bench.till.refusal(paid_order(), signed_lease(), OFFERED, PRICED, now(bench.at_s))
+    assert dear is not None
+    assert dear[0] is Refusal.LEASE, "nothing is left of it by its coordinator's own word"
+
+
+def test_a_lease_that_was_closed_is_not_opened_by_another_word() -> None:
+    bench = Bench()
+    side = bench.serve(90)
+    bench.wait(CLAIM_DELAY_S)
+    side.is_closed = True
+    bench.answer(90, is_closed=0)
+    assert side.is_closed
 
 
 def test_a_lease_with_all_claimed_is_not_claimed_after_a_restart() -> None:
