@@ -50,8 +50,8 @@ def lease_refusal(lease: LeaseRecord, order: JobOpenRecord, offer: ModelOffer, w
     # SPEC 06: The provider MUST refuse an order at a lower price than it asks now.
     if any(ordered < asked for ordered, asked in zip(prices(order), prices(offer), strict=True)):
         return Refusal.PRICE, "the price has risen since the lease was made: look at the new heartbeat"
-    # SPEC 06: The provider MUST refuse an order whose prices, less the relay's part, are lower than it asks, and a lease
-    #   whose cuts are more than the whole.
+    # SPEC 06: The provider MUST refuse an order whose prices, less the relay's part, are lower than it asks, and a
+    #   lease whose cuts are more than the whole.
     if lease.fee_bps + lease.relay_bps > c.BASIS_POINTS or (lease.relay is None and lease.relay_bps):
         return Refusal.LEASE, "the cuts of this lease are more than the whole, or nobody's: get another one"
     left_bps = c.BASIS_POINTS - lease.relay_bps
