@@ -35,7 +35,7 @@ def test_what_a_job_was_paid_is_claimed_a_moment_later_with_its_receipt() -> Non
     account = receipt(lease=LEASE)
     signed = sign_record(account, PROVIDER)
     bench.till.receipt(side, account, signed)
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert bench.wait(CLAIM_DELAY_S - 0.1) == []
     bench.wait(0.2)
     (claim,) = bench.claims()
@@ -135,7 +135,7 @@ def test_a_payer_that_wants_its_rest_gets_it_after_the_job() -> None:
     side = bench.begin()
     side.take(voucher(90))
     assert bench.till.on_close_wanted(CloseLease(LEASE), now()) == []
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert bench.refusal() is Refusal.LEASE
     bench.wait(CLAIM_DELAY_S)
     (claim,) = bench.claims()
@@ -256,7 +256,7 @@ def test_a_lease_that_is_served_no_more_is_given_up_when_its_job_is_over() -> No
     assert [claim.is_final for claim in bench.claims()] == [0] * len(bench.claims())
     assert side.is_final_wanted
     bench.till._sent.clear()
-    bench.till.end(side, None, 50, now(bench.at_s))
+    bench.end(side, None, 50)
     bench.wait(CLAIM_DELAY_S)
     assert [claim.is_final for claim in bench.claims()] == [1]
 
@@ -296,7 +296,7 @@ def test_a_closed_lease_is_forgotten_when_its_last_job_is_over(stream: StreamId 
     side = bench.begin()
     bench.wait((lease().serve_until_ms + c.LEASE_SKEW_MS - NOW_MS) / 1000)
     side.is_closed = True
-    bench.till.end(side, stream, 90, now(bench.at_s))
+    bench.end(side, stream, 90)
     if stream is not None:
         assert len(bench.till) == 1
         bench.till.on_stream_dropped(stream)
