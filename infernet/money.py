@@ -16,7 +16,7 @@ import trio
 from infernet.coordinator_client import CoordinatorError
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
-from infernet.money_client import FINAL_CODES, MoneyClient, is_final, read_signed
+from infernet.money_client import FINAL_CLAIM_CODES, MoneyClient, is_final, read_signed
 from infernet.money_store import MoneyStore
 from infernet.money_writer import MoneyWriter
 from protocol.constants import LEASE_DEADLINE_S
@@ -202,7 +202,7 @@ class Money:
                 async with self._claim_turn:
                     acknowledgement = await self._client.claim(effect.claim)
         except CoordinatorError as error:
-            self._claim_failed(effect.lease, str(error), is_final=is_final(error))
+            self._claim_failed(effect.lease, str(error), is_final=is_final(error, FINAL_CLAIM_CODES))
         except trio.TooSlowError:
             self._claim_failed(effect.lease, "the coordinator did not answer in time", is_final=False)
         else:
@@ -216,7 +216,8 @@ class Money:
         if answer.acknowledgement is not None:
             self._claim_answered(lease, answer.acknowledgement)
         else:
-            self._claim_failed(lease, f"the coordinator refused: {answer.text}", is_final=answer.code in FINAL_CODES)
+            is_over = answer.code in FINAL_CLAIM_CODES
+            self._claim_failed(lease, f"the coordinator refused: {answer.text}", is_final=is_over)
 
     def on_link(self, *, is_up: bool) -> None:
         """What was on its way over a link that is lost has no answer; after a new one there may be news."""

@@ -29,8 +29,8 @@ from protocol.envelope import AUTH_HEADER, AUTH_WINDOW_S
 from protocol.errors import RemoteProtocolError
 from protocol.records import Signed
 
-#: Refusals that asking again does not change. Any other may be the weather, an old coordinator or something in between,
-#: and a claim that is given up for such a reason would be money thrown away.
+#: Refusals of a request for a lease that asking again does not change. Any other may be the weather, an old coordinator
+#: or something in between.
 FINAL_CODES: Final = frozenset(
     {
         "insufficient_funds",
@@ -44,6 +44,11 @@ FINAL_CODES: Final = frozenset(
         "bad_amount",
     }
 )
+# SPEC 06: The provider MUST take a claim for refused for good only where the coordinator says `lease_closed` or
+#   `wrong_provider`, and try again after any other answer.
+# A coordinator that was put back from a backup does not know a lease yet, one with a fault takes no signature: a claim
+# that is given up for such a reason would be money thrown away.
+FINAL_CLAIM_CODES: Final = frozenset({"lease_closed", "wrong_provider"})
 NOT_REGISTERED: Final = "not_registered"
 
 #: What may be asked in JSON: short names, for the socket and the commands, and where they lead.
@@ -60,9 +65,9 @@ TARGETS: Final = {
 }
 
 
-def is_final(error: CoordinatorError) -> bool:
-    """Whether the same request would be refused for ever."""
-    return isinstance(error, CoordinatorRefused) and 400 <= error.status < 500 and error.code in FINAL_CODES
+def is_final(error: CoordinatorError, codes: frozenset[str] = FINAL_CODES) -> bool:
+    """Whether the same request would be refused for ever, as these codes say."""
+    return isinstance(error, CoordinatorRefused) and 400 <= error.status < 500 and error.code in codes
 
 
 class MoneyClient:

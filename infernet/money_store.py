@@ -21,7 +21,7 @@ from infernet.config import make_private_directory
 from infernet.store import StoreError
 from protocol import codec
 from protocol import constants as c
-from protocol.accounts import cut_uusd
+from protocol.accounts import cuts_uusd
 from protocol.effects import Equivocation, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import RestorePayer, RestoreProvider
 from protocol.ids import LeaseId, NodeId
@@ -343,13 +343,13 @@ def _put_claimed(database: sqlite3.Connection, write: StoreClaimed) -> None:
     record = codec.decode_record(bytes(row[0]), LeaseRecord)
     # A coordinator that acknowledges more than it locked has not thereby paid it.
     claimed_uusd = min(write.claimed_uusd, record.cap_uusd)
-    cuts_uusd = cut_uusd(claimed_uusd, record.fee_bps) + cut_uusd(claimed_uusd, record.relay_bps)
+    others_uusd = sum(cuts_uusd(claimed_uusd, record.fee_bps, record.relay_bps))
     database.execute(
         "UPDATE provider_leases SET claimed_uusd = ?, earned_uusd = ?, is_closed = max(is_closed, ?), "
         "ack_body = coalesce(?, ack_body), ack_signature = coalesce(?, ack_signature) "
         "WHERE lease = ? AND claimed_uusd <= ?",
         (
-            *(claimed_uusd, claimed_uusd - cuts_uusd, write.is_closed),
+            *(claimed_uusd, claimed_uusd - others_uusd, write.is_closed),
             *_columns(write.acknowledgement),
             *(write.lease, claimed_uusd),
         ),

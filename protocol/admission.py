@@ -91,10 +91,14 @@ class Admission:
         model = _model(offer, order)
         if not isinstance(model, ModelOffer):
             return model
+        why = None
         if order.lease is not None or not is_free(order):
             why = self._paid_refusal(order, lease, offer, model, now)
-        else:
-            why = self._free_refusal(offer, order, peer, local, held)
+        # SPEC 06: The provider MUST run a job of a model for which it asks nothing, or at prices of 0, by its rules for
+        #   free jobs, whether or not it has a lease.
+        # A millionth of a dollar for what is free would be a way around them as well.
+        if is_free(order) or model.is_free:
+            why = why or self._free_refusal(offer, order, peer, local, held)
         return why or _size_refusal(offer, order) or model
 
     def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:

@@ -50,6 +50,14 @@ def lease_refusal(lease: LeaseRecord, order: JobOpenRecord, offer: ModelOffer, w
     # SPEC 06: The provider MUST refuse an order at a lower price than it asks now.
     if any(ordered < asked for ordered, asked in zip(prices(order), prices(offer), strict=True)):
         return Refusal.PRICE, "the price has risen since the lease was made: look at the new heartbeat"
+    # SPEC 06: The provider MUST refuse an order whose prices, less the relay's part, are lower than it asks, and a
+    #   lease whose cuts are more than the whole.
+    if lease.fee_bps + lease.relay_bps > c.BASIS_POINTS or (lease.relay is None and lease.relay_bps):
+        return Refusal.LEASE, "the cuts of this lease are more than the whole, or nobody's: get another one"
+    left_bps = c.BASIS_POINTS - lease.relay_bps
+    pairs = zip(prices(order), prices(offer), strict=True)
+    if any(ordered * left_bps < asked * c.BASIS_POINTS for ordered, asked in pairs):
+        return Refusal.PRICE, "what the relay of the lease gets comes on top of the price here"
     # SPEC 06: The provider MUST refuse an order that may outlive the time in which its lease is served.
     if order.expires_at_ms > lease.serve_until_ms:
         return Refusal.LEASE, "the order may take longer than its lease is served: get another lease"
@@ -156,14 +164,16 @@ class PayerSide:
 class ProviderSide:
     """One lease as its provider keeps it: the best voucher, and how much of it the coordinator has credited.
 
-    `round_trip_s` and `tokens_per_s` are what earlier jobs on it took, for the first window of the next one, and
-    `vouched_tokens` the output that its payer has signed for since we started.
+    `owed_uusd` is the total that its jobs came to since we started. `round_trip_s` and `tokens_per_s` are what earlier
+    jobs on it took, for the first window of the next one, and `vouched_tokens` the output that its payer has signed for
+    since we started.
     """
 
     record: LeaseRecord
     signed: Signed
     voucher: Signed | None = None
     paid_uusd: int = 0
+    owed_uusd: int = 0
     receipt: Signed | None = None
     claimed_uusd: int = 0
     is_closed: bool = False
@@ -174,21 +184,39 @@ class ProviderSide:
     vouched_tokens: int = 0
 
     @property
-    def unclaimed_uusd(self) -> int:
-        return self.paid_uusd - self.claimed_uusd
+    def settled_uusd(self) -> int:
+        """What a job begins at: what was paid, or credited for vouchers that we do not have any more."""
+        return min(self.record.cap_uusd, max(self.paid_uusd, self.claimed_uusd))
 
-    def take(self, signed: Signed) -> VoucherRecord:
+    @property
+    def unclaimed_uusd(self) -> int:
+        # A coordinator may have credited more than we know of: its word is older than our disk, or not true.
+        return max(0, self.paid_uusd - self.claimed_uusd)
+
+    @property
+    def is_in_debt(self) -> bool:
+        """Whether something was delivered and is not paid."""
+        return self.owed_uusd > self.paid_uusd
+
+    def take(self, signed: Signed) -> None:
         """Check a voucher and keep it if it is the best. Raises RemoteProtocolError."""
+        self.keep(self.check(signed), signed)
+
+    def check(self, signed: Signed) -> VoucherRecord:
+        """Whether a voucher can be redeemed, whatever it is for. Raises RemoteProtocolError."""
         voucher = open_record(signed, VoucherRecord)
         # SPEC 06: The provider MUST refuse a voucher that is not for this lease, not its payer's, or above its cap.
         if (voucher.lease, voucher.payer) != (self.record.lease, self.record.payer):
             raise RemoteProtocolError("a voucher of another lease, or not of its payer")
         if voucher.paid_uusd > self.record.cap_uusd:
             raise RemoteProtocolError("a voucher above the cap of its lease")
+        return voucher
+
+    def keep(self, voucher: VoucherRecord, signed: Signed) -> None:
+        """Keep a voucher that was checked, if it is the best."""
         # SPEC 06: The provider MUST keep the highest voucher of each lease, and ignore lower ones.
         if voucher.paid_uusd > self.paid_uusd or self.voucher is None:
             self.paid_uusd, self.voucher = voucher.paid_uusd, signed
-        return voucher
 
     def take_receipt(self, receipt: ReceiptRecord, signed: Signed) -> None:
         """Our own account of the last job, which goes with the claim."""
@@ -210,17 +238,22 @@ class Meter:
     tokens_per_s: float = 0.0
     _vouchers: int = 0
     _vouched_tokens: int = 0
-    # What was sent and not vouched for yet, oldest first: number, running hash, when.
-    _sent: deque[tuple[int, bytes, float]] = field(default_factory=deque)
+    # What was sent and not vouched for yet, oldest first: number, running hash, output tokens, when.
+    _sent: deque[tuple[int, bytes, int, float]] = field(default_factory=deque)
 
     def accept(self, prefill_uusd: int, running_hash: bytes, now_s: float) -> None:
         """The prompt is counted: from now on its price is waited for."""
-        self.base_uusd = self.side.paid_uusd
+        self.base_uusd = self.side.settled_uusd
         self.prefill_uusd = prefill_uusd
         self.round_trip_s, self.tokens_per_s = self.side.round_trip_s, self.side.tokens_per_s
         self.promised_uusd = self.window_uusd
         self.delivered_uusd = prefill_uusd
-        self._sent = deque([(0, running_hash, now_s)])
+        self._sent = deque([(0, running_hash, 0, now_s)])
+
+    @property
+    def total_uusd(self) -> int:
+        """What the lease comes to with this job."""
+        return self.base_uusd + self.delivered_uusd
 
     @property
     def paid_uusd(self) -> int:
@@ -263,11 +296,11 @@ class Meter:
                 high = middle - 1
         return low
 
-    def sent(self, number: int, running_hash: bytes, owed_uusd: int, now_s: float) -> None:
-        """A chunk is on its way."""
+    def sent(self, number: int, running_hash: bytes, output_tokens: int, owed_uusd: int, now_s: float) -> None:
+        """A chunk is on its way: the hash of all so far, their tokens, and what they cost with the prompt."""
         self.delivered_uusd = owed_uusd
         assert owed_uusd - self.paid_uusd <= self.window_uusd, "I5: more delivered than paid for and one window"
-        self._sent.append((number, running_hash, now_s))
+        self._sent.append((number, running_hash, output_tokens, now_s))
 
     def take(self, signed: Signed, now_s: float) -> bool:
         """Take a voucher of this job; whether it pays more than before. Raises RemoteProtocolError."""
@@ -275,26 +308,32 @@ class Meter:
         self._vouchers += 1
         if self._vouchers > 2 * (self._sent[-1][0] if self._sent else 0) + 4:
             raise RemoteProtocolError("more vouchers than there is to pay for")
+        voucher = self.side.check(signed)
+        self._compare(voucher, now_s)
         before_uusd = self.side.paid_uusd
-        voucher = self.side.take(signed)
-        if (voucher.job, voucher.attempt) == (self.order.job, self.order.attempt):
-            self._compare(voucher, now_s)
+        self.side.keep(voucher, signed)
         return self.side.paid_uusd > before_uusd
 
     def _compare(self, voucher: VoucherRecord, now_s: float) -> None:
         """The voucher says what has arrived: it must be what was sent."""
+        # SPEC 06: The provider MUST treat a voucher as a broken protocol, and keep nothing of it, that is not for the
+        #   job of its stream, or whose running hash or number of tokens is not that of its chunk.
+        if (voucher.job, voucher.attempt) != (self.order.job, self.order.attempt):
+            raise RemoteProtocolError("a voucher for another job than that of its stream")
         while self._sent and self._sent[0][0] < voucher.chunks:
             self._sent.popleft()
         if not self._sent:
             raise RemoteProtocolError("a voucher for chunks that were not sent")
-        number, running_hash, sent_at_s = self._sent[0]
+        number, running_hash, output_tokens, sent_at_s = self._sent[0]
         if number != voucher.chunks:
-            return  # older than the last one
-        self.side.vouched_tokens += max(0, voucher.output_tokens - self._vouched_tokens)
-        self._vouched_tokens = max(self._vouched_tokens, voucher.output_tokens)
-        # SPEC 06: The provider MUST treat a voucher whose running hash is not that of its chunk as a broken protocol.
-        if voucher.running_hash != running_hash:
+            # It says no more than the last one did, or its payer has paid for what came later and goes back.
+            if voucher.paid_uusd > self.side.paid_uusd:
+                raise RemoteProtocolError("a voucher that pays more for less")
+            return
+        if (voucher.running_hash, voucher.output_tokens) != (running_hash, output_tokens):
             raise RemoteProtocolError("a voucher for another answer than was sent")
+        self.side.vouched_tokens += max(0, output_tokens - self._vouched_tokens)
+        self._vouched_tokens = max(self._vouched_tokens, output_tokens)
         took_s = now_s - sent_at_s
         self.round_trip_s = took_s if not self.round_trip_s else 0.75 * self.round_trip_s + 0.25 * took_s
         self.side.round_trip_s = self.round_trip_s

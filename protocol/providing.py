@@ -170,7 +170,7 @@ class Providing:
         if run is not None:
             return self._running.on_voucher(run, message, now)
         # One that comes too late, or for a job that was refused, is of no use and does no harm.
-        return self.till.on_last_voucher(stream, message) if self.till.settles(stream) else []
+        return self.till.on_last_voucher(stream, message, now) if self.till.settles(stream) else []
 
     def on_stream_lost(self, stream: StreamId, code: Refusal, now: Now) -> list[Effect]:
         """The asker is gone or reads too slowly: stop its run and free the slot."""
@@ -457,7 +457,7 @@ class Providing:
         if run.meter is not None:
             # Whoever has a receipt answers it with the last voucher.
             meter, stream = run.meter, run.stream if run.accepted_at_ms else None
-            self.till.end(meter.side, stream, meter.base_uusd + meter.delivered_uusd, now)
+            self.till.end(meter, stream, now)
 
     # ------------------------------------------------------------ time
 

@@ -343,7 +343,7 @@ class Running:
         sealed = run.cipher.seal(run.chunks, run.sent_tokens, owed, body)
         run.running_hash = running_hash(run.running_hash, run.chunks, run.sent_tokens, owed, sealed)
         if run.meter is not None:
-            run.meter.sent(run.chunks, run.running_hash, owed, now.monotonic_s)
+            run.meter.sent(run.chunks, run.running_hash, run.sent_tokens, owed, now.monotonic_s)
         return encode_message(Chunk(run.order.job, run.order.attempt, run.chunks, run.sent_tokens, owed, sealed))
 
     # ------------------------------------------------------------ ending

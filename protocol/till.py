@@ -15,7 +15,7 @@ from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
 from protocol.ids import LeaseId, StreamId
-from protocol.leases import ProviderSide, Why, lease_refusal, most_uusd
+from protocol.leases import Meter, ProviderSide, Why, lease_refusal, most_uusd
 from protocol.messages import Voucher
 from protocol.money_records import ClaimAckRecord, ClaimRecord, LeaseRecord
 from protocol.records import JobOpenRecord, ModelOffer, ReceiptRecord, Signed
@@ -44,8 +44,8 @@ class Till:
         self._sides: dict[LeaseId, ProviderSide] = {}
         # The lease of the order that is looked at: it is kept if that is taken.
         self._candidate: ProviderSide | None = None
-        # Where the last voucher of a job is waited for: the lease, and the total that the receipt came to.
-        self._settling: dict[StreamId, tuple[LeaseId, int]] = {}
+        # Jobs whose last voucher has not come, by the stream on which it may.
+        self._settling: dict[StreamId, Meter] = {}
         self._sent: dict[LeaseId, int] = {}
         self._tries: dict[LeaseId, int] = {}
         self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
@@ -95,8 +95,13 @@ class Till:
             return Refusal.LEASE, "a job of this lease is running here: one at a time"
         if side.is_closed or side.is_final_wanted:
             return Refusal.LEASE, "this lease is closed: get another one"
+        # SPEC 06: The provider MUST NOT take another order under a lease before all that was delivered under it is
+        #   paid.
+        # Otherwise there were a window to be had for nothing with each job.
+        if side.is_in_debt:
+            return Refusal.LEASE, "what came under this lease is not paid: get another one"
         # SPEC 06: The provider MUST refuse an order that can cost more than is left of its lease.
-        if most_uusd(order) > side.record.cap_uusd - side.paid_uusd:
+        if most_uusd(order) > side.record.cap_uusd - side.settled_uusd:
             return Refusal.LEASE, "the order can cost more than is left of its lease: get a larger one"
         if side.record.lease not in self._sides and not self._has_room():
             return Refusal.BUSY, "this node holds as many leases as it can"
@@ -133,14 +138,16 @@ class Till:
         self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
         return side, [self._store(side)]
 
-    def end(self, side: ProviderSide, stream: StreamId | None, total_uusd: int, now: Now) -> None:
-        """The job is over, and came to this total; on its stream what is missing may still come.
+    def end(self, meter: Meter, stream: StreamId | None, now: Now) -> None:
+        """The job is over; on its stream what is missing may still come.
 
         Until then the next job of the lease waits, or it would begin with the money of this one.
         """
-        lease = side.record.lease
-        if stream is not None and side.paid_uusd < total_uusd:
-            self._settling[stream] = lease, total_uusd
+        side, lease = meter.side, meter.side.record.lease
+        if meter.is_prompt_paid:  # before that nothing is done for it
+            side.owed_uusd = max(side.owed_uusd, meter.total_uusd)
+        if stream is not None and side.paid_uusd < meter.total_uusd:
+            self._settling[stream] = meter
             self._timers.set(("settle", stream), now.monotonic_s + LAST_VOUCHER_S)
         else:
             side.in_use = False
@@ -161,30 +168,33 @@ class Till:
         return [self._store(side)]
 
     def settles(self, stream: StreamId) -> bool:
-        """Whether the last voucher of a job is waited for here."""
+        """Whether the last voucher of a job may come here."""
         return stream in self._settling
 
-    def on_last_voucher(self, stream: StreamId, message: Voucher) -> list[Effect]:
+    def on_last_voucher(self, stream: StreamId, message: Voucher, now: Now) -> list[Effect]:
         """The payer signs for what the receipt says, at once or in the steps that were under way. Raises
         RemoteProtocolError.
         """
-        lease, total_uusd = self._settling[stream]
-        side = self._sides[lease]
-        before_uusd = side.paid_uusd
-        side.take(message.voucher)
-        if side.paid_uusd >= total_uusd:
+        meter = self._settling[stream]
+        pays_more = meter.take(message.voucher, now.monotonic_s)
+        if meter.side.paid_uusd >= meter.total_uusd:
             self.on_stream_dropped(stream)
-        return self.took(side) if side.paid_uusd > before_uusd else []
+        return self.took(meter.side) if pays_more else []
 
     def on_stream_dropped(self, stream: StreamId) -> None:
-        """Nothing comes on this stream any more: the lease is free for the next job."""
-        lease, _ = self._settling.pop(stream, (None, 0))
-        if lease is None:
-            return
-        self._timers.cancel(("settle", stream))
-        side = self._sides[lease]
-        side.in_use = False
-        self._forget_if_over(side)
+        """Nothing comes on this stream any more, or nothing that is missing."""
+        if self._timers.is_set(("settle", stream)):
+            self._timers.cancel(("settle", stream))
+            self._free(stream)
+        self._settling.pop(stream, None)
+
+    def _free(self, stream: StreamId) -> None:
+        """The job on this stream is waited for no longer. What it owes can still be paid there, and nothing else."""
+        meter = self._settling[stream]
+        if not meter.side.is_in_debt:
+            del self._settling[stream]
+        meter.side.in_use = False
+        self._forget_if_over(meter.side)
 
     @staticmethod
     def _store(side: ProviderSide) -> StoreVoucher:
@@ -242,7 +252,7 @@ class Till:
             return self._retry(side, f"the coordinator's answer does not hold: {error}", now)
         self._tries.pop(event.lease, None)
         side.claimed_uusd = max(side.claimed_uusd, record.claimed_uusd)
-        side.is_closed = bool(record.is_closed)
+        side.is_closed |= bool(record.is_closed)
         effects: list[Effect] = [
             StoreClaimed(event.lease, side.claimed_uusd, side.is_closed, event.acknowledgement),
         ]
@@ -305,6 +315,9 @@ class Till:
         """Take up a lease from before a restart, and redeem what it holds. What does not hold is left, and noted."""
         try:
             record = open_record(event.signed, LeaseRecord)
+            # SPEC 06: The provider MUST leave alone what it holds of leases that name another key than its own:
+            if record.provider != self._signer.node:
+                raise RemoteProtocolError("it is made out to another key than this node's")
             side = ProviderSide(
                 record,
                 event.signed,
@@ -328,7 +341,7 @@ class Till:
         effects: list[Effect] = []
         for name, key in self._timers.pop_due(now.monotonic_s):
             if isinstance(key, int):
-                self.on_stream_dropped(StreamId(key))
+                self._free(StreamId(key))
                 continue
             side = self._sides.get(LeaseId(key))
             if side is None:

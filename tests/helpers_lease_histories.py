@@ -16,7 +16,7 @@ from protocol.codec import decode_record, encode_message
 from protocol.effects import Effect, RequestLease, Send
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
-from protocol.events import ClaimAnswered, ClaimNow, CloseLease, EngineFailed, SetOffer, StopAsking
+from protocol.events import ClaimAnswered, ClaimNow, CloseLease, EngineFailed, PeerDisconnected, SetOffer, StopAsking
 from protocol.ids import LeaseId
 from protocol.jobs import cost_bound_uusd, prompt_tokens_bound
 from protocol.messages import Chunk, JobAccept, Voucher
@@ -194,7 +194,7 @@ def payer_has_enough(dice: random.Random) -> list[str]:
     if dice.random() < 0.5:
         market.pauses_after = 5
         ask(market, 2)
-    (lease,) = market.bank.book.leases
+    lease, *_ = market.bank.book.leases
     market.feed(market.provider, CloseLease(lease))
     market.step()
     market.feed(market.provider, ClaimNow())
@@ -216,7 +216,7 @@ def crash_in_the_last_claim(dice: random.Random) -> list[str]:
     """The coordinator has closed a lease, and the provider has not heard that."""
     market = market_of(dice)
     ask(market, 1)
-    (lease,) = market.bank.book.leases
+    lease, *_ = market.bank.book.leases
     market.feed(market.provider, CloseLease(lease))
     market.crash_provider()
     ask(market, 2)
@@ -302,6 +302,40 @@ def answer_is_denied(dice: random.Random) -> list[str]:
     )
     ask(market, 1)
     market.wait(12)
+    return market.violations()
+
+
+def tokens_are_denied(dice: random.Random) -> list[str]:
+    """A voucher in the middle has the hash of what came, and another number of tokens."""
+    market = WatchedMarket(priced=PRICED)
+    market.words = 40
+    number, more = dice.randint(2, 4), dice.choice((-1, 1, 1_000))
+    market.tampers = tampering(
+        market,
+        lambda record: (
+            replace(record, output_tokens=record.output_tokens + more) if record.sequence == number else record
+        ),
+    )
+    ask(market, 1)
+    market.wait(12)
+    return market.violations()
+
+
+def jobs_are_broken_off(dice: random.Random) -> list[str]:
+    """The asker takes one window of each job, breaks off, and orders the next one under the same lease."""
+    market = market_of(dice)
+    market.unjudged = OF_ASKERS
+    for number in range(1, 4):
+        market.loses, market.loses_after = Voucher, dice.randint(1, 3)
+        ask(market, number)
+        market.feed(market.asker, PeerDisconnected(market.provider.node))
+        market.feed(market.provider, PeerDisconnected(market.asker.node))
+        market.waiting.clear()
+        market.loses = None
+        for side in market.asker.peer.purse.sides():
+            side.is_closing = False
+        market.meet()
+        market.wait(dice.choice((0, 20)))
     return market.violations()
 
 
@@ -472,6 +506,14 @@ HISTORIES: tuple[History, ...] = (
         two_jobs_at_once,
     ),
     *(vouchers_of_another_lease, vouchers_above_the_cap, vouchers_fall, vouchers_come_out_of_order),
-    *(answer_is_denied, chunks_are_late, more_was_paid_before, prompt_is_longer, prompt_for_nothing),
+    *(
+        answer_is_denied,
+        tokens_are_denied,
+        jobs_are_broken_off,
+        chunks_are_late,
+        more_was_paid_before,
+        prompt_is_longer,
+        prompt_for_nothing,
+    ),
     *(offer_changes, offer_changes_unheard, weights_change, coordinator_is_left, time_is_up),
 )

@@ -15,9 +15,12 @@ from protocol.envelope import SigningKey, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, LeaseDenied, LeaseGranted
 from protocol.ids import LeaseId, NodeId
-from protocol.ledger import AnyCommand, Deposit, Entry, ExpireLease, Refused, Resume, Verdict
+from protocol.ledger import AnyCommand, Deposit, Entry, ExpireLease, MoneyRefusal, Refused, Resume, Verdict
 from protocol.money_records import ClaimAckRecord
 from protocol.records import Signed
+
+# What a node takes for the last word about a claim.
+_REFUSED_FOR_GOOD = (MoneyRefusal.LEASE_CLOSED, MoneyRefusal.WRONG_PROVIDER)
 
 
 class Bank:
@@ -85,12 +88,12 @@ class Bank:
             claim = open_claim(effect.claim)
             lease = self.book.lease(claim.lease)
             if lease is None:
-                return ClaimFailed(effect.lease, "no such lease", is_final=True)
+                return ClaimFailed(effect.lease, "no such lease", is_final=False)
             verdict = self.command(claim_command(claim, lease), now_ms)
         except RemoteProtocolError as error:
-            return ClaimFailed(effect.lease, str(error), is_final=True)
+            return ClaimFailed(effect.lease, str(error), is_final=False)
         if isinstance(verdict, Refused):
-            return ClaimFailed(effect.lease, verdict.text, is_final=True)
+            return ClaimFailed(effect.lease, verdict.text, is_final=verdict.code in _REFUSED_FOR_GOOD)
         return ClaimAnswered(effect.lease, self._acknowledge(claim.lease, now_ms))
 
     def _acknowledge(self, lease_id: LeaseId, now_ms: int) -> Signed:

@@ -207,11 +207,12 @@ class PaidInFull(OfAttempts):
 
 
 class CoSigned(OfAttempts):
-    """A provider completes no answer for which its payer has signed another hash than that of what was sent."""
+    """A provider completes no answer of which its payer has signed another hash or count than of what was sent."""
 
     def __init__(self) -> None:
         super().__init__()
         self._hashes: dict[Key, list[bytes]] = {}
+        self._counts: dict[Key, list[int]] = {}
         self._denied: set[Key] = set()
 
     def _on_send(self, seen: Seen) -> None:
@@ -222,17 +223,21 @@ class CoSigned(OfAttempts):
                     figures = (message.number, message.output_tokens, message.owed_uusd)
                     if message.number == len(hashes):
                         hashes.append(running_hash(hashes[-1], *figures, message.sealed))
+                        self._counts[message.job, message.attempt].append(message.output_tokens)
         else:
             super()._on_send(seen)
 
     def _on_order(self, seen: Seen, order: JobOpenRecord, opening: JobOpen) -> None:  # noqa: ARG002  # a hook
         self._hashes[order.job, order.attempt] = [order_hash(opening.order.body)]
+        self._counts[order.job, order.attempt] = [0]
 
     def _on_voucher(self, seen: Seen, voucher: VoucherRecord) -> None:  # noqa: ARG002  # a hook
         key = (voucher.job, voucher.attempt)
         hashes = self._hashes.get(key, [])
-        if voucher.chunks < len(hashes) and voucher.running_hash != hashes[voucher.chunks]:
-            self._denied.add(key)
+        if voucher.chunks < len(hashes):
+            sent_ = (hashes[voucher.chunks], self._counts[key][voucher.chunks])
+            if (voucher.running_hash, voucher.output_tokens) != sent_:
+                self._denied.add(key)
 
     def _on_receipt(self, seen: Seen, receipt: ReceiptRecord) -> None:
         is_whole = receipt.outcome in (Outcome.STOP, Outcome.LENGTH)

@@ -13,15 +13,18 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from protocol.codec import decode_record
+from protocol.codec import JOB_LIMITS, FrameReader, decode_record
 from protocol.effects import RequestLease, Send, SendClaim, StoreVoucher
-from protocol.ids import JobId, LeaseId
+from protocol.envelope import open_record
+from protocol.errors import RemoteProtocolError
+from protocol.events import BytesReceived
+from protocol.ids import JobId, LeaseId, NodeId, StreamId
 from protocol.ledger import Claim, Entry, ExpireLease, OpenLease, Resume
 from protocol.messages import Chunk, JobAccept, JobOpen, Voucher
 from protocol.money_records import VoucherRecord
 from protocol.records import JobAcceptRecord, JobOpenRecord
 from protocol.sim.bank import Bank
-from protocol.sim.checkers import Checker, Ending, Seen
+from protocol.sim.checkers import Checker, Crashed, Ending, Seen
 from protocol.sim.reading import sent
 
 _OUTSIDE = ("gateway", "treasury", "fx")
@@ -56,7 +59,10 @@ class Balanced(Checker):
     def _on_change(self, seen: Seen) -> None:
         entry: Entry = seen.item.entry
         command = entry.command
-        if sum(posting.amount for posting in entry.postings if posting.asset == "credit"):
+        assets: defaultdict[str, int] = defaultdict(int)
+        for posting in entry.postings:
+            assets[posting.asset] += posting.amount
+        if any(assets.values()):
             self.blame(seen.at_s, f"I1: {type(command).__name__} does not balance")
         if isinstance(command, OpenLease):
             receivers = {f"available:{command.provider.hex()}", "fee"}
@@ -65,22 +71,33 @@ class Balanced(Checker):
             source = next(posting.account for posting in entry.postings if posting.amount < 0)
             lease = _Lease(command.cap_uusd, source, receivers)
             self._leases[f"lease:{command.lease.hex()}"] = lease
+        before = {name: self._balances[name] for name in self._leases}
         for posting in entry.postings:
             self._balances[posting.account] += posting.amount
             if self._balances[posting.account] < 0 and not posting.account.startswith(_OUTSIDE):
                 self.blame(seen.at_s, f"I2: {posting.account[:20]} is below zero")
+        touched = {posting.account for posting in entry.postings if posting.account.startswith("lease:")}
         if isinstance(command, (Claim, ExpireLease)):
-            self._on_claim(seen, entry, f"lease:{command.lease.hex()}")
+            name = f"lease:{command.lease.hex()}"
+            self._on_claim(seen, entry, name, before.get(name, 0))
+            touched.discard(name)
+        elif isinstance(command, OpenLease):
+            touched.discard(f"lease:{command.lease.hex()}")
+        if touched:
+            self.blame(seen.at_s, f"I3: {type(command).__name__} touches a lease that it does not name")
 
-    def _on_claim(self, seen: Seen, entry: Entry, name: str) -> None:
-        lease = self._leases[name]
+    def _on_claim(self, seen: Seen, entry: Entry, name: str, before_uusd: int) -> None:
+        lease = self._leases.get(name)
+        if lease is None:
+            self.blame(seen.at_s, "I10: a claim on a lease that nobody opened")
+            return
         if lease.is_closed:
             self.blame(seen.at_s, "I12: a lease moves money after its end")
         gains = {posting.account for posting in entry.postings if posting.amount > 0}
         if not gains <= lease.receivers | {lease.account}:
             self.blame(seen.at_s, "I10: a lease pays somebody whom it does not name")
-        if self._balances[name] > lease.cap_uusd:
-            self.blame(seen.at_s, "I3: a lease grows")
+        if self._balances[name] > before_uusd:
+            self.blame(seen.at_s, "I3: a lease grows: what was claimed falls")
         if not isinstance(entry.command, Claim) or entry.command.is_final:
             lease.is_closed = True
             if self._balances[name]:
@@ -93,19 +110,31 @@ class OnlySigned(Checker):
     def __init__(self) -> None:
         super().__init__()
         self._signed: defaultdict[LeaseId, int] = defaultdict(int)
+        self._payers: dict[LeaseId, NodeId] = {}
         self._taken: defaultdict[str, int] = defaultdict(int)
 
     def interests(self) -> dict[type, Callable[[Seen], None]]:
         return {Send: self._on_send, LedgerChanged: self._on_change}
 
     def _on_send(self, seen: Seen) -> None:
-        if (message := sent(seen.item.data, Voucher)) is not None:
-            voucher = decode_record(message.voucher.body, VoucherRecord)
-            self._signed[voucher.lease] = max(self._signed[voucher.lease], voucher.paid_uusd)
+        if (message := sent(seen.item.data, Voucher)) is None:
+            return
+        voucher = decode_record(message.voucher.body, VoucherRecord)
+        if voucher.paid_uusd <= self._signed[voucher.lease]:
+            return
+        # Whoever sends a voucher is not for that its payer.
+        try:
+            open_record(message.voucher, VoucherRecord)
+        except RemoteProtocolError:
+            return
+        if voucher.payer == self._payers.get(voucher.lease):
+            self._signed[voucher.lease] = voucher.paid_uusd
 
     def _on_change(self, seen: Seen) -> None:
         entry: Entry = seen.item.entry
         command = entry.command
+        if isinstance(command, OpenLease):
+            self._payers[command.lease] = command.payer
         if not isinstance(command, Claim):
             return
         provider = f"available:{command.provider.hex()}"
@@ -116,6 +145,12 @@ class OnlySigned(Checker):
             self.blame(seen.at_s, f"I4: {self._taken[lease]} claimed and {self._signed[command.lease]} signed")
 
 
+def _cost_uusd(order: JobOpenRecord, prompt_tokens: int, output_tokens: int) -> int:
+    """What counts cost by the order. A judge reckons itself, whatever chunks and acceptances say."""
+    millionths = prompt_tokens * order.price_in_uusd + output_tokens * order.price_out_uusd
+    return order.price_job_uusd + (millionths + 999_999) // 1_000_000
+
+
 @dataclass(slots=True)
 class _Job:
     order: JobOpenRecord
@@ -123,19 +158,53 @@ class _Job:
     owed_uusd: int = 0
 
 
-class OneWindow(Checker):
-    """I5 and I6: a provider is owed no more than one window, and an asker signs for nothing that was not sent."""
+class _OfJobs(Checker):
+    """What the two judges below know of paid orders."""
 
     def __init__(self) -> None:
         super().__init__()
         self._jobs: dict[tuple[JobId, int], _Job] = {}
+
+    def _on_order(self, opening: JobOpen) -> JobOpenRecord:
+        order = decode_record(opening.order.body, JobOpenRecord)
+        # Whoever passes it on, or sends it again, orders nothing: what is known of it stays.
+        if order.lease is not None:
+            self._jobs.setdefault((order.job, order.attempt), _Job(order))
+        return order
+
+    def _on_accept(self, message: JobAccept) -> _Job | None:
+        record = decode_record(message.acceptance.body, JobAcceptRecord)
+        job = self._jobs.get((record.job, record.attempt))
+        if job is not None and job.acceptance is None:
+            job.acceptance, job.owed_uusd = record, _cost_uusd(job.order, record.prompt_tokens, 0)
+            return job
+        return None
+
+    def _job_of(self, chunk: Chunk) -> _Job | None:
+        """The job of a chunk, with what it comes to by now."""
+        job = self._jobs.get((chunk.job, chunk.attempt))
+        if job is None or job.acceptance is None:
+            return None
+        job.owed_uusd = _cost_uusd(job.order, job.acceptance.prompt_tokens, chunk.output_tokens)
+        return job
+
+
+class OneWindow(_OfJobs):
+    """I5: a provider is owed no more than one window, and serves no lease on which it is owed anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._held: defaultdict[LeaseId, int] = defaultdict(int)
-        self._signed: defaultdict[LeaseId, int] = defaultdict(int)
         # Output tokens that were signed for, by lease and job.
         self._vouched: defaultdict[LeaseId, dict[tuple[JobId, int], int]] = defaultdict(dict)
+        # What leases have come to, by those who serve them; whoever crashes may have forgotten it.
+        self._come_to: defaultdict[NodeId, dict[LeaseId, int]] = defaultdict(dict)
 
     def interests(self) -> dict[type, Callable[[Seen], None]]:
-        return {Send: self._on_send, StoreVoucher: self._on_voucher}
+        return {Send: self._on_send, StoreVoucher: self._on_voucher, Crashed: self._on_crash}
+
+    def _on_crash(self, seen: Seen) -> None:
+        self._come_to.pop(seen.node, None)
 
     def _on_voucher(self, seen: Seen) -> None:
         kept: StoreVoucher = seen.item
@@ -149,31 +218,68 @@ class OneWindow(Checker):
     def _on_send(self, seen: Seen) -> None:
         data: bytes = seen.item.data
         if (opening := sent(data, JobOpen)) is not None:
-            order = decode_record(opening.order.body, JobOpenRecord)
-            if order.lease is not None:
-                self._jobs[order.job, order.attempt] = _Job(order)
+            self._on_order(opening)
         elif (message := sent(data, JobAccept)) is not None:
-            record = decode_record(message.acceptance.body, JobAcceptRecord)
-            if (job := self._jobs.get((record.job, record.attempt))) is not None:
-                job.acceptance, job.owed_uusd = record, record.prefill_uusd
-        elif (chunk := sent(data, Chunk)) is not None:
-            self._on_chunk(seen, chunk)
-        elif (voucher := sent(data, Voucher)) is not None:
-            self._on_signed(seen, decode_record(voucher.voucher.body, VoucherRecord))
+            job = self._on_accept(message)
+            if job is not None and job.order.lease is not None:
+                owed_uusd = self._come_to[job.order.provider].get(job.order.lease, 0) - self._held[job.order.lease]
+                if owed_uusd > 0:
+                    self.blame(seen.at_s, f"I5: a job is accepted on a lease that owes {owed_uusd}")
+        elif sent(data, Chunk) is not None:
+            for chunk in FrameReader(JOB_LIMITS).feed(data):
+                if isinstance(chunk, Chunk):
+                    self._on_chunk(seen, chunk)
 
     def _on_chunk(self, seen: Seen, chunk: Chunk) -> None:
         job = self._jobs.get((chunk.job, chunk.attempt))
-        if job is None or job.acceptance is None or job.order.lease is None or seen.node != job.order.provider:
+        if job is None or seen.node != job.order.provider or self._job_of(chunk) is None:
             return
-        job.owed_uusd = chunk.owed_uusd
-        paid_uusd = self._held[job.order.lease]
+        assert job.acceptance is not None
+        assert job.order.lease is not None
+        come_to = self._come_to[seen.node]
+        paid_uusd, total_uusd = self._held[job.order.lease], job.acceptance.paid_before_uusd + job.owed_uusd
+        come_to[job.order.lease] = max(total_uusd, come_to.get(job.order.lease, 0))
         # What the acceptance says of the window is the provider's word, and it is the provider that is judged.
         tokens = max(8, sum(self._vouched[job.order.lease].values()))
         one_token, all_of_them = (-(-count * job.order.price_out_uusd // 1_000_000) for count in (1, tokens))
         window = max(one_token, min(all_of_them, max(1_000, paid_uusd // 16)))
-        ahead = job.acceptance.paid_before_uusd + chunk.owed_uusd - paid_uusd
+        ahead = total_uusd - paid_uusd
         if ahead > window:
             self.blame(seen.at_s, f"I5: {ahead} delivered ahead of payment, in a window of {window}")
+
+
+class OnlyReceived(_OfJobs):
+    """I6: an asker signs for nothing that has not arrived, at the prices of its own order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._signed: defaultdict[LeaseId, int] = defaultdict(int)
+        # What arrives on the streams on which somebody orders for money.
+        self._readers: dict[tuple[NodeId, int, StreamId], FrameReader] = {}
+
+    def interests(self) -> dict[type, Callable[[Seen], None]]:
+        return {Send: self._on_send, BytesReceived: self._on_bytes}
+
+    def _on_send(self, seen: Seen) -> None:
+        data: bytes = seen.item.data
+        if (opening := sent(data, JobOpen)) is not None:
+            if self._on_order(opening).lease is not None:
+                self._readers.setdefault((seen.node, seen.life, seen.item.stream), FrameReader(JOB_LIMITS))
+        elif (voucher := sent(data, Voucher)) is not None:
+            self._on_signed(seen, decode_record(voucher.voucher.body, VoucherRecord))
+
+    def _on_bytes(self, seen: Seen) -> None:
+        reader = self._readers.get((seen.node, seen.life, seen.item.stream))
+        if reader is None:
+            return
+        try:
+            for message in reader.feed(seen.item.data):
+                if isinstance(message, JobAccept):
+                    self._on_accept(message)
+                elif isinstance(message, Chunk):
+                    self._job_of(message)
+        except RemoteProtocolError:
+            pass  # whoever reads it hears of that, and signs for no more
 
     def _on_signed(self, seen: Seen, voucher: VoucherRecord) -> None:
         job = self._jobs.get((voucher.job, voucher.attempt))
@@ -228,12 +334,12 @@ class NothingTwice(Checker):
         # Those that never arrived the first time are news: they are asked once before it counts.
         for effect in self._asked:
             self._ask_again(bank, effect, ending.wall_ms)
-        settled = (bank.book.head, dict(bank.book.accounts))
+        settled = _state(bank)
         again = [*self._asked, *self._asked]
         random.Random(len(again)).shuffle(again)  # noqa: S311 - to be repeated is what it is for
         for effect in again:
             self._ask_again(bank, effect, ending.wall_ms)
-        if (bank.book.head, dict(bank.book.accounts)) != settled:
+        if _state(bank) != settled:
             self.blame(0.0, "I7: a repeated request moves money")
 
     @staticmethod
@@ -244,6 +350,10 @@ class NothingTwice(Checker):
             bank.claim(effect, wall_ms)
 
 
+def _state(bank: Bank) -> tuple[object, ...]:
+    return bank.book.head, dict(bank.book.accounts), dict(bank.book.leases)
+
+
 def money_checkers() -> list[Checker]:
     """All of them."""
-    return [Balanced(), OnlySigned(), OneWindow(), Grace(), NothingTwice()]
+    return [Balanced(), OnlySigned(), OneWindow(), OnlyReceived(), Grace(), NothingTwice()]

@@ -186,7 +186,11 @@ async def test_a_claim_goes_over_the_link_where_one_stands(tmp_path: Path) -> No
         assert b.server.to("claims") == []
 
 
-@pytest.mark.parametrize(("code", "final"), [("lease_closed", True), ("busy", False), ("", False), ("new", False)])
+REFUSED_FOR_GOOD = [("lease_closed", True), ("wrong_provider", True)]
+REFUSED_FOR_NOW = [(code, False) for code in ("unknown_lease", "bad_signature", "conflict", "bad_record", "busy", "")]
+
+
+@pytest.mark.parametrize(("code", "final"), REFUSED_FOR_GOOD + REFUSED_FOR_NOW)
 async def test_a_refusal_over_the_link_is_final_by_its_code(tmp_path: Path, code: str, final: bool) -> None:
     async with bench(tmp_path) as b:
         link = Link()
@@ -195,6 +199,15 @@ async def test_a_refusal_over_the_link_is_final_by_its_code(tmp_path: Path, code
         b.money.on_claim_answer(ClaimAnswer(next(iter(link.sent)), None, code, "because\nof it"))
         (failed,) = b.driver.of(e.ClaimFailed)
         assert (failed.is_final, "\n" in failed.text) == (final, False)
+
+
+@pytest.mark.parametrize(("code", "final"), REFUSED_FOR_GOOD + REFUSED_FOR_NOW)
+async def test_a_refusal_over_http_is_final_by_its_code(tmp_path: Path, code: str, final: bool) -> None:
+    async with bench(tmp_path, answers={"claims": Refusal(409, code=code)}) as b:
+        b.money.perform(claim())
+        await b.until(lambda: b.driver.of(e.ClaimFailed))
+        (failed,) = b.driver.of(e.ClaimFailed)
+        assert failed.is_final is final
 
 
 async def test_claims_on_a_link_that_is_lost_are_open_again_and_the_next_goes_over_http(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from infernet.coordinator_client import CoordinatorError, CoordinatorRefused, CoordinatorUnreachable, RequestSigner
 from infernet.driver import wall_ms
-from infernet.money_client import MoneyClient, is_final, read_signed
+from infernet.money_client import FINAL_CLAIM_CODES, FINAL_CODES, MoneyClient, is_final, read_signed
 from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server
 from tests.helpers_money_store import acknowledgement, lease
 from tests.helpers_records import ASKER
@@ -98,6 +98,14 @@ async def test_only_what_the_coordinator_itself_says_for_good_is_final(refusal: 
         with pytest.raises(CoordinatorRefused) as raised:
             await client.claim(lease())
         assert is_final(raised.value) is final
+
+
+@pytest.mark.parametrize("code", sorted(FINAL_CODES | {"something_new", ""}))
+async def test_a_claim_is_refused_for_good_where_its_lease_is_closed_or_another_provider_s(code: str) -> None:
+    async with talking(answers={"claims": Refusal(409, code=code)}) as (_, client):
+        with pytest.raises(CoordinatorRefused) as raised:
+            await client.claim(lease())
+        assert is_final(raised.value, FINAL_CLAIM_CODES) is (code in ("lease_closed", "wrong_provider"))
 
 
 @pytest.mark.parametrize("answer", [b"", b"<html>", b"\x93\x01\x02\x03", b"\xc1" * 100])

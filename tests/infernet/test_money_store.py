@@ -18,11 +18,13 @@ from msgspec.structs import replace
 from infernet import money_store as stores
 from infernet.money_store import DiskLost, MoneyStore, MoneyTotals, Rejected
 from infernet.store import StoreError
+from protocol.book import Book
 from protocol.effects import StoreClosing
 from protocol.envelope import open_record
+from protocol.ledger import Claim, Deposit, Entry, OpenLease, available
 from protocol.money_records import VoucherRecord
 from tests.helpers_money_store import BANK, CAP_UUSD, claimed, lease, lease_of, mark, paid, request_of, voucher
-from tests.helpers_records import NOW_MS, PROVIDER
+from tests.helpers_records import ASKER, NOW_MS, PROVIDER
 
 
 @pytest.fixture
@@ -89,6 +91,26 @@ def test_earned_is_what_was_acknowledged_less_the_cuts(path: Path) -> None:
     store = MoneyStore(path)
     store.apply([paid(999, 1, fee_bps=250), claimed(999), paid(500, 2), claimed(500, 2, is_closed=True)])
     assert store.totals() == MoneyTotals(999 - 24 + 500, 1499, 0, 0, 0)
+    store.close()
+
+
+def test_earned_follows_the_ledger_through_many_claims_and_never_falls(path: Path) -> None:
+    """The relay's part is what the ledger gives it, and not a second sum of our own."""
+    store, book = MoneyStore(path), Book()
+    book.command(Deposit("one", ASKER.node, "USDC", 50_000, 50_000, 0), NOW_MS)
+    lock = OpenLease(
+        *(lease_of(1), ASKER.node, None, ASKER.payer(request_of(1)).node, PROVIDER.node, BANK.node, 3_333, 777, 50_000),
+        *(NOW_MS + 1, NOW_MS + 2, lease(1)),
+    )
+    assert isinstance(book.command(lock, NOW_MS), Entry)
+    store.apply([paid(50_000, 1, relay=BANK.node, relay_bps=3_333, fee_bps=777)])
+    for total_uusd in (1, 2, 3, 14, 14, 15, 999, 1_000, 777, 49_999, 50_000, 50_000):
+        book.command(Claim(lease_of(1), PROVIDER.node, total_uusd, 0, voucher(total_uusd)), NOW_MS)
+        acknowledged_uusd = book.leases[lease_of(1)].claimed_uusd
+        store.apply([claimed(acknowledged_uusd)])
+        assert store.totals().earned_uusd == book.balance(available(PROVIDER.node)), total_uusd
+    store.apply([claimed(70)])
+    assert store.totals().earned_uusd == book.balance(available(PROVIDER.node)), "a smaller figure takes nothing away"
     store.close()
 
 

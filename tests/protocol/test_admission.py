@@ -105,6 +105,29 @@ def test_every_refusal_of_an_offer(changes: dict[str, Any], code: Refusal) -> No
     assert ask(admission_of(**changes)) is code
 
 
+@pytest.mark.parametrize("price_out_uusd", [0, 1])
+def test_a_lease_over_nothing_is_no_way_around_the_rules_for_free_jobs(price_out_uusd: int) -> None:
+    """Neither one at a price of 0 nor one at next to nothing for a model that is free."""
+    wanted = order(lease=bytes(32), price_out_uusd=price_out_uusd)
+    for policy, running, code in (
+        (FreePolicy.NOBODY, 0, Refusal.NOT_FREE),
+        (FreePolicy.KNOWN, 0, Refusal.NOT_FREE),
+        (FreePolicy.ALL, FREE_RUNS_PER_STRANGER_MAX, Refusal.RATE_LIMITED),
+        (FreePolicy.ALL, FREE_RUNS_PER_STRANGER_MAX - 1, None),
+    ):
+        admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: None)
+        admission.offer = offer(free_policy=policy)
+        held = Held(ASKER.node, ASKER.node, OFFER.name)
+        assert ask(admission, wanted, running=(held,) * running) is code
+
+
+def test_what_is_paid_is_run_for_whoever_pays_it() -> None:
+    admission = Admission(PROVIDER.node, NOW_MS - 1000, lambda *_: None)
+    priced = replace(OFFER, price_out_uusd=1)
+    admission.offer = offer(models=(priced,), free_policy=FreePolicy.NOBODY)
+    assert ask(admission, order(lease=bytes(32), price_out_uusd=1)) is None
+
+
 def test_without_an_offer_there_are_no_jobs() -> None:
     assert ask(Admission(PROVIDER.node, 0, nothing_pays)) is Refusal.NO_MODEL
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.accounts import cuts_uusd
 from protocol.codec import decode_record
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
@@ -122,6 +123,10 @@ def test_the_window_is_one_token_at_least_and_otherwise_bounded(price: int, toke
         ({"price_in_uusd": 999_999}, {"price_in_uusd": 999_999}, Refusal.PRICE),
         ({"expires_at_ms": NOW_MS + 3_600_001}, {}, Refusal.LEASE),
         ({}, {"issued_at_ms": NOW_MS + c.CLOCK_SKEW_MS_MAX + 1}, Refusal.CLOCK_SKEW),
+        ({}, {"relay": PAYER.node, "relay_bps": 1}, Refusal.PRICE),
+        ({}, {"relay": PAYER.node, "relay_bps": 10_000}, Refusal.PRICE),
+        ({}, {"relay": PAYER.node, "relay_bps": 5_000, "fee_bps": 5_001}, Refusal.LEASE),
+        ({}, {"relay": None, "relay_bps": 1}, Refusal.LEASE),
     ],
 )
 def test_every_refusal_of_a_lease(ordered: dict[str, Any], leased: dict[str, Any], code: Refusal) -> None:
@@ -137,6 +142,18 @@ def test_a_good_order_and_one_at_a_higher_price_than_asked_are_taken() -> None:
     assert lease_refusal(lease(), paid_order(expires_at_ms=NOW_MS + 3_600_000), cheaper, NOW_MS) is None
     newest = lease(issued_at_ms=NOW_MS + c.CLOCK_SKEW_MS_MAX)
     assert lease_refusal(newest, paid_order(), PRICED, NOW_MS) is None
+
+
+def test_the_part_of_a_relay_comes_on_top_of_the_price() -> None:
+    """By the ledger's own arithmetic: what is left for the provider, before the coordinator's fee, is what it asked."""
+    for price_in_uusd, taken in ((1_249_999, False), (1_250_000, True)):
+        terms = {"price_in_uusd": price_in_uusd, "price_out_uusd": 2_500_000}
+        shared = lease(relay=PAYER.node, relay_bps=2_000, **terms)
+        why = lease_refusal(shared, paid_order(**terms), PRICED, NOW_MS)
+        assert (why is None) is taken
+        total_uusd = cost_uusd(paid_order(**terms), 1_000_000_000, 0)
+        kept_uusd = total_uusd - sum(cuts_uusd(total_uusd, 0, 2_000))
+        assert (kept_uusd >= cost_uusd(PRICED, 1_000_000_000, 0)) is taken
 
 
 def test_the_most_that_an_order_can_cost() -> None:
@@ -342,11 +359,11 @@ def test_a_payer_earns_its_window_by_what_it_signs_for() -> None:
     made.take(voucher(17), 20.0)
     made.measure(1_000, 1.0)
     for number, tokens in enumerate((8, 16, 32), 1):
-        made.sent(number, bytes([number]) * 32, 17, 20.0)
+        made.sent(number, bytes([number]) * 32, tokens, 17, 20.0)
         signed = voucher(17 + 2 * tokens, chunks=number, output_tokens=tokens, running_hash=bytes([number]) * 32)
         made.take(signed, 30.0)
         assert made.window_tokens == tokens
-    made.sent(4, b"4" * 32, 17, 30.0)
+    made.sent(4, b"4" * 32, 32, 17, 30.0)
     again = voucher(17 + 65, chunks=4, output_tokens=32, running_hash=b"4" * 32)
     made.take(again, 31.0)
     assert made.side.vouched_tokens == 32
@@ -355,8 +372,8 @@ def test_a_payer_earns_its_window_by_what_it_signs_for() -> None:
 def test_a_voucher_states_what_was_sent() -> None:
     made = meter()
     made.take(voucher(17), 10.1)
-    made.sent(1, b"1" * 32, 19, 10.2)
-    made.sent(2, b"2" * 32, 21, 10.3)
+    made.sent(1, b"1" * 32, 1, 19, 10.2)
+    made.sent(2, b"2" * 32, 2, 21, 10.3)
     made.take(voucher(21, chunks=2, output_tokens=2, running_hash=b"2" * 32), 10.4)
     with pytest.raises(RemoteProtocolError):
         made.take(voucher(23, chunks=3, running_hash=b"3" * 32), 10.5)
@@ -370,16 +387,16 @@ def test_a_voucher_says_whether_it_pays_more() -> None:
 def test_more_than_a_window_is_never_sent() -> None:
     made = meter()
     made.take(voucher(17), 10.1)
-    made.sent(1, b"1" * 32, 17 + 16, 10.2)
+    made.sent(1, b"1" * 32, 1, 17 + 16, 10.2)
     with pytest.raises(AssertionError, match="I5"):
-        made.sent(2, b"2" * 32, 17 + 17, 10.3)
+        made.sent(2, b"2" * 32, 2, 17 + 17, 10.3)
 
 
 def test_round_trips_are_smoothed_and_the_rate_is_the_last() -> None:
     made = meter()
     made.take(voucher(17), 10.25)
     assert made.round_trip_s == 0.25
-    made.sent(1, b"1" * 32, 19, 11.0)
+    made.sent(1, b"1" * 32, 1, 19, 11.0)
     made.take(voucher(19, chunks=1, output_tokens=1, running_hash=b"1" * 32), 11.5)
     assert made.round_trip_s == made.side.round_trip_s == 0.75 * 0.25 + 0.25 * 0.5
     made.measure(100, 2.0)
@@ -391,9 +408,44 @@ def test_round_trips_are_smoothed_and_the_rate_is_the_last() -> None:
 def test_a_voucher_for_another_answer_is_a_broken_protocol() -> None:
     made = meter()
     made.take(voucher(17), 10.1)
-    made.sent(1, b"1" * 32, 19, 10.2)
+    made.sent(1, b"1" * 32, 1, 19, 10.2)
     with pytest.raises(RemoteProtocolError):
-        made.take(voucher(19, chunks=1, running_hash=b"x" * 32), 10.3)
+        made.take(voucher(19, chunks=1, output_tokens=1, running_hash=b"x" * 32), 10.3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"job": JobId(bytes(16))},
+        {"attempt": 2},
+        {"chunks": 3},
+        {"chunks": 1, "output_tokens": 1},
+        {"output_tokens": 3},
+        {"output_tokens": 5},
+        {"output_tokens": 2**32 - 1},
+        {"running_hash": b"1" * 32},
+    ],
+)
+def test_nothing_is_kept_of_a_voucher_for_something_else(wrong: dict[str, Any]) -> None:
+    made = meter()
+    made.take(voucher(17), 10.1)
+    made.sent(1, b"1" * 32, 2, 21, 10.2)
+    made.sent(2, b"2" * 32, 4, 25, 10.2)
+    good = {"chunks": 2, "output_tokens": 4, "running_hash": b"2" * 32}
+    made.take(voucher(20, **good), 10.3)
+    with pytest.raises(RemoteProtocolError):
+        made.take(voucher(25, **good | wrong), 10.3)
+    assert (made.side.paid_uusd, made.side.voucher) == (20, voucher(20, **good))
+    assert made.side.vouched_tokens == 4
+
+
+def test_a_voucher_that_was_overtaken_says_nothing_new() -> None:
+    made = meter()
+    made.take(voucher(17), 10.1)
+    made.sent(1, b"1" * 32, 2, 21, 10.2)
+    made.take(voucher(21, chunks=1, output_tokens=2, running_hash=b"1" * 32), 10.3)
+    assert not made.take(voucher(17), 10.4)
+    assert made.side.paid_uusd == 21
 
 
 def test_more_vouchers_than_there_is_to_pay_for_are_not_checked() -> None:
@@ -408,7 +460,7 @@ def test_more_vouchers_than_there_is_to_pay_for_are_not_checked() -> None:
 def test_each_chunk_is_paid_for_in_two_vouchers_at_most() -> None:
     made = meter()
     made.take(voucher(17), 10.1)
-    made.sent(1, b"1" * 32, 19, 10.2)
+    made.sent(1, b"1" * 32, 1, 19, 10.2)
     for _ in range(5):
         made.take(voucher(17), 10.3)
     with pytest.raises(RemoteProtocolError):

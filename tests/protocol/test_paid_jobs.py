@@ -25,6 +25,7 @@ from protocol.events import (
     ClaimNow,
     CloseLease,
     EngineFailed,
+    PeerDisconnected,
     RestorePayer,
     RestoreProvider,
     SetOffer,
@@ -184,6 +185,24 @@ def test_r2_without_a_voucher_there_is_no_money() -> None:
     market.feed(market.provider, ClaimNow())
     market.step()
     assert market.bank.book.balance(available(market.provider.node)) == 0
+
+
+def test_a_window_that_is_not_paid_is_to_be_had_once_for_each_lease() -> None:
+    """Whoever breaks off each job in its window, and orders the next one: another lease each time, another lock."""
+    market = Market()
+    for number in (1, 2, 3):
+        market.loses, market.loses_after = Voucher, 1
+        market.ask(number)
+        assert market.provider.messages(Chunk)[-1].output_tokens == 8
+        market.feed(market.asker, PeerDisconnected(market.provider.node))
+        market.feed(market.provider, PeerDisconnected(market.asker.node))
+        market.loses = None
+        market.meet()
+        market.wait(20)
+    owing = [side for side in market.provider.peer.till.sides() if side.is_in_debt]
+    assert [side.owed_uusd - side.paid_uusd for side in owing] == [16, 16, 16]
+    refused = [decode_record(each.order.body, JobOpenRecord).lease for each in market.asker.messages(JobOpen)]
+    assert len(set(refused)) == len(market.asker.all(RequestLease)) >= 3
 
 
 def test_an_answer_longer_than_its_slot_is_paid_to_the_end() -> None:

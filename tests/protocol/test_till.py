@@ -12,8 +12,8 @@ from protocol.effects import Effect, SendClaim, StoreVoucher
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import ClaimAnswered
-from protocol.ids import LeaseId, StreamId
-from protocol.leases import ProviderSide, most_uusd
+from protocol.ids import JobId, LeaseId, StreamId
+from protocol.leases import Meter, ProviderSide, most_uusd
 from protocol.messages import Voucher
 from protocol.money_records import ClaimAckRecord, ClaimRecord
 from protocol.records import Signed
@@ -29,9 +29,10 @@ from protocol.till import (
 )
 from tests.helpers_machines import now, offer
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
-from tests.protocol.test_leases import BANK, LEASE, PRICED, lease, paid_order, voucher
+from tests.protocol.test_leases import BANK, HASH, LEASE, PRICED, lease, paid_order, voucher
 
 STREAM = StreamId(2)
+SENT = b"\x5e" * 32
 OFFERED = offer(models=(PRICED,), coordinators=(BANK.node,))
 
 
@@ -57,11 +58,24 @@ class Bench:
         side, self.effects = self.till.begin(paid_order(), now(self.at_s))
         return side
 
+    def end(self, side: ProviderSide, stream: StreamId | None, total_uusd: int) -> None:
+        """A job ends that brings the lease to this total, with one chunk of 7 tokens."""
+        made = Meter(side, paid_order(), base_uusd=0)
+        made.accept(0, HASH, self.at_s)
+        made.base_uusd, made.promised_uusd = 0, total_uusd
+        made.sent(1, SENT, 7, total_uusd, self.at_s)
+        self.till.end(made, stream, now(self.at_s))
+
+    def last(self, paid_uusd: int, **changes: Any) -> list[Effect]:
+        """The payer signs for it."""
+        signed = voucher(paid_uusd, **{"chunks": 1, "output_tokens": 7, "running_hash": SENT, **changes})
+        return self.till.on_last_voucher(STREAM, Voucher(signed), now(self.at_s))
+
     def serve(self, paid_uusd: int = 90) -> ProviderSide:
         """A whole job, paid to the end."""
         side = self.begin()
         side.take(voucher(paid_uusd))
-        self.till.end(side, STREAM, paid_uusd, now(self.at_s))
+        self.end(side, STREAM, paid_uusd)
         return side
 
     def wait(self, seconds: float) -> list[Effect]:
@@ -135,7 +149,7 @@ def test_one_job_at_a_time() -> None:
     bench = Bench()
     side = bench.begin()
     assert bench.refusal() is Refusal.LEASE
-    bench.till.end(side, None, 0, now())
+    bench.end(side, None, 0)
     assert bench.refusal() is None
 
 
@@ -150,7 +164,7 @@ def test_a_coordinator_that_owes_too_much_is_not_trusted_with_more() -> None:
     side = bench.begin(cap_uusd=UNCLAIMED_UUSD_MAX + 1)
     side.take(voucher(5))
     side.paid_uusd = UNCLAIMED_UUSD_MAX + 1
-    bench.till.end(side, None, 0, now())
+    bench.end(side, None, 0)
     assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX + 1)) is Refusal.LEASE
 
 
@@ -160,7 +174,7 @@ def test_an_order_that_can_cost_more_than_is_left_is_not_taken() -> None:
     assert bench.refusal(signed_lease(cap_uusd=most - 1)) is Refusal.LEASE
     side = bench.begin(cap_uusd=most + 9)
     side.take(voucher(9))
-    bench.till.end(side, None, 0, now())
+    bench.end(side, None, 0)
     assert bench.refusal(signed_lease(cap_uusd=most + 9)) is None
     side.take(voucher(10))
     assert bench.refusal(signed_lease(cap_uusd=most + 9)) is Refusal.LEASE
@@ -173,7 +187,7 @@ def test_a_lease_that_never_paid_makes_room_for_another_one() -> None:
         assert bench.refusal(signed_lease(lease=other), lease=other) is None
         side, _ = bench.till.begin(paid_order(lease=other), now())
         side.paid_uusd = 1
-        bench.till.end(side, None, 0, now())
+        bench.end(side, None, 0)
     assert bench.refusal() is Refusal.BUSY
     bench.till.sides()[7].paid_uusd = 0
     assert bench.refusal() is None
@@ -184,7 +198,7 @@ def test_who_lets_a_job_wait_for_money_is_served_no_more_under_that_lease() -> N
     bench = Bench()
     side = bench.begin()
     bench.till.distrust(side)
-    bench.till.end(side, None, 0, now())
+    bench.end(side, None, 0)
     assert bench.refusal() is Refusal.LEASE
 
 
@@ -192,7 +206,7 @@ def test_as_much_as_may_be_owed_is_no_reason_to_refuse() -> None:
     bench = Bench()
     side = bench.begin(cap_uusd=4 * UNCLAIMED_UUSD_MAX)
     side.paid_uusd = UNCLAIMED_UUSD_MAX
-    bench.till.end(side, None, 0, now())
+    bench.end(side, None, 0)
     assert bench.refusal(signed_lease(cap_uusd=4 * UNCLAIMED_UUSD_MAX)) is None
     side.claimed_uusd = side.paid_uusd = 2 * UNCLAIMED_UUSD_MAX
     assert bench.refusal(signed_lease(cap_uusd=4 * UNCLAIMED_UUSD_MAX)) is None
@@ -234,8 +248,8 @@ def test_a_last_voucher_that_pays_no_more_is_not_stored_again() -> None:
     bench = Bench()
     side = bench.begin()
     side.take(voucher(70))
-    bench.till.end(side, STREAM, 90, now())
-    assert bench.till.on_last_voucher(STREAM, Voucher(voucher(60))) == []
+    bench.end(side, STREAM, 90)
+    assert bench.last(60) == []
     assert bench.till.settles(STREAM)
 
 
@@ -243,7 +257,7 @@ def test_a_job_that_is_paid_to_the_end_is_not_waited_for() -> None:
     bench = Bench()
     side = bench.begin()
     side.take(voucher(90))
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert not bench.till.settles(STREAM)
     assert not side.in_use
 
@@ -251,23 +265,23 @@ def test_a_job_that_is_paid_to_the_end_is_not_waited_for() -> None:
 def test_the_last_voucher_is_waited_for_as_long_as_is_said() -> None:
     bench = Bench()
     side = bench.begin()
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     bench.wait(LAST_VOUCHER_S - 0.1)
-    assert bench.till.settles(STREAM)
+    assert side.in_use
     bench.wait(0.1)
-    assert not bench.till.settles(STREAM)
+    assert not side.in_use
 
 
 def test_the_next_job_waits_until_this_one_is_paid() -> None:
     bench = Bench()
     side = bench.begin()
     side.take(voucher(70))
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert bench.till.settles(STREAM)
     assert bench.refusal() is Refusal.LEASE
-    assert bench.till.on_last_voucher(STREAM, Voucher(voucher(80))) != []
+    assert bench.last(80) != []
     assert bench.till.settles(STREAM)
-    bench.till.on_last_voucher(STREAM, Voucher(voucher(90)))
+    bench.last(90)
     assert not bench.till.settles(STREAM)
     assert bench.refusal() is None
 
@@ -276,18 +290,77 @@ def test_the_next_job_waits_until_this_one_is_paid() -> None:
 def test_who_does_not_pay_the_rest_is_not_waited_for(is_dropped: bool) -> None:
     bench = Bench()
     side = bench.begin()
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     if is_dropped:
         bench.till.on_stream_dropped(STREAM)
     else:
         bench.wait(LAST_VOUCHER_S)
-    assert not bench.till.settles(STREAM)
+    assert bench.till.settles(STREAM) is not is_dropped
+    assert not side.in_use
+
+
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_who_leaves_a_debt_is_served_again_when_it_is_paid(is_waited_for: bool) -> None:
+    """Or each job would bring one window for nothing."""
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.end(side, STREAM, 90)
+    if not is_waited_for:
+        bench.wait(LAST_VOUCHER_S)
+    assert bench.refusal() is Refusal.LEASE
+    bench.last(89)
+    assert bench.refusal() is Refusal.LEASE
+    assert bench.last(90) == [StoreVoucher(LEASE, signed_lease(), side.voucher, None, 90)]
     assert bench.refusal() is None
+    assert not bench.till.settles(STREAM)
+
+
+def test_a_debt_outlives_its_stream_and_more_jobs_make_it_no_smaller() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.end(side, None, 90)
+    assert bench.refusal() is Refusal.LEASE
+    bench.wait(3600)
+    assert bench.refusal() is Refusal.LEASE
+    bench.end(side, None, 80)
+    side.take(voucher(80))
+    assert bench.refusal() is Refusal.LEASE
+
+
+def test_a_prompt_that_was_not_paid_was_not_read_and_is_no_debt() -> None:
+    bench = Bench()
+    made = Meter(bench.begin(), paid_order())
+    made.accept(17, HASH, 0.0)
+    bench.till.end(made, None, now())
+    assert bench.refusal() is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"job": JobId(bytes(16))},
+        {"attempt": 2},
+        {"chunks": 2},
+        {"chunks": 0, "output_tokens": 0, "running_hash": SENT},
+        {"output_tokens": 6},
+        {"output_tokens": 8},
+        {"running_hash": bytes(32)},
+    ],
+)
+def test_a_last_voucher_states_what_the_receipt_does(wrong: dict[str, Any]) -> None:
+    bench = Bench()
+    side = bench.begin()
+    bench.end(side, STREAM, 90)
+    with pytest.raises(RemoteProtocolError):
+        bench.last(90, **wrong)
+    assert (side.paid_uusd, side.voucher) == (0, None)
 
 
 def test_a_last_voucher_that_is_worth_nothing_is_refused() -> None:
     bench = Bench()
     side = bench.begin()
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     with pytest.raises(RemoteProtocolError):
-        bench.till.on_last_voucher(STREAM, Voucher(voucher(90, lease=LeaseId(bytes(32)))))
+        bench.last(90, lease=LeaseId(bytes(32)))

@@ -22,8 +22,8 @@ from protocol.till import (
 )
 from tests.helpers_machines import now
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
-from tests.protocol.test_leases import BANK, LEASE, lease, voucher
-from tests.protocol.test_till import STREAM, Bench, signed_lease
+from tests.protocol.test_leases import BANK, LEASE, PRICED, lease, paid_order, voucher
+from tests.protocol.test_till import OFFERED, STREAM, Bench, signed_lease
 
 # ---------------------------------------------------------------- claims
 
@@ -35,7 +35,7 @@ def test_what_a_job_was_paid_is_claimed_a_moment_later_with_its_receipt() -> Non
     account = receipt(lease=LEASE)
     signed = sign_record(account, PROVIDER)
     bench.till.receipt(side, account, signed)
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert bench.wait(CLAIM_DELAY_S - 0.1) == []
     bench.wait(0.2)
     (claim,) = bench.claims()
@@ -135,7 +135,7 @@ def test_a_payer_that_wants_its_rest_gets_it_after_the_job() -> None:
     side = bench.begin()
     side.take(voucher(90))
     assert bench.till.on_close_wanted(CloseLease(LEASE), now()) == []
-    bench.till.end(side, STREAM, 90, now())
+    bench.end(side, STREAM, 90)
     assert bench.refusal() is Refusal.LEASE
     bench.wait(CLAIM_DELAY_S)
     (claim,) = bench.claims()
@@ -256,7 +256,7 @@ def test_a_lease_that_is_served_no_more_is_given_up_when_its_job_is_over() -> No
     assert [claim.is_final for claim in bench.claims()] == [0] * len(bench.claims())
     assert side.is_final_wanted
     bench.till._sent.clear()
-    bench.till.end(side, None, 50, now(bench.at_s))
+    bench.end(side, None, 50)
     bench.wait(CLAIM_DELAY_S)
     assert [claim.is_final for claim in bench.claims()] == [1]
 
@@ -296,7 +296,7 @@ def test_a_closed_lease_is_forgotten_when_its_last_job_is_over(stream: StreamId 
     side = bench.begin()
     bench.wait((lease().serve_until_ms + c.LEASE_SKEW_MS - NOW_MS) / 1000)
     side.is_closed = True
-    bench.till.end(side, stream, 90, now(bench.at_s))
+    bench.end(side, stream, 90)
     if stream is not None:
         assert len(bench.till) == 1
         bench.till.on_stream_dropped(stream)
@@ -386,6 +386,38 @@ def test_what_does_not_hold_is_not_restored(signed: Signed, kept: Signed | None)
     assert isinstance(note, Note)
     assert note.event == "lease.not_restored"
     assert len(bench.till) == 0
+
+
+def test_a_lease_for_another_key_than_ours_is_left_alone() -> None:
+    bench = Bench()
+    others = signed_lease(provider=BANK.node)
+    (note,) = bench.till.restore(RestoreProvider(others, voucher(90), None, 0), now())
+    assert isinstance(note, Note)
+    assert note.event == "lease.not_restored"
+    assert bench.wait(600) == []
+    assert len(bench.till) == 0
+
+
+def test_more_credited_than_was_paid_is_no_debt_of_ours() -> None:
+    """A store was put back from a backup, or a coordinator says what is not true."""
+    bench = Bench()
+    side = bench.serve(90)
+    bench.wait(CLAIM_DELAY_S)
+    bench.answer(c.INTEGER_MAX)
+    assert side.unclaimed_uusd == 0
+    assert bench.wait(10 * CLAIM_RETRY_S_MAX) == []
+    dear = bench.till.refusal(paid_order(), signed_lease(), OFFERED, PRICED, now(bench.at_s))
+    assert dear is not None
+    assert dear[0] is Refusal.LEASE, "nothing is left of it by its coordinator's own word"
+
+
+def test_a_lease_that_was_closed_is_not_opened_by_another_word() -> None:
+    bench = Bench()
+    side = bench.serve(90)
+    bench.wait(CLAIM_DELAY_S)
+    side.is_closed = True
+    bench.answer(90, is_closed=0)
+    assert side.is_closed
 
 
 def test_a_lease_with_all_claimed_is_not_claimed_after_a_restart() -> None:

@@ -41,19 +41,24 @@ def test_a_claim_is_credited_and_the_same_lease_granted_again() -> None:
     assert bench.bank.book.balance(available(ASKER.node)) == 1_000_000 - 70
 
 
-def test_what_does_not_hold_is_refused_for_good() -> None:
+def test_a_request_that_does_not_hold_is_refused_for_good_and_of_claims_those_after_the_end() -> None:
     bench = Bench(deposit_uusd=60_000)
-    bench.grant()
+    side = bench.grant()
     denied = bench.bank.open_lease(bench.ask(needed_uusd=60_000), NOW_MS)
     assert isinstance(denied, LeaseDenied)
     assert denied.is_final
     forged = bench.bank.claim(claim(bench, 70, damage=True), NOW_MS)
     assert isinstance(forged, ClaimFailed)
-    assert forged.is_final
+    assert not forged.is_final
     good = claim(bench, 70)
     record = ClaimRecord(1, PROVIDER.node, LeaseId(bytes(32)), None, None, 0, NOW_MS, ())
     unknown = bench.bank.claim(SendClaim(good.lease, good.coordinator, sign_record(record, PROVIDER)), NOW_MS)
     assert isinstance(unknown, ClaimFailed)
+    assert not unknown.is_final
+    bench.bank.expire(side.record.claim_by_ms + 1)
+    late = bench.bank.claim(good, NOW_MS)
+    assert isinstance(late, ClaimFailed)
+    assert late.is_final
 
 
 def test_while_it_is_away_nothing_happens() -> None:

@@ -116,6 +116,8 @@ def test_an_answer_that_was_signed_otherwise_is_not_completed(outcome: Outcome) 
     hash_ = running_hash(order_hash(SIGNED_ORDER.body), 1, 1, 19, bytes(80))
     course = (OPEN, accept(), chunk(19))
     end = ends(19, outcome=outcome)
-    assert judge(CoSigned(), *course, signs(19, chunks=1, running_hash=hash_), end) == ""
-    found = judge(CoSigned(), *course, signs(19, chunks=1, running_hash=bytes(32)), end)
-    assert ("signed otherwise" in found) is (outcome is not Outcome.CANCELLED)
+    good = {"chunks": 1, "running_hash": hash_, "output_tokens": 1}
+    assert judge(CoSigned(), *course, signs(19, **good), end) == ""
+    for wrong in ({"running_hash": bytes(32)}, {"output_tokens": 2}):
+        found = judge(CoSigned(), *course, signs(19, **good | wrong), end)
+        assert ("signed otherwise" in found) is (outcome is not Outcome.CANCELLED)

@@ -9,7 +9,7 @@ import pytest
 from protocol.codec import encode_message
 from protocol.effects import RequestLease, Send, StoreVoucher
 from protocol.envelope import sign_record
-from protocol.events import LeaseGranted
+from protocol.events import BytesReceived, LeaseGranted
 from protocol.ids import StreamId
 from protocol.ledger import (
     CREDIT,
@@ -22,15 +22,17 @@ from protocol.ledger import (
     available,
 )
 from protocol.messages import Chunk, JobAccept, JobOpen, Voucher
+from protocol.money_records import VoucherRecord
 from protocol.records import Signed
 from protocol.sim.bank import Bank
-from protocol.sim.checkers import Checker, Ending, Seen
+from protocol.sim.checkers import Checker, Crashed, Ending, Seen
 from protocol.sim.money_checkers import (
     Balanced,
     Grace,
     LedgerChanged,
     NothingTwice,
     OneWindow,
+    OnlyReceived,
     OnlySigned,
     money_checkers,
 )
@@ -69,7 +71,7 @@ def judge(checker: Checker, *items: Any, ending: Ending | None = None) -> str:
 
 
 def test_there_is_a_judge_for_every_invariant_that_a_simulation_can_break() -> None:
-    assert len(money_checkers()) == 5
+    assert len(money_checkers()) == 6
 
 
 def test_an_honest_ledger_is_balanced() -> None:
@@ -80,6 +82,13 @@ def test_an_honest_ledger_is_balanced() -> None:
     ("items", "invariant"),
     [
         ((moved(Resume(0), (MINE, 1)),), "I1"),
+        (
+            (LedgerChanged(Entry(Resume(0), (Posting("gateway:BTC", "BTC", 1), Posting("fx:BTC", CREDIT, -1))), 0),),
+            "I1",
+        ),
+        ((DEPOSITED, LOCKED, CLAIMED, moved(CLAIMED.entry.command, (HELD, 5), (THEIRS, -5))), "I3"),
+        ((DEPOSITED, LOCKED, moved(Resume(0), (HELD, -5), (THEIRS, 5))), "I3"),
+        ((DEPOSITED, moved(Claim(LEASE, PROVIDER.node, 9, 0, None), (MINE, -9), (THEIRS, 9))), "I10"),
         ((LOCKED,), "I2"),
         ((DEPOSITED, LOCKED, moved(Claim(LEASE, PROVIDER.node, 9, 1, None), (HELD, -9), (THEIRS, 9))), "I3"),
         ((DEPOSITED, LOCKED, moved(Claim(LEASE, PAYER.node, 9, 0, None), (HELD, -9), ("available:00", 9))), "I10"),
@@ -97,14 +106,26 @@ def sent_voucher(paid_uusd: int, **changes: Any) -> Send:
 def test_no_more_is_claimed_than_was_signed() -> None:
     assert judge(OnlySigned(), LOCKED, sent_voucher(40), CLAIMED) == ""
     assert "I4:" in judge(OnlySigned(), LOCKED, sent_voucher(39), CLAIMED)
+    forged = Voucher(Signed(voucher(40).body, voucher(39).signature))
+    assert "I4:" in judge(OnlySigned(), LOCKED, Send(StreamId(1), encode_message(forged)), CLAIMED)
+    others = VoucherRecord(1, LEASE, PROVIDER.node, 1, 40, JOB, 1, 0, 0, HASH, ())
+    own = Voucher(sign_record(others, PROVIDER))
+    assert "I4:" in judge(OnlySigned(), LOCKED, Send(StreamId(1), encode_message(own)), CLAIMED)
 
 
 OPEN = Send(StreamId(1), encode_message(JobOpen(sign_record(paid_order(), PAYER), b"x")))
 ACCEPT = Send(StreamId(2), encode_message(JobAccept(sign_record(accepted(), PROVIDER))))
 
 
-def chunk(owed_uusd: int) -> Send:
-    return Send(StreamId(2), encode_message(Chunk(JOB, 1, 1, 1, owed_uusd, bytes(80))))
+def chunk(output_tokens: int, owed_uusd: int = 0) -> Send:
+    """What it says of the price is nothing to a judge."""
+    return Send(StreamId(2), encode_message(Chunk(JOB, 1, 1, output_tokens, owed_uusd, bytes(80))))
+
+
+def arrived(*sent: Send, split: int = 7) -> list[BytesReceived]:
+    """The same bytes as they come to the asker, in pieces."""
+    data = b"".join(each.data for each in sent)
+    return [BytesReceived(StreamId(1), data[start : start + split]) for start in range(0, len(data), split)]
 
 
 def held(paid_uusd: int) -> StoreVoucher:
@@ -133,19 +154,45 @@ def test_a_provider_delivers_no_more_than_one_window_ahead(
 ) -> None:
     order = dear(price_out_uusd)
     kept = StoreVoucher(LEASE, voucher(0), voucher(paid_uusd, output_tokens=vouched_tokens), None, paid_uusd)
-    assert judge(OneWindow(), order, ACCEPT, kept, chunk(paid_uusd + window_uusd)) == ""
-    assert "I5:" in judge(OneWindow(), order, ACCEPT, kept, chunk(paid_uusd + window_uusd + 1))
+    tokens = (window_uusd + paid_uusd - 17) * 1_000_000 // price_out_uusd
+    for again in ([], [order]):
+        assert judge(OneWindow(), order, ACCEPT, kept, *again, chunk(tokens)) == ""
+        assert "I5:" in judge(OneWindow(), order, ACCEPT, kept, *again, chunk(tokens + 1))
 
 
-def test_an_asker_signs_for_what_was_sent() -> None:
-    assert judge(OneWindow(), OPEN, ACCEPT, sent_voucher(17), held(17), chunk(30), sent_voucher(30)) == ""
-    assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, sent_voucher(18))
-    assert "I6:" in judge(OneWindow(), OPEN, ACCEPT, chunk(30), sent_voucher(31))
-    assert "I6:" in judge(OneWindow(), OPEN, sent_voucher(0, running_hash=HASH))
+def test_a_provider_that_is_owed_something_serves_that_lease_no_more() -> None:
+    again = Send(StreamId(1), encode_message(JobOpen(sign_record(paid_order(attempt=2), PAYER), b"x")))
+    accepts = Send(
+        StreamId(2), encode_message(JobAccept(sign_record(accepted(attempt=2, paid_before_uusd=17), PROVIDER)))
+    )
+    begun = (OPEN, ACCEPT, held(17), chunk(3))
+    assert judge(OneWindow(), *begun, held(23), again, accepts) == ""
+    assert "I5:" in judge(OneWindow(), *begun, held(22), again, accepts)
+    forgot = OneWindow()
+    assert judge(forgot, *begun) == ""
+    forgot.interests()[Crashed](Seen(1.0, 0, PROVIDER.node, 0, Crashed()))
+    assert judge(forgot, again, accepts) == "", "it does not know better after a crash"
+
+
+def test_an_asker_signs_for_what_has_arrived() -> None:
+    accepted_ = arrived(ACCEPT)
+    assert judge(OnlyReceived(), OPEN, *accepted_, sent_voucher(17), *arrived(chunk(6)), sent_voucher(29)) == ""
+    assert "I6:" in judge(OnlyReceived(), OPEN, *accepted_, sent_voucher(18))
+    assert "I6:" in judge(OnlyReceived(), OPEN, *accepted_, *arrived(chunk(6)), sent_voucher(30))
+    assert "I6:" in judge(OnlyReceived(), OPEN, *accepted_, *arrived(chunk(6, owed_uusd=99)), sent_voucher(30))
+    assert "I6:" in judge(OnlyReceived(), OPEN, *accepted_, chunk(6), sent_voucher(29)), "it is on its way"
+    assert "I6:" in judge(OnlyReceived(), OPEN, ACCEPT, sent_voucher(17)), "it is on its way"
+    assert "I6:" in judge(OnlyReceived(), OPEN, sent_voucher(0, running_hash=HASH))
+
+
+def test_who_sends_an_order_again_is_judged_by_all_that_came_of_it() -> None:
+    assert judge(OnlyReceived(), OPEN, *arrived(ACCEPT), OPEN, sent_voucher(17)) == ""
+    assert "I6:" in judge(OnlyReceived(), OPEN, *arrived(ACCEPT), OPEN, sent_voucher(18))
 
 
 def test_what_was_signed_before_may_be_signed_again() -> None:
-    assert judge(OneWindow(), OPEN, ACCEPT, held(17), chunk(30), sent_voucher(30), ACCEPT, sent_voucher(30)) == ""
+    came = arrived(ACCEPT, chunk(6))
+    assert judge(OnlyReceived(), OPEN, *came, sent_voucher(29), *arrived(ACCEPT), sent_voucher(29)) == ""
 
 
 def test_no_lease_is_closed_before_its_time() -> None:
