@@ -390,7 +390,7 @@ class Asking:
         if job.stage is Stage.CANCELLING:
             # SPEC 05: The asker MUST drop chunks that arrive after it cancelled.
             self.zombie_chunks += 1
-            attempt.fold(chunk)
+            attempt.drop(chunk)
             return []
         if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
             raise RemoteProtocolError("a chunk before the acceptance")

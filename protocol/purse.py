@@ -17,7 +17,7 @@ from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.events import LeaseDenied, LeaseGranted, MarkStored, Now, RestorePayer
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.leases import PayerSide, most_uusd, prices
+from protocol.leases import SEQUENCE_STEP_AFTER_RESTART, PayerSide, most_uusd, prices
 from protocol.money_records import LeaseRecord, LeaseRequestRecord, VoucherRecord
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 
@@ -26,8 +26,6 @@ LEASE_UUSD: Final = 20_000
 # As long as a coordinator may be away without being missed. Longer would lock the money of whoever was lured to a
 # provider that takes no orders: it comes back an hour after this.
 LEASE_SERVE_S: Final = 2 * 60 * 60
-# What may go on in another lease's name after a crash is numbered beyond all that went before.
-SEQUENCE_STEP_AFTER_RESTART: Final = 2**20
 # For so long after it has not answered the coordinator is not asked where a lease is at hand somewhere.
 CUT_OFF_S: Final = 60.0
 # Leases cost nothing but the money in them; nobody has so many providers.
@@ -223,10 +221,11 @@ class Purse:
         side = PayerSide(record, event.signed, self._signer.payer(event.request))
         if side.signer.node != record.payer:
             return [Note("lease.not_restored", record.provider, "it is not paid with this node's key")]
-        if voucher is not None:
-            side.signed_uusd, side.voucher = voucher.paid_uusd, event.voucher
-            side.sequence = voucher.sequence
-        side.sequence += SEQUENCE_STEP_AFTER_RESTART
+        side.sequence = SEQUENCE_STEP_AFTER_RESTART
+        if voucher is not None and event.voucher is not None:
+            if (voucher.lease, voucher.payer) != (record.lease, record.payer):
+                return [Note("lease.not_restored", record.provider, "its voucher is of another lease")]
+            side.recall(voucher, event.voucher)
         self._leases[record.lease] = side
         self._numbers[record.lease] = event.request
         return []
