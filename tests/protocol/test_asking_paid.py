@@ -58,7 +58,7 @@ def test_a_chunk_reaches_no_further_than_one_window(tokens: int, is_paid: bool) 
 
 
 def test_what_is_not_paid_yet_is_reached_for_once() -> None:
-    """The disk has not answered, so nothing is signed: a provider that sends all the same risks one window of its own."""
+    """The disk has not answered, so nothing is signed: whoever sends all the same risks a window of its own."""
     bench, (provider,) = paying("p")
     bench.stores = False
     bench.feed(paid_chat())
