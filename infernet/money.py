@@ -17,7 +17,7 @@ from infernet.coordinator_client import CoordinatorError
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
 from infernet.money_client import FINAL_CODES, MoneyClient, is_final, read_signed
-from infernet.money_store import MoneyStore
+from infernet.money_store import MoneyStore, accusation
 from infernet.money_writer import MoneyWriter
 from protocol.constants import LEASE_DEADLINE_S
 from protocol.effects import Equivocation, RequestLease, SendClaim, StoreClaimed, StoreMark
@@ -90,6 +90,11 @@ class Money:
         payers = await trio.to_thread.run_sync(self._store.restore_payers)
         providers = await trio.to_thread.run_sync(self._store.restore_providers, self.coordinator, now_ms)
         totals = self._writer.totals = await trio.to_thread.run_sync(self._store.totals)
+        # SPEC 06: A node MUST give nothing for the promises of such a coordinator any more, over restarts too:
+        proof = await trio.to_thread.run_sync(self._store.proof_against, self.coordinator)
+        if proof is not None:
+            self._equivocation = accusation(proof)
+            log.critical("money.equivocation", coordinator=short(proof.coordinator), entry=proof.entry)
         for payer in payers:
             self._driver.command(payer)
         for provider in providers:
@@ -238,10 +243,7 @@ class Money:
 
     def _accuse(self, effect: Equivocation) -> None:
         """The coordinator keeps two ledgers: from now on nothing is given for its promises, and the proof is kept."""
-        self._equivocation = (
-            f"the coordinator has signed two different ledgers (entry {effect.entry}): redeem what you hold, take out "
-            f"what you have, and show others the proof, which is in {self._store.path}"
-        )
+        self._equivocation = accusation(effect)
         log.critical("money.equivocation", coordinator=short(effect.coordinator), entry=effect.entry)
         self._writer.keep_proof(effect)
         self._changed()

@@ -337,7 +337,29 @@ async def test_a_coordinator_with_two_ledgers_is_trusted_no_more_and_the_proof_i
         b.money.perform(Equivocation(BANK.node, 7, lease(1), lease(2)))
         assert "two different ledgers" in b.money.trouble
         assert b.changes == 1
-        await b.until(lambda: b.store.is_accused(BANK.node))
+        await b.until(lambda: b.store.proof_against(BANK.node))
+
+
+async def test_a_coordinator_with_two_ledgers_is_not_trusted_after_a_restart_either(tmp_path: Path) -> None:
+    proof = Equivocation(BANK.node, 7, lease(1), lease(2))
+    async with bench(tmp_path) as b:
+        b.money.perform(proof)
+        await b.until(lambda: b.store.proofs())
+    async with bench(tmp_path) as b:
+        assert "two different ledgers (entry 7)" in b.money.status()["trouble"]
+        with pytest.raises(LocalProtocolError, match="two different ledgers"):
+            b.money.check_spending()
+        b.money.perform(request())
+        (denied,) = b.driver.of(e.LeaseDenied)
+        assert (denied.is_final, b.server.to("leases/open")) == (False, [])
+        assert b.store.proofs() == [proof]
+
+
+async def test_a_proof_against_another_coordinator_is_none_against_ours(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.store.keep_proof(Equivocation(ASKER.node, 7, lease(1), lease(2)))
+    async with bench(tmp_path) as b:
+        assert b.money.trouble == ""
 
 
 async def test_at_the_end_what_can_be_redeemed_is_and_all_is_on_disk(tmp_path: Path) -> None:
