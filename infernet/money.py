@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from infernet.coordinator_client import CoordinatorError
+from infernet.coordinator_client import CoordinatorError, CoordinatorRefused
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
 from infernet.money_client import FINAL_CODES, MoneyClient, is_final, read_signed
@@ -305,12 +305,26 @@ class Money:
             raise LocalProtocolError("this node holds no such lease")
         if lease is not None and sides[0].job is not None:
             raise LocalProtocolError("a question is being paid from this lease: wait for its answer")
-        rows = []
+        # SPEC 06: A lease of a coordinator that is not its own any more, or that is paid with another key than it
+        #   derives, it leaves alone:
+        if lease is not None and sides[0].record.coordinator != self.coordinator:
+            raise LocalProtocolError("another coordinator holds this lease: its rest comes back when its time is over")
+        rows: list[dict[str, Any]] = []
+        refused: CoordinatorRefused | None = None
         for side in sides:
-            if side.job is None:
-                self._driver.command(CloseLease(LeaseId(side.record.lease)))
+            if side.job is not None or side.record.coordinator != self.coordinator:
+                continue
+            self._driver.command(CloseLease(LeaseId(side.record.lease)))
+            try:
                 rows.append(await self._client.close_lease(close_of(side, now.wall_ms)))
-                await trio.to_thread.run_sync(self._store.note_closing, LeaseId(side.record.lease))
+            except CoordinatorRefused as error:
+                # Of one that it does not know there is nothing to come back; the others are not to wait for that.
+                if not is_final(error):
+                    raise
+                refused = error
+            await trio.to_thread.run_sync(self._store.note_closing, LeaseId(side.record.lease))
+        if refused is not None and not rows:
+            raise refused
         return rows
 
     async def ask(self, name: str, fields: dict[str, Any]) -> Any:

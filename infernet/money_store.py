@@ -137,8 +137,8 @@ class KeptPayerLease(Struct, frozen=True):
 def accusation(proof: Equivocation) -> str:
     """What the owner is told of a coordinator that keeps two ledgers, in one line."""
     return (
-        f"the coordinator has signed two different ledgers (entry {proof.entry}): redeem what you hold, take out what you "
-        "have, and show others the proof, which `infernet wallet proof` prints"
+        f"the coordinator has signed two different ledgers (entry {proof.entry}): redeem what you hold, take out what "
+        "you have, and show others the proof, which `infernet wallet proof` prints"
     )
 
 
