@@ -328,7 +328,7 @@ async def test_leases_of_another_key_or_coordinator_are_left_alone(tmp_path: Pat
         assert (status["leases_held"], status["held_uusd"]) == (2, 100_000), "what is locked elsewhere is ours as well"
         kept = {kept.lease: kept for kept in b.store.payer_leases()}
         assert {lease for lease, each in kept.items() if each.is_closing} == {lease_of(3)}
-        assert kept[lease_of(2)].signed == of_another_key(2).signed
+        assert kept[lease_of(2)].signed == prepared[1].signed
 
 
 async def test_a_lease_that_the_coordinator_does_not_know_keeps_no_other_from_coming_back(
