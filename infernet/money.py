@@ -13,11 +13,11 @@ from typing import Any, Final
 import structlog
 import trio
 
-from infernet.coordinator_client import CoordinatorError
+from infernet.coordinator_client import CoordinatorError, CoordinatorRefused
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
 from infernet.money_client import FINAL_CLAIM_CODES, MoneyClient, is_final, read_signed
-from infernet.money_store import MoneyStore
+from infernet.money_store import MoneyStore, accusation
 from infernet.money_writer import MoneyWriter
 from protocol.constants import LEASE_DEADLINE_S
 from protocol.effects import Equivocation, RequestLease, SendClaim, StoreClaimed, StoreMark
@@ -90,6 +90,11 @@ class Money:
         payers = await trio.to_thread.run_sync(self._store.restore_payers)
         providers = await trio.to_thread.run_sync(self._store.restore_providers, self.coordinator, now_ms)
         totals = self._writer.totals = await trio.to_thread.run_sync(self._store.totals)
+        # SPEC 06: A node MUST give nothing for the promises of such a coordinator any more, over restarts too:
+        proof = await trio.to_thread.run_sync(self._store.proof_against, self.coordinator)
+        if proof is not None:
+            self._equivocation = accusation(proof)
+            log.critical("money.equivocation", coordinator=short(proof.coordinator), entry=proof.entry)
         for payer in payers:
             self._driver.command(payer)
         for provider in providers:
@@ -239,10 +244,7 @@ class Money:
 
     def _accuse(self, effect: Equivocation) -> None:
         """The coordinator keeps two ledgers: from now on nothing is given for its promises, and the proof is kept."""
-        self._equivocation = (
-            f"the coordinator has signed two different ledgers (entry {effect.entry}): redeem what you hold, take out "
-            f"what you have, and show others the proof, which is in {self._store.path}"
-        )
+        self._equivocation = accusation(effect)
         log.critical("money.equivocation", coordinator=short(effect.coordinator), entry=effect.entry)
         self._writer.keep_proof(effect)
         self._changed()
@@ -304,12 +306,26 @@ class Money:
             raise LocalProtocolError("this node holds no such lease")
         if lease is not None and sides[0].job is not None:
             raise LocalProtocolError("a question is being paid from this lease: wait for its answer")
-        rows = []
+        # SPEC 06: A lease of a coordinator that is not its own any more, or that is paid with another key than it
+        #   derives, it leaves alone:
+        if lease is not None and sides[0].record.coordinator != self.coordinator:
+            raise LocalProtocolError("another coordinator holds this lease: its rest comes back when its time is over")
+        rows: list[dict[str, Any]] = []
+        refused: CoordinatorRefused | None = None
         for side in sides:
-            if side.job is None:
-                self._driver.command(CloseLease(LeaseId(side.record.lease)))
+            if side.job is not None or side.record.coordinator != self.coordinator:
+                continue
+            self._driver.command(CloseLease(LeaseId(side.record.lease)))
+            try:
                 rows.append(await self._client.close_lease(close_of(side, now.wall_ms)))
-                await trio.to_thread.run_sync(self._store.note_closing, LeaseId(side.record.lease))
+            except CoordinatorRefused as error:
+                # Of one that it does not know there is nothing to come back; the others are not to wait for that.
+                if not is_final(error):
+                    raise
+                refused = error
+            await trio.to_thread.run_sync(self._store.note_closing, LeaseId(side.record.lease))
+        if refused is not None and not rows:
+            raise refused
         return rows
 
     async def ask(self, name: str, fields: dict[str, Any]) -> Any:

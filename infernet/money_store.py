@@ -134,6 +134,14 @@ class KeptPayerLease(Struct, frozen=True):
     is_closing: bool
 
 
+def accusation(proof: Equivocation) -> str:
+    """What the owner is told of a coordinator that keeps two ledgers, in one line."""
+    return (
+        f"the coordinator has signed two different ledgers (entry {proof.entry}): redeem what you hold, take out what "
+        "you have, and show others the proof, which `infernet wallet proof` prints"
+    )
+
+
 class MoneyStore:
     """An open store."""
 
@@ -253,11 +261,18 @@ class MoneyStore:
                 (proof.coordinator, proof.entry, *_columns(proof.first), *_columns(proof.second)),
             )
 
-    def is_accused(self, coordinator: NodeId) -> bool:
-        """Whether there is such a proof. Raises StoreError."""
+    def proofs(self) -> list[Equivocation]:
+        """All such proofs, one for each coordinator. Raises StoreError."""
         with self._transaction() as database:
-            row = database.execute("SELECT 1 FROM equivocations WHERE coordinator = ?", (coordinator,)).fetchone()
-        return row is not None
+            rows = database.execute(
+                "SELECT coordinator, entry, first_body, first_signature, second_body, second_signature "
+                "FROM equivocations ORDER BY coordinator"
+            ).fetchall()
+        return [Equivocation(NodeId(row[0]), row[1], Signed(*row[2:4]), Signed(*row[4:6])) for row in rows]
+
+    def proof_against(self, coordinator: NodeId) -> Equivocation | None:
+        """The proof against this one, if there is any. Raises StoreError."""
+        return next((proof for proof in self.proofs() if proof.coordinator == coordinator), None)
 
     def totals(self) -> MoneyTotals:
         """Sums over all leases given to us. Raises StoreError."""

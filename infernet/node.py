@@ -195,7 +195,7 @@ class Node:
             self._transport.trust({*known, *map(peer_of, config.peers)})
         self._permit(config.peers)
         if self._money is not None:
-            self.driver.command(e.UseCoordinator(self._money.coordinator))
+            self._use_coordinator(self._money)
         # Those whom the owner names, or was invited by, before anything is asked.
         for address in config.peers:
             self.driver.command(e.LearnAddresses(peer_of(address), (address,), connect=True))
@@ -232,8 +232,11 @@ class Node:
     def _on_money_changed(self) -> None:
         """Nobody is to pay us, and we pay nobody, while that cannot be written down."""
         assert self._money is not None
-        self.driver.command(e.UseCoordinator(None if self._money.trouble else self._money.coordinator))
+        self._use_coordinator(self._money)
         self._offer()
+
+    def _use_coordinator(self, money: Money) -> None:
+        self.driver.command(e.UseCoordinator(None if money.trouble else money.coordinator))
 
     def _addresses_on_links(self) -> list[str]:
         """What may be told in the networks of this machine."""

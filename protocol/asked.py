@@ -213,6 +213,12 @@ def served_by(attempt: Attempt) -> Served:
     return Served(order.provider, order.attempt, attempt.prompt_tokens, attempt.output_tokens, attempt.paid_uusd)
 
 
+def is_above_limit(ask: Ask, offer: ModelOffer) -> bool:
+    """Whether a token costs more at this offer than the user allows."""
+    limits = ((offer.price_in_uusd, ask.price_in_uusd_max), (offer.price_out_uusd, ask.price_out_uusd_max))
+    return any(limit is not None and price > limit for price, limit in limits)
+
+
 def check_ask(ask: Ask) -> None:
     """Find here what a provider would refuse, or blame us for. Raises LocalProtocolError."""
     wrong = check_request(ask.kind, ask.request)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 
 from protocol import constants as c
-from protocol.asked import Job, Stage, check_ask, served_by
+from protocol.asked import Job, Stage, check_ask, is_above_limit, served_by
 from protocol.attempt import Attempt
 from protocol.codec import encode_message
 from protocol.directory import Directory, Entry
@@ -183,6 +183,10 @@ class Asking:
             needed_uusd = job.cost_bound_uusd(offer)
             if needed_uusd > job.spend_uusd_left:
                 return self._not_funded(job, _too_dear(job, needed_uusd), now)
+            # SPEC 06: The asker MUST NOT order at a price above its user's limits, nor ask for a lease at one:
+            # It may have risen since the provider was chosen, or the user has named the provider.
+            if is_above_limit(job.ask, offer):
+                return self._not_funded(job, "the provider asks for more than the limit by now", now, Refusal.PRICE)
             side = self._lease_for(job, entry.heartbeat.node, offer, now)
             if side is None:
                 return self._get_lease(job, entry.heartbeat, offer, now)
@@ -227,10 +231,14 @@ class Asking:
 
     def on_lease_granted(self, event: LeaseGranted, now: Now) -> list[Effect]:
         """The coordinator has locked what we asked for."""
+        waiting = self._jobs.get(self._purse.waits_for(event.request) or JobId(b""))
         try:
             job = self._jobs.get(self._purse.on_granted(event, now) or JobId(b""))
         except RemoteProtocolError as error:
-            return [Note("lease.bad", self._purse.coordinator, str(error))]
+            note = Note("lease.bad", self._purse.coordinator, str(error))
+            if waiting is None or waiting.stage is not Stage.FUNDING:
+                return [note]
+            return [note, *self._not_funded(waiting, "the coordinator gave another lease than was asked for", now)]
         if job is None or job.stage is not Stage.FUNDING or job.provider is None:
             return []
         self._timers.cancel(("stage", job.ask.job))
@@ -258,14 +266,14 @@ class Asking:
             return self._attempt_failed(job, code, text, now, had_order=True)
         return self._offer(job, entry, offer, now)
 
-    def _not_funded(self, job: Job, text: str, now: Now) -> list[Effect]:
+    def _not_funded(self, job: Job, text: str, now: Now, code: Refusal = Refusal.LEASE) -> list[Effect]:
         """The provider is not to blame."""
         assert job.provider is not None
         self._timers.cancel(("stage", job.ask.job))
         self._purse.abandon(job.ask.job)
-        job.fail(job.provider, Refusal.LEASE, text, 0, had_order=True)
+        job.fail(job.provider, code, text, 0, had_order=True)
         self._router.withdraw(job.ask.job)
-        if not job.may_go_on(Refusal.LEASE):
+        if not job.may_go_on(code):
             return self._give_up(job)
         return self._searching.begin(job, now)
 
@@ -390,7 +398,7 @@ class Asking:
         if job.stage is Stage.CANCELLING:
             # SPEC 05: The asker MUST drop chunks that arrive after it cancelled.
             self.zombie_chunks += 1
-            attempt.fold(chunk)
+            attempt.drop(chunk)
             return []
         if job.stage not in (Stage.ACCEPTED, Stage.RUNNING):
             raise RemoteProtocolError("a chunk before the acceptance")

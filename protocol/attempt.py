@@ -41,6 +41,7 @@ class Attempt:
     is_accepted: bool = False
     chunks: int = 0
     sealed_bytes: int = 0
+    text_bytes: int = 0
     prompt_tokens: int = 0
     read_tokens: int = 0
     output_tokens: int = 0
@@ -78,6 +79,9 @@ class Attempt:
     def progress(self, message: Progress) -> bool:
         """Take a report of progress; whether the prompt really got on."""
         self.check_named(message.job, message.attempt)
+        # SPEC 05: The asker MUST refuse a `Progress` that says more was read than there is.
+        if message.done_tokens > message.total_tokens:
+            raise RemoteProtocolError("progress beyond its own end")
         moved = message.done_tokens > self.read_tokens
         self.read_tokens = max(self.read_tokens, message.done_tokens)
         return moved
@@ -108,29 +112,49 @@ class Attempt:
 
     def take(self, chunk: Chunk) -> ChunkBody:
         """Check the next chunk, count it and open it."""
+        self._check(chunk)
+        body = self.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
+        if len(body.token_ids) % c.TOKEN_ID_BYTES:
+            raise RemoteProtocolError("a chunk with a part of a token")
+        text_bytes = self.text_bytes + len(body.text.encode())
+        if self.order.kind is Kind.EMBEDDING:
+            self._take_vector(body)
+        # SPEC 06: The asker MUST refuse a chunk with which the output tokens are more than the bytes of the text so far
+        #   and 256,
+        elif chunk.output_tokens > text_bytes + c.TEXTLESS_TOKENS_MAX:
+            raise RemoteProtocolError("more tokens than the text can have taken")
+        self.text_bytes = text_bytes
+        self._fold(chunk)
+        return body
+
+    def drop(self, chunk: Chunk) -> None:
+        """Count a chunk without looking into it: all that is done with one that comes after a cancel."""
+        if not self.is_accepted:
+            raise RemoteProtocolError("a chunk before the acceptance")
+        self._check(chunk)
+        self._fold(chunk)
+
+    def _check(self, chunk: Chunk) -> None:
+        """Whether this is the next chunk, and asks for no more than its due."""
         order = self.order
         self.check_named(chunk.job, chunk.attempt)
         # SPEC 05: The asker MUST refuse a chunk that is not the next one, whose token count falls or exceeds
         #   `output_tokens_max`, or whose `owed_uusd` is not the cost below.
         if chunk.number != self.chunks + 1:
             raise RemoteProtocolError("a chunk that is not the next one")
-        if not self.output_tokens <= chunk.output_tokens <= order.output_tokens_max:
+        most_tokens = order.output_tokens_max if order.kind is not Kind.EMBEDDING else 0
+        if not self.output_tokens <= chunk.output_tokens <= most_tokens:
             raise RemoteProtocolError("a chunk whose token count is not possible")
         if chunk.owed_uusd != cost_uusd(order, self.prompt_tokens, chunk.output_tokens):
             raise RemoteProtocolError("a chunk that asks for another price")
+        # SPEC 06: The asker MUST refuse a chunk that costs more than one window beyond what it has signed for this job,
+        if self.side is not None and chunk.owed_uusd > self.side.reach_uusd:
+            raise RemoteProtocolError("a chunk further ahead of payment than one window")
         # SPEC 05: The asker MUST bound the bytes of an answer:
         if self.sealed_bytes + len(chunk.sealed) > c.ANSWER_BYTES_MAX:
             raise RemoteProtocolError("more text than any number of tokens spells")
-        body = self.cipher.open(chunk.number, chunk.output_tokens, chunk.owed_uusd, chunk.sealed)
-        if len(body.token_ids) % c.TOKEN_ID_BYTES:
-            raise RemoteProtocolError("a chunk with a part of a token")
-        if order.kind is Kind.EMBEDDING:
-            self._take_vector(body)
-        self.fold(chunk)
-        return body
 
-    def fold(self, chunk: Chunk) -> None:
-        """Count a chunk without looking into it: all that is done with one that comes after a cancel."""
+    def _fold(self, chunk: Chunk) -> None:
         self.chunks = chunk.number
         self.sealed_bytes += len(chunk.sealed)
         self.output_tokens = chunk.output_tokens

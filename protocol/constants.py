@@ -75,6 +75,8 @@ LEASE_SKEW_MS: Final = 5_000
 WINDOW_TOKENS_MIN: Final = 8
 WINDOW_UUSD_MIN: Final = 1_000
 WINDOW_PAID_SHARE: Final = 16
+# A stop string of 64 characters of four bytes each, a token for each byte: no text that is held back has more.
+TEXTLESS_TOKENS_MAX: Final = 256
 HEADS_MAX: Final = 4
 
 # ---------------------------------------------------------------- implementation constants

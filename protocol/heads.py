@@ -79,10 +79,8 @@ class Heads:
         """
         news: list[NodeId] = []
         effects: list[Effect] = []
-        for signed in records:
-            if source is not None and not self._sources.take(source, now.monotonic_s):
-                break
-            record = open_record(signed, LedgerHeadRecord)
+        # All of them before any is kept: or a bad one would hide the proof that stands before it.
+        for signed, record in self._open(source, records, now):
             # SPEC 06: A node MUST keep the heads of its own coordinators only, and pass on each of them once.
             if record.coordinator not in self._coordinators:
                 continue
@@ -95,6 +93,17 @@ class Heads:
                 self._newest[record.coordinator] = record.entry, signed
                 news.append(record.coordinator)
         return news, effects
+
+    def _open(
+        self, source: NodeId | None, records: Iterable[Signed], now: Now
+    ) -> list[tuple[Signed, LedgerHeadRecord]]:
+        """As many as this source may have checked now."""
+        opened: list[tuple[Signed, LedgerHeadRecord]] = []
+        for signed in records:
+            if source is not None and not self._sources.take(source, now.monotonic_s):
+                break
+            opened.append((signed, open_record(signed, LedgerHeadRecord)))
+        return opened
 
     def acknowledged(self, signed: Signed) -> list[Effect]:
         """A coordinator has told us a head in its answer to a claim, which it has signed as well."""

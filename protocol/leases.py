@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 from protocol import constants as c
 from protocol.envelope import Signer, open_record, sign_record
@@ -20,6 +21,9 @@ from protocol.money_records import LeaseRecord, VoucherRecord
 from protocol.records import JobAcceptRecord, JobOpenRecord, ModelOffer, ReceiptRecord, Signed
 
 Why = tuple[Refusal, str]
+
+# What goes on in a lease's name after a crash is numbered beyond all that went before.
+SEQUENCE_STEP_AFTER_RESTART: Final = 2**20
 
 
 def prices(priced: Priced) -> tuple[int, int, int]:
@@ -80,7 +84,8 @@ class PayerSide:
     """One lease as its payer keeps it; `signer` is the key that was made for it.
 
     `signed_uusd` is the highest total that we have signed, `mark_uusd` the highest that we may sign without storing a
-    higher mark first. `base_uusd` is what had been paid when the present job was accepted.
+    higher mark first. `base_uusd` is what had been paid when the present job was accepted, `vouched_tokens` the
+    output that we have signed for, or more, and `job_tokens` that of the job that `voucher_job` names.
     """
 
     record: LeaseRecord
@@ -93,12 +98,34 @@ class PayerSide:
     voucher_job: tuple[JobId, int] | None = None
     job: JobId | None = None
     base_uusd: int = 0
+    vouched_tokens: int = 0
+    job_tokens: int = 0
     is_closing: bool = False
 
     @property
     def left_uusd(self) -> int:
         """What can still be signed for."""
         return self.record.cap_uusd - self.signed_uusd
+
+    @property
+    def window_tokens_max(self) -> int:
+        """The largest window that a provider may take by what we have signed for."""
+        return max(c.WINDOW_TOKENS_MIN, self.vouched_tokens)
+
+    @property
+    def reach_uusd(self) -> int:
+        """How far the cost of the present job may go now: what is signed of it, and one window."""
+        return self.signed_uusd - self.base_uusd + window_uusd(self.record, self.window_tokens_max, self.signed_uusd)
+
+    def recall(self, voucher: VoucherRecord, signed: Signed) -> None:
+        """Take up what we signed before and did not know any more: for how many tokens, only the money tells.
+
+        What went on after it and was lost has numbers as well, and nobody is to see two totals under one.
+        """
+        self.signed_uusd, self.voucher = voucher.paid_uusd, signed
+        self.sequence = max(self.sequence, voucher.sequence + SEQUENCE_STEP_AFTER_RESTART)
+        price_uusd = max(1, self.record.price_out_uusd)
+        self.vouched_tokens = max(self.vouched_tokens, voucher.paid_uusd * 1_000_000 // price_uusd)
 
     def accept(self, order: JobOpenRecord, record: JobAcceptRecord, proof: Signed | None) -> None:
         """Check what the provider says was paid before, and what it wants for the prompt. Raises RemoteProtocolError.
@@ -116,6 +143,11 @@ class PayerSide:
             raise RemoteProtocolError("an acceptance with another price for the prompt than was ordered")
         if record.prefill_uusd > order.prepay_max_uusd:
             raise RemoteProtocolError("an acceptance that wants more in advance than was ordered")
+        # SPEC 06: The asker MUST refuse an acceptance whose window is larger than these rules make it by what the asker
+        #   has signed.
+        most_tokens = self.window_tokens_max
+        if record.window_tokens > most_tokens or record.window_uusd > window_uusd(order, most_tokens, self.signed_uusd):
+            raise RemoteProtocolError("an acceptance with a larger window than was earned")
         self.base_uusd = record.paid_before_uusd
 
     def _remember(self, proof: Signed) -> None:
@@ -123,7 +155,7 @@ class PayerSide:
         if (voucher.lease, voucher.payer) != (self.record.lease, self.signer.node):
             raise RemoteProtocolError("a voucher of another lease with the acceptance")
         if voucher.paid_uusd > self.signed_uusd:
-            self.signed_uusd, self.sequence, self.voucher = voucher.paid_uusd, voucher.sequence, proof
+            self.recall(voucher, proof)
 
     def pay(
         self, order: JobOpenRecord, owed_uusd: int, chunks: int, output_tokens: int, running_hash: bytes
@@ -151,6 +183,9 @@ class PayerSide:
             running_hash=running_hash,
             extensions=(),
         )
+        before_tokens = self.job_tokens if self.voucher_job == (order.job, order.attempt) else 0
+        self.vouched_tokens += max(0, output_tokens - before_tokens)
+        self.job_tokens = output_tokens
         self.signed_uusd = total_uusd
         self.voucher_job = (order.job, order.attempt)
         self.voucher = sign_record(voucher, self.signer)

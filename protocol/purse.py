@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol import constants as c
+from protocol.claims import lease_id
 from protocol.effects import Effect, Note, RequestLease, StoreMark
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.events import LeaseDenied, LeaseGranted, MarkStored, Now, RestorePayer
 from protocol.ids import JobId, LeaseId, NodeId
-from protocol.leases import PayerSide, most_uusd, prices
+from protocol.leases import SEQUENCE_STEP_AFTER_RESTART, PayerSide, most_uusd, prices
 from protocol.money_records import LeaseRecord, LeaseRequestRecord, VoucherRecord
 from protocol.records import JobOpenRecord, ModelOffer, Signed
 
@@ -26,8 +27,6 @@ LEASE_UUSD: Final = 20_000
 # As long as a coordinator may be away without being missed. Longer would lock the money of whoever was lured to a
 # provider that takes no orders: it comes back an hour after this.
 LEASE_SERVE_S: Final = 2 * 60 * 60
-# What may go on in another lease's name after a crash is numbered beyond all that went before.
-SEQUENCE_STEP_AFTER_RESTART: Final = 2**20
 # For so long after it has not answered the coordinator is not asked where a lease is at hand somewhere.
 CUT_OFF_S: Final = 60.0
 # Leases cost nothing but the money in them; nobody has so many providers.
@@ -69,26 +68,31 @@ class Purse:
 
     def find(self, provider: NodeId, offer: ModelOffer, needed_uusd: int, until_ms: int, now: Now) -> PayerSide | None:
         """A lease at hand on which this much can be signed until then, the fullest of them."""
+        self._forget_old(now)
         fitting = [
             side
-            for side in self._leases.values()
-            if side.job is None
-            and not side.is_closing
-            and side.record.provider == provider
+            for side in self._usable()
+            if side.record.provider == provider
             and (side.record.model, side.record.fingerprint) == (offer.name, offer.fingerprint)
             and prices(side.record) == prices(offer)
             and side.left_uusd >= needed_uusd
             and until_ms <= side.record.serve_until_ms
         ]
-        self._forget_old(now)
         return max(fitting, key=lambda side: side.left_uusd, default=None)
+
+    def _usable(self) -> list[PayerSide]:
+        """Leases on which a job may begin: what another coordinator holds, or one that we left, is of no use to it."""
+        return [
+            side
+            for side in self._leases.values()
+            if side.job is None and not side.is_closing and side.record.coordinator == self.coordinator
+        ]
 
     def funded(self, now: Now) -> list[NodeId]:
         """While the coordinator does not answer: the providers whom we can pay all the same."""
         if now.monotonic_s >= self._cut_off_until_s:
             return []
-        usable = [side for side in self._leases.values() if side.job is None and not side.is_closing]
-        return list(dict.fromkeys(side.record.provider for side in usable))
+        return list(dict.fromkeys(side.record.provider for side in self._usable()))
 
     def request(
         self, job: JobId, provider: NodeId, offer: ModelOffer, needed_uusd: int, now: Now, *, exactly: bool = False
@@ -105,7 +109,8 @@ class Purse:
             provider=provider,
             relay=None,
             relay_bps=0,
-            cap_uusd=needed_uusd if exactly else max(needed_uusd, LEASE_UUSD),
+            # A job may need nothing under an offer that has a price, such as one for output where none is asked for.
+            cap_uusd=max(1, needed_uusd) if exactly else max(needed_uusd, LEASE_UUSD),
             model=offer.name,
             fingerprint=offer.fingerprint,
             price_in_uusd=offer.price_in_uusd,
@@ -118,6 +123,11 @@ class Purse:
         signed = sign_record(record, self._signer)
         self._requests[number] = _Request(record, signed, job, needed_uusd)
         return [RequestLease(number, record.coordinator, signed)]
+
+    def waits_for(self, request: bytes) -> JobId | None:
+        """The job that waits for the answer to this request."""
+        asked = self._requests.get(request)
+        return asked.job if asked is not None else None
 
     def on_granted(self, event: LeaseGranted, now: Now) -> JobId | None:
         """The job that waited for it. Raises RemoteProtocolError for a lease that is not what we asked for."""
@@ -138,6 +148,14 @@ class Purse:
             *(asked.fingerprint, prices(asked)),
         ):
             raise RemoteProtocolError("the coordinator's lease is for something else than we asked for")
+        # Another number could be that of a lease that we hold, and have signed on.
+        if record.lease != lease_id(request.signed.body):
+            raise RemoteProtocolError("the coordinator's lease has another number than its request")
+        # SPEC 06: The asker MUST refuse a lease that is over when it comes, that is served for longer than was asked,
+        #   or that cannot be claimed on until it is over.
+        latest_ms = asked.created_at_ms + 1000 * asked.serve_s + c.CLOCK_SKEW_MS_MAX
+        if not now.wall_ms < record.serve_until_ms <= min(latest_ms, record.claim_by_ms):
+            raise RemoteProtocolError("the coordinator's lease is over, or lasts for another time than we asked for")
         self._numbers[record.lease] = event.request
         side = self._leases[record.lease] = PayerSide(record, event.signed, self._signer.payer(event.request))
         # Used or not, it holds our money.
@@ -151,8 +169,10 @@ class Purse:
         if request is None:
             return None, []
         self._cut_off_until_s = -math.inf if event.is_final else now.monotonic_s + CUT_OFF_S
-        if event.is_final and request.record.cap_uusd > request.needed_uusd:
-            asked = request.record
+        asked = request.record
+        # Our coordinator may have become another one, or none, while it was asked.
+        is_ours = asked.coordinator == self.coordinator
+        if event.is_final and is_ours and asked.cap_uusd > max(1, request.needed_uusd):
             offer = ModelOffer(
                 asked.model,
                 asked.fingerprint,
@@ -223,10 +243,11 @@ class Purse:
         side = PayerSide(record, event.signed, self._signer.payer(event.request))
         if side.signer.node != record.payer:
             return [Note("lease.not_restored", record.provider, "it is not paid with this node's key")]
-        if voucher is not None:
-            side.signed_uusd, side.voucher = voucher.paid_uusd, event.voucher
-            side.sequence = voucher.sequence
-        side.sequence += SEQUENCE_STEP_AFTER_RESTART
+        side.sequence = SEQUENCE_STEP_AFTER_RESTART
+        if voucher is not None and event.voucher is not None:
+            if (voucher.lease, voucher.payer) != (record.lease, record.payer):
+                return [Note("lease.not_restored", record.provider, "its voucher is of another lease")]
+            side.recall(voucher, event.voucher)
         self._leases[record.lease] = side
         self._numbers[record.lease] = event.request
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from protocol import constants as c
@@ -49,6 +50,8 @@ EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | Engin
 
 # A chunk's text stays below the limit of one byte string, whatever its characters take in UTF-8.
 CHUNK_CHARACTERS_MAX = 12 * 1024
+# So many tokens may have to be paid before the text that they spell can be sent.
+TOKENS_AT_ONCE_MAX = c.TEXTLESS_TOKENS_MAX // 2
 # As many tokens as go with it; an engine that writes more at once is no model that anybody continues word by word.
 CHUNK_TOKEN_IDS_BYTES_MAX = c.TOKEN_ID_BYTES * 1024
 
@@ -268,8 +271,9 @@ class Running:
     def _text(self, run: Run, event: EngineText, now: Now) -> list[Effect]:
         if run.state not in (JobState.ACCEPTED, JobState.RUNNING):
             return []
+        piece = Piece(ChunkBody(event.text, token_ids=event.token_ids), event.output_tokens)
+        run.pending += [piece] if run.meter is None else _cut(piece, run.output_tokens)
         run.output_tokens = event.output_tokens
-        run.pending.append(Piece(ChunkBody(event.text, token_ids=event.token_ids), event.output_tokens))
         # SPEC 05: The provider MUST send the first token at once, and later ones after at most 16 tokens or 20 ms.
         due_s = run.said_at_s + c.CHUNK_DELAY_S if run.chunks else now.monotonic_s
         if now.monotonic_s >= due_s or run.output_tokens - run.sent_tokens >= c.CHUNK_TOKENS_MAX:
@@ -316,15 +320,15 @@ class Running:
             if not meter.may_send(cost_uusd(order, run.prompt_tokens, piece.output_tokens)):
                 break
             count += 1
-        if count:
-            pieces, run.pending = run.pending[:count], run.pending[count:]
-            return pieces
+        pieces, run.pending = run.pending[:count], run.pending[count:]
         if not run.pending:
-            return []
-        # Several tokens whose text came at once do not fit: some are counted and paid before it is sent.
+            return pieces
+        # Several tokens whose text came at once do not fit: some are counted and paid before it is sent. Also after
+        # others that did fit, for nobody signs for less than half a window.
+        sent_tokens = pieces[-1].output_tokens if pieces else run.sent_tokens
         wanted = run.pending[0].output_tokens - 1
-        tokens = meter.tokens_that_fit(run.prompt_tokens, run.sent_tokens, max(run.sent_tokens, wanted))
-        return [Piece(ChunkBody(), tokens)] if tokens > run.sent_tokens else []
+        tokens = meter.tokens_that_fit(run.prompt_tokens, sent_tokens, max(sent_tokens, wanted))
+        return [*pieces, Piece(ChunkBody(), tokens)] if tokens > sent_tokens else pieces
 
     @staticmethod
     def _text_bodies(run: Run, pending: list[ChunkBody]) -> list[ChunkBody]:
@@ -490,6 +494,18 @@ class Running:
                 # The engine's supervisor restarts an engine that does not stop; here it is only told.
                 effects.append(Note("engine.slow_cancel", run.order.asker, f"run {run_id}"))
         return effects
+
+
+def _cut(piece: Piece, before_tokens: int) -> list[Piece]:
+    """What the engine wrote at once, in pieces whose text need not wait until too many tokens are paid."""
+    # SPEC 06: a text of more than 128 tokens is cut into such of no more.
+    tokens, text = piece.output_tokens - before_tokens, piece.body.text
+    count = max(1, -(-tokens // TOKENS_AT_ONCE_MAX))
+    ends = [(len(text) * number // count, before_tokens + tokens * number // count) for number in range(count + 1)]
+    cut = [Piece(ChunkBody(text[start:end]), counted) for (start, _), (end, counted) in pairwise(ends)]
+    # The tokens spell all of it.
+    cut[-1] = cut[-1]._replace(body=ChunkBody(cut[-1].body.text, token_ids=piece.body.token_ids))
+    return cut
 
 
 def _pieces(text: str) -> list[str]:

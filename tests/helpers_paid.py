@@ -97,6 +97,7 @@ class Market:
         #: What answers are long and how they end.
         self.words = 40
         self.tokens_per_word = 1
+        self.word: Callable[[int], str] = " word{}".format
         self.runs: dict[RunId, RunEngine] = {}
         self.waiting: deque[tuple[Side, Event]] = deque()
         self.held_marks: list[MarkStored] = []
@@ -256,7 +257,7 @@ class Market:
             if tokens > limit:
                 tokens -= self.tokens_per_word
                 break
-            self.waiting.append((side, EngineText(run, f" word{number}", tokens)))
+            self.waiting.append((side, EngineText(run, self.word(number), tokens)))
         outcome = Outcome.LENGTH if tokens == limit else Outcome.STOP
         self.waiting.append((side, EngineFinished(run, outcome, tokens)))
 

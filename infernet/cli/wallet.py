@@ -26,8 +26,9 @@ from infernet.cli.payments import LIMIT_DEFAULT, LIMIT_MAX, read_limit
 from infernet.cli.picture import draw
 from infernet.config import Config, load
 from infernet.lock import running_pid
+from protocol.effects import Equivocation
 
-USAGE: Final = "[show | leases | history | deposit AMOUNT COIN | close [LEASE] | claim] [OPTIONS]"
+USAGE: Final = "[show | leases | history | deposit AMOUNT COIN | close [LEASE] | claim | proof] [OPTIONS]"
 DESCRIPTION: Final = """\
 Money of this node's key, in dollars. Without a word, or with show: what is available, what is locked in leases (set
 aside for providers, and back when they do not need it), what was earned, and what this node holds as vouchers that it
@@ -37,7 +38,8 @@ leases    those that this node pays, or is paid by
 history   what moved its money, the newest first
 deposit   make an invoice for AMOUNT dollars in COIN, and show where to pay
 close     ask for the rest of a lease back, or of all that no question uses; its provider redeems what it has first
-claim     redeem every voucher now; the node does it by itself, too, a few seconds after each job"""
+claim     redeem every voucher now; the node does it by itself, too, a few seconds after each job
+proof     of every coordinator that has signed two different ledgers: what it has signed, to be shown to others"""
 EXAMPLES: Final = """\
 examples:
   infernet wallet
@@ -50,9 +52,10 @@ examples:
   leases   {"held": [...], "given": [...]}: lease, provider, payer, state, cap_uusd, claimed_uusd, claim_by_ms
   history  {"rows": [...]}: entry, at_ms, kind, amount_uusd
   deposit  {"invoice": {...}}: invoiceId, payAddress, amount, coin, network, expiresAt, hostedUrl
-  close    {"rows": [...]} of leases; claim: leases, unclaimed_uusd"""
+  close    {"rows": [...]} of leases; claim: leases, unclaimed_uusd
+  proof    {"rows": [...]}: coordinator, entry, first and second, each {"body", "signature"}; all in hex digits"""
 
-ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim")
+ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim", "proof")
 #: What a wallet program takes out of a picture, by network (BIP 21 and its likes). Elsewhere the address alone.
 _SCHEMES: Final = {"bitcoin": "bitcoin", "dogecoin": "dogecoin"}
 
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     if arguments.network is not None and arguments.action != "deposit":
         raise Misuse("--network goes with deposit")
-    if arguments.action in ("show", "leases", "history", "claim"):
+    if arguments.action in ("show", "leases", "history", "claim", "proof"):
         no_more(arguments.words, f"infernet wallet {arguments.action}")
     act = {
         "show": _show,
@@ -83,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         "deposit": _deposit,
         "close": _close,
         "claim": _claim,
+        "proof": _proof,
     }[arguments.action]
     act(arguments)
     return 0
@@ -105,7 +109,8 @@ def _show(arguments: argparse.Namespace) -> None:
     wallet = fields_of(ask_coordinator("wallet"))
     url = _coordinator_of(config)
     if arguments.json:
-        print_json({"coordinator": url, **wallet, **held})
+        # What we know ourselves is not for the coordinator to say.
+        print_json(wallet | {"coordinator": url} | held)
         return
     print(f"At {url}:")
     print_fields(
@@ -136,10 +141,13 @@ def _vouchers(config: Config) -> dict[str, int]:
         return {"unclaimed_uusd": 0, "unclaimed_leases": 0}
     from contextlib import closing
 
-    from infernet.money_store import MoneyStore
+    from infernet.money_store import MoneyStore, accusation
 
     with closing(MoneyStore(config.money_file, read_only=True)) as store:
         totals = store.totals()
+        proof = store.proof_against(config.coordinator_key) if config.coordinator_key is not None else None
+    if proof is not None:
+        warn(accusation(proof))
     return {"unclaimed_uusd": totals.unclaimed_uusd, "unclaimed_leases": totals.unclaimed_leases}
 
 
@@ -190,6 +198,13 @@ def _deposit(arguments: argparse.Namespace) -> None:
         raise Misuse("how much, and in what: infernet wallet deposit 5 USDC [--network base]")
     uusd = read_amount(arguments.words[0])
     pair = read_pair(arguments.words[1], arguments.network)
+    config = load().config
+    accused = {proof.coordinator for proof in _proofs(config)}
+    if _key_of_coordinator(config) in accused:
+        raise Failure(
+            "this coordinator has signed two different ledgers, and would owe you what you give it: see "
+            "`infernet wallet proof`, and use another one"
+        )
     answer = fields_of(ask_coordinator("deposit", amount_usd=as_usd_text(uusd), coin=pair.code, network=pair.network))
     invoice = fields_of(answer.get("invoice", answer))
     if (invoice.get("coin"), invoice.get("network")) != (pair.code, pair.network):
@@ -248,3 +263,46 @@ def _claim(arguments: argparse.Namespace) -> None:
         print("There is nothing to redeem.")
     else:
         print(f"{usd(answer['unclaimed_uusd'])} is being redeemed; `infernet wallet` shows what is left.")
+
+
+# ---------------------------------------------------------------- coordinators that cheat
+
+
+def _proofs(config: Config) -> list[Equivocation]:
+    """What the file says, also beside a node that runs. Raises StoreError."""
+    if not config.money_file.exists():
+        return []
+    from contextlib import closing
+
+    from infernet.money_store import MoneyStore
+
+    with closing(MoneyStore(config.money_file, read_only=True)) as store:
+        return store.proofs()
+
+
+def _key_of_coordinator(config: Config) -> bytes | None:
+    """Who holds the money: a node that runs may have been told otherwise than the file says."""
+    if running_pid(config.pid_file) is None:
+        return config.coordinator_key
+    told = (ipc.call(config.socket_path, "status").get("money") or {}).get("coordinator")
+    return bytes.fromhex(told) if told else config.coordinator_key
+
+
+def _proof(arguments: argparse.Namespace) -> None:
+    rows = [
+        {
+            "coordinator": proof.coordinator.hex(),
+            "entry": proof.entry,
+            "first": {"body": proof.first.body.hex(), "signature": proof.first.signature.hex()},
+            "second": {"body": proof.second.body.hex(), "signature": proof.second.signature.hex()},
+        }
+        for proof in _proofs(load().config)
+    ]
+    if arguments.json:
+        print_json({"rows": rows})
+        return
+    if not rows:
+        print("No coordinator is known to have signed two different ledgers.")
+    for row in rows:
+        print(f"Coordinator {row['coordinator']} has signed two different ledgers, both of {row['entry']} entries:")
+        print_fields([(f"{which} {part}", row[which][part]) for which in ("first", "second") for part in row[which]])

@@ -13,7 +13,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from infernet.coordinator_client import RequestSigner
+from infernet.coordinator_client import CoordinatorRefused, RequestSigner
 from infernet.driver import Driver, wall_ms
 from infernet.money import Money, close_of
 from infernet.money_client import MoneyClient
@@ -313,6 +313,51 @@ async def test_a_lease_of_ours_is_given_back_and_not_taken_up_again(tmp_path: Pa
         assert len(await b.money.close_leases(None)) == 2, "the coordinator may not have heard of the first"
 
 
+def elsewhere(number: int) -> Any:
+    """A lease of ours that another coordinator holds: we used to have that one."""
+    record = structs.replace(codec.decode_record(fresh(number).body, LeaseRecord), coordinator=ASKER.node)
+    return structs.replace(mark(300, number, 90), signed=sign_record(record, ASKER))
+
+
+def of_another_key(number: int) -> Any:
+    """A lease of another node, whose store was copied here or whose key was this node's before."""
+    record = structs.replace(codec.decode_record(fresh(number).body, LeaseRecord), payer=PROVIDER.payer(b"x" * 16).node)
+    return structs.replace(mark(300, number, None), signed=sign_record(record, BANK))
+
+
+async def test_leases_of_another_key_or_coordinator_are_left_alone(tmp_path: Path) -> None:
+    prepared = [elsewhere(1), of_another_key(2), ours(3)]
+    async with bench(tmp_path, ASKER, prepare=prepared, answers={"close": {"state": "open"}}) as b:
+        assert {side.record.lease for side in b.driver.peer.purse.sides()} == {lease_of(1), lease_of(3)}
+        with pytest.raises(LocalProtocolError, match="another coordinator"):
+            await b.money.close_leases(lease_of(1))
+        with pytest.raises(LocalProtocolError, match="no such lease"):
+            await b.money.close_leases(lease_of(2))
+        assert b.server.to("close") == []
+        assert len(await b.money.close_leases(None)) == 1
+        (asked,) = b.server.to("close")
+        assert codec.decode_record(asked.signed.body, CloseRecord).lease == lease_of(3)
+        status = b.money.status()
+        assert (status["leases_held"], status["held_uusd"]) == (2, 100_000), "what is locked elsewhere is ours as well"
+        kept = {kept.lease: kept for kept in b.store.payer_leases()}
+        assert {lease for lease, each in kept.items() if each.is_closing} == {lease_of(3)}
+        assert kept[lease_of(2)].signed == prepared[1].signed
+
+
+async def test_a_lease_that_the_coordinator_does_not_know_keeps_no_other_from_coming_back(
+    tmp_path: Path,
+) -> None:
+    def answer(asked: Any) -> Any:
+        closed = codec.decode_record(asked.signed.body, CloseRecord)
+        return Refusal(404, "no such lease", "unknown_lease") if closed.lease == lease_of(1) else {"state": "open"}
+
+    async with bench(tmp_path, ASKER, prepare=[ours(1), ours(2)], answers={"close": answer}) as b:
+        assert await b.money.close_leases(None) == [{"state": "open"}]
+        assert len(b.server.to("close")) == 2
+        with pytest.raises(CoordinatorRefused, match="no such lease"):
+            await b.money.close_leases(lease_of(1))
+
+
 async def test_a_close_is_signed_by_the_payer_of_the_lease(tmp_path: Path) -> None:
     async with bench(tmp_path, ASKER, prepare=[ours()]) as b:
         (side,) = b.driver.peer.purse.sides()
@@ -350,7 +395,29 @@ async def test_a_coordinator_with_two_ledgers_is_trusted_no_more_and_the_proof_i
         b.money.perform(Equivocation(BANK.node, 7, lease(1), lease(2)))
         assert "two different ledgers" in b.money.trouble
         assert b.changes == 1
-        await b.until(lambda: b.store.is_accused(BANK.node))
+        await b.until(lambda: b.store.proof_against(BANK.node))
+
+
+async def test_a_coordinator_with_two_ledgers_is_not_trusted_after_a_restart_either(tmp_path: Path) -> None:
+    proof = Equivocation(BANK.node, 7, lease(1), lease(2))
+    async with bench(tmp_path) as b:
+        b.money.perform(proof)
+        await b.until(lambda: b.store.proofs())
+    async with bench(tmp_path) as b:
+        assert "two different ledgers (entry 7)" in b.money.status()["trouble"]
+        with pytest.raises(LocalProtocolError, match="two different ledgers"):
+            b.money.check_spending()
+        b.money.perform(request())
+        (denied,) = b.driver.of(e.LeaseDenied)
+        assert (denied.is_final, b.server.to("leases/open")) == (False, [])
+        assert b.store.proofs() == [proof]
+
+
+async def test_a_proof_against_another_coordinator_is_none_against_ours(tmp_path: Path) -> None:
+    async with bench(tmp_path) as b:
+        b.store.keep_proof(Equivocation(ASKER.node, 7, lease(1), lease(2)))
+    async with bench(tmp_path) as b:
+        assert b.money.trouble == ""
 
 
 async def test_at_the_end_what_can_be_redeemed_is_and_all_is_on_disk(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from infernet.node import Node
 from infernet.store import StoreError
 from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS
+from protocol.effects import Equivocation
 from protocol.errors import LocalProtocolError
 from protocol.records import Role
 from tests.helpers_engine import PacedEngine
 from tests.helpers_money_server import BANK, Refusal, money_server
-from tests.helpers_money_store import mark
+from tests.helpers_money_store import lease, mark
 from tests.helpers_node import ask, config_of_nobody, key_of, question
 
 pytestmark = pytest.mark.anyio
@@ -122,3 +123,16 @@ async def test_a_node_that_stops_redeems_first_and_does_not_wait_for_ever(tmp_pa
         node.money.perform(mark(300))
         node.stop()
         await until(lambda: len(store.payer_leases()) == 1)
+
+
+async def test_a_coordinator_with_two_ledgers_is_paid_through_by_nobody_after_a_restart(tmp_path: Path) -> None:
+    async with node_with_money(tmp_path, PacedEngine(prices=PRICES)) as (node, store):
+        assert node.can_pay
+        store.keep_proof(Equivocation(BANK.node, 7, lease(1), lease(2)))
+    async with node_with_money(tmp_path, PacedEngine(prices=PRICES)) as (node, _):
+        assert not node.can_pay
+        assert node.driver.peer.purse.coordinator is None
+        assert offered(node) == ()
+        assert "two different ledgers" in node.status()["money"]["trouble"]
+        with pytest.raises(LocalProtocolError, match="two different ledgers"):
+            await ask(node, question(spend_uusd_max=1000))

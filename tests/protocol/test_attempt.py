@@ -93,5 +93,8 @@ def test_a_receipt_over_exactly_what_arrived_passes() -> None:
 def test_a_dropped_chunk_is_counted_and_hashed_as_one_that_was_read() -> None:
     read, dropped = attempt_for(order()), attempt_for(order())
     read.take(chunk(1, 1))
-    dropped.fold(chunk(1, 1))
+    with pytest.raises(RemoteProtocolError):
+        dropped.drop(chunk(1, 1))
+    dropped.accept(sign_record(acceptance(), PROVIDER))
+    dropped.drop(chunk(1, 1))
     assert (read.running_hash, read.chunks, read.output_tokens) == (dropped.running_hash, 1, 1)

@@ -79,6 +79,17 @@ def test_a_bad_signature_is_its_sender_s_fault(heads: Heads) -> None:
         heads.take(ASKER.node, [Signed(head(5).body, bytes(64))], now())
 
 
+def test_a_proof_is_not_hidden_behind_a_bad_signature(heads: Heads) -> None:
+    """What one message holds is looked at as a whole: or somebody could have a node see the proof and not tell."""
+    heads.take(ASKER.node, [head(5, 1)], now())
+    with pytest.raises(RemoteProtocolError):
+        heads.take(OTHER.node, [head(6), head(5, 2), Signed(head(7).body, bytes(64))], now())
+    assert heads.sequence(BANK.node) == 5
+    news, effects = heads.take(ASKER.node, [head(6), head(5, 2)], now())
+    assert news == [BANK.node]
+    assert effects == [Equivocation(BANK.node, 5, head(5, 1), head(5, 2))]
+
+
 def test_a_head_from_the_future_is_noted_and_not_kept(heads: Heads) -> None:
     late = head(5, signed_at_ms=NOW_MS + c.CLOCK_SKEW_MS_MAX + 1)
     news, (note,) = heads.take(ASKER.node, [late], now())

@@ -229,6 +229,17 @@ def test_several_tokens_that_come_at_once_are_counted_before_their_text() -> Non
     assert max(after - before for before, after in pairwise(owed)) <= 2 * c.WINDOW_TOKENS_MIN
 
 
+def test_an_engine_that_hands_over_everything_at_once_is_paid_for_what_it_has_sent() -> None:
+    market = Market()
+    market.words, market.tokens_per_word = 1, 900
+    text = "".join(f" word{number}" for number in range(500))
+    market.word = lambda _: text
+    market.ask(output_tokens_max=1_000)
+    assert market.done.receipt.output_tokens == 900
+    assert market.text == text
+    assert market.notes() == []
+
+
 def test_too_little_money_is_said_and_nothing_is_ordered() -> None:
     market = Market(deposit_uusd=5)
     market.ask()

@@ -16,8 +16,8 @@ from protocol.errors import RemoteProtocolError
 from protocol.events import LeaseDenied, LeaseGranted, MarkStored, RestorePayer
 from protocol.ids import JobId
 from protocol.leases import PayerSide
-from protocol.money_records import LeaseRecord, LeaseRequestRecord
-from protocol.purse import LEASE_UUSD, LEASES_MAX, Purse
+from protocol.money_records import LeaseRecord, LeaseRequestRecord, VoucherRecord
+from protocol.purse import LEASE_SERVE_S, LEASE_UUSD, LEASES_MAX, Purse
 from protocol.sim.bank import Bank
 from tests.helpers_machines import now
 from tests.helpers_records import ASKER, JOB, NOW_MS, OFFER, PROVIDER, order, signing_key
@@ -117,6 +117,14 @@ def test_a_lease_is_the_job_s_that_waited_for_it_unless_that_is_over() -> None:
         {"price_out_uusd": 1},
         {"relay": PROVIDER.node},
         {"relay_bps": 1},
+        {"cap_uusd": LEASE_UUSD + 1},
+        {"lease": bytes(32)},
+        {"serve_until_ms": 0},
+        {"serve_until_ms": NOW_MS},
+        {"serve_until_ms": NOW_MS + 1000 * LEASE_SERVE_S + c.CLOCK_SKEW_MS_MAX + 1, "claim_by_ms": c.INTEGER_MAX},
+        {"serve_until_ms": c.INTEGER_MAX, "claim_by_ms": c.INTEGER_MAX},
+        {"claim_by_ms": 0},
+        {"claim_by_ms": NOW_MS + 1},
     ],
 )
 def test_a_lease_that_is_not_what_was_asked_for_is_refused(changes: dict[str, Any]) -> None:
@@ -151,6 +159,61 @@ def test_who_has_too_little_asks_once_more_for_what_is_needed() -> None:
     (again,) = effects
     assert isinstance(again, RequestLease)
     assert decode_record(again.signed.body, LeaseRequestRecord).cap_uusd == 150
+    assert isinstance(bench.bank.open_lease(again, NOW_MS), LeaseGranted)
+
+
+def test_one_lease_is_not_granted_in_place_of_another() -> None:
+    """Its number is that of a lease that a job is paid from: what was signed on that is not forgotten."""
+    bench = Bench()
+    used = bench.grant()
+    used.signed_uusd = 500
+    effect = bench.ask()
+    answer = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(answer, LeaseGranted)
+    record = replace(decode_record(answer.signed.body, LeaseRecord), lease=used.record.lease)
+    with pytest.raises(RemoteProtocolError):
+        bench.purse.on_granted(LeaseGranted(effect.request, sign_record(record, signing_key("bank"))), now())
+    assert bench.purse.sides() == [used]
+
+
+def test_a_lease_may_last_as_long_as_was_asked_by_either_clock() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    answer = bench.bank.open_lease(effect, NOW_MS + c.CLOCK_SKEW_MS_MAX)
+    assert isinstance(answer, LeaseGranted)
+    assert bench.purse.on_granted(answer, now()) == JOB
+
+
+def test_who_has_no_coordinator_any_more_does_not_ask_again() -> None:
+    """It was found to keep two ledgers while it was asked."""
+    bench = Bench(deposit_uusd=200)
+    effect = bench.ask(needed_uusd=150)
+    denied = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(denied, LeaseDenied)
+    bench.purse.coordinator = None
+    assert bench.purse.on_denied(denied, now()) == (JOB, [])
+
+
+@pytest.mark.parametrize("coordinator", [None, ASKER.node])
+def test_a_lease_of_a_coordinator_that_is_not_ours_any_more_is_not_used(coordinator: Any) -> None:
+    bench = Bench()
+    side = bench.grant()
+    assert bench.find() is side
+    bench.purse.on_denied(LeaseDenied(bench.ask().request, "away", is_final=False), now())
+    assert bench.purse.funded(now()) == [PROVIDER.node]
+    bench.purse.coordinator = coordinator
+    assert bench.find() is None
+    assert bench.purse.funded(now()) == []
+    assert bench.purse.sides() == [side], "what is locked there is still ours"
+
+
+def test_what_costs_nothing_is_leased_for_the_least_that_there_is() -> None:
+    bench = Bench(deposit_uusd=1)
+    effect = bench.ask(needed_uusd=0)
+    denied = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(denied, LeaseDenied)
+    (again,) = bench.purse.on_denied(denied, now())[1]
+    assert isinstance(again, RequestLease)
     assert isinstance(bench.bank.open_lease(again, NOW_MS), LeaseGranted)
 
 
@@ -199,6 +262,38 @@ def test_a_lease_is_restored_with_what_was_signed_and_higher_numbers() -> None:
     assert (restored.signed_uusd, restored.voucher) == (70, paid)
     assert restored.sequence == side.sequence + 1_048_576
     assert restored.signer.node == side.signer.node
+
+
+def test_no_two_totals_have_one_number_after_two_crashes() -> None:
+    bench = Bench()
+    side = bench.grant()
+    lives = [side]
+    numbers = []
+    for total in (70, 80, 90):
+        lives[-1].mark_uusd = 1_000
+        paid = lives[-1].pay(order(asker=side.signer.node), total, 1, 1, bytes(32))
+        lost = lives[-1].pay(order(asker=side.signer.node), total + 5, 1, 1, bytes(32))
+        assert paid is not None
+        assert lost is not None
+        numbers += [decode_record(each.body, VoucherRecord).sequence for each in (paid, lost)]
+        fresh = Purse(ASKER, random.Random(2))
+        number = next(iter(bench.purse._numbers.values()))
+        # The disk has the first of the two; the second one, and what the next life signs, its provider has as well.
+        assert fresh.restore(RestorePayer(number, side.signed, 0, paid)) == []
+        lives += fresh.sides()
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_a_voucher_of_another_lease_is_not_restored() -> None:
+    bench = Bench()
+    side, other = bench.grant(), bench.grant()
+    other.mark_uusd = 1_000
+    paid = other.pay(order(asker=other.signer.node), 70, 1, 1, bytes(32))
+    number = bench.purse._numbers[side.record.lease]
+    fresh = Purse(ASKER, random.Random(2))
+    (note,) = fresh.restore(RestorePayer(number, side.signed, 0, paid))
+    assert isinstance(note, Note)
+    assert len(fresh) == 0
 
 
 def test_what_is_not_ours_is_not_restored() -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from infernet.config import save
 from infernet.money_store import MoneyStore
+from protocol.effects import Equivocation
 from protocol.errors import LocalProtocolError
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_money_server import BANK, money_server
-from tests.helpers_money_store import claimed, paid
+from tests.helpers_money_store import claimed, lease, paid
 
 pytestmark = pytest.mark.anyio
 Capture = pytest.CaptureFixture[str]
@@ -110,6 +111,58 @@ async def test_without_a_running_node_the_command_asks_itself_and_reads_the_file
         assert (outcome.code, outcome.json["unclaimed_uusd"]) == (0, 50), outcome.err
         assert [each.target.rpartition("/")[2] for each in server.asked] == ["wallet", "register", "wallet"]
         assert server.asked[1].fields["role"] == "provider"
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [-5, 2**63, -(2**63), 10**400, 1.5, True, None, "1000000", [1], {"a": 1}],
+)
+async def test_figures_that_are_none_are_shown_as_none(home: Home, capsys: Capture, nonsense: object) -> None:
+    told = dict.fromkeys(WALLET, nonsense) | {"coordinator": "http://elsewhere", "unclaimed_uusd": nonsense}
+    outcome = await run_beside(node(wallet=told), home, capsys, "wallet")
+    assert outcome.code == 0, outcome.err
+    shown = "-$0.000005" if nonsense == -5 else "-"
+    assert re.findall(r"^  available +(.*)$", outcome.out, re.MULTILINE) == [shown]
+    assert "not redeemed yet: $0.00 in 0 leases\n" in outcome.out
+    as_json = (await run_beside(node(wallet=told), home, capsys, "wallet", "--json")).json
+    assert (as_json["coordinator"], as_json["unclaimed_uusd"]) == ("http://127.0.0.1:9", 0)
+
+
+PROOF = Equivocation(BANK.node, 7, lease(1), lease(2))
+
+
+def accuse(home: Home, proof: Equivocation = PROOF) -> None:
+    with closing(MoneyStore(home.config.money_file)) as store:
+        store.keep_proof(proof)
+
+
+async def test_a_proof_of_two_ledgers_is_told_and_printed_without_a_running_node_too(
+    home: Home, capsys: Capture
+) -> None:
+    assert invoke(capsys, "init", "--yes", "--role", "client").code == 0
+    assert invoke(capsys, "wallet", "proof").out == "No coordinator is known to have signed two different ledgers.\n"
+    accuse(home)
+    async with money_server(answers={"node/wallet": WALLET}) as server:
+        save(home.config.config_file, {"coordinator_url": server.url}, keep=True)
+        outcome = await invoke_beside(capsys, "wallet")
+        assert (outcome.code, "two different ledgers (entry 7)" in outcome.err) == (0, True)
+    (row,) = invoke(capsys, "wallet", "proof", "--json").json["rows"]
+    assert (row["coordinator"], row["entry"]) == (BANK.node.hex(), 7)
+    assert row["first"] == {"body": lease(1).body.hex(), "signature": lease(1).signature.hex()}
+    assert row["second"] == {"body": lease(2).body.hex(), "signature": lease(2).signature.hex()}
+    shown = invoke(capsys, "wallet", "proof").out
+    assert BANK.node.hex() in shown
+    assert row["second"]["signature"] in shown
+
+
+async def test_nothing_is_put_into_a_coordinator_with_two_ledgers(home: Home, capsys: Capture) -> None:
+    accuse(home)
+    n = node(deposit={"invoice": INVOICE})
+    outcome = await run_beside(n, home, capsys, "wallet", "deposit", "5", "USDC", "--network", "base")
+    assert (outcome.code, "two different ledgers" in outcome.complaint, asked(n)) == (1, True, [])
+    n.state["money"] = {"coordinator": "11" * 32}
+    outcome = await run_beside(n, home, capsys, "wallet", "deposit", "5", "USDC", "--network", "base")
+    assert outcome.code == 0, "the node was told of another one"
 
 
 async def test_a_damaged_money_file_is_told_in_one_line(home: Home, capsys: Capture) -> None:
