@@ -78,11 +78,16 @@ class Settlement:
         log.error("ledger_paused", reason=reason) if reason is not None else log.info("ledger_goes_on")
         self.paused_because = reason
 
+    @property
+    def is_running(self) -> bool:
+        """Whether money moves: neither stopped nor paused. On the writer's thread this holds for what is on disk."""
+        return self.stopped_because is None and self.paused_because is None
+
     def check_running(self) -> None:
         """Raises MoneyRefused when the ledger has been stopped, or paused."""
         # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree
         #   with itself.
-        if self.stopped_because is not None or self.paused_because is not None:
+        if not self.is_running:
             raise stopped()
 
     def _check_still_running(self) -> None:

@@ -73,7 +73,7 @@ class Sponsor:
     @property
     def spend_uusd_max(self) -> int:
         """What the next chat may cost; 0: it is answered for nothing, or not at all."""
-        return 0 if self.is_spent or self._settlement.stopped_because is not None else self._spend_uusd
+        return 0 if self.is_spent or not self._settlement.is_running else self._spend_uusd
 
     async def attach(self, driver: PeerDriver) -> None:
         """Let this peer pay, and take up the leases from before a restart."""

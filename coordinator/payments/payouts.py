@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from coordinator.core.money import MoneyRefused, of_verdict
+from coordinator.core.money import MoneyRefused, of_verdict, stopped
 from coordinator.payments import payout_rules as rules
 from coordinator.payments.amounts import UUSD_PER_CENT
 from coordinator.payments.call_budget import KEPT_FROM_PAYOUTS, CallBudget
@@ -102,6 +102,9 @@ class Payouts:
         answer = await self._write(lambda tx: self._order(tx, node, request, amount_uusd, pair, mark))
         if isinstance(answer, MoneyRefused):
             raise answer
+        if self._is_stopped():
+            # An order that was made before, and is not in the journal: nobody is told of it either.
+            raise stopped()
         self._hint.set()
         return answer
 
@@ -114,6 +117,8 @@ class Payouts:
         pair: Pair | None,
         mark: Mark,
     ) -> Intent | MoneyRefused:
+        if self._is_stopped():
+            return stopped()
         mark(tx)
         before = payouts.find_request(tx, node, request)
         if before is not None:
@@ -121,8 +126,8 @@ class Payouts:
                 return MoneyRefused(409, "conflict", "another payout was asked for under this request_id")
             return before
         now_ms = self._wall_ms()
-        if (stopped := payouts.frozen(tx)) is not None:
-            self.frozen = stopped
+        if (frozen := payouts.frozen(tx)) is not None:
+            self.frozen = frozen
             text = "payouts wait until the operator has looked at something; your money is safe, and deposits go on"
             return MoneyRefused(503, "payouts_frozen", text, retry_after_s=3600)
         # SPEC 07: The coordinator MUST have at most one payout of a key on its way.
@@ -247,6 +252,9 @@ class Payouts:
     def _begin(self, tx: sqlite3.Connection, number: bytes) -> Intent | None:
         intent = payouts.get(tx, number)
         if intent is None or intent.status is not PayoutState.QUEUED or payouts.frozen(tx) is not None:
+            return None
+        # SPEC 07: The coordinator MUST NOT sign a head, and MUST NOT send a payout, while its journal lacks an entry.
+        if self._is_stopped():
             return None
         with self._ledger.begin(tx) as ledger:
             held = ledger.payout(number)
