@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Final
 
 from coordinator.payments.gateway import Invoice
-from coordinator.payments.status import PaymentState, Progress, join
+from coordinator.payments.status import PaymentState, PaymentStatus, Progress, join
 from protocol.formats.amounts import AmountFault, BadAmount, credited_uusd
 from protocol.formats.coins import Pair, find_pair
 from protocol.ids import NodeId
@@ -31,6 +31,8 @@ HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 POLL_MS_MIN: Final = 30_000
 POLL_MS_MAX: Final = 10 * MINUTE_MS
+# When a payment is to be asked about of which a webhook says that it was made: before all others.
+TOLD_PAID_MS: Final = 0
 # An invoice that never ends is asked about so long after it was made.
 NEVER_ENDING_MS: Final = 3 * DAY_MS
 
@@ -119,11 +121,25 @@ def opened(deposit: Deposit, invoice: Invoice, now_ms: int) -> Deposit:
     )
 
 
-def hinted(deposit: Deposit, now_ms: int) -> Deposit:
-    """The gateway says that something has happened: it is asked now, and for a day again if all seemed over."""
+def hinted(deposit: Deposit, told: PaymentStatus | None, now_ms: int) -> Deposit:
+    """The gateway says that something has happened: it is asked now, and for a day again if all seemed over.
+
+    It is asked before everything else where it says that the payment was made.
+    """
     if deposit.stage is Stage.CLOSED:
         deposit = replace(deposit, stage=Stage.OPEN, ended_ms=now_ms)
-    return replace(deposit, next_poll_ms=min(now_ms, deposit.next_poll_ms or now_ms))
+    if told in (PaymentStatus.CONFIRMED, PaymentStatus.FORWARDED):
+        return replace(deposit, next_poll_ms=TOLD_PAID_MS)
+    due_ms = now_ms if deposit.next_poll_ms is None else min(now_ms, deposit.next_poll_ms)
+    return replace(deposit, next_poll_ms=due_ms)
+
+
+def with_hint(asked: Deposit, before: Deposit, after: Deposit, now_ms: int) -> Deposit:
+    """A row after an answer to a question that was asked before a webhook came: the webhook knows more."""
+    came_meanwhile = before.next_poll_ms == TOLD_PAID_MS != asked.next_poll_ms
+    if not came_meanwhile or after.stage in SETTLED:
+        return after
+    return hinted(after, PaymentStatus.CONFIRMED, now_ms)
 
 
 def judge(deposit: Deposit, invoice: Invoice, now_ms: int, hour_uusd: int, limits: Limits) -> Judged:

@@ -18,7 +18,7 @@ import structlog
 from coordinator.core.money import MoneyRefused, of_verdict, stopped
 from coordinator.payments import payout_rules as rules
 from coordinator.payments.amounts import UUSD_PER_CENT
-from coordinator.payments.call_budget import KEPT_FROM_PAYOUTS, CallBudget
+from coordinator.payments.call_budget import CallBudget, Purpose
 from coordinator.payments.gateway import Gateway, GatewayError, GatewayRefused, PayoutListing, PayoutRequest
 from coordinator.payments.payout_rules import Intent, PayoutState, Step
 from coordinator.store import payout_addresses, payouts
@@ -226,7 +226,7 @@ class Payouts:
         queued = await self._database.write(lambda tx: payouts.open_in(tx, PayoutState.QUEUED))
         for intent in queued:
             if intent.next_ms <= self._wall_ms() and self.frozen is None:
-                if not self._calls.take(KEPT_FROM_PAYOUTS):
+                if not self._calls.take(Purpose.PAYOUT):
                     return
                 await self._send(intent.intent)
 
@@ -284,7 +284,7 @@ class Payouts:
                 self._carry_out(tx, rules.listed(intent, listing, now_ms, self._limits.resend))
 
     async def _list(self, since_ms: int) -> PayoutListing | None:
-        if not self._calls.take(KEPT_FROM_PAYOUTS):
+        if not self._calls.take(Purpose.PAYOUT):
             return None
         try:
             return await self._gateway.list_payouts(since_ms=max(0, since_ms))

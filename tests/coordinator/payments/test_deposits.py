@@ -10,9 +10,11 @@ import pytest
 
 from coordinator.core.money import MoneyRefused
 from coordinator.payments.deposit_rules import Deposit, Stage
+from coordinator.payments.gateway import Invoice
 from coordinator.store import deposits
 from coordinator.store.db import open_database
 from protocol.formats.coins import PAIRS
+from tests.helpers_coordinator import until
 from tests.helpers_gateway_double import Crash, Rates
 from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
 
@@ -140,4 +142,39 @@ async def test_a_gateway_that_cannot_be_asked_is_asked_again_and_again(house: Mo
     house.gateway.rates = Rates()
     house.now_ms += HOUR_MS
     await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 5_000_000
+
+
+async def test_while_the_ledger_stands_still_nothing_is_credited_and_the_disk_is_left_alone(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await paid(house)
+    house.now_ms += HOUR_MS
+    house.stopped = True
+    house.restart()
+    waits: list[float] = []
+    real, real_wait = house.gateway.get_invoice, house.deposits._wait_s
+
+    async def wait_s() -> float:
+        waits.append(await real_wait())
+        return waits[-1]
+
+    monkeypatch.setattr(house.deposits, "_wait_s", wait_s)
+    house.deposits.start()
+    await until(lambda: waits)
+    await house.deposits.stop()
+    assert waits[0] >= 1, "what is due and cannot be asked about is no reason to turn without a pause"
+    assert house.gateway.gets == 0
+
+    async def stops_meanwhile(gateway_id: str) -> Invoice:
+        house.stopped = True
+        return await real(gateway_id)
+
+    house.stopped = False
+    monkeypatch.setattr(house.gateway, "get_invoice", stops_meanwhile)
+    assert await house.deposits.poll_due() == 1
+    assert await house.available_to(NODE) == 0
+    house.stopped = False
+    monkeypatch.setattr(house.gateway, "get_invoice", real)
+    assert await house.deposits.poll_due() == 1
     assert await house.available_to(NODE) == 5_000_000
