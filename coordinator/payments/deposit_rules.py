@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from msgspec.structs import replace as msgspec_replace
+
 from coordinator.payments.gateway import Invoice
 from coordinator.payments.status import PaymentState, PaymentStatus, Progress, join
 from protocol.formats.amounts import AmountFault, BadAmount, credited_uusd
@@ -48,6 +50,7 @@ class Stage(StrEnum):
     CLOSED = "closed"
 
 
+HELD_REASON: Final = "a large amount: somebody has to look at it"
 SETTLED: Final = frozenset({Stage.CREDITED, Stage.HELD, Stage.REVIEW})
 
 
@@ -176,6 +179,8 @@ def by_hand(deposit: Deposit, received: int, now_ms: int) -> Judged:
     if deposit.stage not in (Stage.OPEN, Stage.REVIEW, Stage.CLOSED):
         raise ValueError("this deposit is settled, or has no invoice")
     credit_uusd = _credit(deposit, received)
+    if not credit_uusd:
+        raise ValueError("that is worth less than a millionth of a dollar, so there is nothing to credit")
     after = replace(deposit, received_units=received, received_raw="by hand")
     return _settled(after, received, credit_uusd, now_ms, is_held=False)
 
@@ -209,7 +214,7 @@ def _settled(deposit: Deposit, received: int, credit_uusd: int, now_ms: int, *, 
         deposit,
         stage=Stage.HELD if is_held else Stage.CREDITED,
         credited_uusd=credit_uusd,
-        reason="a large amount: somebody has to look at it" if is_held else "",
+        reason=HELD_REASON if is_held else "",
         ended_ms=now_ms,
         next_poll_ms=None,
     )
@@ -217,6 +222,16 @@ def _settled(deposit: Deposit, received: int, credit_uusd: int, now_ms: int, *, 
         deposit.gateway_id, deposit.node, deposit.pair.asset, received, credit_uusd, 1 if is_held else 0
     )
     return Judged(after, command)
+
+
+def as_it_was(judged: Judged) -> Judged:
+    """The same credit, held where it was not to be, and the other way round: as another hour may have seen it."""
+    assert judged.command is not None
+    was_held = not judged.command.is_held
+    stage, reason = (Stage.HELD, HELD_REASON) if was_held else (Stage.CREDITED, "")
+    return Judged(
+        replace(judged.deposit, stage=stage, reason=reason), msgspec_replace(judged.command, is_held=int(was_held))
+    )
 
 
 def _review(deposit: Deposit, reason: str, now_ms: int) -> Deposit:

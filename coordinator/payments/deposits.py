@@ -28,7 +28,7 @@ from coordinator.store.ledger import Ledger
 from protocol.formats.amounts import BadAmount
 from protocol.formats.coins import Pair
 from protocol.ids import NodeId
-from protocol.ledger import Refused, ReleaseHold
+from protocol.ledger import MoneyRefusal, Refused, ReleaseHold, Verdict
 
 # Of one key within a day: each costs a request at the gateway, and most people pay the first.
 UNPAID_PER_DAY_MAX: Final = 20
@@ -245,18 +245,26 @@ class Deposits:
 
     def _carry_out(self, tx: sqlite3.Connection, judged: Judged, now_ms: int) -> Deposit:
         """The row and the entry, or neither."""
+        verdict = self._credit(tx, judged, now_ms)
+        if isinstance(verdict, Refused) and verdict.code is MoneyRefusal.CONFLICT:
+            # The row came out of a backup. What the ledger has under this payment may be the same credit and differ in
+            # being held alone, which depends on the hour and the limits.
+            other = rules.as_it_was(judged)
+            if not isinstance(repeated := self._credit(tx, other, now_ms), Refused):
+                judged, verdict = other, repeated
         deposit = judged.deposit
-        if judged.command is not None:
-            verdict = self._ledger.command(tx, judged.command, now_ms)
-            if isinstance(verdict, Refused):
-                # Another amount was credited under this payment: the ledger stays as it is.
-                deposit = replace(deposit, stage=Stage.REVIEW, credited_uusd=0, reason=f"the ledger: {verdict.text}")
+        if isinstance(verdict, Refused):
+            # Another amount was credited under this payment: the ledger stays as it is.
+            deposit = replace(deposit, stage=Stage.REVIEW, credited_uusd=0, reason=f"the ledger: {verdict.text}")
         if deposit.stage in (Stage.REVIEW, Stage.HELD):
             log.warning("deposit_needs_person", deposit=deposit.deposit.hex(), reason=deposit.reason)
         elif judged.command is not None:
             log.info("deposit_credited", deposit=deposit.deposit.hex(), credited_uusd=deposit.credited_uusd)
         deposits.update(tx, deposit)
         return deposit
+
+    def _credit(self, tx: sqlite3.Connection, judged: Judged, now_ms: int) -> Verdict | None:
+        return self._ledger.command(tx, judged.command, now_ms) if judged.command is not None else None
 
     async def _settle(self, closure: Callable[[sqlite3.Connection], Deposit]) -> Deposit:
         try:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from coordinator.core.money import MoneyRefused
-from coordinator.payments.deposit_rules import Deposit, Stage
+from coordinator.payments.deposit_rules import Deposit, Limits, Stage
 from coordinator.payments.gateway import Invoice
 from coordinator.store import deposits
 from coordinator.store.db import open_database
 from protocol.formats.coins import PAIRS
+from protocol.ledger import Deposit as Command
 from tests.helpers_coordinator import until
 from tests.helpers_gateway_double import Crash, Rates
 from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
@@ -103,6 +104,46 @@ async def test_a_deposit_that_the_ledger_has_credited_is_not_credited_after_an_o
     await house.deposits.poll_due()
     assert await house.available_to(NODE) == 5_000_000
     assert await house.read("SELECT stage FROM deposits") == [("credited",)]
+
+
+@pytest.mark.parametrize("was_held", [True, False])
+async def test_a_deposit_that_was_held_or_not_is_as_it_was_after_an_older_backup(
+    house: MoneyHouse, was_held: bool
+) -> None:
+    """What an hour may bring unseen has changed since, or what came within it."""
+    deposit = await paid(house)
+    before = (await house.read("SELECT * FROM deposits"))[0]
+    limits = Limits(1, 1), house.deposits._limits
+    house.deposits._limits = limits[not was_held]
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    stage, there = ("held", 0) if was_held else ("credited", 5_000_000)
+    assert await house.read("SELECT stage FROM deposits") == [(stage,)]
+    await house.database.write(lambda tx: tx.execute("DELETE FROM deposits"))
+    places = ", ".join("?" * len(before))
+    await house.database.write(lambda tx: tx.execute(f"INSERT INTO deposits VALUES ({places})", before))
+    house.restart()
+    house.deposits._limits = limits[was_held]
+    await house.deposits.poll_due()
+    assert await house.read("SELECT stage, credited_uusd FROM deposits") == [(stage, 5_000_000)]
+    assert await house.available_to(NODE) == there
+    if was_held:
+        await house.deposits.release(deposit.deposit)
+    assert await house.available_to(NODE) == 5_000_000
+    assert await house.read("SELECT count(*) FROM entries WHERE kind = 'deposit'") == [(1,)]
+
+
+async def test_another_amount_than_the_ledger_has_goes_to_a_person(house: MoneyHouse) -> None:
+    deposit = await paid(house)
+    await house.database.write(
+        lambda tx: house.deposits._ledger.command(
+            tx, Command(deposit.gateway_id or "", NODE, deposit.pair.asset, 1, 1, 0), house.now_ms
+        )
+    )
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    assert await house.read("SELECT stage, credited_uusd FROM deposits") == [("review", 0)]
+    assert await house.available_to(NODE) == 1
 
 
 async def test_a_payment_that_the_gateway_gives_twice_is_taken_once(house: MoneyHouse) -> None:
