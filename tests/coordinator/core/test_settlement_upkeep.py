@@ -263,6 +263,14 @@ async def test_the_coordinators_own_leases_are_paid_by_the_budget_of_the_day(tmp
         with pytest.raises(Exception, match="50000 are available"):
             await ask(2)
         assert (await market.row(lease.lease)).account == sponsor(today)
+        # After midnight nobody waits for the upkeep, and nothing is left over of a day that is gone.
+        clock.offset_ms += DAY_MS
+        lease = await ask(3)
+        assert (await market.row(lease.lease)).account == sponsor(today + 1)
+        await served.app.core.settlement_upkeep.tick()
+        assert await balance(served, sponsor(today + 1)) == 50_000
+        assert await balance(served, sponsor(today)) == 0
+        assert await balance(served, "treasury") == -250_000
 
 
 async def test_an_invariant_that_breaks_during_upkeep_stops_the_ledger(
