@@ -61,6 +61,7 @@ class MoneyHouse:
     crash_rate: float = 0.0
     broken: list[str] = field(default_factory=list)
     crashes: int = 0
+    stopped: bool = False
 
     def __post_init__(self) -> None:
         self.gateway = DoubleGateway(lambda: self.now_ms, self.seed)
@@ -74,11 +75,11 @@ class MoneyHouse:
         calls = CallBudget(lambda: self.now_ms / 1000, MANY, MANY)
         self.deposits = Deposits(
             *(self.gateway, WebhookSecrets((SECRET.encode(),)), calls, Limits(MANY * MANY, MANY * MANY)),
-            *(disk, ledger, clock, self.broken.append),
+            *(disk, ledger, clock, self.broken.append, lambda: self.stopped),
         )
         self.payouts = Payouts(
             *(self.gateway, calls, PayoutLimits(10_000, MANY * MANY, MANY * MANY, MANY * MANY)),
-            *(disk, ledger, clock, self.broken.append),
+            *(disk, ledger, clock, self.broken.append, lambda: self.stopped),
         )
 
     async def work(self) -> None:

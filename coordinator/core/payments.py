@@ -58,7 +58,7 @@ class Payments:
             self._settlement.ledger,
             self._wall_ms,
             self._settlement.stop_because,
-            lambda: self._settlement.stopped_because is not None,
+            lambda: not self._settlement.is_running,
         )
         self._deposits.start()
         self._open.push_async_callback(self._deposits.stop)
@@ -78,7 +78,7 @@ class Payments:
             self._settlement.ledger,
             self._wall_ms,
             self._settlement.stop_because,
-            lambda: self._settlement.stopped_because is not None,
+            lambda: not self._settlement.is_running,
         )
         self._payouts.start()
         self._open.push_async_callback(self._payouts.stop)

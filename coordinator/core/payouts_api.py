@@ -16,7 +16,7 @@ from quart import Blueprint, Response
 
 from coordinator.core.auth import authenticate, use_once
 from coordinator.core.core import Core
-from coordinator.core.http import ApiError, json_response, read_json
+from coordinator.core.http import ApiError, BadRequest, json_response, read_json
 from coordinator.core.money import MoneyRefused
 from coordinator.core.money_requests import authenticate_money, mark_of
 from coordinator.core.node_api import REGISTER_FIRST
@@ -152,6 +152,9 @@ def payouts_api(core: Core) -> Blueprint:
         authenticated = await authenticate_money(core)
         body = await read_json(RequestBody)
         amount_uusd = read_cents(body.amount_usd) if body.amount_usd is not None else None
+        if body.coin is None and body.network is not None:
+            # Unread it would let the money go to the default address, on whatever network that is.
+            raise BadRequest("network says where a coin goes: name the coin, too")
         pair = read_pair(body.coin, body.network) if body.coin is not None else None
         number, mark = read_request_id(body.request_id), mark_of(core, authenticated)
         intent = await machine.request(authenticated.node, number, amount_uusd, pair, mark)

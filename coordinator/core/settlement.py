@@ -38,7 +38,7 @@ from protocol.codec import decode_record
 from protocol.envelope import RecordType, Signer, open_record, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId
-from protocol.ledger import Lease, OpenLease, Refused, available
+from protocol.ledger import Budget, Lease, OpenLease, Refused, available
 from protocol.money_records import CloseRecord, ComplaintRecord, LeaseRequestRecord
 from protocol.records import Signed
 
@@ -62,6 +62,7 @@ class Settlement:
         self.terms = Terms(fee_bps=config.fee_bps)
         self.stopped_because: str | None = None
         self.paused_because: str | None = None
+        self._sponsor_budget_uusd = config.sponsor_budget_uusd
         self._key = key
         self._database = database
         self._wall_ms = wall_ms
@@ -78,11 +79,16 @@ class Settlement:
         log.error("ledger_paused", reason=reason) if reason is not None else log.info("ledger_goes_on")
         self.paused_because = reason
 
+    @property
+    def is_running(self) -> bool:
+        """Whether money moves: neither stopped nor paused. On the writer's thread this holds for what is on disk."""
+        return self.stopped_because is None and self.paused_because is None
+
     def check_running(self) -> None:
         """Raises MoneyRefused when the ledger has been stopped, or paused."""
         # SPEC 07: The coordinator MUST stop answering about money, and nothing else, when its ledger does not agree
         #   with itself.
-        if self.stopped_because is not None or self.paused_because is not None:
+        if not self.is_running:
             raise stopped()
 
     def _check_still_running(self) -> None:
@@ -114,7 +120,7 @@ class Settlement:
             before = leases.find_record(tx, lease_id(signed.body), sender)
             if before is not None:
                 return before
-            return asked if isinstance(asked, ApiError) else self._open(tx, sender, *asked, now_ms)
+            return asked if isinstance(asked, ApiError) else self._open(tx, sender, *asked)
 
         answer = await self._database.write(write)
         self._check_still_running()
@@ -122,16 +128,14 @@ class Settlement:
 
     def _check_request(self, signed: Signed, now_ms: int) -> tuple[LeaseRequestRecord, OpenLease] | ApiError:
         try:
-            request, command = open_lease_request(signed, self._key.node, self.terms, now_ms)
+            return open_lease_request(signed, self._key.node, self.terms, now_ms)
         except RemoteProtocolError as error:
             return of_protocol(error)
-        if request.client == self._key.node:
-            command = replace(command, day=now_ms // DAY_MS)
-        return request, command
 
     def _open(
-        self, tx: sqlite3.Connection, sender: NodeId, request: LeaseRequestRecord, command: OpenLease, now_ms: int
+        self, tx: sqlite3.Connection, sender: NodeId, request: LeaseRequestRecord, command: OpenLease
     ) -> Signed | ApiError:
+        now_ms = self._wall_ms()
         if request.client != sender:
             return wrong_sender("client")
         if leases.is_request_used(tx, sender, request.request):
@@ -139,6 +143,11 @@ class Settlement:
         if leases.count_open(tx, available(sender)) >= OPEN_LEASES_PER_CLIENT_MAX:
             return MoneyRefused(429, TOO_MANY_LEASES, "too many leases are open; wait until some are released")
         with self.ledger.begin(tx) as ledger:
+            if request.client == self._key.node:
+                # The first of a day may come before the upkeep has renewed the budget: it need not wait for that.
+                command = replace(command, day=now_ms // DAY_MS)
+                if self._sponsor_budget_uusd:
+                    ledger.command(Budget(now_ms // DAY_MS, self._sponsor_budget_uusd), now_ms)
             verdict = ledger.command(command, now_ms)
             entry = ledger.head.entry
         if isinstance(verdict, Refused):

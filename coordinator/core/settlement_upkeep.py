@@ -148,16 +148,14 @@ class SettlementUpkeep:
 
     async def sign_head(self) -> None:
         """Sign what the ledger hashes to now, and keep it."""
-        now_ms = self._wall_ms()
-
-        def write(tx: sqlite3.Connection) -> Signed:
-            head = read_head(tx)
-            signed = self._signed(head, now_ms)
-            heads.put(tx, head.entry, signed)
-            return signed
-
-        if self._settlement.stopped_because is None:
-            self.head = await self._database.write(write)
+        # Read in a commit of its own: when that is done the journal has this entry too, or the ledger stands still.
+        head = await self._database.write(read_head)
+        # SPEC 07: The coordinator MUST NOT sign a head, and MUST NOT send a payout, while its journal lacks an entry.
+        if not self._settlement.is_running:
+            return
+        signed = self._signed(head, self._wall_ms())
+        await self._database.write(lambda tx: heads.put(tx, head.entry, signed))
+        self.head = signed
 
     def _signed(self, head: Head, now_ms: int) -> Signed:
         return sign_record(

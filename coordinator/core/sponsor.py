@@ -73,7 +73,7 @@ class Sponsor:
     @property
     def spend_uusd_max(self) -> int:
         """What the next chat may cost; 0: it is answered for nothing, or not at all."""
-        return 0 if self.is_spent or self._settlement.stopped_because is not None else self._spend_uusd
+        return 0 if self.is_spent or not self._settlement.is_running else self._spend_uusd
 
     async def attach(self, driver: PeerDriver) -> None:
         """Let this peer pay, and take up the leases from before a restart."""
@@ -93,10 +93,11 @@ class Sponsor:
 
     async def _lease(self, effect: RequestLease) -> None:
         assert self._driver is not None
+        asked_ms = self._wall_ms()
         try:
             signed = await self._settlement.open_lease(self._node, effect.signed)
         except ApiError as error:
-            self._driver.handle(self._denied(effect, error))
+            self._driver.handle(self._denied(effect, error, asked_ms))
         except (sqlite3.Error, StoreBusy, StoreClosed, StoreFailed):
             log.exception("sponsor_has_no_lease")
             self._driver.handle(e.LeaseDenied(effect.request, "the coordinator cannot lock money just now", False))
@@ -105,12 +106,12 @@ class Sponsor:
             self._spent_ms = None
             self._driver.handle(e.LeaseGranted(effect.request, signed))
 
-    def _denied(self, effect: RequestLease, error: ApiError) -> e.LeaseDenied:
+    def _denied(self, effect: RequestLease, error: ApiError, asked_ms: int) -> e.LeaseDenied:
         if error.fields.get("code") != MoneyRefusal.INSUFFICIENT:
             return e.LeaseDenied(effect.request, error.message, is_final=False)
         # SPEC 07: The coordinator MUST say so when the public chat's budget is spent, and MUST let providers answer
         #   that do it for nothing.
-        self._spent_ms = self._wall_ms()
+        self._spent_ms = asked_ms
         return e.LeaseDenied(effect.request, SPENT_TEXT, is_final=True)
 
     async def _store(self, effect: StoreMark) -> None:

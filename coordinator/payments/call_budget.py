@@ -1,21 +1,37 @@
-"""How many calls the gateway still takes: a sliding minute and a sliding hour, with some kept for what is urgent.
+"""How many calls the gateway still takes: a sliding minute and a sliding hour, with a share for each purpose.
 
 The gateway grants an address 100 requests a minute and a user 1,000 an hour. We stay below both, because its clock and
 its counting are not ours.
+
+Whoever makes throw-away keys can ask for as many invoices as he likes, and each is asked about for days. So every
+purpose has a share that those two never take, however much of it is unused. What costs money to cause, payouts and
+questions about what was paid, leaves only each other's; and what is nobody's share is whose call is first.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Final
 
 CALLS_PER_MINUTE: Final = 90
 CALLS_PER_HOUR: Final = 900
-# Shares that are left for what is more urgent: polls for invoices and payouts, invoices for payouts.
-KEPT_FROM_POLLS: Final = 0.3
-KEPT_FROM_INVOICES: Final = 0.1
-KEPT_FROM_PAYOUTS: Final = 0.0
+
+
+class Purpose(Enum):
+    """What a call is for."""
+
+    INVOICE = "invoice"
+    POLL = "poll"
+    # A webhook says that this one has been paid.
+    PAID_POLL = "paid poll"
+    PAYOUT = "payout"
+
+
+# Of each window. Together they leave a third of it to whoever comes.
+SHARES: Final = {Purpose.INVOICE: 0.2, Purpose.POLL: 0.2, Purpose.PAID_POLL: 0.15, Purpose.PAYOUT: 0.1}
+_COSTS_MONEY: Final = (Purpose.PAID_POLL, Purpose.PAYOUT)
 
 
 class CallBudget:
@@ -29,20 +45,25 @@ class CallBudget:
     ) -> None:
         self._monotonic_s = monotonic_s
         self._windows = ((60.0, per_minute), (3600.0, per_hour))
-        self._called_s: deque[float] = deque()
+        self._called: deque[tuple[float, Purpose]] = deque()
 
-    def take(self, kept: float, calls: int = 1) -> bool:
-        """Count so many calls, unless they would leave less than this share of a window."""
+    def take(self, purpose: Purpose) -> bool:
+        """Count a call, unless it would take from a window what is another purpose's share."""
         now_s = self._monotonic_s()
-        while self._called_s and self._called_s[0] <= now_s - self._windows[-1][0]:
-            self._called_s.popleft()
+        while self._called and self._called[0][0] <= now_s - self._windows[-1][0]:
+            self._called.popleft()
+        others = _COSTS_MONEY if purpose in _COSTS_MONEY else SHARES
         for window_s, most in self._windows:
-            recent = sum(1 for at_s in self._called_s if at_s > now_s - window_s)
-            if recent + calls > most * (1 - kept):
+            used = Counter(purpose for at_s, purpose in self._called if at_s > now_s - window_s)
+            used[purpose] += 1
+            # SPEC 07: The coordinator MUST keep a share of its calls to the gateway for payments of which a webhook
+            #   says that they were paid, whatever else there is to ask.
+            kept = sum(max(0, int(most * SHARES[other]) - used[other]) for other in others)
+            if used.total() + kept > most:
                 return False
-        self._called_s.extend([now_s] * calls)
+        self._called.append((now_s, purpose))
         return True
 
     def wait_s(self) -> float:
         """After how long a call that was refused is worth another try."""
-        return 5.0 if self._called_s else 0.0
+        return 5.0 if self._called else 0.0

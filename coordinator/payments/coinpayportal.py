@@ -213,10 +213,13 @@ class CoinPayPortal:
             page = await self._page(offset)
             if found and next(reversed(found)) not in {payout.gateway_id for payout in page}:
                 raise GatewayUnclear("listing_moved", detail="payouts vanished while they were listed")
+            there = len(found)
             for payout in page:
                 found.setdefault(payout.gateway_id, payout)
             at_end = len(page) < PAGE_ROWS or (page[-1].created_at_ms or since_ms) < since_ms
-            if at_end or len(found) >= at_most:
+            if not at_end and len(found) == there:
+                raise GatewayUnclear("listing_stuck", detail="a page of payouts that were all listed before")
+            if at_end or len(found) >= at_most or offset >= LISTED_MAX:
                 return PayoutListing(tuple(found.values())[:at_most], complete=at_end and len(found) <= at_most)
             offset += PAGE_ROWS - 1
 

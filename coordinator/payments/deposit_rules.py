@@ -18,8 +18,10 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from msgspec.structs import replace as msgspec_replace
+
 from coordinator.payments.gateway import Invoice
-from coordinator.payments.status import PaymentState, Progress, join
+from coordinator.payments.status import PaymentState, PaymentStatus, Progress, join
 from protocol.formats.amounts import AmountFault, BadAmount, credited_uusd
 from protocol.formats.coins import Pair, find_pair
 from protocol.ids import NodeId
@@ -31,6 +33,8 @@ HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 POLL_MS_MIN: Final = 30_000
 POLL_MS_MAX: Final = 10 * MINUTE_MS
+# When a payment is to be asked about of which a webhook says that it was made: before all others.
+TOLD_PAID_MS: Final = 0
 # An invoice that never ends is asked about so long after it was made.
 NEVER_ENDING_MS: Final = 3 * DAY_MS
 
@@ -46,6 +50,7 @@ class Stage(StrEnum):
     CLOSED = "closed"
 
 
+HELD_REASON: Final = "a large amount: somebody has to look at it"
 SETTLED: Final = frozenset({Stage.CREDITED, Stage.HELD, Stage.REVIEW})
 
 
@@ -119,11 +124,25 @@ def opened(deposit: Deposit, invoice: Invoice, now_ms: int) -> Deposit:
     )
 
 
-def hinted(deposit: Deposit, now_ms: int) -> Deposit:
-    """The gateway says that something has happened: it is asked now, and for a day again if all seemed over."""
+def hinted(deposit: Deposit, told: PaymentStatus | None, now_ms: int) -> Deposit:
+    """The gateway says that something has happened: it is asked now, and for a day again if all seemed over.
+
+    It is asked before everything else where it says that the payment was made.
+    """
     if deposit.stage is Stage.CLOSED:
         deposit = replace(deposit, stage=Stage.OPEN, ended_ms=now_ms)
-    return replace(deposit, next_poll_ms=min(now_ms, deposit.next_poll_ms or now_ms))
+    if told in (PaymentStatus.CONFIRMED, PaymentStatus.FORWARDED):
+        return replace(deposit, next_poll_ms=TOLD_PAID_MS)
+    due_ms = now_ms if deposit.next_poll_ms is None else min(now_ms, deposit.next_poll_ms)
+    return replace(deposit, next_poll_ms=due_ms)
+
+
+def with_hint(asked: Deposit, before: Deposit, after: Deposit, now_ms: int) -> Deposit:
+    """A row after an answer to a question that was asked before a webhook came: the webhook knows more."""
+    came_meanwhile = before.next_poll_ms == TOLD_PAID_MS != asked.next_poll_ms
+    if not came_meanwhile or after.stage in SETTLED:
+        return after
+    return hinted(after, PaymentStatus.CONFIRMED, now_ms)
 
 
 def judge(deposit: Deposit, invoice: Invoice, now_ms: int, hour_uusd: int, limits: Limits) -> Judged:
@@ -160,6 +179,8 @@ def by_hand(deposit: Deposit, received: int, now_ms: int) -> Judged:
     if deposit.stage not in (Stage.OPEN, Stage.REVIEW, Stage.CLOSED):
         raise ValueError("this deposit is settled, or has no invoice")
     credit_uusd = _credit(deposit, received)
+    if not credit_uusd:
+        raise ValueError("that is worth less than a millionth of a dollar, so there is nothing to credit")
     after = replace(deposit, received_units=received, received_raw="by hand")
     return _settled(after, received, credit_uusd, now_ms, is_held=False)
 
@@ -193,7 +214,7 @@ def _settled(deposit: Deposit, received: int, credit_uusd: int, now_ms: int, *, 
         deposit,
         stage=Stage.HELD if is_held else Stage.CREDITED,
         credited_uusd=credit_uusd,
-        reason="a large amount: somebody has to look at it" if is_held else "",
+        reason=HELD_REASON if is_held else "",
         ended_ms=now_ms,
         next_poll_ms=None,
     )
@@ -201,6 +222,16 @@ def _settled(deposit: Deposit, received: int, credit_uusd: int, now_ms: int, *, 
         deposit.gateway_id, deposit.node, deposit.pair.asset, received, credit_uusd, 1 if is_held else 0
     )
     return Judged(after, command)
+
+
+def as_it_was(judged: Judged) -> Judged:
+    """The same credit, held where it was not to be, and the other way round: as another hour may have seen it."""
+    assert judged.command is not None
+    was_held = not judged.command.is_held
+    stage, reason = (Stage.HELD, HELD_REASON) if was_held else (Stage.CREDITED, "")
+    return Judged(
+        replace(judged.deposit, stage=stage, reason=reason), msgspec_replace(judged.command, is_held=int(was_held))
+    )
 
 
 def _review(deposit: Deposit, reason: str, now_ms: int) -> Deposit:

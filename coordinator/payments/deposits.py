@@ -17,7 +17,7 @@ import structlog
 
 from coordinator.core.money import MoneyRefused, of_verdict
 from coordinator.payments import deposit_rules as rules
-from coordinator.payments.call_budget import KEPT_FROM_INVOICES, KEPT_FROM_POLLS, CallBudget
+from coordinator.payments.call_budget import CallBudget, Purpose
 from coordinator.payments.deposit_rules import Deposit, Judged, Limits, Stage
 from coordinator.payments.gateway import Gateway, GatewayError, Invoice, InvoiceRequest
 from coordinator.payments.webhook import OLD_SIGNATURE_HEADER, SIGNATURE_HEADER, WebhookSecrets, verify
@@ -28,7 +28,7 @@ from coordinator.store.ledger import Ledger
 from protocol.formats.amounts import BadAmount
 from protocol.formats.coins import Pair
 from protocol.ids import NodeId
-from protocol.ledger import Refused, ReleaseHold
+from protocol.ledger import MoneyRefusal, Refused, ReleaseHold, Verdict
 
 # Of one key within a day: each costs a request at the gateway, and most people pay the first.
 UNPAID_PER_DAY_MAX: Final = 20
@@ -71,6 +71,7 @@ class Deposits:
         self._on_broken = on_broken
         self._creating: set[bytes] = set()
         self._hint = asyncio.Event()
+        self._is_hinted = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -131,7 +132,7 @@ class Deposits:
         return deposit
 
     async def _make(self, deposit: Deposit) -> Deposit:
-        if not self._calls.take(KEPT_FROM_INVOICES):
+        if not self._calls.take(Purpose.INVOICE):
             text = "the payment gateway takes no more requests just now; ask again under the same request_id"
             raise MoneyRefused(503, "busy", text, retry_after_s=30)
         wanted = InvoiceRequest(deposit.deposit.hex(), deposit.amount_uusd, deposit.code, deposit.network)
@@ -163,6 +164,7 @@ class Deposits:
         name, values = (SIGNATURE_HEADER, signatures) if signatures else (OLD_SIGNATURE_HEADER, old_signatures)
         signature = f"{name}: {values[0]}"[:SIGNATURE_CHARACTERS_KEPT]
         if await self._database.write(lambda tx: self._take(tx, body, signature, now_ms)):
+            self._is_hinted = True
             self._hint.set()
 
     @staticmethod
@@ -171,11 +173,12 @@ class Deposits:
         if webhooks.seen(tx, body):
             return False
         try:
-            payment = parse_event(body).payment_id
+            event = parse_event(body)
         except BadWebhook as error:
             log.warning("webhook_unreadable", reason=str(error))
             webhooks.put(tx, body, signature, now_ms, None, "unreadable")
             return False
+        payment = event.payment_id
         deposit = deposits.find_payment(tx, payment) if payment is not None else None
         if deposit is None:
             webhooks.put(tx, body, signature, now_ms, payment, "unknown" if payment is not None else "other")
@@ -184,7 +187,7 @@ class Deposits:
             webhooks.put(tx, body, signature, now_ms, payment, "settled")
             return False
         webhooks.put(tx, body, signature, now_ms, payment, "queued")
-        deposits.update(tx, rules.hinted(deposit, now_ms))
+        deposits.update(tx, rules.hinted(deposit, event.status, now_ms))
         return True
 
     # ------------------------------------------------------------ asking the gateway
@@ -192,16 +195,25 @@ class Deposits:
     async def poll_due(self) -> int:
         """Ask about everything that is due, as far as the gateway takes requests; how many were asked about."""
         polled = 0
-        while True:
-            now_ms = self._wall_ms()
-            found = await self._database.write(lambda tx, at_ms=now_ms: deposits.due(tx, at_ms, POLLED_AT_ONCE_MAX))  # type: ignore[misc]  # mypy infers no type for a lambda with defaults
+        while not self._is_stopped():
+            self._is_hinted = False
+            found = await self._database.write(lambda tx: deposits.due(tx, self._wall_ms(), POLLED_AT_ONCE_MAX))
             if not found:
-                return polled
+                break
             for deposit in found:
-                if not self._calls.take(KEPT_FROM_POLLS):
+                if not self._may_ask(deposit):
                     return polled
                 await self._poll(deposit)
                 polled += 1
+                # What a webhook has told of meanwhile comes first, and a ledger that stands still waits.
+                if self._is_hinted or self._is_stopped():
+                    break
+        return polled
+
+    def _may_ask(self, deposit: Deposit) -> bool:
+        if deposit.next_poll_ms == rules.TOLD_PAID_MS and self._calls.take(Purpose.PAID_POLL):
+            return True
+        return self._calls.take(Purpose.POLL)
 
     async def _poll(self, deposit: Deposit) -> None:
         assert deposit.gateway_id is not None
@@ -209,36 +221,50 @@ class Deposits:
             invoice = await self._gateway.get_invoice(deposit.gateway_id)
         except GatewayError as error:
             log.info("deposit_not_read", reason=error.reason, status=error.status, detail=error.detail)
-            await self._database.write(lambda tx: self._not_read(tx, deposit.deposit))
+            await self._database.write(lambda tx: self._not_read(tx, deposit))
             return
-        await self._settle(lambda tx: self._judge(tx, deposit.deposit, invoice))
+        await self._settle(lambda tx: self._judge(tx, deposit, invoice))
 
-    def _not_read(self, tx: sqlite3.Connection, identity: bytes) -> None:
-        deposit = deposits.get(tx, identity)
+    def _not_read(self, tx: sqlite3.Connection, asked: Deposit) -> None:
+        deposit, now_ms = deposits.get(tx, asked.deposit), self._wall_ms()
         assert deposit is not None
         if deposit.stage not in rules.SETTLED:
-            deposits.update(tx, rules.failed_to_ask(deposit, self._wall_ms()))
+            after = rules.failed_to_ask(deposit, now_ms)
+            deposits.update(tx, rules.with_hint(asked, deposit, after, now_ms))
 
-    def _judge(self, tx: sqlite3.Connection, identity: bytes, invoice: Invoice) -> Deposit:
-        deposit, now_ms = deposits.get(tx, identity), self._wall_ms()
+    def _judge(self, tx: sqlite3.Connection, asked: Deposit, invoice: Invoice) -> Deposit:
+        deposit, now_ms = deposits.get(tx, asked.deposit), self._wall_ms()
         assert deposit is not None
+        if self._is_stopped():
+            return deposit  # it is asked about again
         hour_uusd = deposits.credited_since(tx, now_ms - rules.HOUR_MS)
-        return self._carry_out(tx, rules.judge(deposit, invoice, now_ms, hour_uusd, self._limits), now_ms)
+        judged = rules.judge(deposit, invoice, now_ms, hour_uusd, self._limits)
+        if judged.command is None:
+            judged = Judged(rules.with_hint(asked, deposit, judged.deposit, now_ms))
+        return self._carry_out(tx, judged, now_ms)
 
     def _carry_out(self, tx: sqlite3.Connection, judged: Judged, now_ms: int) -> Deposit:
         """The row and the entry, or neither."""
+        verdict = self._credit(tx, judged, now_ms)
+        if isinstance(verdict, Refused) and verdict.code is MoneyRefusal.CONFLICT:
+            # The row came out of a backup. What the ledger has under this payment may be the same credit and differ in
+            # being held alone, which depends on the hour and the limits.
+            other = rules.as_it_was(judged)
+            if not isinstance(repeated := self._credit(tx, other, now_ms), Refused):
+                judged, verdict = other, repeated
         deposit = judged.deposit
-        if judged.command is not None:
-            verdict = self._ledger.command(tx, judged.command, now_ms)
-            if isinstance(verdict, Refused):
-                # Another amount was credited under this payment: the ledger stays as it is.
-                deposit = replace(deposit, stage=Stage.REVIEW, credited_uusd=0, reason=f"the ledger: {verdict.text}")
+        if isinstance(verdict, Refused):
+            # Another amount was credited under this payment: the ledger stays as it is.
+            deposit = replace(deposit, stage=Stage.REVIEW, credited_uusd=0, reason=f"the ledger: {verdict.text}")
         if deposit.stage in (Stage.REVIEW, Stage.HELD):
             log.warning("deposit_needs_person", deposit=deposit.deposit.hex(), reason=deposit.reason)
         elif judged.command is not None:
             log.info("deposit_credited", deposit=deposit.deposit.hex(), credited_uusd=deposit.credited_uusd)
         deposits.update(tx, deposit)
         return deposit
+
+    def _credit(self, tx: sqlite3.Connection, judged: Judged, now_ms: int) -> Verdict | None:
+        return self._ledger.command(tx, judged.command, now_ms) if judged.command is not None else None
 
     async def _settle(self, closure: Callable[[sqlite3.Connection], Deposit]) -> Deposit:
         try:
@@ -249,9 +275,9 @@ class Deposits:
 
     async def _run(self) -> None:
         while True:
+            self._hint.clear()
             try:
-                if not self._is_stopped():
-                    await self.poll_due()
+                await self.poll_due()
                 await self._database.write(lambda tx: webhooks.prune(tx, self._wall_ms()))
                 wait_s = await self._wait_s()
             except StoreClosed:
@@ -259,7 +285,6 @@ class Deposits:
             except (sqlite3.Error, StoreBusy, StoreFailed, AssertionError):
                 log.exception("deposits_failed")
                 wait_s = IDLE_S_MAX
-            self._hint.clear()
             try:
                 async with asyncio.timeout(wait_s):
                     await self._hint.wait()
@@ -268,7 +293,7 @@ class Deposits:
 
     async def _wait_s(self) -> float:
         due_ms = await self._database.write(deposits.next_due_ms)
-        if due_ms is None:
+        if due_ms is None or self._is_stopped():
             return IDLE_S_MAX
         return min(IDLE_S_MAX, max((due_ms - self._wall_ms()) / 1000, self._calls.wait_s()))
 

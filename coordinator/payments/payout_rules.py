@@ -212,6 +212,21 @@ def sent_again(intent: Intent, now_ms: int) -> Step:
     return Step(after)
 
 
+def number_of_another(intent: Intent, now_ms: int) -> Step:
+    """The gateway says of it what it has said of another payout: whichever of them it is about, one is missing."""
+    return _for_person(intent, "the gateway gives it the number of another payout", now_ms, freeze=True)
+
+
+def resolved_before(intent: Intent, now_ms: int) -> Step:
+    """The ledger has another end of it than the one that was heard of now."""
+    return _for_person(intent, "the ledger has it as ended, and otherwise: was a backup restored?", now_ms, freeze=True)
+
+
+def ended_before(intent: Intent, status: PayoutState, now_ms: int) -> Intent:
+    """The ledger had its end already, and a person says the same."""
+    return replace(intent, status=status, ended_ms=now_ms, needs_person=False, reason="as the ledger says")
+
+
 def _for_person(intent: Intent, reason: str, now_ms: int, *, freeze: bool = False) -> Step:
     status = PayoutState.UNKNOWN
     after = replace(intent, status=status, needs_person=True, reason=reason, next_ms=now_ms + PERSON_PAUSE_MS)

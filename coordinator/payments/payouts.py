@@ -15,10 +15,10 @@ from typing import Final, TypeVar
 
 import structlog
 
-from coordinator.core.money import MoneyRefused, of_verdict
+from coordinator.core.money import MoneyRefused, of_verdict, stopped
 from coordinator.payments import payout_rules as rules
 from coordinator.payments.amounts import UUSD_PER_CENT
-from coordinator.payments.call_budget import KEPT_FROM_PAYOUTS, CallBudget
+from coordinator.payments.call_budget import CallBudget, Purpose
 from coordinator.payments.gateway import Gateway, GatewayError, GatewayRefused, PayoutListing, PayoutRequest
 from coordinator.payments.payout_rules import Intent, PayoutState, Step
 from coordinator.store import payout_addresses, payouts
@@ -102,6 +102,9 @@ class Payouts:
         answer = await self._write(lambda tx: self._order(tx, node, request, amount_uusd, pair, mark))
         if isinstance(answer, MoneyRefused):
             raise answer
+        if self._is_stopped():
+            # An order that was made before, and is not in the journal: nobody is told of it either.
+            raise stopped()
         self._hint.set()
         return answer
 
@@ -114,15 +117,19 @@ class Payouts:
         pair: Pair | None,
         mark: Mark,
     ) -> Intent | MoneyRefused:
+        if self._is_stopped():
+            return stopped()
         mark(tx)
         before = payouts.find_request(tx, node, request)
         if before is not None:
-            if amount_uusd not in (None, before.amount_uusd):
+            # SPEC 07: The coordinator MUST answer a request that repeats a `request_id` with what came of the first
+            #   one, and MUST refuse another request under it.
+            if amount_uusd not in (None, before.amount_uusd) or pair not in (None, before.pair):
                 return MoneyRefused(409, "conflict", "another payout was asked for under this request_id")
             return before
         now_ms = self._wall_ms()
-        if (stopped := payouts.frozen(tx)) is not None:
-            self.frozen = stopped
+        if (frozen := payouts.frozen(tx)) is not None:
+            self.frozen = frozen
             text = "payouts wait until the operator has looked at something; your money is safe, and deposits go on"
             return MoneyRefused(503, "payouts_frozen", text, retry_after_s=3600)
         # SPEC 07: The coordinator MUST have at most one payout of a key on its way.
@@ -221,7 +228,7 @@ class Payouts:
         queued = await self._database.write(lambda tx: payouts.open_in(tx, PayoutState.QUEUED))
         for intent in queued:
             if intent.next_ms <= self._wall_ms() and self.frozen is None:
-                if not self._calls.take(KEPT_FROM_PAYOUTS):
+                if not self._calls.take(Purpose.PAYOUT):
                     return
                 await self._send(intent.intent)
 
@@ -247,6 +254,9 @@ class Payouts:
     def _begin(self, tx: sqlite3.Connection, number: bytes) -> Intent | None:
         intent = payouts.get(tx, number)
         if intent is None or intent.status is not PayoutState.QUEUED or payouts.frozen(tx) is not None:
+            return None
+        # SPEC 07: The coordinator MUST NOT sign a head, and MUST NOT send a payout, while its journal lacks an entry.
+        if self._is_stopped():
             return None
         with self._ledger.begin(tx) as ledger:
             held = ledger.payout(number)
@@ -276,7 +286,7 @@ class Payouts:
                 self._carry_out(tx, rules.listed(intent, listing, now_ms, self._limits.resend))
 
     async def _list(self, since_ms: int) -> PayoutListing | None:
-        if not self._calls.take(KEPT_FROM_PAYOUTS):
+        if not self._calls.take(Purpose.PAYOUT):
             return None
         try:
             return await self._gateway.list_payouts(since_ms=max(0, since_ms))
@@ -286,16 +296,26 @@ class Payouts:
 
     def _carry_out(self, tx: sqlite3.Connection, step: Step) -> None:
         """The row and the entry, or neither."""
-        intent, now_ms = step.intent, self._wall_ms()
+        now_ms = self._wall_ms()
+        if payouts.is_number_of_another(tx, step.intent.gateway_id, step.intent.intent):
+            step = rules.number_of_another(self._row(tx, step), now_ms)
         if step.command is not None:
             verdict = self._ledger.command(tx, step.command, now_ms)
-            # Its row has not ended, so the ledger has not resolved it.
-            assert not isinstance(verdict, Refused), f"a payout that cannot be resolved: {verdict.text}"
+            if isinstance(verdict, Refused):
+                # The row came out of a backup, and the ledger, with its journal, knows more.
+                step = rules.resolved_before(self._row(tx, step), now_ms)
+        intent = step.intent
         payouts.update(tx, intent)
         if step.freeze is not None:
             self._freeze(tx, step.freeze)
         if intent.needs_person:
             log.warning("payout_needs_person", intent=intent.intent.hex(), reason=intent.reason)
+
+    @staticmethod
+    def _row(tx: sqlite3.Connection, step: Step) -> Intent:
+        row = payouts.get(tx, step.intent.intent)
+        assert row is not None
+        return row
 
     def _freeze(self, tx: sqlite3.Connection, reason: str) -> None:
         payouts.freeze(tx, reason, self._wall_ms())
@@ -319,7 +339,7 @@ class Payouts:
         numbers = [row.intent_id for row in listing.payouts if row.intent_id is not None]
         found = rules.strays(listing, payouts.by_number(tx, numbers, since_ms), since_ms)
         # SPEC 07: The coordinator MUST stop payouts, and not deposits, when the gateway's list of them and its own
-        #   differ.
+        #   differ, and when the gateway gives two of them one number.
         new = [
             (gateway_id, reason)
             for gateway_id, reason in found.items()
@@ -360,6 +380,8 @@ class Payouts:
             if decision == "resend":
                 return MoneyRefused(409, "conflict", "nobody knows any more where to: give it back, or say it was sent")
             return self._resolve_without_row(tx, intent, decision, now_ms)
+        if (resolved := payouts.resolution(tx, number)) is not None and intent.ended_ms is None:
+            return self._end_as_resolved(tx, intent, decision, resolved, now_ms)
         if intent.status is not PayoutState.UNKNOWN:
             return MoneyRefused(409, "conflict", f"this payout is {intent.status.value}; only unknown ones are decided")
         steps = {"sent": rules.confirmed, "return": rules.given_back, "resend": rules.sent_again}
@@ -367,6 +389,19 @@ class Payouts:
         log.warning("payout_decided", intent=number.hex(), decision=decision)
         self._carry_out(tx, step)
         return step.intent
+
+    @staticmethod
+    def _end_as_resolved(
+        tx: sqlite3.Connection, intent: Intent, decision: str, resolved: PayoutState, now_ms: int
+    ) -> Intent | MoneyRefused:
+        """The row has come out of a backup that is older than its end: it ends as the ledger says."""
+        if {"sent": PayoutState.CONFIRMED, "return": PayoutState.FAILED}.get(decision) is not resolved:
+            what = "sent" if resolved is PayoutState.CONFIRMED else "return"
+            return MoneyRefused(409, "conflict", f"the ledger has it already; all that can be decided is `{what}`")
+        log.warning("payout_decided", intent=intent.intent.hex(), decision=decision)
+        ended = rules.ended_before(intent, resolved, now_ms)
+        payouts.update(tx, ended)
+        return ended
 
     def _intent_of_ledger(self, tx: sqlite3.Connection, number: bytes, now_ms: int) -> Intent | None:
         """A payout that only the ledger has, because a backup was restored: nobody knows its coin or address."""

@@ -88,6 +88,23 @@ def find_open(tx: sqlite3.Connection, node: NodeId) -> Intent | None:
     return _intent(row) if row is not None else None
 
 
+def is_number_of_another(tx: sqlite3.Connection, gateway_id: str | None, intent: bytes) -> bool:
+    """Whether the gateway has given this number to a payout that is not this one."""
+    row = tx.execute("SELECT 1 FROM payout_intents WHERE gateway_id = ? AND intent <> ?", (gateway_id, intent))
+    return row.fetchone() is not None
+
+
+def resolution(tx: sqlite3.Connection, intent: bytes) -> PayoutState | None:
+    """How it has ended as the ledger has it, if it has."""
+    row = tx.execute(
+        "SELECT kind FROM payouts JOIN entries ON entries.number = payouts.entry WHERE intent = ? AND is_resolved",
+        (intent,),
+    ).fetchone()
+    if row is None:
+        return None
+    return PayoutState.CONFIRMED if row[0] == "settle-payout" else PayoutState.FAILED
+
+
 def open_in(tx: sqlite3.Connection, *states: PayoutState) -> list[Intent]:
     """All that have not ended and are in one of these states, the oldest first."""
     marks = ", ".join("?" * len(states))

@@ -184,6 +184,7 @@ async def test_what_cannot_be_paid_out_is_refused_and_moves_nothing(paid: Paid) 
         ({"amount_usd": "20.01"}, (402, "insufficient_funds")),
         ({"amount_usd": "501.00"}, (429, "payout_limit")),
         ({"amount_usd": "5.00", "coin": "BTC"}, (409, "no_payout_address")),
+        ({"amount_usd": "5.00", "network": "bitcoin"}, (400, "bad_request")),
     ):
         assert refused(await paid.client.post("payouts/request", body)) == expected
     assert await paid.available() == 20_000_000

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,22 @@ import pytest
 from coordinator.core.money import MoneyRefused
 from coordinator.core.settlement import DAY_MS
 from coordinator.core.settlement_upkeep import GAP_MS_MAX
-from coordinator.store import journal
+from coordinator.store import heads, journal
 from coordinator.store.db import DATABASE_NAME
 from protocol.envelope import open_record, sign_record
 from protocol.ledger import available, sponsor
 from protocol.money_records import ClaimAckRecord, LeaseRecord, LeaseRequestRecord, LedgerHeadRecord
+from protocol.records import Signed
 from tests.helpers_coordinator import Served, WallClock, make_key, serving
+from tests.helpers_fake_gateway import fake_gateway
 from tests.helpers_money import Market, balance, read_signed, refused
+from tests.helpers_money_in_and_out import free
+from tests.helpers_payments_served import paid_serving
 
 pytestmark = pytest.mark.anyio
 
 HOUR_MS = 3_600_000
+MINUTE_MS = 60_000
 
 
 async def count(served: Served, kind: str) -> int:
@@ -108,7 +113,7 @@ async def test_while_the_journals_disk_is_full_money_stands_still_and_then_goes_
         assert served.app.core.settlement.stopped_because is None
         entries = await count(served, "claim")
     assert entries == 1
-    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         kept = [row[0] for row in connection.execute("SELECT head FROM entries ORDER BY number")]
     assert [head for _, head in journal.read_journal(tmp_path / "ledger.journal")] == kept
 
@@ -130,6 +135,77 @@ async def test_what_is_on_its_way_when_money_is_stopped_is_not_answered(served: 
             await on_its_way
         settlement.pause_because(None)
         assert await call()
+
+
+async def test_nothing_is_sent_that_the_journal_does_not_know(
+    tmp_path: Path, clock: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_gateway() as fake:
+        async with paid_serving(tmp_path, fake, clock) as paid:
+            await paid.with_address()
+            await paid.work()
+            await paid.payouts.stop()  # the test works in its place
+            full = FullDisk()
+            monkeypatch.setattr(journal, "os", full)
+            full.is_full = True
+            order = await paid.post("payouts/request", amount_usd="5.00", request_id="one")
+            assert order.status_code == 503, "in the database and not in the journal, so nobody is told"
+            await paid.work(MINUTE_MS)
+            assert not paid.fake.history("payout_created")
+            # Nor by the loop, which does not even begin.
+            assert paid.payouts._is_stopped()
+            assert paid.deposits._is_stopped()
+            full.is_full = False
+            await paid.served.app.core.settlement_upkeep.tick()
+            payout = await paid.payout(request_id="one")
+            await paid.work(MINUTE_MS)
+            assert paid.sends_of(payout) == 1
+
+
+async def test_an_order_that_the_journal_lacks_is_not_told_to_who_asks_again(tmp_path: Path, clock: WallClock) -> None:
+    with fake_gateway() as fake:
+        async with paid_serving(tmp_path, fake, clock) as paid:
+            await paid.with_address()
+            await paid.payouts.stop()
+            node, settlement = paid.client.key.node, paid.served.app.core.settlement
+            for number in ("one", "one"):  # a new order, and the same once more
+                on_its_way = asyncio.ensure_future(paid.payouts.request(node, number, 5_000_000, None, free))
+                await asyncio.sleep(0)
+                settlement.pause_because("a test says so")
+                with pytest.raises(MoneyRefused, match="nothing is lost"):
+                    await on_its_way
+                settlement.pause_because(None)
+                await paid.payouts.request(node, "one", 5_000_000, None, free)
+
+
+async def test_no_head_is_signed_of_what_the_journal_does_not_know(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market, upkeep = await Market.opened(served), served.app.core.settlement_upkeep
+    lease = await market.lease()
+    await upkeep.sign_head()
+    before, full = entry_of(upkeep.head), FullDisk()
+    monkeypatch.setattr(journal, "os", full)
+    full.is_full = True
+    # The entry and the question for the head may share a batch, or not.
+    claim = asyncio.ensure_future(market.send(market.claim_of(lease, 10)))
+    while not claim.done():
+        with contextlib.suppress(sqlite3.OperationalError):
+            await upkeep.sign_head()
+    assert claim.result().status_code == 503
+    await upkeep.sign_head()
+    assert entry_of(upkeep.head) == before
+    async with served.app.core.database.reader() as reader:
+        assert entry_of(await heads.select_newest(reader)) == before
+    full.is_full = False
+    await upkeep.tick()
+    await upkeep.sign_head()
+    assert entry_of(upkeep.head) == before + 1
+
+
+def entry_of(head: Signed | None) -> int:
+    assert head is not None
+    return open_record(head, LedgerHeadRecord).entry
 
 
 class FullDisk:
@@ -187,6 +263,14 @@ async def test_the_coordinators_own_leases_are_paid_by_the_budget_of_the_day(tmp
         with pytest.raises(Exception, match="50000 are available"):
             await ask(2)
         assert (await market.row(lease.lease)).account == sponsor(today)
+        # After midnight nobody waits for the upkeep, and nothing is left over of a day that is gone.
+        clock.offset_ms += DAY_MS
+        lease = await ask(3)
+        assert (await market.row(lease.lease)).account == sponsor(today + 1)
+        await served.app.core.settlement_upkeep.tick()
+        assert await balance(served, sponsor(today + 1)) == 50_000
+        assert await balance(served, sponsor(today)) == 0
+        assert await balance(served, "treasury") == -250_000
 
 
 async def test_an_invariant_that_breaks_during_upkeep_stops_the_ledger(
@@ -234,7 +318,7 @@ async def test_whatever_differs_on_disk_is_found_at_the_start_and_stops_money_al
         await served.app.core.settlement_upkeep.tick()
         await served.app.core.settlement_upkeep.check()
         assert served.app.core.settlement.stopped_because is None
-    with closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE_NAME)) as connection:
         for (trigger,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {trigger}")
         connection.execute(harm)

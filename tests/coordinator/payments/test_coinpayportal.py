@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from coordinator.payments.coinpayportal import PAGE_ROWS, CoinPayPortal, CoinPayPortalConfig
+from coordinator.payments.coinpayportal import LISTED_MAX, PAGE_ROWS, CoinPayPortal, CoinPayPortalConfig
 from coordinator.payments.gateway import (
     Gateway,
     GatewayRefused,
     GatewayUnclear,
     GatewayUnreachable,
     InvoiceRequest,
+    Payout,
     PayoutRequest,
     PayoutStatus,
 )
@@ -225,6 +227,42 @@ async def test_a_list_from_which_payouts_vanish_is_unclear() -> None:
             fake.fault("list_payouts", "forget")
             with pytest.raises(GatewayUnclear, match="listing_moved"):
                 await client.list_payouts()
+
+
+@pytest.mark.parametrize("rows", [PAGE_ROWS, PAGE_ROWS + 30])
+async def test_a_gateway_that_knows_no_pages_does_not_list_for_ever(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_gateway() as fake:
+        async with fake.client() as client:
+            for number in range(rows):
+                await client.create_payout(intent(number))
+            real, asked = client._page, []
+
+            async def first_page(offset: int) -> list[Payout]:
+                asked.append(offset)
+                assert len(asked) < 10
+                return await real(0)
+
+            monkeypatch.setattr(client, "_page", first_page)
+            with pytest.raises(GatewayUnclear, match="listing_stuck"):
+                await client.list_payouts()
+
+
+async def test_a_list_that_crawls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page has one row that is new: a gateway that moves by one row where it is to move by a page."""
+    with fake_gateway() as fake:
+        async with fake.client() as client:
+            row = await client.create_payout(intent(0))
+    pages = 0
+
+    async def next_page(_offset: int) -> list[Payout]:
+        nonlocal pages
+        pages += 1
+        return [dataclasses.replace(row, gateway_id=f"p{number}") for number in range(pages, pages + PAGE_ROWS)]
+
+    monkeypatch.setattr(client, "_page", next_page)
+    listed = await client.list_payouts()
+    assert not listed.complete
+    assert pages <= LISTED_MAX / (PAGE_ROWS - 1) + 2
 
 
 async def test_a_row_that_cannot_be_read_makes_the_list_unclear(

@@ -15,6 +15,7 @@ from coordinator.payments.deposit_rules import (
     HOUR_MS,
     NEVER_ENDING_MS,
     SETTLED,
+    TOLD_PAID_MS,
     Deposit,
     Limits,
     Stage,
@@ -23,6 +24,7 @@ from coordinator.payments.deposit_rules import (
     hinted,
     judge,
     opened,
+    with_hint,
 )
 from coordinator.payments.gateway import Invoice
 from coordinator.payments.status import PaymentStatus
@@ -208,14 +210,43 @@ def test_a_closed_one_is_credited_when_it_is_paid_after_all() -> None:
 def test_a_hint_opens_a_closed_one_for_a_day() -> None:
     closed = deposit(stage=Stage.CLOSED, next_poll_ms=None, is_expired=True, ended_ms=NOW_MS)
     now_ms = NOW_MS + 9 * DAY_MS
-    row = hinted(closed, now_ms)
+    row = hinted(closed, PaymentStatus.DETECTED, now_ms)
     assert row.next_poll_ms == now_ms
     # Though the gateway cannot be asked just then.
     row = failed_to_ask(row, now_ms)
     assert (row.stage, row.next_poll_ms) == (Stage.OPEN, now_ms + HOUR_MS)
     assert judge(row, confirmed(), now_ms + HOUR_MS, 0, LIMITS).deposit.stage is Stage.CREDITED
     assert failed_to_ask(row, now_ms + DAY_MS).stage is Stage.CLOSED
-    assert hinted(deposit(), NOW_MS + 5).next_poll_ms == NOW_MS + 5
+    assert hinted(deposit(), None, NOW_MS + 5).next_poll_ms == NOW_MS + 5
+
+
+@pytest.mark.parametrize("stage", [Stage.OPEN, Stage.CLOSED])
+def test_one_that_is_said_to_be_paid_is_asked_about_first_and_no_other_hint_delays_it(stage: Stage) -> None:
+    for told in (PaymentStatus.CONFIRMED, PaymentStatus.FORWARDED):
+        row = hinted(deposit(stage=stage, next_poll_ms=NOW_MS + HOUR_MS), told, NOW_MS)
+        assert (row.stage, row.next_poll_ms) == (Stage.OPEN, TOLD_PAID_MS)
+        assert hinted(row, PaymentStatus.EXPIRED, NOW_MS + 5).next_poll_ms == TOLD_PAID_MS
+        # Asked once; after that it is one of many.
+        assert failed_to_ask(row, NOW_MS).next_poll_ms not in (None, TOLD_PAID_MS)
+        assert judge(row, invoice(), NOW_MS, 0, LIMITS).deposit.next_poll_ms not in (None, TOLD_PAID_MS)
+
+
+def test_a_hint_that_comes_while_the_gateway_is_asked_is_not_lost() -> None:
+    asked = deposit(next_poll_ms=NOW_MS)
+    told = hinted(asked, PaymentStatus.CONFIRMED, NOW_MS)
+    late = judge(told, invoice(), NOW_MS, 0, LIMITS).deposit
+    assert with_hint(asked, told, late, NOW_MS).next_poll_ms == TOLD_PAID_MS
+    assert with_hint(asked, asked, late, NOW_MS) == late
+    assert with_hint(told, told, late, NOW_MS) == late, "the question was asked after the hint"
+    # Not even where the answer was to be the last one.
+    over = replace(asked, is_expired=True, ended_ms=NOW_MS)
+    now_ms = NOW_MS + 2 * DAY_MS
+    told = hinted(over, PaymentStatus.CONFIRMED, now_ms)
+    row = with_hint(over, told, failed_to_ask(told, now_ms), now_ms)
+    assert (row.stage, row.next_poll_ms) == (Stage.OPEN, TOLD_PAID_MS)
+    # And one that has been credited is not asked about.
+    credited = judge(told, confirmed(), now_ms, 0, LIMITS).deposit
+    assert with_hint(over, told, credited, now_ms) == credited
 
 
 def test_a_late_end_of_a_closed_one_opens_it_for_a_day() -> None:
@@ -237,6 +268,10 @@ def test_a_person_credits_what_is_not_settled_and_nothing_else() -> None:
             by_hand(deposit(stage=stage), EXPECTED, NOW_MS)
     with pytest.raises(BadAmount):
         by_hand(deposit(), AMOUNT_MAX + 1, NOW_MS)
+    # An entry of nothing would settle it for good.
+    for units in (0, 1):
+        with pytest.raises(ValueError, match="nothing to credit"):
+            by_hand(deposit(expected_units=10**9, amount_uusd=10_000), units, NOW_MS)
 
 
 # ---------------------------------------------------------------- I8, whatever is said in whatever order

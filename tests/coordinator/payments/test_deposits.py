@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from coordinator.core.money import MoneyRefused
-from coordinator.payments.deposit_rules import Deposit, Stage
+from coordinator.payments.deposit_rules import Deposit, Limits, Stage
+from coordinator.payments.gateway import Invoice
 from coordinator.store import deposits
 from coordinator.store.db import open_database
 from protocol.formats.coins import PAIRS
+from protocol.ledger import Deposit as Command
+from tests.helpers_coordinator import until
 from tests.helpers_gateway_double import Crash, Rates
 from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
 
@@ -103,6 +106,46 @@ async def test_a_deposit_that_the_ledger_has_credited_is_not_credited_after_an_o
     assert await house.read("SELECT stage FROM deposits") == [("credited",)]
 
 
+@pytest.mark.parametrize("was_held", [True, False])
+async def test_a_deposit_that_was_held_or_not_is_as_it_was_after_an_older_backup(
+    house: MoneyHouse, was_held: bool
+) -> None:
+    """What an hour may bring unseen has changed since, or what came within it."""
+    deposit = await paid(house)
+    before = (await house.read("SELECT * FROM deposits"))[0]
+    limits = Limits(1, 1), house.deposits._limits
+    house.deposits._limits = limits[not was_held]
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    stage, there = ("held", 0) if was_held else ("credited", 5_000_000)
+    assert await house.read("SELECT stage FROM deposits") == [(stage,)]
+    await house.database.write(lambda tx: tx.execute("DELETE FROM deposits"))
+    places = ", ".join("?" * len(before))
+    await house.database.write(lambda tx: tx.execute(f"INSERT INTO deposits VALUES ({places})", before))
+    house.restart()
+    house.deposits._limits = limits[was_held]
+    await house.deposits.poll_due()
+    assert await house.read("SELECT stage, credited_uusd FROM deposits") == [(stage, 5_000_000)]
+    assert await house.available_to(NODE) == there
+    if was_held:
+        await house.deposits.release(deposit.deposit)
+    assert await house.available_to(NODE) == 5_000_000
+    assert await house.read("SELECT count(*) FROM entries WHERE kind = 'deposit'") == [(1,)]
+
+
+async def test_another_amount_than_the_ledger_has_goes_to_a_person(house: MoneyHouse) -> None:
+    deposit = await paid(house)
+    await house.database.write(
+        lambda tx: house.deposits._ledger.command(
+            tx, Command(deposit.gateway_id or "", NODE, deposit.pair.asset, 1, 1, 0), house.now_ms
+        )
+    )
+    house.now_ms += HOUR_MS
+    await house.deposits.poll_due()
+    assert await house.read("SELECT stage, credited_uusd FROM deposits") == [("review", 0)]
+    assert await house.available_to(NODE) == 1
+
+
 async def test_a_payment_that_the_gateway_gives_twice_is_taken_once(house: MoneyHouse) -> None:
     first = await made(house)
     assert first.gateway_id is not None
@@ -140,4 +183,39 @@ async def test_a_gateway_that_cannot_be_asked_is_asked_again_and_again(house: Mo
     house.gateway.rates = Rates()
     house.now_ms += HOUR_MS
     await house.deposits.poll_due()
+    assert await house.available_to(NODE) == 5_000_000
+
+
+async def test_while_the_ledger_stands_still_nothing_is_credited_and_the_disk_is_left_alone(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await paid(house)
+    house.now_ms += HOUR_MS
+    house.stopped = True
+    house.restart()
+    waits: list[float] = []
+    real, real_wait = house.gateway.get_invoice, house.deposits._wait_s
+
+    async def wait_s() -> float:
+        waits.append(await real_wait())
+        return waits[-1]
+
+    monkeypatch.setattr(house.deposits, "_wait_s", wait_s)
+    house.deposits.start()
+    await until(lambda: waits)
+    await house.deposits.stop()
+    assert waits[0] >= 1, "what is due and cannot be asked about is no reason to turn without a pause"
+    assert house.gateway.gets == 0
+
+    async def stops_meanwhile(gateway_id: str) -> Invoice:
+        house.stopped = True
+        return await real(gateway_id)
+
+    house.stopped = False
+    monkeypatch.setattr(house.gateway, "get_invoice", stops_meanwhile)
+    assert await house.deposits.poll_due() == 1
+    assert await house.available_to(NODE) == 0
+    house.stopped = False
+    monkeypatch.setattr(house.gateway, "get_invoice", real)
+    assert await house.deposits.poll_due() == 1
     assert await house.available_to(NODE) == 5_000_000

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from coordinator.core.money import MoneyRefused
-from coordinator.payments.gateway import Payout, PayoutRequest
+from coordinator.payments.gateway import GatewayUnclear, Payout, PayoutListing, PayoutRequest
 from coordinator.payments.payout_rules import PayoutState
 from coordinator.store import payouts
 from coordinator.store.db import open_database
+from protocol.formats.coins import find_pair
 from tests.helpers_gateway_double import Crash, Rates
 from tests.helpers_money_in_and_out import MoneyHouse, free, nodes
 
@@ -133,6 +135,87 @@ async def test_a_disk_that_fails_after_the_gateway_has_sent_leaves_it_unknown(
     assert await house.available_to(NODE) == 6_000_000
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_a_number_that_the_gateway_gives_twice_stops_payouts_and_not_the_ledger(
+    house: MoneyHouse, is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await ordered(house)
+    await house.work()
+    taken = (await house.read("SELECT gateway_id FROM payout_intents"))[0][0]
+    create, listing = house.gateway.create_payout, house.gateway.list_payouts
+
+    async def create_payout(request: PayoutRequest) -> Payout:
+        answer = replace(await create(request), gateway_id=taken)
+        if not is_answered:
+            raise GatewayUnclear("timeout")
+        return answer
+
+    async def list_payouts(**how: int) -> PayoutListing:
+        told = await listing(**how)
+        rows = [replace(row, gateway_id=taken) if row.intent_id != first.hex() else row for row in told.payouts]
+        return replace(told, payouts=tuple(rows))
+
+    monkeypatch.setattr(house.gateway, "create_payout", create_payout)
+    monkeypatch.setattr(house.gateway, "list_payouts", list_payouts)
+    second = await ordered(house, "two")
+    for _ in range(3):
+        await house.payouts.work()
+        house.now_ms += 61 * MINUTE_MS
+    assert house.broken == []
+    assert (await state_of(house, second), sends(house, second)) == ("unknown", 1)
+    assert "the number of another payout" in await frozen(house)
+    assert await house.read("SELECT needs_person, ended_ms FROM payout_intents WHERE intent = ?", second) == [(1, None)]
+    assert await house.available_to(NODE) == 2_000_000
+    # And a person ends it.
+    await house.payouts.decide(second, "sent")
+    await house.payouts.unfreeze()
+    assert await state_of(house, second) == "confirmed"
+    assert await house.available_to(NODE) == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "decision"), [("completed", "queued", "sent"), ("failed", "sent", "return")]
+)
+async def test_a_row_that_is_older_than_its_end_in_the_ledger_is_ended_by_a_person(
+    house: MoneyHouse, outcome: str, status: str, decision: str
+) -> None:
+    """A backup of the time before, and a journal that has brought the ledger forward."""
+    house.gateway.rates = Rates(failed=float(outcome == "failed"))
+    intent = await ordered(house)
+    await house.work()
+    left = await house.available_to(NODE)
+    await house.database.write(lambda tx: tx.execute("DROP TRIGGER payout_intents_end_once"))
+    await house.database.write(
+        lambda tx: tx.execute("UPDATE payout_intents SET status = ?, ended_ms = NULL, next_ms = 0", (status,))
+    )
+    # The gateway says now what the ledger does not have.
+    next(iter(house.gateway.book.payouts.values())).status = "completed"
+    house.restart()
+    house.now_ms += MINUTE_MS
+    for _ in range(3):
+        await house.payouts.work()
+        house.now_ms += 61 * MINUTE_MS
+    assert house.broken == [], "the ledger is in order, and money goes on"
+    assert await frozen(house)
+    assert await state_of(house, intent) == ("queued" if status == "queued" else "unknown")
+    for other in {"sent", "return", "resend"} - {decision}:
+        with pytest.raises(MoneyRefused, match=f"can be decided is `{decision}`"):
+            await house.payouts.decide(intent, other)
+    await house.payouts.decide(intent, decision)
+    for _ in range(2):  # that it was sent after its money had been given back is one more thing to look at
+        await house.payouts.unfreeze()
+        await house.payouts.work()
+    assert await frozen(house) == "" or decision == "return"
+    await house.payouts.unfreeze()
+    assert await state_of(house, intent) == ("confirmed" if decision == "sent" else "failed")
+    assert await house.available_to(NODE) == left
+    # The key may be paid out again.
+    house.gateway.rates = Rates()
+    second = await ordered(house, "two")
+    await house.work()
+    assert sends(house, second) == (await state_of(house, second) == "confirmed")
+
+
 @pytest.mark.parametrize("is_done", [False, True])
 async def test_a_crash_while_it_is_sent_is_looked_for(
     house: MoneyHouse, is_done: bool, monkeypatch: pytest.MonkeyPatch
@@ -166,3 +249,19 @@ async def test_an_address_may_change_while_a_payout_waits_and_it_goes_where_it_w
     assert await state_of(house, intent) == "confirmed"
     with pytest.raises(MoneyRefused, match="no address"):
         await ordered(house, "two")
+
+
+async def test_another_payout_under_the_same_number_is_a_conflict(house: MoneyHouse) -> None:
+    base, bitcoin = find_pair("USDC", "base"), find_pair("BTC")
+    first = await house.payouts.request(NODE, "one", 4_000_000, base, free)
+    for amount, pair in ((None, None), (4_000_000, base), (4_000_000, None), (None, base)):
+        assert await house.payouts.request(NODE, "one", amount, pair, free) == first
+    for amount, pair in (
+        (4_000_001, base),
+        (4_000_000, bitcoin),
+        (None, bitcoin),
+        (None, find_pair("USDC", "polygon")),
+    ):
+        with pytest.raises(MoneyRefused, match="another payout"):
+            await house.payouts.request(NODE, "one", amount, pair, free)
+    assert await house.available_to(NODE) == 6_000_000
