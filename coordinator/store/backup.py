@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.store import leases
-from coordinator.store.db import DATABASE_NAME, LOCK_NAME, open_writer, take_lock
+from coordinator.store.db import DATABASE_NAME, LOCK_NAME, open_writer, take_lock, uri_to_read
 from coordinator.store.journal import read_journal
 from coordinator.store.ledger import Head, Ledger, LedgerTransaction, read_head
 from coordinator.store.ledger_check import Drift, ReadEntry, check, follow
@@ -46,7 +46,7 @@ def back_up(home: Path, target: Path) -> Head:
     if not source.exists():
         raise BackupRefused(f"there is no database in {home}; choose another --home")
     with _new_file(target) as draft, closing(sqlite3.connect(draft, isolation_level=None)) as copy:
-        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as reader:
+        with closing(sqlite3.connect(uri_to_read(source), uri=True)) as reader:
             reader.backup(copy)
         # One file that needs no others beside it.
         copy.execute("PRAGMA journal_mode = DELETE")
@@ -96,7 +96,7 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
         _check_nothing_is_left(home / DATABASE_NAME)
         with _new_file(home / DATABASE_NAME) as draft:
             with (
-                closing(sqlite3.connect(f"file:{backup}?mode=ro", uri=True)) as reader,
+                closing(sqlite3.connect(uri_to_read(backup), uri=True)) as reader,
                 closing(sqlite3.connect(draft)) as copy,
             ):
                 reader.backup(copy)

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from coordinator.store.db import uri_to_read
 from coordinator.store.ledger import LEASE_COLUMNS, Head, lease_from_row, read_head, read_value
 from protocol.book import Book
 from protocol.errors import RemoteProtocolError
@@ -52,7 +53,7 @@ class Drift(Exception):
 
 def check_file(path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
     """Check the ledger in this database; returns its head. Raises Drift, or sqlite3.Error when it cannot be read."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(uri_to_read(path), uri=True, isolation_level=None)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("BEGIN")
         return check(connection, replayed_entries_max=replayed_entries_max)

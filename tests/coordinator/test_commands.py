@@ -61,6 +61,27 @@ async def test_a_backup_and_the_journal_give_back_all_that_was_acknowledged(
         assert (await market.claim(second.lease, 9)).claimed_uusd == 9
 
 
+@pytest.mark.parametrize("name", ["100%41", "why?mode=rw", "no.1#2"])
+async def test_a_folder_may_have_any_name(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    home, copy, new = tmp_path / name, tmp_path / f"copy of {name}", tmp_path / f"new {name}"
+    for folder in (home, new):
+        folder.mkdir(mode=0o700)
+    async with serving(home, clock) as served:
+        market = await Market.opened(served)
+        assert (await market.client.post("wallet", {})).json()["data"]["available_uusd"] == 1_000_000
+        assert served.app.core.settlement.stopped_because is None
+        await served.app.core.settlement_upkeep.check()
+        assert served.app.core.settlement.stopped_because is None
+        for words in (["check"], ["backup", str(copy)]):
+            assert main([*words, "--home", str(home)]) == 0, capsys.readouterr().err
+    (new / KEY_NAME).write_bytes((home / KEY_NAME).read_bytes())
+    (new / KEY_NAME).chmod(0o600)
+    assert main(["restore", str(copy), "--home", str(new)]) == 0
+    assert sorted(os.listdir(tmp_path)) == sorted([name, copy.name, new.name])
+
+
 async def test_an_old_backup_beside_a_newer_journal_moves_no_money(
     tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
