@@ -144,6 +144,34 @@ async def test_a_journal_that_does_not_follow_restores_nothing(
     assert not (home / DATABASE_NAME).exists()
 
 
+async def test_a_restore_tells_of_what_it_could_not_read_of_the_journal(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, journal = tmp_path / "copy", tmp_path / "ledger.journal"
+    async with serving(tmp_path, clock) as served:
+        market = await Market.opened(served)
+        assert main(["backup", str(copy), "--home", str(tmp_path)]) == 0
+        lease = await market.lease()
+        end = journal.stat().st_size
+        await market.claim(lease, 10)
+        await market.claim(lease, 20)
+    whole = journal.read_bytes()
+    damaged = whole[: end + 9] + bytes([whole[end + 9] ^ 1]) + whole[end + 10 :]
+    journal.write_bytes(damaged)
+    (tmp_path / DATABASE_NAME).unlink()
+    capsys.readouterr()
+    assert main(["restore", str(copy), "--journal", str(journal), "--home", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    for words in (f"{len(whole) - end} bytes", f"from byte {end} on", "after entry 2"):
+        assert words in captured.err
+    assert captured.out.startswith("restored: 2 entries")
+    assert journal.read_bytes() == damaged
+    async with serving(tmp_path, clock) as served:
+        assert served.app.core.settlement.stopped_because is None
+    assert (tmp_path / "ledger.journal.cut-1").read_bytes() == damaged[end:]
+
+
 async def test_check_says_where_the_ledger_differs(
     tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
