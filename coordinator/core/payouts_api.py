@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final, TypeVar
 from msgspec import Meta, Struct
 from quart import Blueprint, Response
 
-from coordinator.core.auth import authenticate, use_once
+from coordinator.core.auth import use_once
 from coordinator.core.core import Core
 from coordinator.core.http import ApiError, json_response, read_json
 from coordinator.core.money import MoneyRefused
-from coordinator.core.money_requests import authenticate_money, mark_of
+from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of
 from coordinator.core.node_api import REGISTER_FIRST
 from coordinator.core.payment_views import address_row, payout_row
 from coordinator.core.payments_api import read_cents, read_pair, read_request_id
@@ -74,7 +74,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def list_addresses() -> Response:
         _ = core.payments.payouts
         # Nothing moves by it, so existing clients may ask with version 1.
-        authenticated = await authenticate(core)
+        authenticated = await authenticate_reader(core)
         await read_json(NoBody)
         node, mark = authenticated.node, mark_of(core, authenticated)
 
