@@ -62,7 +62,13 @@ def check_file(path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) 
 def check(tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
     """Check what this transaction sees; returns the head. Raises Drift."""
     for text, statement in _CHECKS:
-        row = tx.execute(f"{statement} LIMIT 1").fetchone()
+        try:
+            row = tx.execute(f"{statement} LIMIT 1").fetchone()
+        except sqlite3.OperationalError as error:
+            # A full disk, say, tells nothing about the ledger; amounts whose sum is no number tell that they are wrong.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+                raise
+            raise Drift(f"what is kept cannot be added up: {error}") from None
         if row is not None:
             raise Drift(text.format(row[0]))
     head = read_head(tx)
