@@ -47,7 +47,8 @@ coordinator.key and the journal as well.
 RESTORE: Final = """\
 Make the database of --home, where none may be, out of a backup and, with --journal, of all entries of the ledger that
 came after it. coordinator.key must be in --home. Then move the journal back to its place and start the server: the time
-since the backup counts as time in which nobody could claim.
+since the backup counts as time in which nobody could claim. Says where the journal cannot be read to its end; whoever
+starts with it keeps that part in a file beside it, ledger.journal.cut-1.
 """
 
 CHECK: Final = """\

@@ -76,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
         route, body = _what(arguments)
         config = load({name: getattr(arguments, name) for name in ("home",) if hasattr(arguments, name)})
         answer = ask(config, arguments.url, route, body)
+        text = json.dumps(answer) + "\n" if arguments.json else _read(answer, arguments.url or _url_of(config))
     except (AdminFailed, ConfigRefused) as error:
         sys.stderr.write(f"infernet-coordinator: {error}\n")
         return 1
-    sys.stdout.write(json.dumps(answer) + "\n" if arguments.json else _text(answer))
+    sys.stdout.write(text)
     return 0
 
 
@@ -122,14 +123,21 @@ def ask(config: Config, url: str | None, route: str, body: dict[str, Any]) -> di
             headers = {AUTH_HEADER: _sign(key, target, content), "content-type": "application/json"}
             response = http.post(base + target, content=content, headers=headers)
             answer = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
         raise AdminFailed(
             f"no coordinator answers at {base} ({type(error).__name__}); start it, or use --url"
         ) from None
+    said = answer if isinstance(answer, dict) else {}
     if response.status_code != 200:
-        raise AdminFailed(f"refused: {answer.get('error', response.status_code)}")
-    data: dict[str, Any] = answer["data"]
+        raise AdminFailed(f"refused: {said.get('error', response.status_code)}")
+    data = said.get("data")
+    if not isinstance(data, dict):
+        raise _no_coordinator(base)
     return data
+
+
+def _no_coordinator(base: str) -> AdminFailed:
+    return AdminFailed(f"what answers at {base} is no coordinator of this version; use --url")
 
 
 def _sign(key: SigningKey, target: str, content: bytes) -> str:
@@ -145,6 +153,13 @@ def _sign(key: SigningKey, target: str, content: bytes) -> str:
 def _url_of(config: Config) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.host, config.host)  # noqa: S104 - compared with, not bound to
     return f"http://{host}:{config.port}"
+
+
+def _read(answer: dict[str, Any], base: str) -> str:
+    try:
+        return _text(answer)
+    except (AttributeError, LookupError, TypeError):
+        raise _no_coordinator(base) from None
 
 
 def _text(answer: dict[str, Any]) -> str:

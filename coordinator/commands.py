@@ -38,7 +38,8 @@ def run_restore(config: Config, backup: Path, journal: Path | None) -> int:
         prepare_home(config.home_path)
         if not (config.home_path / KEY_NAME).exists():
             raise BackupRefused(f"put {KEY_NAME} into {config.home_path} first: leases are signed with it")
-        return restore(backup, journal, config.home_path, lease_signer(load_or_create_key(config.home_path)))
+        key = load_or_create_key(config.home_path)
+        return restore(backup, journal, config.home_path, lease_signer(key), _warn)
 
     return _report("restored", work)
 
@@ -67,6 +68,10 @@ def lease_signer(key: Signer) -> SignLease:
         return command.client, request.request, signed
 
     return sign
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"infernet-coordinator: warning: {text}\n")
 
 
 def _report(what: str, work: Callable[[], Head]) -> int:

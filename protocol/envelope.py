@@ -114,6 +114,15 @@ def _public_key(node: bytes) -> coincurve.PublicKeyXOnly:
     return coincurve.PublicKeyXOnly(node)
 
 
+def is_public_key(node: bytes) -> bool:
+    """Whether anybody can sign with this key: it is the x of a point of secp256k1."""
+    try:
+        _public_key(node)
+    except ValueError:
+        return False
+    return True
+
+
 def verify_digest(node: bytes, digest: bytes, signature: bytes) -> None:
     """Check a BIP-340 signature over a 32-byte digest. Raises BadSignature."""
     try:

@@ -24,6 +24,13 @@ async def authenticate_money(core: Core) -> AuthenticatedRequest:
     return authenticated
 
 
+async def authenticate_reader(core: Core) -> AuthenticatedRequest:
+    """Whose request to read their own rows this is, which existing clients send with version 1. Raises as above."""
+    authenticated = await authenticate(core)
+    core.settlement.check_running()
+    return authenticated
+
+
 def mark_of(core: Core, authenticated: AuthenticatedRequest) -> Mark:
     """Uses the envelope up, in the transaction of its effect."""
 

@@ -13,12 +13,11 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 from quart import Blueprint, Response, request
 
-from coordinator.core.auth import authenticate
 from coordinator.core.core import Core
 from coordinator.core.http import BadRequest, json_response, read_body, read_json
 from coordinator.core.limits import client_of
 from coordinator.core.money import MoneyRefused
-from coordinator.core.money_requests import authenticate_money, mark_of
+from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of
 from coordinator.core.payment_views import invoice_view, payment_rows
 from coordinator.payments.amounts import UUSD_PER_CENT
 from coordinator.payments.deposit_rules import Stage
@@ -105,7 +104,7 @@ def payments_api(core: Core) -> Blueprint:
     async def list_payments() -> Response:
         _ = core.payments.deposits
         # Nothing moves by it, so existing clients may ask with version 1.
-        authenticated = await authenticate(core)
+        authenticated = await authenticate_reader(core)
         body = await read_json(PaymentListBody)
         await core.database.write(mark_of(core, authenticated))
         limit = max(1, min(LIST_MAX, body.limit))
@@ -119,6 +118,7 @@ def payments_api(core: Core) -> Blueprint:
     async def invoice() -> Response:
         _ = core.payments.deposits
         core.node_requests.take(client_of(request, core.config))
+        core.settlement.check_running()
         body = await read_json(InvoiceBody)
         if not body.job_id:
             raise BadRequest("jobId is required")

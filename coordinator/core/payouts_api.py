@@ -14,18 +14,18 @@ from typing import Annotated, Any, Final, TypeVar
 from msgspec import Meta, Struct
 from quart import Blueprint, Response
 
-from coordinator.core.auth import authenticate, use_once
+from coordinator.core.auth import use_once
 from coordinator.core.core import Core
 from coordinator.core.http import ApiError, BadRequest, json_response, read_json
 from coordinator.core.money import MoneyRefused
-from coordinator.core.money_requests import authenticate_money, mark_of
+from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of
 from coordinator.core.node_api import REGISTER_FIRST
 from coordinator.core.payment_views import address_row, payout_row
 from coordinator.core.payments_api import read_cents, read_pair, read_request_id
 from coordinator.payments.payouts import DAY_MS, destination_tag_refused
 from coordinator.store import nodes, payout_addresses
 from coordinator.store.payout_addresses import ADDRESSES_PER_KEY_MAX, TooManyAddresses
-from protocol.envelope import AuthenticatedRequest
+from protocol.envelope import AuthenticatedRequest, is_public_key
 from protocol.formats.addresses import Address, BadAddress, check_address
 from protocol.formats.coins import Pair
 from protocol.ids import NodeId
@@ -74,7 +74,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def list_addresses() -> Response:
         _ = core.payments.payouts
         # Nothing moves by it, so existing clients may ask with version 1.
-        authenticated = await authenticate(core)
+        authenticated = await authenticate_reader(core)
         await read_json(NoBody)
         node, mark = authenticated.node, mark_of(core, authenticated)
 
@@ -174,17 +174,17 @@ async def _as_payout_key(
 
     def change(tx: sqlite3.Connection) -> T | ApiError:
         _mark_payout_key(core, tx, authenticated)
-        # The first word about payouts fixes whose word counts.
-        known = nodes.get(tx, node) is not None
-        if node == authenticated.node:
-            payout_addresses.fix_payout_key(tx, node, node, core.wall_ms())
         # SPEC 07: The coordinator MUST take a change of an address from the payout key of that account alone.
-        if not known or payout_addresses.payout_key(tx, node) != authenticated.node:
+        if nodes.get(tx, node) is None or (payout_addresses.payout_key(tx, node) or node) != authenticated.node:
             return MoneyRefused(403, "wrong_payout_key", "only the payout key of this account may change its addresses")
         try:
-            return write(tx, node)
+            answer = write(tx, node)
         except ApiError as error:
             return error
+        # SPEC 07: The coordinator MUST fix a key as its own payout key with the first address that it sets, unless it
+        #   has named another one before, and by no request that is refused.
+        payout_addresses.fix_payout_key(tx, node, authenticated.node, core.wall_ms())
+        return answer
 
     answer = await core.database.write(change)
     if isinstance(answer, ApiError):
@@ -210,4 +210,8 @@ def _read_address(pair: Pair, text: str) -> Address:
 def _read_key(text: str) -> NodeId:
     if _KEY.fullmatch(text) is None:
         raise MoneyRefused(400, "bad_request", "a key is 64 hexadecimal digits in lower case")
-    return NodeId(bytes.fromhex(text))
+    key = NodeId(bytes.fromhex(text))
+    # SPEC 07: The coordinator MUST refuse a payout key with which nobody can sign.
+    if not is_public_key(key):
+        raise MoneyRefused(400, "bad_request", "nobody can sign with this key: it is no point of secp256k1")
+    return key

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.store import leases
-from coordinator.store.db import DATABASE_NAME, LOCK_NAME, open_writer, take_lock
-from coordinator.store.journal import read_journal
+from coordinator.store.db import DATABASE_NAME, LOCK_NAME, open_writer, take_lock, uri_to_read
+from coordinator.store.journal import JournalReading, read_journal
 from coordinator.store.ledger import Head, Ledger, LedgerTransaction, read_head
 from coordinator.store.ledger_check import Drift, ReadEntry, check, follow
 from protocol.ids import NodeId
@@ -46,7 +46,7 @@ def back_up(home: Path, target: Path) -> Head:
     if not source.exists():
         raise BackupRefused(f"there is no database in {home}; choose another --home")
     with _new_file(target) as draft, closing(sqlite3.connect(draft, isolation_level=None)) as copy:
-        with closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as reader:
+        with closing(sqlite3.connect(uri_to_read(source), uri=True)) as reader:
             reader.backup(copy)
         # One file that needs no others beside it.
         copy.execute("PRAGMA journal_mode = DELETE")
@@ -83,9 +83,12 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLease) -> Head:
+def restore(
+    backup: Path, journal: Path | None, home: Path, sign_lease: SignLease, warn: Callable[[str], object]
+) -> Head:
     """Put a backup into a home that has no database, and add what the journal has since; returns the head.
 
+    `warn` hears, in one line, where the journal cannot be read to its end.
     Raises BackupRefused, JournalRefused, Drift or sqlite3.Error; then the home has no database, as before. What is no
     entry of the ledger (registrations, chats, complaints, wishes to close) is as old as the backup.
     """
@@ -96,7 +99,7 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
         _check_nothing_is_left(home / DATABASE_NAME)
         with _new_file(home / DATABASE_NAME) as draft:
             with (
-                closing(sqlite3.connect(f"file:{backup}?mode=ro", uri=True)) as reader,
+                closing(sqlite3.connect(uri_to_read(backup), uri=True)) as reader,
                 closing(sqlite3.connect(draft)) as copy,
             ):
                 reader.backup(copy)
@@ -104,7 +107,7 @@ def restore(backup: Path, journal: Path | None, home: Path, sign_lease: SignLeas
                 # A draft is worth nothing until it is whole, and then it is synced.
                 connection.execute("PRAGMA synchronous = OFF")
                 if journal is not None:
-                    _catch_up(connection, journal, sign_lease)
+                    _catch_up(connection, journal, sign_lease, warn)
                 return check(connection, replayed_entries_max=0)
     finally:
         os.close(lock)
@@ -121,9 +124,12 @@ def _check_nothing_is_left(database: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _catch_up(connection: sqlite3.Connection, journal: Path, sign_lease: SignLease) -> None:
+def _catch_up(
+    connection: sqlite3.Connection, journal: Path, sign_lease: SignLease, warn: Callable[[str], object]
+) -> None:
     ledger, first = Ledger(), read_head(connection)
-    entries = _entries_after(first, journal)
+    reading = read_journal(journal, trusted=first.entry)
+    entries = _entries_after(first, reading)
     while some := list(islice(entries, REPLAYED_AT_ONCE)):
         connection.execute("BEGIN IMMEDIATE")
         opened = []
@@ -137,18 +143,29 @@ def _catch_up(connection: sqlite3.Connection, journal: Path, sign_lease: SignLea
             if signed is not None:
                 leases.put_record(connection, command.lease, *signed)
         connection.execute("COMMIT")
+    if reading.rest is not None:
+        warn(
+            f"{journal} cannot be read {_where(reading)}: after a crash that was never acknowledged; but if the file "
+            "is damaged, entries are missing, so keep it and look for another copy"
+        )
 
 
-def _entries_after(first: Head, journal: Path) -> Iterator[ReadEntry]:
+def _where(reading: JournalReading) -> str:
+    rest = reading.rest
+    return f"from byte {rest.offset} on ({rest.size_bytes} bytes after entry {rest.after_entry})" if rest else ""
+
+
+def _entries_after(first: Head, reading: JournalReading) -> Iterator[ReadEntry]:
     last = Head(0, bytes(32))
-    for body, head in read_journal(journal, trusted=first.entry):
+    for body, head in reading:
         if last.entry >= first.entry:
             yield follow(last, body, head)
         last = Head(last.entry + 1, head)
         if last.entry == first.entry and last.head != first.head:
             raise Drift(f"entry {last.entry} of the journal is not that of the backup")
     if last.entry < first.entry:
-        raise Drift(f"the journal ends at entry {last.entry}, before the backup, which has {first.entry}")
+        where = f" and cannot be read {_where(reading)}" if reading.rest is not None else ""
+        raise Drift(f"the journal ends at entry {last.entry}{where}, before the backup, which has {first.entry}")
 
 
 def _repeat(transaction: LedgerTransaction, entry: ReadEntry) -> None:

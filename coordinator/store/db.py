@@ -221,7 +221,7 @@ class Database:
             if self._readers is None:
                 readers: asyncio.Queue[aiosqlite.Connection] = asyncio.Queue(READERS)
                 for _ in range(READERS):
-                    connection = await aiosqlite.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
+                    connection = await aiosqlite.connect(uri_to_read(self._path), uri=True, isolation_level=None)
                     self._reader_connections.append(connection)
                     await connection.execute("PRAGMA query_only = ON")
                     await connection.execute("PRAGMA trusted_schema = OFF")
@@ -259,6 +259,11 @@ def open_writer(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def uri_to_read(path: Path) -> str:
+    """This file as SQLite opens it to read and never to write, whatever signs its name has."""
+    return f"{path.absolute().as_uri()}?mode=ro"
 
 
 def write_again(log_file: Path) -> None:

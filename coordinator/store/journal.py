@@ -2,17 +2,22 @@
 
 With the newest backup of the database it gives back everything that was acknowledged (`backup.restore`). It is written
 after the commit, from what was committed, so it never holds what the database does not; what a crash kept from it is
-added at the next start. A record is `u32 big-endian length ‖ body ‖ 32 bytes head`. Put it on another disk if you can.
+added at the next start. What cannot be read then is cut off, told, and kept in a file beside it. A record is
+`u32 big-endian length ‖ body ‖ 32 bytes head`. Put it on another disk if you can.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
+
+import structlog
 
 from coordinator.store.ledger import Head, read_head
 from protocol.ledger import GENESIS_HEAD, next_head
@@ -24,6 +29,9 @@ BODY_BYTES_MAX: Final = 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
 # A disk that is full may have room again, and what was cut off is written then. Of any other failure nobody knows.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+log = structlog.get_logger(__name__)
 
 
 class JournalRefused(Exception):
@@ -40,19 +48,32 @@ class Journal:
         self._end = 0
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
-            if self._is_unfinished():
-                self._begin()
-            self._sync_folder()
-            self._last = self._cut_off_the_rest()
+            try:
+                self._be_the_only_one()
+                if self._is_unfinished():
+                    self._begin()
+                self._sync_folder()
+                self._last = self._cut_off_the_rest()
+            except BaseException:
+                os.close(self._file)
+                raise
         except OSError as error:
             raise JournalRefused(f"cannot use the journal {path}: {error.strerror}; set another one") from None
 
+    def _be_the_only_one(self) -> None:
+        """Two homes may name one file, and each would cut off what the other one writes."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"another process writes the journal {self._path}; end it, or set another journal"
+            raise JournalRefused(text) from None
+
     def _is_unfinished(self) -> bool:
         """Whether nobody ever came to write an entry: a power cut may leave the file's size without its content."""
-        size_bytes = os.fstat(self._file).st_size
-        return size_bytes < len(MAGIC) or (
-            size_bytes == len(MAGIC) and os.pread(self._file, size_bytes, 0) == bytes(size_bytes)
-        )
+        if os.fstat(self._file).st_size > len(MAGIC):
+            return False
+        data = os.pread(self._file, len(MAGIC), 0)
+        return data != MAGIC and MAGIC.startswith(data.rstrip(b"\0"))
 
     def _begin(self) -> None:
         os.ftruncate(self._file, 0)
@@ -68,16 +89,39 @@ class Journal:
             os.close(folder)
 
     def _cut_off_the_rest(self) -> Head:
-        last, end = Head(0, GENESIS_HEAD), len(MAGIC)
-        for body, head in read_journal(self._path):
-            last = Head(last.entry + 1, head)
-            end += 4 + len(body) + HEAD_BYTES
-        if os.fstat(self._file).st_size > end:
+        reading = read_journal(self._path)
+        for _ in reading:
+            pass
+        last, end = reading.last, reading.end
+        rest = reading.rest
+        if rest is not None:
+            kept = self._keep_from(end)
+            log.warning("journal_cut_off", journal=str(self._path), **rest._asdict(), kept=str(kept))
             os.ftruncate(self._file, end)
         # What the last process wrote before it was killed need not be on disk, and will be acknowledged when asked for.
         os.fsync(self._file)
         self._end = end
         return last
+
+    def _keep_from(self, offset: int) -> Path:
+        """Copy what follows to a new file beside it: after a crash it is worth nothing, after damage it may be."""
+        number = 1
+        while (path := self._path.with_name(f"{self._path.name}.cut-{number}")).exists():
+            number += 1
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            while piece := os.pread(self._file, READ_BYTES, offset):
+                _write_all(file, piece)
+                offset += len(piece)
+            os.fsync(file)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+        finally:
+            os.close(file)
+        self._sync_folder()
+        return path
 
     @property
     def last(self) -> Head:
@@ -173,21 +217,46 @@ class JournalFollower:
         self._journal.close()
 
 
-def read_journal(path: Path, trusted: int = 0) -> Iterator[tuple[bytes, bytes]]:
+class Rest(NamedTuple):
+    """What cannot be read of a journal: so many bytes from here on, behind this entry."""
+
+    offset: int
+    size_bytes: int
+    after_entry: int
+
+
+class JournalReading:
+    """One way through a journal; `last` and `end` say how far it has come, `rest` what is left once it is over."""
+
+    def __init__(self, path: Path, trusted: int) -> None:
+        self._path = path
+        self._trusted = trusted
+        self.last = Head(0, GENESIS_HEAD)
+        self.end = len(MAGIC)
+        self.rest: Rest | None = None
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        with self._path.open("rb", READ_BYTES) as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise JournalRefused(f"{self._path} is no journal of a ledger")
+            while (record := _read_record(file)) is not None and self._follows(*record):
+                self.last = Head(self.last.entry + 1, record[1])
+                self.end += 4 + len(record[0]) + HEAD_BYTES
+                yield record
+            left_bytes = os.fstat(file.fileno()).st_size - self.end
+        if left_bytes > 0:
+            self.rest = Rest(self.end, left_bytes, self.last.entry)
+
+    def _follows(self, body: bytes, head: bytes) -> bool:
+        return self.last.entry < self._trusted or next_head(self.last.head, body) == head
+
+
+def read_journal(path: Path, trusted: int = 0) -> JournalReading:
     """Body and head of each entry, as far as each follows from the one before. Raises JournalRefused, or OSError.
 
     The first `trusted` are not looked at so closely: whoever reads on compares the head that they end in.
     """
-    with path.open("rb", READ_BYTES) as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise JournalRefused(f"{path} is no journal of a ledger")
-        last, number = GENESIS_HEAD, 0
-        while (record := _read_record(file)) is not None:
-            number += 1
-            if number > trusted and next_head(last, record[0]) != record[1]:
-                return
-            last = record[1]
-            yield record
+    return JournalReading(path, trusted)
 
 
 def _read_record(file: BinaryIO) -> tuple[bytes, bytes] | None:

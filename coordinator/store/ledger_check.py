@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from coordinator.store.db import uri_to_read
 from coordinator.store.ledger import LEASE_COLUMNS, Head, lease_from_row, read_head, read_value
 from protocol.book import Book
 from protocol.errors import RemoteProtocolError
@@ -52,7 +53,7 @@ class Drift(Exception):
 
 def check_file(path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
     """Check the ledger in this database; returns its head. Raises Drift, or sqlite3.Error when it cannot be read."""
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(uri_to_read(path), uri=True, isolation_level=None)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("BEGIN")
         return check(connection, replayed_entries_max=replayed_entries_max)
@@ -61,7 +62,13 @@ def check_file(path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) 
 def check(tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
     """Check what this transaction sees; returns the head. Raises Drift."""
     for text, statement in _CHECKS:
-        row = tx.execute(f"{statement} LIMIT 1").fetchone()
+        try:
+            row = tx.execute(f"{statement} LIMIT 1").fetchone()
+        except sqlite3.OperationalError as error:
+            # A full disk, say, tells nothing about the ledger; amounts whose sum is no number tell that they are wrong.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+                raise
+            raise Drift(f"what is kept cannot be added up: {error}") from None
         if row is not None:
             raise Drift(text.format(row[0]))
     head = read_head(tx)

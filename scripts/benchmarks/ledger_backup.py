@@ -119,7 +119,7 @@ def measure(folder: Path, size_bytes: int) -> Figures:
     writer.close()
     bare_s = bare_copy_s(home / DATABASE_NAME, folder / "bare")
     started_s = time.perf_counter()
-    head = restore(copy, home / "ledger.journal", new, lambda _command, _head, _at_ms: None)
+    head = restore(copy, home / "ledger.journal", new, lambda _command, _head, _at_ms: None, print)
     restore_s = time.perf_counter() - started_s
     with closing(open_writer(home / DATABASE_NAME)) as connection:
         is_same_head = read_head(connection) == head

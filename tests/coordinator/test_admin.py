@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from coordinator.__main__ import main
+from coordinator.identity import load_or_create_key
 from tests.helpers_coordinator import NodeClient, WallClock
 from tests.helpers_fake_gateway import FakeGatewayProcess, fake_gateway
 from tests.helpers_payments_served import HOUR_MS, Paid, paid_serving
@@ -140,3 +144,60 @@ async def test_nobody_else_may_ask(admin: Admin) -> None:
 def test_without_a_coordinator_or_a_key_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["payouts", "--home", str(tmp_path)]) == 1
     assert "key file" in capsys.readouterr().err
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """Something that listens there and is no coordinator; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_words: object) -> None:
+            """Not into what is tested."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"7",
+        b"null",
+        b'"text"',
+        b"{}",
+        b'{"data": []}',
+        b'{"data": null}',
+        b'{"data": {"rows": 7}}',
+        b'{"data": {"rows": [7]}}',
+        b'{"data": {"rows": [{}]}}',
+        b'{"data": {"row": []}}',
+        b'{"data": {"frozen": true}}',
+        b'{"data": {"strays": [{}]}}',
+        b"[" * 100_000,
+        b"<html>",
+        b"\xff",
+    ],
+    ids=lambda body: str(body[:24]) if isinstance(body, bytes) else None,
+)
+def test_what_answers_and_is_no_coordinator_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], status: int, body: bytes
+) -> None:
+    load_or_create_key(tmp_path)
+    with answering(status, body) as url:
+        assert main(["payouts", "--home", str(tmp_path), "--url", url]) == 1
+    out, error = capsys.readouterr()
+    assert (out, len(error.splitlines())) == ("", 1)
+    assert error.startswith("infernet-coordinator: ")

@@ -61,6 +61,27 @@ async def test_a_backup_and_the_journal_give_back_all_that_was_acknowledged(
         assert (await market.claim(second.lease, 9)).claimed_uusd == 9
 
 
+@pytest.mark.parametrize("name", ["100%41", "why?mode=rw", "no.1#2"])
+async def test_a_folder_may_have_any_name(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    home, copy, new = tmp_path / name, tmp_path / f"copy of {name}", tmp_path / f"new {name}"
+    for folder in (home, new):
+        folder.mkdir(mode=0o700)
+    async with serving(home, clock) as served:
+        market = await Market.opened(served)
+        assert (await market.client.post("wallet", {})).json()["data"]["available_uusd"] == 1_000_000
+        assert served.app.core.settlement.stopped_because is None
+        await served.app.core.settlement_upkeep.check()
+        assert served.app.core.settlement.stopped_because is None
+        for words in (["check"], ["backup", str(copy)]):
+            assert main([*words, "--home", str(home)]) == 0, capsys.readouterr().err
+    (new / KEY_NAME).write_bytes((home / KEY_NAME).read_bytes())
+    (new / KEY_NAME).chmod(0o600)
+    assert main(["restore", str(copy), "--home", str(new)]) == 0
+    assert sorted(os.listdir(tmp_path)) == sorted([name, copy.name, new.name])
+
+
 async def test_an_old_backup_beside_a_newer_journal_moves_no_money(
     tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +142,34 @@ async def test_a_journal_that_does_not_follow_restores_nothing(
     assert main(["restore", str(copy), "--journal", str(other / "ledger.journal"), "--home", str(home)]) == 1
     assert "is not that of the backup" in capsys.readouterr().err
     assert not (home / DATABASE_NAME).exists()
+
+
+async def test_a_restore_tells_of_what_it_could_not_read_of_the_journal(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, journal = tmp_path / "copy", tmp_path / "ledger.journal"
+    async with serving(tmp_path, clock) as served:
+        market = await Market.opened(served)
+        assert main(["backup", str(copy), "--home", str(tmp_path)]) == 0
+        lease = await market.lease()
+        end = journal.stat().st_size
+        await market.claim(lease, 10)
+        await market.claim(lease, 20)
+    whole = journal.read_bytes()
+    damaged = whole[: end + 9] + bytes([whole[end + 9] ^ 1]) + whole[end + 10 :]
+    journal.write_bytes(damaged)
+    (tmp_path / DATABASE_NAME).unlink()
+    capsys.readouterr()
+    assert main(["restore", str(copy), "--journal", str(journal), "--home", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    for words in (f"{len(whole) - end} bytes", f"from byte {end} on", "after entry 2"):
+        assert words in captured.err
+    assert captured.out.startswith("restored: 2 entries")
+    assert journal.read_bytes() == damaged
+    async with serving(tmp_path, clock) as served:
+        assert served.app.core.settlement.stopped_because is None
+    assert (tmp_path / "ledger.journal.cut-1").read_bytes() == damaged[end:]
 
 
 async def test_check_says_where_the_ledger_differs(

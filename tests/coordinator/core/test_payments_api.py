@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.helpers_coordinator import NodeClient, Served, WallClock, ask, linked
 from tests.helpers_fake_gateway import FakeGatewayProcess, fake_gateway
 from tests.helpers_fake_gateway_webhooks import sign
 from tests.helpers_money import refused
-from tests.helpers_payments_served import DAY_MS, HOUR_MS, Paid, paid_serving
+from tests.helpers_payments_served import DAY_MS, EVM_ADDRESS, HOUR_MS, Paid, paid_serving
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +30,42 @@ def fake() -> Iterator[FakeGatewayProcess]:
 async def paid(tmp_path: Path, fake: FakeGatewayProcess, clock: WallClock) -> AsyncIterator[Paid]:
     async with paid_serving(tmp_path, fake, clock) as running:
         yield running
+
+
+ROUTES: Final[dict[str, dict[str, str]]] = {
+    "node/deposits": {"amount_usd": "5.00", "coin": "USDC", "network": "base"},
+    "node/deposits/list": {},
+    "node/payments/list": {},
+    "node/payouts/list": {},
+    "node/payouts/set": {"coin": "USDC", "network": "base", "address": EVM_ADDRESS},
+    "node/payouts/remove": {"coin": "USDC", "network": "base", "address": EVM_ADDRESS},
+    "node/payouts/key": {"payout_key": make_key(77).node.hex()},
+    "node/payouts/request": {},
+    "admin/payouts/list": {},
+    "admin/payouts/unfreeze": {},
+    "admin/deposits/list": {},
+}
+
+
+async def test_no_route_of_payments_answers_while_the_ledger_is_stopped(paid: Paid) -> None:
+    invoice = await paid.invoice()
+    await paid.data("payouts/set", **ROUTES["node/payouts/set"])
+    served = paid.served
+    operator, old = NodeClient(served, served.key), NodeClient(served, paid.client.key, version=1)
+    unsigned = {"jobId": invoice["invoiceId"], "coin": "USDC", "network": "base"}
+    assert (await served.http.post("/api/payments/invoice", json=unsigned)).status_code == 200
+    before = paid.fake.history("payment")
+    served.app.core.settlement.stop_because("a test says so")
+    for route, body in ROUTES.items():
+        sender = operator if route.startswith("admin/") else paid.client
+        target, data = f"/api/v1/{route}", json.dumps(body).encode()
+        headers = {"X-Infernet-Auth": sender.header(target, data), "content-type": "application/json"}
+        answer = await served.http.post(target, content=data, headers=headers)
+        assert refused(answer) == (503, "ledger_stopped"), route
+    for route in ("payments/list", "payouts/list"):
+        assert refused(await old.post(route, {})) == (503, "ledger_stopped")
+    assert refused(await served.http.post("/api/payments/invoice", json=unsigned)) == (503, "ledger_stopped")
+    assert paid.fake.history("payment") == before
 
 
 # ---------------------------------------------------------------- invoices

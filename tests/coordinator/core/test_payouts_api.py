@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coordinator.store import payout_addresses
+from coordinator.store.payout_addresses import ADDRESSES_PER_KEY_MAX
+from protocol.formats.addresses import Address
 from protocol.formats.addresses.base58check import RIPPLE_ALPHABET, encode_check
+from protocol.formats.coins import find_pair
+from protocol.ids import NodeId
 from tests.helpers_coordinator import NodeClient, WallClock, make_key, until
 from tests.helpers_fake_gateway import FakeGatewayProcess, fake_gateway
 from tests.helpers_money import balance, deposit, refused
@@ -121,6 +128,30 @@ async def test_the_first_address_fixes_the_node_key_as_payout_key(paid: Paid) ->
     await paid.data("payouts/set", coin="USDC", network="base", address=EVM_ADDRESS)
     answer = await paid.post("payouts/key", payout_key=make_key(77).node.hex())
     assert refused(answer) == (409, "conflict")
+
+
+async def test_what_is_refused_fixes_no_payout_key(paid: Paid) -> None:
+    body = {"coin": "USDC", "network": "base", "address": EVM_ADDRESS}
+    assert refused(await paid.client.post("payouts/remove", body)) == (404, "unknown_address")
+    for number in range(ADDRESSES_PER_KEY_MAX):
+        await paid.served.app.core.database.write(partial(_put_address, paid.client.key.node, number))
+    assert refused(await paid.client.post("payouts/set", body)) == (409, "too_many_addresses")
+    cold = make_key(77).node.hex()
+    assert (await paid.data("payouts/key", payout_key=cold))["payout_key"] == cold
+
+
+def _put_address(node: NodeId, number: int, tx: sqlite3.Connection) -> None:
+    address = Address(f"address {number}", f"account {number}")
+    payout_addresses.put(tx, node, find_pair("BTC", None), address, node, 0, 0)
+
+
+async def test_a_payout_key_with_which_nobody_can_sign_is_refused(paid: Paid) -> None:
+    address = {"coin": "USDC", "network": "base", "address": EVM_ADDRESS}
+    for key in ("00" * 32, "ff" * 32, "00" * 31 + "05", "0" * 63, "A" * 64, ""):
+        assert refused(await paid.post("payouts/key", payout_key=key)) == (400, "bad_request")
+        assert refused(await paid.client.post("payouts/set", {**address, "key": key})) == (400, "bad_request")
+    cold = make_key(77).node.hex()
+    assert (await paid.data("payouts/key", payout_key=cold))["payout_key"] == cold
 
 
 async def test_version_1_changes_no_address(paid: Paid) -> None:

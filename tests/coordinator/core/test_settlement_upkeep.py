@@ -299,6 +299,8 @@ async def test_an_invariant_that_breaks_during_upkeep_stops_the_ledger(
         "UPDATE entries SET head = randomblob(32) WHERE number = 1",
         "DELETE FROM entries WHERE number = 2",
         "UPDATE postings SET amount = amount * 2",
+        "UPDATE postings SET amount = 9223372036854775807",
+        "UPDATE accounts SET balance = 9223372036854775807",
         "DELETE FROM postings WHERE entry = 1",
         "UPDATE settlement SET value = value + 1 WHERE name = 'downtime_ms'",
     ],

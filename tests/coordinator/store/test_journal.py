@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from coordinator.store import journal as journal_module
 from coordinator.store.journal import MAGIC, Journal, JournalFollower, JournalRefused, read_journal
@@ -101,6 +102,89 @@ def test_one_that_a_power_cut_left_without_its_content_is_begun_anew(tx: sqlite3
     (tmp_path / "k").write_bytes(bytes(len(MAGIC) + 1))
     with pytest.raises(JournalRefused, match="no journal"):
         Journal(tmp_path / "k")
+
+
+@pytest.mark.parametrize("content", [b"x", b"a word", MAGIC[:5] + b"x", b"seventeen bytes!!", b"and eighteen bytes"])
+def test_a_small_file_of_somebody_else_is_not_written_over(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "j").write_bytes(content)
+    with pytest.raises(JournalRefused, match="no journal"):
+        Journal(tmp_path / "j")
+    assert (tmp_path / "j").read_bytes() == content
+
+
+def test_one_that_was_killed_while_it_began_is_begun_anew(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    deposit(tx, 1)
+    for written in range(len(MAGIC) + 1):
+        (tmp_path / "j").write_bytes(MAGIC[:written])
+        with closing(Journal(tmp_path / "j")) as journal:
+            journal.append_new(tx)
+        assert len(heads(tmp_path / "j")) == 1
+
+
+def test_only_one_at_a_time_writes_it(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    deposit(tx, 1)
+    with closing(Journal(tmp_path / "j")) as journal:
+        with pytest.raises(JournalRefused, match="another process"):
+            Journal(tmp_path / "j")
+        journal.append_new(tx)
+        assert len(heads(tmp_path / "j")) == 1
+    Journal(tmp_path / "j").close()
+
+
+def test_one_that_is_refused_holds_no_file(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b"somebody's diary, and no journal")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(JournalRefused):
+            Journal(tmp_path / "j")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_cannot_be_read_is_told_and_kept_beside_it(tx: sqlite3.Connection, tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    for number in range(4):
+        deposit(tx, number)
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    whole = path.read_bytes()
+    first = (len(whole) - len(MAGIC)) // 4 + len(MAGIC)
+    for number in (1, 2):
+        # In the middle, twice: nothing that was kept before is written over.
+        damaged = whole[: first + 9] + bytes([whole[first + 9] ^ number]) + whole[first + 10 :]
+        path.write_bytes(damaged)
+        with capture_logs() as logs, closing(Journal(path)) as journal:
+            assert journal.last.entry == 1
+            assert path.read_bytes() == whole[:first]
+            journal.append_new(tx)
+        assert path.read_bytes() == whole
+        kept = tmp_path / f"j.cut-{number}"
+        assert kept.read_bytes() == damaged[first:]
+        assert kept.stat().st_mode & 0o077 == 0
+        (told,) = logs
+        assert (told["offset"], told["size_bytes"], told["after_entry"]) == (first, len(whole) - first, 1)
+        assert told["kept"] == str(kept)
+        assert told["log_level"] == "warning"
+    Journal(path).close()
+    assert sorted(os.listdir(tmp_path)) == ["j", "j.cut-1", "j.cut-2"]
+
+
+def test_what_cannot_be_kept_is_not_cut_off(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "j"
+    deposit(tx, 1)
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    damaged = path.read_bytes()[:-1]
+    path.write_bytes(damaged)
+    with RecordingDisk() as disk:
+        files = FullFiles(disk)
+        monkeypatch.setattr(journal_module, "os", files)
+        files.is_full = True
+        with pytest.raises(JournalRefused, match="No space"):
+            Journal(path)
+    assert path.read_bytes() == damaged
+    assert os.listdir(tmp_path) == ["j"]
 
 
 def test_its_name_is_brought_to_the_disk_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -68,3 +69,19 @@ def test_no_column_could_hold_a_prompt_or_an_answer(connection: sqlite3.Connecti
     assert not [
         name for name in columns for word in ("title", "prompt_text", "input", "result", "data") if word in name
     ]
+
+
+def test_a_database_of_the_first_steps_is_brought_up_to_date(connection: sqlite3.Connection) -> None:
+    for number in range(1, len(MIGRATIONS)):
+        migrate(connection, MIGRATIONS[:number])
+    assert "idempotency" in tables(connection)
+    migrate(connection)
+    assert version(connection) == len(MIGRATIONS)
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        migrate(fresh)
+        assert tables(connection) == tables(fresh)
+    assert "idempotency" not in tables(connection)
+
+
+def tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_schema").fetchall()}
