@@ -95,8 +95,8 @@ def _coordinator_of(config: Config) -> str | None:
     """Where the money is: a node that runs may have been told otherwise than the file says."""
     if running_pid(config.pid_file) is None:
         return config.coordinator_url
-    link = ipc.call(config.socket_path, "status").get("coordinator") or {}
-    return link.get("url") or config.coordinator_url
+    url: str | None = ipc.call(config.socket_path, "status").get("coordinator_url")
+    return url or config.coordinator_url
 
 
 def _show(arguments: argparse.Namespace) -> None:

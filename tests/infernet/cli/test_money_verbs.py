@@ -88,7 +88,8 @@ async def test_the_wallet_shows_what_there_is_and_what_is_only_held_apart(home: 
 
 async def test_the_coordinator_is_the_one_that_the_running_node_was_told_of(home: Home, capsys: Capture) -> None:
     n = node(wallet=WALLET)
-    n.state["coordinator"] = {"url": "http://127.0.0.1:7", "state": "connected", "last_error": ""}
+    # A client keeps no link to it.
+    n.state |= {"coordinator": None, "coordinator_url": "http://127.0.0.1:7"}
     outcome = await run_beside(n, home, capsys, "wallet")
     assert outcome.out.startswith("At http://127.0.0.1:7:\n")
 
