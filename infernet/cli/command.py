@@ -59,7 +59,10 @@ class Parser(argparse.ArgumentParser):
     as_json = False
 
     def error(self, message: str) -> NoReturn:
-        text = f"{message} (see {self.prog} --help)"
+        from protocol.formats.text import clean_line
+
+        # A line that was copied from somewhere may have anything in it, and be long.
+        text = f"{clean_line(message, 1000)} (see {self.prog} --help)"
         if self.as_json:
             _print_error(text)
         self.exit(MISUSED, f"{self.prog}: {text}\n")

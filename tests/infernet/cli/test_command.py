@@ -113,6 +113,13 @@ def test_with_json_a_misuse_is_an_object_too(capsys: pytest.CaptureFixture[str],
     assert outcome.err == f"infernet {words.split()[0]}: {outcome.json['error']}\n"
 
 
+@pytest.mark.parametrize("word", ["--\x1b[31mred", "--" + "x" * 100_000, "--network=" + "x" * 100_000])
+def test_a_misused_word_is_shown_clean_and_short(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    outcome = invoke(capsys, "wallet", word)
+    assert (outcome.code, outcome.err.count("\n"), "\x1b" in outcome.err) == (2, 1, False)
+    assert len(outcome.err) < 1100
+
+
 def test_a_reader_that_has_enough_is_no_error_to_complain_about(home: Home) -> None:
     words = " ".join(home.command("config", "show"))
     done = subprocess.run(
