@@ -26,7 +26,8 @@ from protocol.formats.coins import Pair, UnknownPair, find_pair
 USAGE: Final = "set COIN ADDRESS [--network N] | list | remove COIN ADDRESS [--network N] | request AMOUNT"
 DESCRIPTION: Final = """\
 set: where this node's money is paid out to. The address is checked here (checksum, coin, network) before anything is
-sent, and a changed one holds only after 24 hours, so that a thief of this machine cannot be quick.
+sent. Each one, the first one too, holds 24 hours after it was set, so that a thief of this machine cannot be quick;
+from then on it is the default. Set once more, one that holds already is the default at once.
 list: the addresses, the default first. remove: forget one. request: have AMOUNT dollars sent to the default."""
 EXAMPLES: Final = """\
 examples:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with what."""
     parser.add_argument("action", choices=["set", "list", "remove", "request"], help="what to do")
     parser.add_argument(
-        "words", nargs="*", metavar="COIN ADDRESS", help="a coin such as BTC, and its address; or AMOUNT"
+        "words", nargs="*", default=[], metavar="WORD", help="COIN, such as BTC, and its ADDRESS; or AMOUNT"
     )
     parser.add_argument("--network", help="where a coin has several: ethereum, polygon, solana, base ...")
 
@@ -66,8 +67,10 @@ def _set(arguments: argparse.Namespace) -> None:
         print_json({"row": row})
         return
     print(f"{pair.name} ({pair.code} on {pair.network}) is paid out to {address}.")
-    if row.get("active_at") is not None:
-        print(f"The address holds from {when(row['active_at'])} UTC on.")
+    holds_from, default_from = row.get("active_at"), row.get("default_at")
+    if holds_from is not None:
+        then = "then" if default_from in (None, holds_from) else f"from {when(default_from)} UTC on"
+        print(f"The address holds from {when(holds_from)} UTC on, and {then} money goes there by default.")
 
 
 def _remove(arguments: argparse.Namespace) -> None:
@@ -87,7 +90,7 @@ def _list(arguments: argparse.Namespace) -> None:
     elif not rows:
         print(f"No address yet: {SET_USAGE}")
     else:
-        columns = ("coin", "network", "address", "default", "holds from")
+        columns = ("coin", "network", "address", "default", "holds from (UTC)")
         print_table(columns, [[*(row.get(name) for name in _SHOWN), when(row.get("active_at"))] for row in rows])
 
 
@@ -124,7 +127,8 @@ def _read_where(arguments: argparse.Namespace) -> tuple[Pair, str]:
         address = check_address(pair, words[1])
     except BadAddress as error:
         raise Misuse(_not_an_address(words[1], pair, str(error))) from None
-    for warning in address.warnings:
+    # Nothing is lost where an address is removed that nobody has.
+    for warning in address.warnings if arguments.action == "set" else ():
         warn(WARNINGS[warning])
     return pair, address.text
 

@@ -22,6 +22,7 @@ Capture = pytest.CaptureFixture[str]
 # From BIP 173 and EIP-55.
 BITCOIN = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
 EVM = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+SOLANA = "4fYNw3dojWmQ4dXtSGE9epjRGy9pFSx62YypT7avPYvA"  # from Solana's documentation
 LEASE = "ab" * 32
 WALLET = {
     "available_uusd": 4_949_875,
@@ -164,7 +165,7 @@ async def test_a_deposit_says_where_and_how_much_to_pay(home: Home, capsys: Capt
     n = node(deposit=INVOICE)
     outcome = await run_beside(n, home, capsys, "wallet", "deposit", "5", "USDC", "--network", "base")
     assert outcome.code == 0, outcome.err
-    for words in (EVM, "5.01 USDC", "USD Coin on Base", "inv_1", "2026-11-29", "$5.00 of credit"):
+    for words in (EVM, "5.01 USDC", "USD Coin on Base", "inv_1", "2026-11-29 12:00:00 UTC\n", "$5.00 of credit"):
         assert words in outcome.out
     assert asked(n) == [("deposit", {"amount_usd": "5.00", "coin": "USDC", "network": "base"})]
     as_json = await run_beside(n, home, capsys, "wallet", "deposit", "5.00", "usdc_base", "--json")
@@ -214,7 +215,9 @@ async def test_payments_are_shown_in_the_columns_that_are_known(home: Home, caps
     n = node(payments={"rows": [row]})
     outcome = await run_beside(n, home, capsys, "payments")
     assert outcome.code == 0
-    assert outcome.out.splitlines()[1].split()[1:] == ["inbound", "USDC", "base", "5.01", "5.00", "confirmed", "0xfeed"]
+    assert re.split(r"\s{2,}", outcome.out.splitlines()[1]) == [
+        *("2026-11-29 10:00:00", "inbound", "USDC", "base", "5.01", "5.00", "confirmed", "0xfeed")
+    ]
     assert asked(n) == [("payments", {"role": "provider", "limit": 20})]
     assert (await run_beside(n, home, capsys, "payments", "list", "--limit", "3", "--json")).json == {"rows": [row]}
     assert "No payments yet" in (await run_beside(node(payments=[]), home, capsys, "payments")).out
@@ -228,9 +231,31 @@ async def test_an_address_is_set_in_its_normal_form_for_one_coin_and_network(hom
     outcome = await run_beside(n, home, capsys, "payout", "set", "usdc", EVM.lower(), "--network", "BASE")
     assert outcome.code == 0, outcome.err
     assert asked(n) == [("payout-set", {"coin": "USDC", "network": "base", "address": EVM})]
-    assert "holds from 2026-11-" in outcome.out
+    assert "holds from 2026-11-18 11:06:40 UTC on, and then money goes there" in outcome.out
     await run_beside(n, home, capsys, "payout", "set", "BTC", BITCOIN.upper())
     assert asked(n)[-1] == ("payout-set", {"coin": "BTC", "network": "bitcoin", "address": BITCOIN})
+
+
+async def test_an_address_that_holds_already_is_the_default_at_once(home: Home, capsys: Capture) -> None:
+    row = {"coin": "BTC", "active_at": "2026-11-28T06:11:40.708Z", "default_at": "2026-11-29T07:00:00.000Z"}
+    outcome = await run_beside(node(**{"payout-set": {"row": row}}), home, capsys, "payout", "set", "BTC", BITCOIN)
+    words = "from 2026-11-28 06:11:40 UTC on, and from 2026-11-29 07:00:00 UTC on money goes there by default.\n"
+    assert words in outcome.out
+
+
+@pytest.mark.parametrize("at", ["\x1b[31mnow", "2026-13-01T00:00:00Z", "", 10**30, -1, True, None, 1.5, []])
+async def test_a_time_that_is_none_is_a_dash(home: Home, capsys: Capture, at: object) -> None:
+    outcome = await run_beside(node(history=[{"entry": 9, "at_ms": at}]), home, capsys, "wallet", "history")
+    assert (outcome.code, outcome.out.splitlines()[1].split()) == (0, ["9", "-", "-", "-", "-"])
+
+
+async def test_only_an_address_that_is_set_is_warned_of(home: Home, capsys: Capture) -> None:
+    n = node(**{"payout-set": {}, "payout-remove": {}})
+    warned = [
+        "mistyped" in (await run_beside(n, home, capsys, "payout", verb, "SOL", SOLANA)).err
+        for verb in ("set", "remove")
+    ]
+    assert warned == [True, False]
 
 
 async def test_addresses_are_listed_removed_and_paid_to(home: Home, capsys: Capture) -> None:
@@ -277,6 +302,7 @@ BAD = [
     ("payments --limit 1e1", "1 to 100"),
     ("payments --limit ٣", "1 to 100"),
     ("wallet history --limit NaN", "1 to 100"),
+    ("wallet history --limit=", "1 to 100"),
     ("wallet show more", "too many words"),
     ("wallet deposit 5", "how much, and in what"),
     ("wallet deposit USDC 5", "no number of dollars"),
@@ -286,6 +312,10 @@ BAD = [
     ("wallet close " + "g" * 64, "64 hex digits"),
     ("wallet claim all", "too many words"),
     ("wallet leases --network base", "--network goes with"),
+    ("wallet --limit 5", "--limit goes with"),
+    ("wallet deposit 5.001 USDC", "whole cents"),
+    ("payout request 0.009999", "whole cents"),
+    ("payout", "arguments are required: action ("),
     *(
         (f"{verb} {amount}{coin}", "")
         for verb, coin in (("wallet deposit", " USDC"), ("payout request", ""))
