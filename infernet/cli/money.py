@@ -20,6 +20,8 @@ from protocol.formats.coins import Pair, UnknownPair, find_pair
 ASK_TIMEOUT_S: Final = 60.0
 ID_HEX_DIGITS: Final = 64
 CENT_UUSD: Final = 10_000
+# How the running node calls it, too: what was asked for may have been done or not.
+UNREACHABLE: Final = "unreachable"
 
 NO_COORDINATOR: Final = (
     "no coordinator is configured, so this node has no money anywhere: run `infernet init --url ...`, or "
@@ -62,7 +64,7 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
 
     from infernet import identity
     from infernet.cli.command import innermost
-    from infernet.coordinator_client import CoordinatorRefused, RequestSigner
+    from infernet.coordinator_client import CoordinatorError, CoordinatorRefused, RequestSigner
     from infernet.driver import wall_ms
     from infernet.money_client import MoneyClient
     from infernet.node import registration
@@ -86,6 +88,8 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     except BaseException as error:
         if isinstance(leaf := innermost(error), CoordinatorRefused):
             raise Failure(str(leaf), code=leaf.code or None) from None
+        if isinstance(leaf, CoordinatorError):
+            raise Failure(str(leaf), code=UNREACHABLE) from None
         raise
 
 

@@ -6,8 +6,9 @@ import argparse
 import secrets
 from typing import Any, Final
 
-from infernet.cli.command import Misuse, warn
+from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.money import (
+    UNREACHABLE,
     as_usd_text,
     ask_coordinator,
     fields_of,
@@ -103,7 +104,13 @@ def _request(arguments: argparse.Namespace) -> None:
     uusd = read_amount(arguments.words[0])
     # Asked for twice under one number, it is sent once.
     number = secrets.token_hex(16)
-    answer = fields_of(ask_coordinator("payout-request", amount_usd=as_usd_text(uusd), request_id=number))
+    try:
+        answer = fields_of(ask_coordinator("payout-request", amount_usd=as_usd_text(uusd), request_id=number))
+    except Failure as failure:
+        if failure.details.get("code") != UNREACHABLE:
+            raise
+        text = f"{failure}; it may have been ordered all the same: look at `infernet payments` before you ask again"
+        raise Failure(text, code=UNREACHABLE) from None
     payout: dict[str, Any] = fields_of(answer.get("payout", answer))
     if arguments.json:
         print_json({"payout": payout})

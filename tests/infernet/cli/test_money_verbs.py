@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infernet.config import save
+from infernet.coordinator_client import CoordinatorUnreachable
 from infernet.money_store import MoneyStore
 from protocol.errors import LocalProtocolError
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
@@ -272,6 +273,29 @@ async def test_addresses_are_listed_removed_and_paid_to(home: Home, capsys: Capt
     name, fields = asked(n)[-1]
     assert (name, fields["amount_usd"]) == ("payout-request", "25.50")
     assert re.fullmatch("[0-9a-f]{32}", fields["request_id"]), "asked for twice, it is sent once"
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_payout_of_which_nothing_was_heard_is_not_ordered_lightly_again(
+    home: Home, capsys: Capture, *, is_running: bool
+) -> None:
+    invoke(capsys, "init", "--yes", "--role", "provider")
+    save(home.config.config_file, {"coordinator_url": "http://127.0.0.1:9"}, keep=True)
+    words = ("payout", "request", "5", "--json")
+    n = node(**{"payout-request": CoordinatorUnreachable("the coordinator cannot be reached")})
+    outcome = await run_beside(n, home, capsys, *words) if is_running else await invoke_beside(capsys, *words)
+    assert (outcome.code, outcome.json["code"]) == (1, "unreachable")
+    assert "cannot be reached" in outcome.complaint
+    assert "look at `infernet payments` before you ask again" in outcome.complaint
+
+
+def test_a_coordinator_out_of_reach_is_named_with_what_to_do(home: Home, capsys: Capture) -> None:
+    invoke(capsys, "init", "--yes", "--role", "provider")
+    save(home.config.config_file, {"coordinator_url": "http://127.0.0.1:9"}, keep=True)
+    outcome = invoke(capsys, "wallet")
+    assert outcome.code == 1
+    assert "the coordinator at http://127.0.0.1:9 cannot be reached (" in outcome.complaint
+    assert outcome.complaint.endswith("it may be down, or the URL or the network wrong")
 
 
 # ---------------------------------------------------------------- what is refused
