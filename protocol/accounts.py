@@ -306,8 +306,8 @@ def _missing(state: State, account: str, amount: int) -> Refused | None:
     if there >= amount:
         return None
     text = (
-        f"{say_usd(amount)} is wanted and {say_usd(there)} is available: ask for less, deposit more, or wait until leases "
-        "are released"
+        f"{say_usd(amount)} is wanted and {say_usd(there)} is available: ask for less, deposit more, or wait until "
+        "leases are released"
     )
     return Refused(MoneyRefusal.INSUFFICIENT, text)
 
