@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from coordinator import admin, version
 from coordinator.config import Config, ConfigRefused, load
+from coordinator.printing import Parser, fail, say
 from protocol.ids import NodeId, npub
 
 DESCRIPTION: Final = """\
@@ -42,6 +43,9 @@ Behind a proxy, name it in trusted_proxies, or all its users count as one for th
 BACKUP: Final = """\
 Copy the database into one file. The server may run: the copy is of one moment, and nobody waits for it. Keep
 coordinator.key and the journal as well.
+
+example:
+  infernet-coordinator backup "$(date +%F).backup"
 """
 
 RESTORE: Final = """\
@@ -49,17 +53,25 @@ Make the database of --home, where none may be, out of a backup and, with --jour
 came after it. coordinator.key must be in --home. Then move the journal back to its place and start the server: the time
 since the backup counts as time in which nobody could claim. Says where the journal cannot be read to its end; whoever
 starts with it keeps that part in a file beside it, ledger.journal.cut-1.
+
+example, on a new machine:
+  mkdir -m 700 new && cp coordinator.key new/
+  infernet-coordinator restore 2026-11-29.backup --journal ledger.journal --home new
+  cp ledger.journal new/ && infernet-coordinator --home new
 """
 
 CHECK: Final = """\
 Decide every entry of the ledger again, and compare what comes of it with what is kept: balances, leases, payouts,
 heads. The server may run. Ends with 1 and one sentence when something differs.
+
+example, while the server runs:
+  infernet-coordinator check --home /srv/coordinator
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser("infernet-coordinator", epilog=EPILOG, **_manners(DESCRIPTION))
+    arguments = Parser("infernet-coordinator", epilog=EPILOG, **_manners(DESCRIPTION))
     arguments.add_argument("--host", help="address to listen on (default 127.0.0.1; :: for every one of this machine)")
     arguments.add_argument("--port", type=int, help="port to listen on (default 8080; 0 for any free one)")
     _add_home(arguments)
@@ -114,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load(flags)
     except ConfigRefused as error:
-        return _fail(error)
+        return fail(error)
     if command is not None:
         return _run_command(command, config, **words)
     # The server takes a second to import; --help and a wrong setting need not wait for it.
@@ -124,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asyncio.run(server.run(config, lambda url, node: _announce(config, url, node, as_json=as_json)))
     except (server.CannotStart, server.Broken) as error:
-        return _fail(error)
+        return fail(error)
     return 0
 
 
@@ -139,11 +151,6 @@ def _run_command(command: str, config: Config, target: Path | None, backup: Path
     return commands.run_check(config)
 
 
-def _fail(error: Exception) -> int:
-    sys.stderr.write(f"infernet-coordinator: {error}\n")
-    return 1
-
-
 def _announce(config: Config, url: str, node: NodeId, *, as_json: bool) -> None:
     """Say that the server is ready, to a person or to a program."""
     key_hex, npub_text = node.hex(), npub(node)
@@ -154,8 +161,7 @@ def _announce(config: Config, url: str, node: NodeId, *, as_json: bool) -> None:
             f"Infernet coordinator on {url}\n  chat  {url}/chat\n  key   {key_hex}\n  npub  {npub_text}\n"
             f"  home  {config.home_path}\nCtrl-C stops it."
         )
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    say(text + "\n")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from coordinator.config import Config, ConfigRefused, load
+from coordinator.printing import MISUSED, fail, say
 
 if TYPE_CHECKING:
     from protocol.envelope import SigningKey
@@ -28,6 +28,11 @@ decide      what becomes of a payout of which nobody knows whether it was sent. 
               return   it has not left and never will: the money is its owner's again
               resend   it has not left: send it now
 unfreeze    everything that did not fit has been looked at: payouts go on
+
+examples:
+  infernet-coordinator payouts
+  infernet-coordinator payouts --all --json | jq '.rows[] | select(.state != "confirmed")'
+  infernet-coordinator payouts decide 5f81c7b0706c947b2d3120b84dd6828f return
 """
 DEPOSITS: Final = """\
 Deposits that wait for somebody to look at them.
@@ -35,11 +40,20 @@ Deposits that wait for somebody to look at them.
 list        those that are held (large) or need a review, and why
 release     credit one that is held
 credit      credit one that is not settled, with so many coins as you have seen on the chain
+
+examples:
+  infernet-coordinator deposits
+  infernet-coordinator deposits release ac93020d3f5da4b610c0a57cdc89ccce
+  infernet-coordinator deposits credit ac93020d3f5da4b610c0a57cdc89ccce 0.05
 """
 
 
 class AdminFailed(Exception):
     """It did not work; the message is one line: what, why, what to do."""
+
+
+class AdminMisused(AdminFailed):
+    """The words make no sense; nothing was asked."""
 
 
 def add_commands(commands: Any) -> None:
@@ -76,28 +90,42 @@ def run(arguments: argparse.Namespace) -> int:
         route, body = _what(arguments)
         config = load({name: getattr(arguments, name) for name in ("home",) if hasattr(arguments, name)})
         answer = ask(config, arguments.url, route, body)
-        text = json.dumps(answer) + "\n" if arguments.json else _read(answer, arguments.url or _url_of(config))
+        if arguments.json:
+            text = json.dumps(answer) + "\n"
+        elif arguments.action == "unfreeze":
+            text = "payouts go on\n"
+        else:
+            text = _read(answer, arguments.url or _url_of(config))
+    except AdminMisused as misuse:
+        return fail(misuse, MISUSED)
     except (AdminFailed, ConfigRefused) as error:
-        sys.stderr.write(f"infernet-coordinator: {error}\n")
-        return 1
-    sys.stdout.write(text)
-    return 0
+        return fail(error)
+    return say(text)
 
 
 def _what(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     command, action = arguments.command, arguments.action
     if action in ("decide", "release", "credit") and arguments.id is None:
-        raise AdminFailed(f"{command} {action} needs the number of which: see {command} list")
+        raise AdminMisused(f"{command} {action} needs the number of which: see {command} list")
+    # Whoever gives more words means something by them, and an order that is half understood is none.
+    if (action in ("list", "unfreeze") and arguments.id is not None) or (
+        action == "release" and arguments.received is not None
+    ):
+        raise AdminMisused(f"too many words: {command} {action}{' ID' if action == 'release' else ''}")
+    if action != "list" and getattr(arguments, "all", False):
+        raise AdminMisused("--all goes with list")
     match command, action:
         case "payouts", "list":
             return "payouts/list", {"all": arguments.all}
         case "payouts", "decide":
             if arguments.decision is None:
-                raise AdminFailed("payouts decide ID sent, return or resend")
+                raise AdminMisused("what has become of it: payouts decide ID sent, return or resend")
             return "payouts/decide", {"intent": arguments.id, "decision": arguments.decision}
         case "deposits", "credit":
             if arguments.received is None:
-                raise AdminFailed("deposits credit ID COINS, so many as you have seen on the chain")
+                raise AdminMisused(
+                    "how many have come: deposits credit ID COINS, so many as you have seen on the chain"
+                )
             return "deposits/credit", {"deposit": arguments.id, "received": arguments.received}
         case "deposits", "release":
             return "deposits/release", {"deposit": arguments.id}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coordinator.config import Config
 from coordinator.identity import KEY_NAME, KeyRefused, load_or_create_key
+from coordinator.printing import fail, say
 from coordinator.server import CannotStart, prepare_home
 from coordinator.store.backup import BackupRefused, SignLease, back_up, restore
 from coordinator.store.db import DATABASE_NAME, StoreRefused
@@ -78,12 +79,9 @@ def _report(what: str, work: Callable[[], Head]) -> int:
     try:
         head = work()
     except (BackupRefused, JournalRefused, StoreRefused, KeyRefused, SchemaRefused, CannotStart) as refused:
-        sys.stderr.write(f"infernet-coordinator: {refused}\n")
+        return fail(refused)
     except Drift as drift:
-        sys.stderr.write(f"infernet-coordinator: the ledger does not agree with itself: {drift}\n")
+        return fail(f"the ledger does not agree with itself: {drift}")
     except (sqlite3.Error, OSError) as error:
-        sys.stderr.write(f"infernet-coordinator: {error}\n")
-    else:
-        sys.stdout.write(f"{what}: {head.entry} entries, head {head.head.hex()}\n")
-        return 0
-    return 1
+        return fail(error)
+    return say(f"{what}: {head.entry} entries, head {head.head.hex()}\n")

@@ -153,7 +153,11 @@ async def request(http: httpx.AsyncClient, method: str, url: str, **options: Any
                     raise CoordinatorError(f"{url} answers with more than {RESPONSE_BYTES_MAX} bytes")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         detail = str(error) or type(error).__name__
-        raise CoordinatorUnreachable(f"the coordinator at {url} cannot be reached: {detail}") from error
+        base = url.partition("/api/")[0]
+        text = (
+            f"the coordinator at {base} cannot be reached ({detail}): it may be down, or the URL or the network wrong"
+        )
+        raise CoordinatorUnreachable(text) from error
     headers = answer.headers.copy()
     headers.pop("Content-Encoding", None)  # the content is decoded already
     response = httpx.Response(answer.status_code, headers=headers, content=bytes(content))

@@ -92,6 +92,8 @@ class Inspection:
             }
             if self.link is not None
             else None,
+            # Also of a node that keeps no link: it has money there all the same.
+            "coordinator_url": self._config.coordinator_url,
             "money": self._money.status() if self._money is not None else None,
             "peers": statistics.connections,
             "peers_known": statistics.records - (ourselves is not None),

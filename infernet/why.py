@@ -56,7 +56,7 @@ ADVICE_FOR_OWNERS: Final = {
     Exclusion.UNREACHABLE: "let others reach it: listen (--advertise), or link a coordinator",
     Exclusion.NOT_CONNECTED: "link it to that coordinator: `infernet status` says how the link is",
     Exclusion.TOO_DEAR: "ask for less, or nothing: the asker had less left to spend than such an answer may cost",
-    Exclusion.OTHER_COORDINATOR: "nothing, unless most ask there: a node takes the leases of its own coordinator (--url)",
+    Exclusion.OTHER_COORDINATOR: "nothing, unless most ask there: a node takes leases of its own coordinator (--url)",
     Exclusion.OTHER_WEIGHTS: "nothing: these jobs had begun with other weights",
     Exclusion.LACKS_FEATURE: "upgrade infernet",
     Exclusion.OUTRANKED: "be faster, or surer: a smaller model, a faster machine, fewer jobs at once (--slots)",

@@ -17,6 +17,7 @@ from typing import Final, assert_never
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.formats.amounts import say_usd
 from protocol.ids import NodeId
 from protocol.ledger import (
     AMOUNT_MAX,
@@ -304,7 +305,10 @@ def _missing(state: State, account: str, amount: int) -> Refused | None:
     there = state.balance(account)
     if there >= amount:
         return None
-    text = f"{amount} micro-USD are wanted and {there} are available: deposit more, or wait until leases are released"
+    text = (
+        f"{say_usd(amount)} is wanted and {say_usd(there)} is available: ask for less, deposit more, or wait until "
+        "leases are released"
+    )
     return Refused(MoneyRefusal.INSUFFICIENT, text)
 
 

@@ -17,6 +17,7 @@ from protocol.codec import SEALED_LIMITS, decode_struct, encode_value
 from protocol.effects import Served
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError
 from protocol.events import Ask
+from protocol.formats.amounts import say_usd
 from protocol.ids import NodeId
 from protocol.jobs import check_request, cost_bound_uusd, prompt_tokens_bound
 from protocol.records import ChunkBody, JobRequest, Kind, ModelOffer, ReservationRecord, SealedPrompt
@@ -229,7 +230,7 @@ def check_ask(ask: Ask) -> None:
     if not 0 < ask.timeout_s <= c.JOB_LIFETIME_MS_MAX / 1000:
         raise LocalProtocolError(f"a job may take up to {c.JOB_LIFETIME_MS_MAX // 1000} s")
     if not 0 <= ask.spend_uusd_max <= c.LEASE_CAP_UUSD_MAX:
-        raise LocalProtocolError(f"a job may cost from 0 to {c.LEASE_CAP_UUSD_MAX} micro-USD")
+        raise LocalProtocolError(f"a job may cost from nothing to {say_usd(c.LEASE_CAP_UUSD_MAX)}")
     if ask.model is not None and not 0 < len(ask.model) <= c.MODEL_NAME_CHARACTERS_MAX:
         raise LocalProtocolError(f"the name of a model has 1 to {c.MODEL_NAME_CHARACTERS_MAX} characters")
     encode_value(ask.model)  # a name that is no Unicode text would raise later, when nobody who asked is there

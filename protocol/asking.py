@@ -33,6 +33,7 @@ from protocol.effects import (
 from protocol.envelope import Signer
 from protocol.errors import LocalProtocolError, Refusal, RemoteProtocolError, SealError, refusal_from_code
 from protocol.events import Ask, DialFailed, LeaseDenied, LeaseGranted, MarkStored, Now, StopAsking
+from protocol.formats.amounts import say_usd
 from protocol.ids import JobId, NodeId, StreamId, short
 from protocol.jobs import queue_wait_ms
 from protocol.leases import PayerSide
@@ -557,7 +558,7 @@ class Asking:
 
 def _too_dear(job: Job, needed_uusd: int) -> str:
     return (
-        f"the answer may cost up to {needed_uusd} micro-USD and {job.spend_uusd_left} may be spent: "
+        f"the answer may cost up to {say_usd(needed_uusd)} and {say_usd(job.spend_uusd_left)} may be spent: "
         "raise the limit, or ask for fewer tokens"
     )
 
@@ -565,5 +566,5 @@ def _too_dear(job: Job, needed_uusd: int) -> str:
 def _nobody(job: Job) -> str:
     what = f"model {job.ask.model!r}" if job.ask.model else "any model"
     if job.is_paid:
-        what += f" at a cost of at most {job.spend_uusd_left} micro-USD"
+        what += f" at a cost of at most {say_usd(job.spend_uusd_left)}"
     return f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"

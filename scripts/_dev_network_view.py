@@ -188,7 +188,8 @@ class Teller:
             sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
             sys.stdout.flush()
         else:
-            self.console.print(text)
+            # Whole lines: an address or a folder that is cut in two cannot be copied. And no markup: all of it is text.
+            self.console.print(text, soft_wrap=True, markup=False)
 
     def show(self, table: Table) -> None:
         """A table, for people only."""

@@ -175,7 +175,7 @@ class Payouts:
         target = payout_addresses.default_of(addresses, now_ms, pair)
         if target is None:
             where = f" for {pair.code} on {pair.network}" if pair is not None else ""
-            text = f"no address{where} holds yet: set one with payouts/set; each holds 24 hours after it was set"
+            text = f"no address{where} holds yet: set one (`infernet payout set`); each holds 24 hours after it was set"
             return MoneyRefused(409, "no_payout_address", text)
         # SPEC 07: The coordinator MUST NOT order a payout to an address with a destination tag as long as the gateway
         #   cannot send one.

@@ -56,6 +56,8 @@ def back_up(home: Path, target: Path) -> Head:
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
     """A draft that becomes this file, whole and on disk, when the block ends well; else there is nothing."""
+    if not path.name:
+        raise BackupRefused("a backup needs the name of a file that is not there yet")
     draft = path.with_name(f"{path.name}.draft")
     try:
         if path.exists():

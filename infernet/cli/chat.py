@@ -110,7 +110,8 @@ def _number(what: str, low: float, high: float) -> Callable[[str], float]:
 
 def _whole_number(what: str, low: int, high: int) -> Callable[[str], int]:
     def read(word: str) -> int:
-        if not word.isascii() or not word.isdigit() or not low <= int(word) <= high:
+        # Python itself refuses to read thousands of digits.
+        if not word.isascii() or not word.isdigit() or len(word) > 20 or not low <= int(word) <= high:
             raise argparse.ArgumentTypeError(f"{what} is a whole number from {low} to {high}")
         return int(word)
 

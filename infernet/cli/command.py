@@ -54,10 +54,18 @@ class Misuse(Failure):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one line."""
+    """An argument parser that complains in one line, and as an object to whoever asked for one."""
+
+    as_json = False
 
     def error(self, message: str) -> NoReturn:
-        self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        from protocol.formats.text import clean_line
+
+        # A line that was copied from somewhere may have anything in it, and be long.
+        text = f"{clean_line(message, 1000)} (see {self.prog} --help)"
+        if self.as_json:
+            _print_error(text)
+        self.exit(MISUSED, f"{self.prog}: {text}\n")
 
 
 def make_parser(verb: str, module: ModuleType) -> Parser:
@@ -79,15 +87,19 @@ def run(verb: str, module: ModuleType, words: list[str]) -> int:
     """Parse the words and run the verb; gives the exit code. No exception leaves."""
     if not hasattr(module, "add_arguments"):
         return int(module.run(words))
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        # Closed by whoever started this (`>&-`): then nobody wants to read it.
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process
         # What this terminal cannot show must not end the program.
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")
-    arguments = make_parser(verb, module).parse_args(words)
+    parser = make_parser(verb, module)
+    parser.as_json = "--json" in words
+    arguments = parser.parse_args(words)
     try:
         code: int = module.run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - this is the boundary: what passes it is a traceback
         return report(error, as_json=arguments.json)
     return code
@@ -112,13 +124,17 @@ def report(error: BaseException, *, as_json: bool) -> int:
     text = explain(leaf) or _unexpected(leaf)
     if as_json:
         details = leaf.details if isinstance(leaf, Failure) else {}
-        # Where nothing can be printed, the line on standard error says so.
-        with contextlib.suppress(OSError):
-            print(json.dumps({"error": text, **details}, indent=2), flush=True)
+        _print_error(text, **details)
     complain(text)
     if isinstance(leaf, Failure):
         return leaf.exit_code
     return MISUSED if type(leaf).__name__ == "FlagError" else FAILED
+
+
+def _print_error(text: str, **details: Any) -> None:
+    # Where nothing can be printed, the line on standard error says so.
+    with contextlib.suppress(OSError):
+        print(json.dumps({"error": text, **details}, indent=2), flush=True)
 
 
 def complain(text: str) -> None:

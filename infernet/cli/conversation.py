@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from infernet.cli.command import Failure
-from infernet.cli.output import print_json
+from infernet.cli.output import duration, print_json
 from protocol.formats.amounts import format_usd
 from protocol.formats.text import TerminalCleaner, clean_line
 
 # What the user can do, by the name of the refusal.
 ADVICE: Final = {
-    "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, or try --remote",
+    "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, let it cost more with "
+    "--pay, or try --remote",
     "no_model": "leave --model out, or choose one that `infernet peers` shows",
     "not_free": "pay for it (--pay 0.01), or ask its owner to --allow your key (the npub of `infernet status`)",
     "not_allowed": "ask its owner, or ask another provider",
@@ -64,7 +65,7 @@ class NoAnswer(Failure):
     ) -> None:
         self._said = (text, code, retry_after_ms)
         advice = advice if advice is not None else ADVICE.get(code or "", "")
-        wait = f" (in {retry_after_ms / 1000:.0f} s)" if retry_after_ms >= 500 else ""
+        wait = f" (in {duration(retry_after_ms / 1000)})" if retry_after_ms >= 500 else ""
         super().__init__(f"{what}: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
 
     def told(self, *, asked_one: bool, has_begun: bool, paid_uusd: int = 0) -> NoAnswer:

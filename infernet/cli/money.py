@@ -19,6 +19,9 @@ from protocol.formats.coins import Pair, UnknownPair, find_pair
 # The node itself waits for the coordinator up to 15 s, and may sign, and register, once more.
 ASK_TIMEOUT_S: Final = 60.0
 ID_HEX_DIGITS: Final = 64
+CENT_UUSD: Final = 10_000
+# How the running node calls it, too: what was asked for may have been done or not.
+UNREACHABLE: Final = "unreachable"
 
 NO_COORDINATOR: Final = (
     "no coordinator is configured, so this node has no money anywhere: run `infernet init --url ...`, or "
@@ -61,7 +64,7 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
 
     from infernet import identity
     from infernet.cli.command import innermost
-    from infernet.coordinator_client import CoordinatorRefused, RequestSigner
+    from infernet.coordinator_client import CoordinatorError, CoordinatorRefused, RequestSigner
     from infernet.driver import wall_ms
     from infernet.money_client import MoneyClient
     from infernet.node import registration
@@ -85,6 +88,8 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     except BaseException as error:
         if isinstance(leaf := innermost(error), CoordinatorRefused):
             raise Failure(str(leaf), code=leaf.code or None) from None
+        if isinstance(leaf, CoordinatorError):
+            raise Failure(str(leaf), code=UNREACHABLE) from None
         raise
 
 
@@ -107,13 +112,16 @@ def fields_of(answer: Any) -> dict[str, Any]:
 
 
 def read_amount(word: str) -> int:
-    """Dollars, more than none, in micro-USD. Raises Misuse."""
+    """Dollars, more than none, in whole cents, as micro-USD. Raises Misuse."""
     try:
         uusd = parse_usd(word)
     except BadAmount as error:
         raise Misuse(f"the amount is no number of dollars: {error}") from None
     if not 0 < uusd <= c.LEASE_CAP_UUSD_MAX:
         raise Misuse(f"the amount lies above $0 and is {format_usd(c.LEASE_CAP_UUSD_MAX)} at most")
+    # The payment gateway knows nothing smaller, so the coordinator would refuse it.
+    if uusd % CENT_UUSD:
+        raise Misuse("the amount is in whole cents, such as 5.25")
     return uusd
 
 
@@ -154,11 +162,17 @@ def usd(value: object) -> str:
 
 
 def when(value: object) -> str:
-    """A wall-clock instant in milliseconds, or a text that already is one, for people (UTC)."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 4_000_000_000_000:
-        return "-"
-    import time
+    """A wall-clock instant in UTC for people, out of milliseconds or of ISO 8601; a dash for what is neither."""
+    from datetime import UTC, datetime
 
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(value // 1000))
+    try:
+        if isinstance(value, str):
+            read = datetime.fromisoformat(value)
+            moment = read.astimezone(UTC) if read.tzinfo is not None else read
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 4_000_000_000_000:
+            moment = datetime.fromtimestamp(value / 1000, UTC)
+        else:
+            return "-"
+    except (ValueError, OverflowError):
+        return "-"
+    return moment.strftime("%Y-%m-%d %H:%M:%S")

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             "No payments yet. `infernet wallet deposit 5 USDC` puts money in, `infernet payout request` takes it out."
         )
     else:
-        columns = ("created", "dir", "coin", "network", "amount", "usd", "status", "tx or invoice")
+        columns = ("created (UTC)", "direction", "coin", "network", "amount", "usd", "status", "tx or invoice")
         print_table(columns, [_row(row) for row in rows])
     return 0
 

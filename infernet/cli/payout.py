@@ -6,8 +6,9 @@ import argparse
 import secrets
 from typing import Any, Final
 
-from infernet.cli.command import Misuse, warn
+from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.money import (
+    UNREACHABLE,
     as_usd_text,
     ask_coordinator,
     fields_of,
@@ -26,7 +27,8 @@ from protocol.formats.coins import Pair, UnknownPair, find_pair
 USAGE: Final = "set COIN ADDRESS [--network N] | list | remove COIN ADDRESS [--network N] | request AMOUNT"
 DESCRIPTION: Final = """\
 set: where this node's money is paid out to. The address is checked here (checksum, coin, network) before anything is
-sent, and a changed one holds only after 24 hours, so that a thief of this machine cannot be quick.
+sent. Each one, the first one too, holds 24 hours after it was set, so that a thief of this machine cannot be quick;
+from then on it is the default. Set once more, one that holds already is the default at once.
 list: the addresses, the default first. remove: forget one. request: have AMOUNT dollars sent to the default."""
 EXAMPLES: Final = """\
 examples:
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and with what."""
     parser.add_argument("action", choices=["set", "list", "remove", "request"], help="what to do")
     parser.add_argument(
-        "words", nargs="*", metavar="COIN ADDRESS", help="a coin such as BTC, and its address; or AMOUNT"
+        "words", nargs="*", default=[], metavar="WORD", help="COIN, such as BTC, and its ADDRESS; or AMOUNT"
     )
     parser.add_argument("--network", help="where a coin has several: ethereum, polygon, solana, base ...")
 
@@ -66,8 +68,10 @@ def _set(arguments: argparse.Namespace) -> None:
         print_json({"row": row})
         return
     print(f"{pair.name} ({pair.code} on {pair.network}) is paid out to {address}.")
-    if row.get("active_at") is not None:
-        print(f"The address holds from {when(row['active_at'])} UTC on.")
+    holds_from, default_from = row.get("active_at"), row.get("default_at")
+    if holds_from is not None:
+        then = "then" if default_from in (None, holds_from) else f"from {when(default_from)} UTC on"
+        print(f"The address holds from {when(holds_from)} UTC on, and {then} money goes there by default.")
 
 
 def _remove(arguments: argparse.Namespace) -> None:
@@ -87,7 +91,7 @@ def _list(arguments: argparse.Namespace) -> None:
     elif not rows:
         print(f"No address yet: {SET_USAGE}")
     else:
-        columns = ("coin", "network", "address", "default", "holds from")
+        columns = ("coin", "network", "address", "default", "holds from (UTC)")
         print_table(columns, [[*(row.get(name) for name in _SHOWN), when(row.get("active_at"))] for row in rows])
 
 
@@ -100,7 +104,13 @@ def _request(arguments: argparse.Namespace) -> None:
     uusd = read_amount(arguments.words[0])
     # Asked for twice under one number, it is sent once.
     number = secrets.token_hex(16)
-    answer = fields_of(ask_coordinator("payout-request", amount_usd=as_usd_text(uusd), request_id=number))
+    try:
+        answer = fields_of(ask_coordinator("payout-request", amount_usd=as_usd_text(uusd), request_id=number))
+    except Failure as failure:
+        if failure.details.get("code") != UNREACHABLE:
+            raise
+        text = f"{failure}; it may have been ordered all the same: look at `infernet payments` before you ask again"
+        raise Failure(text, code=UNREACHABLE) from None
     payout: dict[str, Any] = fields_of(answer.get("payout", answer))
     if arguments.json:
         print_json({"payout": payout})
@@ -124,7 +134,8 @@ def _read_where(arguments: argparse.Namespace) -> tuple[Pair, str]:
         address = check_address(pair, words[1])
     except BadAddress as error:
         raise Misuse(_not_an_address(words[1], pair, str(error))) from None
-    for warning in address.warnings:
+    # Nothing is lost where an address is removed that nobody has.
+    for warning in address.warnings if arguments.action == "set" else ():
         warn(WARNINGS[warning])
     return pair, address.text
 

@@ -17,6 +17,8 @@ CONNECT_TIMEOUT_S: Final = 15.0
 # The coordinator sends a comment every 15 s.
 SILENCE_TIMEOUT_S: Final = 45.0
 RECONNECTIONS_MAX: Final = 3
+# What its operator gives for a day is spent; a program may want to know that, and when to come back.
+BUDGET_SPENT: Final = "budget_spent"
 RECONNECT_PAUSE_S: Final = 1.0
 RESPONSE_BYTES_MAX: Final = 1024 * 1024
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -67,9 +69,10 @@ def _refused(response: httpx.Response, answer: dict[str, Any]) -> NoAnswer:
     text = clean_line(str(answer.get("error") or f"HTTP status {response.status_code}"))
     hint = clean_line(str(answer.get("hint") or ""))
     retry_after = response.headers.get("retry-after", "")
-    retry_after_ms = int(retry_after) * 1000 if retry_after.isdigit() and len(retry_after) < 6 else 0
+    is_number = retry_after.isascii() and retry_after.isdigit() and len(retry_after) < 6
+    code = BUDGET_SPENT if answer.get("code") == BUDGET_SPENT else None
     # Its own hint knows better than ours, so no code that would add one.
-    return NoAnswer(f"{text}; {hint}" if hint else text, None, retry_after_ms)
+    return NoAnswer(f"{text}; {hint}" if hint else text, code, int(retry_after) * 1000 if is_number else 0)
 
 
 def _follow(http: httpx.Client, url: str, job_id: str, conversation: Conversation, deadline: float) -> None:

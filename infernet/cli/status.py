@@ -58,7 +58,7 @@ def node_status(config: Config) -> dict[str, Any]:
 
 def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]]:
     """A status for people."""
-    engine, coordinator = status.get("engine"), status.get("coordinator")
+    engine = status.get("engine")
     return [
         ("npub", status.get("npub")),
         ("peer id", status.get("peer_id")),
@@ -76,7 +76,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("heard of from", _discovered(status.get("discovered") or {})),
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),
-        ("coordinator", _coordinator(coordinator) if coordinator else "none"),
+        ("coordinator", _coordinator(status)),
         ("earned", _earned(status["money"]) if status.get("money") else ""),
         ("money", (status.get("money") or {}).get("trouble")),
         ("log", config.log_file),
@@ -128,7 +128,10 @@ def _engine(engine: dict[str, Any]) -> str:
     return f"{text} ({engine['last_error']})" if engine.get("last_error") else text
 
 
-def _coordinator(coordinator: dict[str, Any]) -> str:
+def _coordinator(status: dict[str, Any]) -> str:
+    coordinator, url = status.get("coordinator"), status.get("coordinator_url")
+    if not coordinator:
+        return f"{url}, asked when there is something to ask (a client keeps no link)" if url else "none"
     text = f"{coordinator.get('url')}, {coordinator.get('state')}"
     return f"{text} ({coordinator['last_error']})" if coordinator.get("last_error") else text
 

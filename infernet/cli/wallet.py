@@ -67,9 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", help="with deposit, where a coin has several: ethereum, polygon, solana, base ...")
     parser.add_argument(
         "--limit",
-        default=str(LIMIT_DEFAULT),
         metavar="N",
-        help=f"with history: 1 to {LIMIT_MAX} (default: %(default)s)",
+        help=f"with history: 1 to {LIMIT_MAX} (default: {LIMIT_DEFAULT})",
     )
 
 
@@ -77,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do it."""
     if arguments.network is not None and arguments.action != "deposit":
         raise Misuse("--network goes with deposit")
+    if arguments.limit is not None and arguments.action != "history":
+        raise Misuse("--limit goes with history")
     if arguments.action in ("show", "leases", "history", "claim", "proof"):
         no_more(arguments.words, f"infernet wallet {arguments.action}")
     act = {
@@ -99,8 +100,8 @@ def _coordinator_of(config: Config) -> str | None:
     """Where the money is: a node that runs may have been told otherwise than the file says."""
     if running_pid(config.pid_file) is None:
         return config.coordinator_url
-    link = ipc.call(config.socket_path, "status").get("coordinator") or {}
-    return link.get("url") or config.coordinator_url
+    url: str | None = ipc.call(config.socket_path, "status").get("coordinator_url")
+    return url or config.coordinator_url
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -157,7 +158,7 @@ def _leases(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"held": held, "given": given})
         return
-    columns = ("lease", "with", "locked", "redeemed", "redeemed by")
+    columns = ("lease", "with", "locked", "redeemed", "redeem by (UTC)")
     for title, rows, other in (
         ("This node pays", held, "provider"),
         ("This node is paid by", given, "payer"),
@@ -175,7 +176,8 @@ def _lease_row(row: dict[str, Any], other: str) -> list[object]:
 
 
 def _history(arguments: argparse.Namespace) -> None:
-    rows = rows_of(ask_coordinator("history", limit=read_limit(arguments.limit)))
+    limit = LIMIT_DEFAULT if arguments.limit is None else read_limit(arguments.limit)
+    rows = rows_of(ask_coordinator("history", limit=limit))
     if arguments.json:
         print_json({"rows": rows})
     elif not rows:
@@ -221,7 +223,7 @@ def _deposit(arguments: argparse.Namespace) -> None:
             ("amount", f"{invoice.get('amount')} {pair.code}"),
             ("coin", f"{pair.name} ({pair.code} on {pair.network})"),
             ("to", address),
-            ("before", when(invoice.get("expiresAt"))),
+            ("before", f"{when(invoice.get('expiresAt'))} UTC"),
             ("invoice", invoice.get("invoiceId")),
             ("page", invoice.get("hostedUrl")),
         ]

@@ -120,7 +120,8 @@ _TIERS: Final = {
 def _figures(node: dict[str, Any]) -> str:
     """What is known of a candidate."""
     own = node.get("own_ok", 0) + node.get("own_bad", 0)
-    known = f"{own:.0f} jobs of ours, {node.get('own_bad', 0):.0f} failed" if own >= 0.5 else "no job of ours yet"
+    jobs = "1 job" if own < 1.5 else f"{own:.0f} jobs"
+    known = f"{jobs} of ours, {node.get('own_bad', 0):.0f} failed" if own >= 0.5 else "no job of ours yet"
     if node.get("askers"):
         known += f"; {node['askers']} others report"
     tier = _TIERS.get(str(node.get("tier")))

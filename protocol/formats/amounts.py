@@ -79,6 +79,12 @@ def format_usd(uusd: int) -> str:
     return f"${_text(uusd, USD_DECIMALS, _CENTS)}"
 
 
+def say_usd(uusd: int) -> str:
+    """The same in a sentence about any number at all, which is never an error."""
+    text = f"${_text(min(abs(uusd), AMOUNT_LIMIT - 1), USD_DECIMALS, _CENTS)}"
+    return f"-{text}" if uusd < 0 else text
+
+
 def credited_uusd(received_units: int, expected_units: int, quoted_uusd: int) -> int:
     """What a payment of `received_units` is worth in µUSD where `expected_units` were quoted at `quoted_uusd`.
 

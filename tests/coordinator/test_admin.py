@@ -93,7 +93,11 @@ async def test_why_payouts_are_stopped_is_shown_and_they_go_on(admin: Admin) -> 
     _, text = await admin.run("payouts")
     assert "PAYOUTS ARE STOPPED" in text
     assert "nobody here has ordered" in text
-    assert (await admin.run("payouts", "unfreeze"))[0] == 0
+    code, text = await admin.run("payouts", "unfreeze", "all")
+    assert (code, text) == (2, "infernet-coordinator: too many words: payouts unfreeze")
+    assert "PAYOUTS ARE STOPPED" in (await admin.run("payouts"))[1]
+    code, text = await admin.run("payouts", "unfreeze")
+    assert (code, text.splitlines()[-1]) == (0, "payouts go on")
     assert (await admin.run("payouts"))[1].strip() == "nothing waits"
 
 
@@ -115,19 +119,22 @@ async def test_deposits_are_shown_released_and_credited(admin: Admin) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "expected"),
     [
-        ("payouts", "decide"),
-        ("payouts", "decide", "0" * 32),
-        ("payouts", "decide", "x", "sent"),
-        ("deposits", "credit", "0" * 32),
-        ("deposits", "credit", "0" * 32, "1.5"),
-        ("deposits", "release"),
+        (("payouts", "decide"), 2),
+        (("payouts", "decide", "0" * 32), 2),
+        (("payouts", "decide", "x", "sent"), 1),
+        (("payouts", "list", "0" * 32), 2),
+        (("payouts", "unfreeze", "--all"), 2),
+        (("deposits", "credit", "0" * 32), 2),
+        (("deposits", "credit", "0" * 32, "1.5"), 1),
+        (("deposits", "release"), 2),
+        (("deposits", "release", "0" * 32, "1.5"), 2),
     ],
 )
-async def test_what_is_missing_or_unknown_is_one_line(admin: Admin, words: tuple[str, ...]) -> None:
+async def test_what_is_missing_or_unknown_is_one_line(admin: Admin, words: tuple[str, ...], expected: int) -> None:
     code, text = await admin.run(*words)
-    assert code == 1
+    assert code == expected
     assert len([line for line in text.splitlines() if line.startswith("infernet-coordinator: ")]) == 1
     assert "Traceback" not in text
 

@@ -113,6 +113,7 @@ async def test_what_cannot_be_done_is_one_line_and_leaves_everything_as_it_was(
             "another coordinator already runs": running,
             "there is no database": ["backup", str(tmp_path / "x"), "--home", str(empty)],
             "a file that is not there yet": ["backup", str(copy), "--home", str(home)],
+            "needs the name of a file": ["backup", "", "--home", str(home)],
             "put coordinator.key": ["restore", str(copy), "--home", str(empty)],
             "no database in": ["check", "--home", str(empty)],
         }

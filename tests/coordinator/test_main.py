@@ -128,6 +128,46 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in text
 
 
-@pytest.mark.parametrize("arguments", [("--prot", "1"), ("--port", "x"), ("--log-level", "loud"), ("extra",)])
-def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", ["backup", "restore", "check", "payouts", "deposits"])
+def test_every_command_teaches_by_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert exit_code(command, "--help") == 0
+    assert f"  infernet-coordinator {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--prot", "1"),
+        ("--port", "x"),
+        ("--log-level", "loud"),
+        ("extra",),
+        ("backup",),
+        ("payouts", "decide", "x", "burn"),
+        ("check", "\x1b[31mred"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code(*arguments) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n"), "\x1b" in captured.err) == ("", 1, False)
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "says"), [(">&-", 0, ""), (">/dev/full", 1, "cannot write the output (no space left on device)")]
+)
+def test_a_result_that_nobody_can_read_is_no_traceback(tmp_path: Path, where: str, code: int, says: str) -> None:
+    with started(tmp_path):
+        pass
+    words = " ".join(command("check", "--home", str(tmp_path)))
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {where}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1 if says else 0)
+    assert says in done.stderr

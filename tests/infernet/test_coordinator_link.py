@@ -138,6 +138,7 @@ async def test_a_client_finds_a_provider_by_the_coordinators_list_and_asks_it_di
         await nursery.start(client.run)
         await until(lambda: provider.node_id.hex() in [peer["node_id"] for peer in client.peers()])
         assert client.status()["coordinator"] is None, "a client needs no link"
+        assert client.status()["coordinator_url"] == coordinator.url, "but has its money there"
         events = await ask(client, question(max_tokens=3))
         assert isinstance(events[-1], JobDone)
         assert events[-1].receipt.provider == provider.node_id

@@ -45,7 +45,7 @@ async def test_it_says_who_it_is_and_for_how_long() -> None:
         node = provider.node_id
         assert (status["node_id"], status["npub"], status["peer_id"]) == (node.hex(), npub(node), peer_id(node))
         assert (status["role"], status["addresses"]) == ("provider", provider.addresses())
-        assert status["coordinator"] is None, "it has none"
+        assert (status["coordinator"], status["coordinator_url"]) == (None, None), "it has none"
 
 
 async def test_everybody_known_is_listed_with_whether_it_is_connected() -> None:

@@ -167,7 +167,7 @@ def test_a_lease_may_take_everything_and_not_one_more() -> None:
 
 def test_a_refusal_for_want_of_money_says_how_much_there_is() -> None:
     refused = refuses(book_with(deposit()), open_lease(cap_uusd=DEPOSIT_UUSD + 1), MoneyRefusal.INSUFFICIENT)
-    assert "1000001 micro-USD are wanted and 1000000 are available" in refused.text
+    assert "$1.000001 is wanted and $1.00 is available" in refused.text
 
 
 def test_what_is_locked_cannot_be_locked_again() -> None:

@@ -16,7 +16,7 @@ from infernet.cli import command
 from infernet.cli.command import Failure, Misuse, run
 from infernet.config import ConfigError, FlagError
 from protocol.errors import LocalProtocolError
-from tests.helpers_cli import Home
+from tests.helpers_cli import Home, invoke
 
 CANARY = "a-secret-in-a-value"
 
@@ -106,6 +106,20 @@ def test_with_json_the_error_is_an_object_too(capsys: pytest.CaptureFixture[str]
     assert err == "infernet: no node\n"
 
 
+@pytest.mark.parametrize("words", ["wallet --limit", "wallet steal", "payout", "chat --pay NaN hello"])
+def test_with_json_a_misuse_is_an_object_too(capsys: pytest.CaptureFixture[str], words: str) -> None:
+    outcome = invoke(capsys, *words.split(), "--json")
+    assert outcome.code == 2
+    assert outcome.err == f"infernet {words.split()[0]}: {outcome.json['error']}\n"
+
+
+@pytest.mark.parametrize("word", ["--\x1b[31mred", "--" + "x" * 100_000, "--network=" + "x" * 100_000])
+def test_a_misused_word_is_shown_clean_and_short(capsys: pytest.CaptureFixture[str], word: str) -> None:
+    outcome = invoke(capsys, "wallet", word)
+    assert (outcome.code, outcome.err.count("\n"), "\x1b" in outcome.err) == (2, 1, False)
+    assert len(outcome.err) < 1100
+
+
 def test_a_reader_that_has_enough_is_no_error_to_complain_about(home: Home) -> None:
     words = " ".join(home.command("config", "show"))
     done = subprocess.run(
@@ -116,6 +130,15 @@ def test_a_reader_that_has_enough_is_no_error_to_complain_about(home: Home) -> N
         env=home.environment(),
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_stream_that_is_closed_is_no_error(home: Home, closed: str) -> None:
+    words = " ".join(home.command("config", "show"))
+    done = subprocess.run(
+        ["bash", "-c", f"{words} {closed}"], check=False, capture_output=True, text=True, env=home.environment()
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_class_on_the_list_exists() -> None:

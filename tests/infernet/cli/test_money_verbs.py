@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from infernet.config import save
+from infernet.coordinator_client import CoordinatorUnreachable
 from infernet.money_store import MoneyStore
 from protocol.effects import Equivocation
 from protocol.errors import LocalProtocolError
@@ -23,6 +24,7 @@ Capture = pytest.CaptureFixture[str]
 # From BIP 173 and EIP-55.
 BITCOIN = "bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t4"
 EVM = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+SOLANA = "4fYNw3dojWmQ4dXtSGE9epjRGy9pFSx62YypT7avPYvA"  # from Solana's documentation
 LEASE = "ab" * 32
 WALLET = {
     "available_uusd": 4_949_875,
@@ -89,7 +91,8 @@ async def test_the_wallet_shows_what_there_is_and_what_is_only_held_apart(home: 
 
 async def test_the_coordinator_is_the_one_that_the_running_node_was_told_of(home: Home, capsys: Capture) -> None:
     n = node(wallet=WALLET)
-    n.state["coordinator"] = {"url": "http://127.0.0.1:7", "state": "connected", "last_error": ""}
+    # A client keeps no link to it.
+    n.state |= {"coordinator": None, "coordinator_url": "http://127.0.0.1:7"}
     outcome = await run_beside(n, home, capsys, "wallet")
     assert outcome.out.startswith("At http://127.0.0.1:7:\n")
 
@@ -216,7 +219,7 @@ async def test_a_deposit_says_where_and_how_much_to_pay(home: Home, capsys: Capt
     n = node(deposit=INVOICE)
     outcome = await run_beside(n, home, capsys, "wallet", "deposit", "5", "USDC", "--network", "base")
     assert outcome.code == 0, outcome.err
-    for words in (EVM, "5.01 USDC", "USD Coin on Base", "inv_1", "2026-11-29", "$5.00 of credit"):
+    for words in (EVM, "5.01 USDC", "USD Coin on Base", "inv_1", "2026-11-29 12:00:00 UTC\n", "$5.00 of credit"):
         assert words in outcome.out
     assert asked(n) == [("deposit", {"amount_usd": "5.00", "coin": "USDC", "network": "base"})]
     as_json = await run_beside(n, home, capsys, "wallet", "deposit", "5.00", "usdc_base", "--json")
@@ -266,7 +269,9 @@ async def test_payments_are_shown_in_the_columns_that_are_known(home: Home, caps
     n = node(payments={"rows": [row]})
     outcome = await run_beside(n, home, capsys, "payments")
     assert outcome.code == 0
-    assert outcome.out.splitlines()[1].split()[1:] == ["inbound", "USDC", "base", "5.01", "5.00", "confirmed", "0xfeed"]
+    assert re.split(r"\s{2,}", outcome.out.splitlines()[1]) == [
+        *("2026-11-29 10:00:00", "inbound", "USDC", "base", "5.01", "5.00", "confirmed", "0xfeed")
+    ]
     assert asked(n) == [("payments", {"role": "provider", "limit": 20})]
     assert (await run_beside(n, home, capsys, "payments", "list", "--limit", "3", "--json")).json == {"rows": [row]}
     assert "No payments yet" in (await run_beside(node(payments=[]), home, capsys, "payments")).out
@@ -280,9 +285,31 @@ async def test_an_address_is_set_in_its_normal_form_for_one_coin_and_network(hom
     outcome = await run_beside(n, home, capsys, "payout", "set", "usdc", EVM.lower(), "--network", "BASE")
     assert outcome.code == 0, outcome.err
     assert asked(n) == [("payout-set", {"coin": "USDC", "network": "base", "address": EVM})]
-    assert "holds from 2026-11-" in outcome.out
+    assert "holds from 2026-11-18 11:06:40 UTC on, and then money goes there" in outcome.out
     await run_beside(n, home, capsys, "payout", "set", "BTC", BITCOIN.upper())
     assert asked(n)[-1] == ("payout-set", {"coin": "BTC", "network": "bitcoin", "address": BITCOIN})
+
+
+async def test_an_address_that_holds_already_is_the_default_at_once(home: Home, capsys: Capture) -> None:
+    row = {"coin": "BTC", "active_at": "2026-11-28T06:11:40.708Z", "default_at": "2026-11-29T07:00:00.000Z"}
+    outcome = await run_beside(node(**{"payout-set": {"row": row}}), home, capsys, "payout", "set", "BTC", BITCOIN)
+    words = "from 2026-11-28 06:11:40 UTC on, and from 2026-11-29 07:00:00 UTC on money goes there by default.\n"
+    assert words in outcome.out
+
+
+@pytest.mark.parametrize("at", ["\x1b[31mnow", "2026-13-01T00:00:00Z", "", 10**30, -1, True, None, 1.5, []])
+async def test_a_time_that_is_none_is_a_dash(home: Home, capsys: Capture, at: object) -> None:
+    outcome = await run_beside(node(history=[{"entry": 9, "at_ms": at}]), home, capsys, "wallet", "history")
+    assert (outcome.code, outcome.out.splitlines()[1].split()) == (0, ["9", "-", "-", "-", "-"])
+
+
+async def test_only_an_address_that_is_set_is_warned_of(home: Home, capsys: Capture) -> None:
+    n = node(**{"payout-set": {}, "payout-remove": {}})
+    warned = [
+        "mistyped" in (await run_beside(n, home, capsys, "payout", verb, "SOL", SOLANA)).err
+        for verb in ("set", "remove")
+    ]
+    assert warned == [True, False]
 
 
 async def test_addresses_are_listed_removed_and_paid_to(home: Home, capsys: Capture) -> None:
@@ -299,6 +326,29 @@ async def test_addresses_are_listed_removed_and_paid_to(home: Home, capsys: Capt
     name, fields = asked(n)[-1]
     assert (name, fields["amount_usd"]) == ("payout-request", "25.50")
     assert re.fullmatch("[0-9a-f]{32}", fields["request_id"]), "asked for twice, it is sent once"
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_payout_of_which_nothing_was_heard_is_not_ordered_lightly_again(
+    home: Home, capsys: Capture, *, is_running: bool
+) -> None:
+    invoke(capsys, "init", "--yes", "--role", "provider")
+    save(home.config.config_file, {"coordinator_url": "http://127.0.0.1:9"}, keep=True)
+    words = ("payout", "request", "5", "--json")
+    n = node(**{"payout-request": CoordinatorUnreachable("the coordinator cannot be reached")})
+    outcome = await run_beside(n, home, capsys, *words) if is_running else await invoke_beside(capsys, *words)
+    assert (outcome.code, outcome.json["code"]) == (1, "unreachable")
+    assert "cannot be reached" in outcome.complaint
+    assert "look at `infernet payments` before you ask again" in outcome.complaint
+
+
+def test_a_coordinator_out_of_reach_is_named_with_what_to_do(home: Home, capsys: Capture) -> None:
+    invoke(capsys, "init", "--yes", "--role", "provider")
+    save(home.config.config_file, {"coordinator_url": "http://127.0.0.1:9"}, keep=True)
+    outcome = invoke(capsys, "wallet")
+    assert outcome.code == 1
+    assert "the coordinator at http://127.0.0.1:9 cannot be reached (" in outcome.complaint
+    assert outcome.complaint.endswith("it may be down, or the URL or the network wrong")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -329,6 +379,7 @@ BAD = [
     ("payments --limit 1e1", "1 to 100"),
     ("payments --limit ٣", "1 to 100"),
     ("wallet history --limit NaN", "1 to 100"),
+    ("wallet history --limit=", "1 to 100"),
     ("wallet show more", "too many words"),
     ("wallet deposit 5", "how much, and in what"),
     ("wallet deposit USDC 5", "no number of dollars"),
@@ -338,6 +389,10 @@ BAD = [
     ("wallet close " + "g" * 64, "64 hex digits"),
     ("wallet claim all", "too many words"),
     ("wallet leases --network base", "--network goes with"),
+    ("wallet --limit 5", "--limit goes with"),
+    ("wallet deposit 5.001 USDC", "whole cents"),
+    ("payout request 0.009999", "whole cents"),
+    ("payout", "arguments are required: action ("),
     *(
         (f"{verb} {amount}{coin}", "")
         for verb, coin in (("wallet deposit", " USDC"), ("payout request", ""))

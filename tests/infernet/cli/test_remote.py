@@ -198,6 +198,22 @@ def test_a_refusal_is_told_with_the_coordinators_own_hint(ask: Any) -> None:
     assert outcome.complaint == ("infernet: no answer: no provider is online; start one with `infernet start` (in 4 s)")
 
 
+def test_a_budget_that_is_spent_is_told_with_its_code_and_the_time_to_come_back(ask: Any) -> None:
+    reply = {"error": "the budget is spent", "hint": "come back after midnight UTC", "code": "budget_spent"}
+    fake = FakeCoordinator(503, reply)
+    fake.headers["Retry-After"] = "62940"
+    outcome = ask(fake, "--json")
+    assert (outcome.code, outcome.json["code"]) == (1, "budget_spent")
+    assert outcome.complaint.endswith("the budget is spent; come back after midnight UTC (in 17 h 29 min)")
+
+
+@pytest.mark.parametrize("retry_after", ["\u00b2", "-1", "1e9", "9" * 400, "soon", "0"])
+def test_a_time_to_come_back_that_is_none_is_left_out(ask: Any, retry_after: str) -> None:
+    fake = FakeCoordinator(503, {"error": "not now", "code": ["lease"]})
+    fake.headers["Retry-After"] = retry_after
+    assert ask(fake).complaint == "infernet: no answer: not now"
+
+
 @pytest.mark.parametrize("reply", [b"", b"<html>", [], {}, {"jobId": "../../etc"}, {"jobId": 1.5}])
 def test_what_is_no_coordinator_is_told(ask: Any, reply: object) -> None:
     outcome = ask(FakeCoordinator(reply=reply))

@@ -40,6 +40,21 @@ def test_this_node_is_not_among_those_it_knows() -> None:
     assert dict(fields_of(status, CONFIG))["peers"] == "0 connected, 0 known"
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({}, "none"),
+        ({"coordinator": None, "coordinator_url": "http://c"}, "http://c, asked when there is something to ask"),
+        (
+            {"coordinator": {"url": "http://c", "state": "connected", "last_error": ""}, "coordinator_url": "http://c"},
+            "http://c, connected",
+        ),
+    ],
+)
+def test_a_node_without_a_link_still_has_a_coordinator(status: dict[str, Any], words: str) -> None:
+    assert str(dict(fields_of(status, CONFIG))["coordinator"]).startswith(words)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize(("ends_in_s", "is_told"), [(None, False), (27.3, True)])
 async def test_a_node_that_drains_says_so(

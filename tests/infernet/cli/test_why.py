@@ -107,6 +107,13 @@ async def test_an_asker_sees_everybody_with_place_or_reason(home: Home, capsys: 
 
 
 @pytest.mark.anyio
+async def test_one_job_is_one_job(home: Home, capsys: Capture) -> None:
+    async with running(node(nodes=[CANDIDATE | {"own_ok": 0.9, "own_bad": 0.0, "askers": 0}]), home.config):
+        outcome = await invoke_beside(capsys, "why")
+    assert outcome.out.splitlines()[4].endswith("  1 job of ours, 0 failed")
+
+
+@pytest.mark.anyio
 async def test_an_owner_sees_what_others_decided_and_what_to_do(home: Home, capsys: Capture) -> None:
     async with running(node(SERVING), home.config):
         outcome = await invoke_beside(capsys, "why")

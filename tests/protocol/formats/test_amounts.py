@@ -18,6 +18,7 @@ from protocol.formats.amounts import (
     format_usd,
     parse_amount,
     parse_usd,
+    say_usd,
 )
 from protocol.formats.coins import Pair, find_pair
 from tests.helpers_payments import every_pair
@@ -56,6 +57,12 @@ def test_dollars_are_read_back(uusd: int) -> None:
 def test_dollars(text: str, uusd: int, written: str) -> None:
     assert parse_usd(text) == uusd
     assert format_usd(uusd) == written
+    assert (say_usd(uusd), say_usd(-uusd)) == (written, f"-{written}" if uusd else written)
+
+
+@given(st.integers())
+def test_a_sentence_says_any_number(uusd: int) -> None:
+    assert say_usd(uusd).removeprefix("-").startswith("$")
 
 
 @pytest.mark.parametrize(
