@@ -24,14 +24,14 @@ from protocol.money_records import (
     LedgerHeadRecord,
     VoucherRecord,
 )
-from protocol.records import Signed
+from protocol.records import ReceiptRecord, Signed
 from tests.helpers_vectors import FOLDER, Vector, each, load, plain
 
 RECORDS = {
     cls.__name__: cls
     for cls in (
         *(LeaseRequestRecord, LeaseRecord, VoucherRecord, ClaimRecord, ClaimAckRecord),
-        *(CloseRecord, ComplaintRecord, LedgerHeadRecord),
+        *(CloseRecord, ComplaintRecord, LedgerHeadRecord, ReceiptRecord),
     )
 }
 BYTES = ("lease", "payer", "provider", "relay")

@@ -50,6 +50,10 @@ async def test_register_heartbeat_me_remove_in_the_existing_shapes(served: Serve
     assert (await client.post("me", {"role": "provider"})).json() == {"data": {"row": None}}
 
 
+def all_below(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
 @pytest.mark.parametrize("version", [1, 2])
 async def test_r9_what_a_node_tells_of_its_host_is_nowhere_on_the_coordinators_disk(
     served: Served, tmp_path: Path, version: int
@@ -62,7 +66,7 @@ async def test_r9_what_a_node_tells_of_its_host_is_nowhere_on_the_coordinators_d
     assert (await client.register(**fields)).status_code == 200
     beat = {"role": "provider", "status": "available", "load": "telltale", "specs": told}
     assert (await client.post("heartbeat", beat)).status_code == 200
-    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    kept = all_below(tmp_path)
     assert b"a-word-to-keep" in kept
     assert b"telltale" not in kept
 
