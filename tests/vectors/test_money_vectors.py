@@ -116,7 +116,7 @@ def test_no_sum_in_the_ledger_has_a_fraction() -> None:
     def refuse(text: str) -> None:
         raise AssertionError(text)
 
-    for name in ("ledger", "leases", "vouchers"):
+    for name in ("ledger", "leases", "lease-amounts", "lease-rules", "vouchers"):
         json.loads((FOLDER / f"{name}.json").read_text("utf-8"), parse_float=refuse)
 
 
