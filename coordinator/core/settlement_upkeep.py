@@ -16,7 +16,7 @@ import structlog
 
 from coordinator.config import Config
 from coordinator.core.settlement import DAY_MS, SPONSOR_PREFIX, Settlement
-from coordinator.store import heads, idempotency, leases
+from coordinator.store import heads, leases
 from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from coordinator.store.journal import Journal, JournalFollower, JournalRefused
 from coordinator.store.ledger import Head, LedgerTransaction, accounts_with_money, read_head, read_value, write_value
@@ -133,7 +133,6 @@ class SettlementUpkeep:
                 ledger.command(ExpireLease(lease), now_ms)
             self._renew_budget(tx, ledger, now_ms)
         write_value(tx, "last_alive_ms", now_ms)
-        idempotency.prune(tx, now_ms)
 
     def _renew_budget(self, tx: sqlite3.Connection, ledger: LedgerTransaction, now_ms: int) -> None:
         today = now_ms // DAY_MS
