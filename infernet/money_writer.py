@@ -20,7 +20,7 @@ from infernet.store import StoreError
 from protocol.effects import Equivocation, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.ids import LeaseId
 
-# DESIGN 2: an honest party loses at most one window and one flush of stored vouchers.
+# SPEC 06: It puts the best one on disk within 250 ms.
 FLUSH_S: Final = 0.25
 RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 10.0

@@ -82,7 +82,7 @@ def apply(state: State, command: AnyCommand, at_ms: int) -> Verdict:
         return wrong
     verdict = _decide(state, command, at_ms)
     if isinstance(verdict, Entry):
-        check_entry(state, verdict)
+        check_entry(state, verdict, at_ms)
     return verdict
 
 
@@ -120,6 +120,8 @@ def _decide(state: State, command: AnyCommand, at_ms: int) -> Verdict:  # one ar
 
 def _open(state: State, command: OpenLease) -> Verdict:
     reference = f"lease:{command.lease.hex()}"
+    # SPEC 06: The coordinator MUST answer the same request with the same lease, and MUST refuse another one with the
+    #   same number.
     if (repeated := _repeated(state, reference, command)) is not None:
         return repeated
     account = available(command.client) if command.day is None else sponsor(command.day)
@@ -336,7 +338,7 @@ def _amount_refusal(command: AnyCommand) -> Refused | None:
     return None
 
 
-def check_entry(state: State, entry: Entry) -> None:
+def check_entry(state: State, entry: Entry, at_ms: int) -> None:
     """The invariants of specs/06 that one entry can break, asserted each time. An AssertionError is a bug of ours."""
     sums: defaultdict[str, int] = defaultdict(int)
     moved: defaultdict[str, int] = defaultdict(int)
@@ -348,12 +350,35 @@ def check_entry(state: State, entry: Entry) -> None:
     for account, amount in moved.items():
         is_outside = account.partition(":")[0] in OUTSIDE
         assert is_outside or state.balance(account) + amount >= 0, f"I2: {account.partition(':')[0]} below zero"
-    lease = entry.lease
-    if lease is not None:
-        before = state.lease(lease.lease)
-        claimed_uusd = before.claimed_uusd if before is not None else 0
-        assert claimed_uusd <= lease.claimed_uusd <= lease.cap_uusd, "I3: a claim falls, or exceeds the cap"
-        assert before is None or not before.is_closed, "I12: a lease changes after its end"
-        if isinstance(entry.command, Claim):
-            assert lease.claimed_uusd <= max(claimed_uusd, entry.command.paid_uusd), "I4: more than was signed"
-            assert entry.command.provider == lease.provider, "I10: a claim of somebody else"
+    assert entry.reference is None or state.recorded(entry.reference) is None, (
+        "I7: carried out under this number before"
+    )
+    if entry.lease is not None:
+        _check_lease(state, entry.command, entry.lease, at_ms)
+    if entry.payout is not None:
+        _check_payout(state, entry.command, entry.payout)
+    if isinstance(entry.command, (Deposit, ReleaseHold)):
+        is_held = isinstance(entry.command, Deposit) and entry.command.is_held
+        credited_uusd = moved[available(entry.command.key)]
+        assert entry.reference is not None, "I8: a payment that could be credited again"
+        assert credited_uusd == (0 if is_held else entry.command.credit_uusd), "I8: another credit than was confirmed"
+
+
+def _check_lease(state: State, command: AnyCommand, lease: Lease, at_ms: int) -> None:
+    before = state.lease(lease.lease)
+    claimed_uusd = before.claimed_uusd if before is not None else 0
+    assert claimed_uusd <= lease.claimed_uusd <= lease.cap_uusd, "I3: a claim falls, or exceeds the cap"
+    assert before is None or not before.is_closed, "I12: a lease changes after its end"
+    if isinstance(command, Claim):
+        assert lease.claimed_uusd <= max(claimed_uusd, command.paid_uusd), "I4: more than was signed"
+        assert command.provider == lease.provider, "I10: a claim of somebody else"
+        assert lease != before, "I7: an entry for a claim that is no news"
+    if isinstance(command, ExpireLease):
+        away_ms = state.downtime_ms - lease.downtime_ms
+        assert at_ms - away_ms > lease.claim_by_ms, "I11: a lease is closed before its time for claims is over"
+
+
+def _check_payout(state: State, command: AnyCommand, payout: Payout) -> None:
+    before = state.payout(payout.intent)
+    assert (before is None) == isinstance(command, OrderPayout), "I9: money is set aside for a payout once"
+    assert before is None or not before.is_resolved, "I9: a payout that has left or come back does so again"

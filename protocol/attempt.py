@@ -207,7 +207,12 @@ class Attempt:
         #   and for everything that came after the receipt.
         if not (is_last or is_first or step_uusd >= max(1, self.window_uusd // 2)):
             return None
-        return side.pay(self.order, owed_uusd, self.chunks, self.output_tokens, self.running_hash)
+        # SPEC 06: The asker MUST NOT sign for more than the price of the prompt and of the chunks that have arrived.
+        before_uusd = side.signed_uusd
+        voucher = side.pay(self.order, owed_uusd, self.chunks, self.output_tokens, self.running_hash)
+        received_uusd = cost_uusd(self.order, self.prompt_tokens, self.output_tokens)
+        assert side.signed_uusd <= max(before_uusd, side.base_uusd + received_uusd), "I6: more is signed than has come"
+        return voucher
 
     def check_complete(self) -> None:
         """Success needs all that was ordered: every embedding; of a text nobody knows how long it must be."""

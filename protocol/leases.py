@@ -45,6 +45,8 @@ def window_uusd(order: Priced, window_tokens: int, paid_uusd: int) -> int:
 
 def lease_refusal(lease: LeaseRecord, order: JobOpenRecord, offer: ModelOffer, wall_ms: int) -> Why | None:
     """Why an order cannot be run under this lease at this offer; the lease's own signature has been checked."""
+    # SPEC 06: The provider MUST refuse an order whose payer, provider, model, weights or prices are not those of its
+    #   lease.
     if (order.asker, order.provider) != (lease.payer, lease.provider):
         return Refusal.LEASE, "the lease is for another payer or another provider"
     if (order.model, prices(order)) != (lease.model, prices(lease)):

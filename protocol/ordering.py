@@ -79,6 +79,8 @@ class Ordering:
             price_in_uusd=price_in_uusd,
             price_out_uusd=price_out_uusd,
             price_job_uusd=price_job_uusd,
+            # SPEC 06: The asker MUST state in `prepay_max_uusd` the most that it pays for the prompt, and order no
+            #   more than its lease can pay:
             prepay_max_uusd=cost_uusd(offer, prompt_tokens_max, 0) if side is not None else 0,
             sealed_hash=hashlib.sha256(sealed).digest(),
             sealed_bytes=len(sealed),

@@ -288,6 +288,8 @@ class Till:
 
     def _retry(self, side: ProviderSide, text: str, now: Now) -> list[Effect]:
         lease = side.record.lease
+        # SPEC 06: The provider SHOULD claim soon after each job, and MUST try again until it is answered, or until
+        #   the lease is closed.
         tries = self._tries[lease] = self._tries.get(lease, 0) + 1
         delay_s = min(CLAIM_RETRY_S_MAX, 2.0 ** min(tries, 16))
         self._timers.set(("claim", lease), now.monotonic_s + delay_s)

@@ -43,7 +43,7 @@ from protocol.money_records import (
     LedgerHeadRecord,
     VoucherRecord,
 )
-from protocol.records import Record, Signed
+from protocol.records import Outcome, ReceiptRecord, Record, Signed
 
 PAYER, RELAY, OTHER = signing_key("payer"), signing_key("relay"), signing_key("other coordinator")
 TERMS = Terms(fee_bps=100, relay_bps_max=2_000, serve_s_max=86_400, claim_s=3_600)
@@ -72,6 +72,28 @@ REQUEST_SIGNED = sign_record(REQUEST, ASKER)
 OPENED = open_lease_request(REQUEST_SIGNED, COORDINATOR.node, TERMS, NOW_MS + 40)[1]
 LEASE = lease_record(REQUEST, OPENED, COORDINATOR.node, 2, NOW_MS + 40)
 VOUCHER = VoucherRecord(1, OPENED.lease, PAYER.node, 3, 1_234, JOB, 1, 5, 40, b"\x12" * 32, ())
+RECEIPT = ReceiptRecord(
+    version=1,
+    job=JOB,
+    attempt=1,
+    provider=PROVIDER.node,
+    asker=PAYER.node,
+    lease=OPENED.lease,
+    open_hash=b"\x16" * 32,
+    fingerprint=FINGERPRINT,
+    prompt_tokens=57,
+    output_tokens=40,
+    chunks=5,
+    running_hash=VOUCHER.running_hash,
+    paid_before_uusd=1_213,
+    owed_uusd=21,
+    accepted_at_ms=NOW_MS + 200,
+    first_token_ms=210,
+    last_token_ms=600,
+    outcome=Outcome.STOP,
+    code=0,
+    extensions=(),
+)
 CLAIM = ClaimRecord(1, PROVIDER.node, OPENED.lease, sign_record(VOUCHER, PAYER), None, 0, NOW_MS + 900, ())
 CLOSE = CloseRecord(1, OPENED.lease, PAYER.node, 1_234, NOW_MS + 950, ())
 COMPLAINT = ComplaintRecord(
@@ -208,8 +230,8 @@ def _requests() -> Iterator[Vector]:
 def vouchers() -> Vector:
     """vouchers.json."""
     return file(
-        "Vouchers, claims, acknowledgements, closes and complaints. A vector with `record` is a record by itself. One "
-        "with `claim` is claimed on `lease`, and becomes `command`.",
+        "Vouchers, receipts, claims, acknowledgements, closes and complaints. A vector with `record` is a record by "
+        "itself. One with `claim` is claimed on `lease`, and becomes `command`.",
         [*_voucher_records(), *_claims()],
     )
 
@@ -217,6 +239,7 @@ def vouchers() -> Vector:
 def _voucher_records() -> Iterator[Vector]:
     records: tuple[tuple[str, Record, SigningKey, str], ...] = (
         ("a voucher", VOUCHER, PAYER, CloseRecord.TAG),
+        ("a receipt", RECEIPT, PROVIDER, ClaimRecord.TAG),
         ("a claim", CLAIM, PROVIDER, VoucherRecord.TAG),
         ("an acknowledgement", ACK, COORDINATOR, LedgerHeadRecord.TAG),
         ("a close", CLOSE, PAYER, VoucherRecord.TAG),
@@ -233,7 +256,10 @@ def _voucher_records() -> Iterator[Vector]:
     yield from bad_fields(CLOSE, PAYER, *(("paid_uusd", value) for value in totals))
     yield from bad_fields(ACK, COORDINATOR, *(("claimed_uusd", value) for value in totals), ("is_closed", 2))
     yield from bad_fields(VOUCHER, PAYER, ("lease", bytes(31)), ("attempt", 0), ("running_hash", b""), ("sequence", -1))
+    yield from bad_fields(RECEIPT, PROVIDER, *(("owed_uusd", value) for value in totals), ("paid_before_uusd", -1))
+    yield from bad_fields(RECEIPT, PROVIDER, ("lease", b""), ("output_tokens", -1), ("outcome", 256), ("chunks", 1.0))
     yield from bad_fields(CLAIM, PROVIDER, ("is_final", 2), ("is_final", True), ("voucher", [b"", b""]))
+    yield from bad_fields(CLAIM, PROVIDER, ("receipt", [b"", b""]), ("receipt", b""))
     yield from bad_fields(COMPLAINT, PROVIDER, ("kind", 256), ("evidence_hash", b""))
 
 
@@ -269,10 +295,13 @@ def _claims() -> Iterator[Vector]:
         ("claims what the payer has signed", of(paid)),
         ("and gives up the rest", of(paid, is_final=1)),
         ("claims nothing and gives up", of(None, is_final=1)),
+        ("with the receipt of the job", of(paid, receipt=sign_record(RECEIPT, PROVIDER))),
         ("above the cap, which the ledger cuts", of(under(replace(VOUCHER, paid_uusd=c.INTEGER_MAX), PAYER))),
     ):
         yield valid(comment, claim=claim, lease=lease, command=claim_command(open_claim(claim), lease))
     stranger = replace(VOUCHER, payer=OTHER.node)
+    receipt_body = encode_record(RECEIPT)
+    forged = Signed(receipt_body, PAYER.sign(ReceiptRecord.TAG, receipt_body))
     for comment, claim in (
         ("a voucher signed by the provider", of(under(VOUCHER, PROVIDER))),
         ("a voucher signed as a close", of(under(VOUCHER, PAYER, CloseRecord.TAG))),
@@ -281,6 +310,10 @@ def _claims() -> Iterator[Vector]:
         ("a claim on another lease", of(paid, lease=elsewhere)),
         ("a claim signed by the payer", of(paid, PAYER)),
         ("another record in place of the voucher", of(sign_record(CLOSE, PAYER))),
+        ("a receipt for another lease", of(paid, receipt=sign_record(replace(RECEIPT, lease=elsewhere), PROVIDER))),
+        ("a receipt for another asker", of(paid, receipt=sign_record(replace(RECEIPT, asker=OTHER.node), PROVIDER))),
+        ("a receipt of another provider", of(paid, receipt=sign_record(replace(RECEIPT, provider=OTHER.node), OTHER))),
+        ("a receipt signed by the payer", of(paid, receipt=forged)),
     ):
         yield invalid(comment, claim=claim, lease=lease)
 

@@ -27,7 +27,7 @@ PAID_LEASES: Final = 5
 TICKS: Final = 60
 TICK_S: Final = 0.05
 FLUSH_EVERY: Final = 17
-#: DESIGN 2: a quarter of a second of vouchers may be lost. What is older waited for one flush, and that is over.
+#: specs/06: a quarter of a second of vouchers may be lost. What is older waited for one flush, and that is over.
 TICKS_LOST_MAX: Final = round(0.25 / TICK_S)
 
 _said = trio.Event()

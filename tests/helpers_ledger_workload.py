@@ -1,7 +1,7 @@
 """The real ledger as a workload: what its transactions acknowledge, and whether all of it is there.
 
 Each step writes a block of commands through `coordinator.store.ledger`, with all that its transaction writes beside it
-in the real coordinator: the request that is used up, the signed lease, the wish to close.
+in the real coordinator: the request that is used up, the signed lease, the order of a payout, the wish to close.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
-from coordinator.store import db, heads, leases, ledger_check, replay
+from coordinator.payments.payout_rules import Intent, PayoutState
+from coordinator.store import db, heads, leases, ledger_check, payouts, replay
 from coordinator.store.ledger import Ledger, read_head
 from protocol.book import Book
 from protocol.envelope import AuthenticatedRequest
@@ -41,12 +42,14 @@ NODE: Final = NodeId(bytes(31) + b"\x01")
 SIGNED: Final = Signed(b"what a coordinator has signed" * 8, bytes(64))
 HEAD_EVERY: Final = 7
 TABLES: Final = (
-    "accounts", "entries", "postings", "leases", "lease_records", "close_wishes", "payouts", "heads", "settlement",
-    "replay_windows",
+    "accounts", "entries", "postings", "leases", "lease_records", "close_wishes", "payouts", "heads",
+    "payout_intents", "settlement", "replay_windows",
 )  # fmt: skip
 # Where something is in one of two tables alone, a part of a transaction was kept.
 BESIDE: Final = (
     ("lease {} was opened without being signed", "SELECT lease FROM leases EXCEPT SELECT lease FROM lease_records"),
+    ("nobody knows where to payout {} goes", "SELECT intent FROM payouts EXCEPT SELECT intent FROM payout_intents"),
+    ("payout {} has no money", "SELECT intent FROM payout_intents EXCEPT SELECT intent FROM payouts"),
     ("head {} was signed, and is not there", "SELECT entry FROM heads EXCEPT SELECT number FROM entries"),
     ("account {} is below zero", "SELECT name FROM accounts WHERE balance < 0 AND is_outside = 0"),
     ("lease {} is claimed beyond its cap", "SELECT hex(lease) FROM leases WHERE claimed_uusd > cap_uusd"),
@@ -215,6 +218,10 @@ def _write_beside(tx: sqlite3.Connection, block: Block, facts: list[list[Any]]) 
         key = bytes.fromhex(row)
         if table == "lease_records" and leases.find_record(tx, LeaseId(key), NODE) is None:
             leases.put_record(tx, LeaseId(key), NODE, key[16:], SIGNED)
+        if table == "payouts" and payouts.get(tx, key) is None:
+            # Of a key of its own, as one key has no two on their way.
+            to = ("USDC", "base", "0x")
+            payouts.insert(tx, Intent(key, NodeId(key + key), row, 1, *to, PayoutState.QUEUED, created_ms=block.at_ms))
     if block.closes is None or tx.execute("SELECT 1 FROM leases WHERE lease = ?", (block.closes,)).fetchone() is None:
         return []
     leases.put_close_wish(tx, block.closes, SIGNED, block.at_ms)

@@ -89,10 +89,12 @@ async def read_body() -> bytes:
 
 
 async def read_json(cls: type[T]) -> T:
-    """The body as this type; unknown keys are ignored. Raises BadRequest, or ApiError 415."""
+    """The body as this type, which says whether it may have other keys. Raises BadRequest, or ApiError 415."""
+    # SPEC 07: The coordinator MUST require `Content-Type: application/json` for JSON bodies:
     if request.mimetype != "application/json":
         # Also what keeps other sites' forms out: a browser asks before it sends this type elsewhere.
         raise ApiError(415, "send JSON with Content-Type: application/json", code="bad_type")
+    # SPEC 07: The coordinator MUST ignore keys of a JSON object that it does not know.
     body = await read_body()
     try:
         return msgspec.json.decode(body, type=cls)

@@ -17,6 +17,7 @@ async def authenticate_money(core: Core) -> AuthenticatedRequest:
     """Whose request this is, with version 2 only. Raises ApiError, also when the ledger is stopped."""
     authenticated = await authenticate(core)
     # SPEC 07: The coordinator MUST refuse requests about money whose envelope is not version 2.
+    # SPEC 02: The coordinator MUST accept version 1 only for the routes that existing clients call:
     if authenticated.version != 2:
         text = "money takes X-Infernet-Auth version 2, which names the coordinator that it is for"
         raise ApiError(401, text, code="auth_version", server_time=core.wall_ms())
@@ -35,6 +36,7 @@ def mark_of(core: Core, authenticated: AuthenticatedRequest) -> Mark:
     """Uses the envelope up, in the transaction of its effect."""
 
     def mark(tx: sqlite3.Connection) -> None:
+        # SPEC 02: The coordinator MUST NOT keep any state for a key that it does not know.
         if nodes.get(tx, authenticated.node) is None:
             raise ApiError(404, REGISTER_FIRST, code="not_registered")
         use_once(core, tx, authenticated)

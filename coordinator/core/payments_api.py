@@ -36,6 +36,7 @@ Word = Annotated[str, Meta(max_length=64)]
 Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
 
 
+# SPEC 07: The coordinator MUST refuse JSON with a key that it does not know on these routes and those of payments,
 class DepositBody(Struct, forbid_unknown_fields=True):
     """So many dollars, paid in this coin. The same `request_id` again gets the same invoice."""
 

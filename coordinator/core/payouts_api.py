@@ -38,6 +38,7 @@ Word = Annotated[str, Meta(max_length=64)]
 AddressText = Annotated[str, Meta(max_length=256)]
 
 
+# SPEC 07: The coordinator MUST refuse JSON with a key that it does not know on these routes and those of payments,
 class AddressBody(Struct, forbid_unknown_fields=True):
     """An address of a key: of who signs, or of `key`, whose payout key signs."""
 

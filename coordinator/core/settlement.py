@@ -122,6 +122,7 @@ class Settlement:
                 return before
             return asked if isinstance(asked, ApiError) else self._open(tx, sender, *asked)
 
+        # SPEC 06: The coordinator MUST have an entry on disk before it answers for it.
         answer = await self._database.write(write)
         self._check_still_running()
         return _raised(answer)
@@ -181,6 +182,7 @@ class Settlement:
         lease = await self._database.write(write)
         if isinstance(lease, ApiError):
             raise lease
+        # SPEC 06: The coordinator MUST pass the wish of a payer to close a lease on to its provider.
         if not lease.is_closed:
             self._on_close_wish(lease.provider, signed)
         return lease

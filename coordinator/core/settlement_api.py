@@ -33,6 +33,7 @@ Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
 Before = Annotated[int, Meta(ge=1, le=c.INTEGER_MAX)]
 
 
+# SPEC 07: The coordinator MUST refuse JSON with a key that it does not know on these routes and those of payments,
 class ListBody(Struct, forbid_unknown_fields=True):
     """Whose leases: those that this node is paid by, or pays."""
 

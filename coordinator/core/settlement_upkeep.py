@@ -173,6 +173,8 @@ class SettlementUpkeep:
 
     async def check(self) -> None:
         """Compare everything that is cached with the entries; stop the ledger when it differs."""
+        # SPEC 06: The coordinator MUST compare all balances with the postings when it starts and every hour, and MUST
+        #   stop everything about money where they differ.
         try:
             head = await asyncio.to_thread(check_file, self._database.path)
         except Drift as drift:

@@ -24,6 +24,8 @@ class PaymentStatus(StrEnum):
     FAILED = "failed"
 
 
+# SPEC 06: The coordinator MUST take a payment for confirmed by an exact list of states, and MUST NOT undo a credit
+#   when a later message says that the payment has expired or failed.
 # Exactly these words, in exactly this case (docs/API.md and packages/sdk of the gateway). Never a part of a word:
 # `unpaid`, `underpaid`, `unconfirmed` and `unsuccessful` all contain one that means the opposite.
 _LISTED: Final = {

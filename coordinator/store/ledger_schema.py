@@ -143,20 +143,6 @@ LEDGER_STEP: Final[tuple[str, ...]] = (
         signature BLOB NOT NULL CHECK (length(signature) = 64)
     ) STRICT
     """,
-    # Answers to requests that could be sent twice and have no number of their own in the ledger.
-    """
-    CREATE TABLE idempotency (
-        node         BLOB NOT NULL CHECK (length(node) = 32),
-        key          TEXT NOT NULL,
-        endpoint     TEXT NOT NULL,
-        request_hash BLOB NOT NULL CHECK (length(request_hash) = 32),
-        status       INTEGER NOT NULL,
-        body         BLOB NOT NULL,
-        created_ms   INTEGER NOT NULL,
-        PRIMARY KEY (node, key, endpoint)
-    ) STRICT, WITHOUT ROWID
-    """,
-    "CREATE INDEX idempotency_by_age ON idempotency (created_ms)",
     # downtime_ms: how long nobody could claim, in all. last_alive_ms: when somebody could, most recently.
     """
     CREATE TABLE settlement (

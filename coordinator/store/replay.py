@@ -40,10 +40,13 @@ def use(connection: sqlite3.Connection, request: AuthenticatedRequest, now_ms: i
 
 
 def _use_counter(connection: sqlite3.Connection, node: NodeId, counter: int, now_ms: int) -> None:
+    # SPEC 02: The coordinator MUST accept each counter of a node at most once, and mark it in the same transaction as
+    #   the effect of the request.
     row = connection.execute("SELECT highest, bitmap FROM replay_windows WHERE node = ?", (node,)).fetchone()
     window = ReplayWindow(row[0], int.from_bytes(row[1], "big")) if row else ReplayWindow()
     if not window.accept(counter):
         raise Replayed
+    # SPEC 02: The coordinator MUST store both numbers with the node, so that a restart forgets nothing.
     bitmap = window.bitmap.to_bytes((window.bitmap.bit_length() + 7) // 8, "big")
     connection.execute(
         """
@@ -59,6 +62,8 @@ def _use_nonce(connection: sqlite3.Connection, node: NodeId, nonce: str, now_ms:
     used: int = connection.execute("SELECT count(*) FROM nonces WHERE node = ?", (node,)).fetchone()[0]
     if used >= NONCES_PER_NODE_MAX:
         raise TooManyRequests
+    # SPEC 02: The coordinator MUST refuse a nonce that it has accepted from this key within the time in which the
+    #   request would be valid.
     try:
         connection.execute("INSERT INTO nonces VALUES (?, ?, ?)", (node, nonce, now_ms + NONCE_LIFETIME_MS))
     except sqlite3.IntegrityError:

@@ -18,11 +18,14 @@ from infernet.store import StoreError
 from infernet.transport.memory import MemoryNetwork
 from protocol.constants import PROTOCOLS
 from protocol.effects import Equivocation
+from protocol.envelope import open_record
 from protocol.errors import LocalProtocolError
+from protocol.events import RestoreProvider
+from protocol.money_records import ClaimRecord
 from protocol.records import Role
 from tests.helpers_engine import PacedEngine
-from tests.helpers_money_server import BANK, Refusal, money_server
-from tests.helpers_money_store import lease, mark
+from tests.helpers_money_server import BANK, Asked, Refusal, money_server
+from tests.helpers_money_store import lease, mark, voucher
 from tests.helpers_node import ask, config_of_nobody, key_of, question
 
 pytestmark = pytest.mark.anyio
@@ -31,10 +34,11 @@ PRICES = (1, 2, 0)
 
 @asynccontextmanager
 async def node_with_money(
-    tmp_path: Path, engine: Engine | None, **config: Any
+    tmp_path: Path, engine: Engine | None, asked: list[Asked] | None = None, **config: Any
 ) -> AsyncIterator[tuple[Node, MoneyStore]]:
-    """A node that has a coordinator which refuses everything."""
-    async with money_server(answers={"": Refusal(503)}) as server, trio.open_nursery() as nursery:
+    """A node that has a coordinator which refuses everything; what that was asked is added to `asked`."""
+    asked = [] if asked is None else asked
+    async with money_server(answers={"": Refusal(503)}, asked=asked) as server, trio.open_nursery() as nursery:
         store = MoneyStore(tmp_path / "money.sqlite3")
         settings = config_of_nobody(
             role=Role.CLIENT if engine is None else Role.AGGREGATOR,
@@ -119,10 +123,16 @@ async def test_without_a_coordinator_nothing_can_be_paid() -> None:
 
 
 async def test_a_node_that_stops_redeems_first_and_does_not_wait_for_ever(tmp_path: Path) -> None:
-    async with node_with_money(tmp_path, None) as (node, store):
+    asked: list[Asked] = []
+    async with node_with_money(tmp_path, None, asked) as (node, store):
+        given = lease(serve_until_ms=2**52, claim_by_ms=2**53)
+        node.driver.command(RestoreProvider(given, voucher(90), None, 0))
         node.money.perform(mark(300))
         node.stop()
+        await until(lambda: any(each.target.endswith("/claims") for each in asked))
         await until(lambda: len(store.payer_leases()) == 1)
+    (claimed,) = [each.signed for each in asked if each.target.endswith("/claims")]
+    assert open_record(claimed, ClaimRecord).voucher == voucher(90)
 
 
 async def test_a_coordinator_with_two_ledgers_is_paid_through_by_nobody_after_a_restart(tmp_path: Path) -> None:

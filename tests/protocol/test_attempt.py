@@ -9,10 +9,12 @@ from protocol.attempt import Attempt
 from protocol.envelope import sign_record
 from protocol.errors import BadSignature, RemoteProtocolError, SealError
 from protocol.ids import StreamId
+from protocol.leases import PayerSide
 from protocol.messages import Chunk
-from protocol.records import ChunkBody, JobOpenRecord, Outcome
+from protocol.records import ChunkBody, JobOpenRecord, Outcome, Signed
 from protocol.sealing import ChunkCipher
 from tests.helpers_records import ASKER, PROVIDER, acceptance, order, receipt
+from tests.protocol.test_leases import BANK, PAYER, accepted, lease, paid_order
 
 HASH = b"\x44" * 32
 
@@ -40,6 +42,28 @@ def test_an_acceptance_signed_by_somebody_else_is_none() -> None:
     other = sign_record(acceptance(prompt_tokens=16), PROVIDER)
     with pytest.raises(BadSignature):
         attempt_for(order()).accept(signed.__class__(signed.body, other.signature))
+
+
+class Generous(PayerSide):
+    """A payer that signs for one micro-USD more than it is told."""
+
+    def pay(
+        self, order: JobOpenRecord, owed_uusd: int, chunks: int, output_tokens: int, running_hash: bytes
+    ) -> Signed | None:
+        return PayerSide.pay(self, order, owed_uusd + 1, chunks, output_tokens, running_hash)
+
+
+@pytest.mark.parametrize("payer", [PayerSide, Generous])
+def test_to_sign_for_more_than_has_come_is_a_bug(payer: type[PayerSide]) -> None:
+    attempt = attempt_for(paid_order())
+    attempt.side = payer(lease(), sign_record(lease(), BANK), PAYER, mark_uusd=1_000)
+    attempt.accept(sign_record(accepted(), PROVIDER))
+    if payer is Generous:
+        with pytest.raises(AssertionError, match="I6"):
+            attempt.voucher()
+    else:
+        assert attempt.voucher() is not None
+        assert attempt.paid_uusd == 17
 
 
 def test_weights_that_were_not_named_are_not_checked() -> None:

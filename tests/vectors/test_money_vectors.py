@@ -24,14 +24,14 @@ from protocol.money_records import (
     LedgerHeadRecord,
     VoucherRecord,
 )
-from protocol.records import Signed
+from protocol.records import ReceiptRecord, Signed
 from tests.helpers_vectors import FOLDER, Vector, each, load, plain
 
 RECORDS = {
     cls.__name__: cls
     for cls in (
         *(LeaseRequestRecord, LeaseRecord, VoucherRecord, ClaimRecord, ClaimAckRecord),
-        *(CloseRecord, ComplaintRecord, LedgerHeadRecord),
+        *(CloseRecord, ComplaintRecord, LedgerHeadRecord, ReceiptRecord),
     )
 }
 BYTES = ("lease", "payer", "provider", "relay")
@@ -116,7 +116,7 @@ def test_no_sum_in_the_ledger_has_a_fraction() -> None:
     def refuse(text: str) -> None:
         raise AssertionError(text)
 
-    for name in ("ledger", "leases", "vouchers"):
+    for name in ("ledger", "leases", "lease-amounts", "lease-rules", "vouchers"):
         json.loads((FOLDER / f"{name}.json").read_text("utf-8"), parse_float=refuse)
 
 

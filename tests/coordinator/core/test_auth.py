@@ -114,7 +114,8 @@ async def test_one_changed_byte_is_refused(served: Served, version: int, change:
     assert answer.status_code == 401, method
 
 
-async def test_another_coordinators_request_is_refused(served: Served) -> None:
+async def test_r8_another_coordinators_request_is_refused(served: Served) -> None:
+    """R8: what was signed named no coordinator, and was good at every one."""
     client = NodeClient(served)
     await client.register()
     body = b'{"role":"provider"}'
@@ -131,7 +132,8 @@ async def test_an_upper_case_key_is_refused(served: Served, clock: WallClock) ->
 
 
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_replay_is_refused_across_a_restart(tmp_path: Path, version: int) -> None:
+async def test_r7_a_replay_is_refused_across_a_restart(tmp_path: Path, version: int) -> None:
+    """R7: what was used lay in memory, and a restart forgot it."""
     key = make_key()
     async with serving(tmp_path) as served:
         client = NodeClient(served, key, version=version)

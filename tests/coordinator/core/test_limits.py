@@ -40,9 +40,10 @@ async def client(remote: str, forwarded: str | None = None, **settings: Any) -> 
         ("<local>", None, (), "unknown"),
     ],
 )
-async def test_the_client_is_whom_trusted_proxies_name_counted_from_the_right(
+async def test_r10_the_client_is_whom_trusted_proxies_name_counted_from_the_right(
     remote: str, forwarded: str | None, trusted: tuple[str, ...], prefix: str
 ) -> None:
+    """R10: whoever wrote another address into `X-Forwarded-For` was another client to the limits."""
     assert (await client(remote, forwarded, trusted_proxies=trusted)).prefix == prefix
 
 

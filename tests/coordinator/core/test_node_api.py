@@ -50,6 +50,27 @@ async def test_register_heartbeat_me_remove_in_the_existing_shapes(served: Serve
     assert (await client.post("me", {"role": "provider"})).json() == {"data": {"row": None}}
 
 
+def all_below(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_r9_what_a_node_tells_of_its_host_is_nowhere_on_the_coordinators_disk(
+    served: Served, tmp_path: Path, version: int
+) -> None:
+    """R9: whatever a node sent as its specs was stored as it came."""
+    client = NodeClient(served, version=version)
+    gpu = {"vendor": "nvidia", "vram_tier": "24-48gb", "model": "a-word-to-keep", "serial": "telltale"}
+    told = {"gpus": [gpu], "cpu": {"model": "telltale"}, "hostname": "telltale", "telltale": ["telltale"]}
+    fields = {"name": "telltale@telltale:mine", "hostname": "telltale", "specs": told, "telltale": 1}
+    assert (await client.register(**fields)).status_code == 200
+    beat = {"role": "provider", "status": "available", "load": "telltale", "specs": told}
+    assert (await client.post("heartbeat", beat)).status_code == 200
+    kept = all_below(tmp_path)
+    assert b"a-word-to-keep" in kept
+    assert b"telltale" not in kept
+
+
 async def test_a_heartbeat_without_a_registration_is_told_to_register(served: Served) -> None:
     answer = await NodeClient(served).post("heartbeat", {"role": "provider", "status": "available"})
     assert answer.status_code == 404

@@ -130,7 +130,8 @@ async def test_a_key_has_a_bounded_number_of_unpaid_invoices(paid: Paid) -> None
     await paid.invoice()
 
 
-async def test_version_1_makes_no_deposit_and_may_list(paid: Paid) -> None:
+async def test_r8_version_1_makes_no_deposit_and_may_list(paid: Paid) -> None:
+    """R8: what was signed named no coordinator, and was good at every one."""
     old = NodeClient(paid.served, paid.client.key, version=1)
     assert refused(await old.post("deposits", {"amount_usd": "5", "coin": "BTC"})) == (401, "auth_version")
     answer = await old.post("payments/list", {"role": "client", "limit": 20})

@@ -154,11 +154,33 @@ async def test_a_payout_key_with_which_nobody_can_sign_is_refused(paid: Paid) ->
     assert (await paid.data("payouts/key", payout_key=cold))["payout_key"] == cold
 
 
-async def test_version_1_changes_no_address(paid: Paid) -> None:
+async def test_r8_version_1_changes_no_address_and_orders_no_payout(paid: Paid) -> None:
+    """R8: what was signed named no coordinator, and was good at every one."""
+    await paid.with_address()
     old = NodeClient(paid.served, paid.client.key, version=1)
-    body = {"coin": "USDC", "network": "base", "address": EVM_ADDRESS}
-    assert refused(await old.post("payouts/set", body)) == (401, "auth_version")
-    assert (await old.post("payouts/list", {})).json()["data"]["rows"] == []
+    address = {"coin": "USDC", "network": "base", "address": EVM_ADDRESS}
+    for route, body in (
+        ("payouts/set", {**address, "address": OTHER_ADDRESS}),
+        ("payouts/remove", address),
+        ("payouts/key", {"payout_key": old.key.node.hex()}),
+        ("payouts/request", {"amount_usd": "5.00"}),
+    ):
+        assert refused(await old.post(route, body)) == (401, "auth_version")
+    rows = (await old.post("payouts/list", {})).json()["data"]["rows"]
+    assert [row["address"] for row in rows] == [EVM_ADDRESS]
+    assert await paid.available() == 100_000_000
+
+
+@pytest.mark.parametrize("route", ["set", "remove", "key", "request"])
+async def test_a_word_that_is_not_known_is_no_payout_of_everything(paid: Paid, route: str) -> None:
+    await paid.with_address()
+    address = {"coin": "USDC", "network": "base", "address": EVM_ADDRESS}
+    key = {"payout_key": paid.client.key.node.hex()}
+    good: dict[str, dict[str, str]] = {"set": address, "remove": address, "key": key, "request": {}}
+    answer = await paid.client.post(f"payouts/{route}", {**good[route], "amount_used": "5.00"})
+    assert refused(answer) == (400, "bad_request")
+    assert [row["address"] for row in (await paid.data("payouts/list"))["rows"]] == [EVM_ADDRESS]
+    assert await paid.available() == 100_000_000
 
 
 # ---------------------------------------------------------------- orders

@@ -448,6 +448,15 @@ async def test_nonsense_is_refused_with_a_code(served: Served, route: str, kind:
         assert code in ("bad_record", "bad_type", "bad_request")
 
 
+@pytest.mark.parametrize("route", ["leases/list", "wallet", "wallet/history"])
+async def test_a_word_that_is_not_known_is_refused_where_it_is_about_money(served: Served, route: str) -> None:
+    market = await Market.opened(served)
+    body, _ = ROUTES[route](market)
+    assert isinstance(body, dict)
+    assert refused(await market.client.post(route, {**body, "limits": 5})) == (400, "bad_request")
+    assert (await market.client.post("heartbeat", {"role": "client", "limits": 5})).status_code == 200
+
+
 async def test_when_the_ledger_is_stopped_only_money_stands_still(served: Served) -> None:
     market = await Market.opened(served)
     lease = await market.lease()

@@ -27,7 +27,8 @@ SPECS = JSON | st.dictionaries(
 
 
 @given(SPECS)
-def test_what_is_stored_has_only_allowed_keys_and_words(sent: Any) -> None:
+def test_r9_what_is_stored_of_a_heartbeat_has_only_allowed_keys_and_words(sent: Any) -> None:
+    """R9: whatever a node sent as its specs was stored as it came."""
     stored = specs.stored(specs.sanitise(sent))
     assert set(stored) == {"gpus", "gpu_count", "served_models"}
     assert len(stored["gpus"]) <= 16

@@ -202,6 +202,7 @@ def test_the_checker_sees_transactions_that_were_kept_in_part() -> None:
         ("UPDATE accounts SET balance = balance + 1 WHERE name LIKE 'available:%'", Unbalanced),
         ("UPDATE accounts SET balance = balance + 1 WHERE name = 'treasury'", Unbalanced),
         ("DELETE FROM lease_records WHERE rowid = 1", Unbalanced),
+        ("DELETE FROM payout_intents", Unbalanced),
         ("DELETE FROM close_wishes", Lost),
         ("UPDATE replay_windows SET highest = highest - 1", Lost),
     ],

@@ -96,9 +96,10 @@ async def test_a_nonce_is_used_once_per_key(database: Database) -> None:
         await use(database, with_nonce(ALICE, "n"), NOW_MS)
 
 
-async def test_one_key_cannot_push_out_the_nonces_of_another(
+async def test_r7_one_key_cannot_push_out_the_nonces_of_another(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """R7: nonces of all keys shared one memory, and ten thousand of anybody's pushed out the others."""
     monkeypatch.setattr(replay, "NONCES_PER_NODE_MAX", 10)
     await use(database, with_nonce(ALICE, "mine"), NOW_MS)
     for number in range(10):

@@ -66,7 +66,8 @@ async def dial(transport: Libp2pTransport, peer: NodeId, address: str) -> str:
 # ---------------------------------------------------------------- S6
 
 
-async def test_no_way_of_writing_an_address_leads_out_of_the_internet() -> None:
+async def test_r10_no_way_of_writing_an_address_leads_out_of_the_internet() -> None:
+    """R10: addresses were compared as text, and names that lead inside were not looked up."""
     corpus = forbidden(PEER, RELAY)
     assert len(corpus) >= 500
     wire = Wire()
