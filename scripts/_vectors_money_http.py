@@ -111,8 +111,8 @@ def _deposits() -> Iterator[Vector]:
         ("a stablecoin on a network where it is not taken", "USDT", "tron"),
         ("no name", "", None),
     ):
-        body = {"amount_usd": "5.00", "coin": coin, "network": network}
-        yield bad(comment, "deposits", body, 400, "unsupported_coin")
+        wanted = {"amount_usd": "5.00", "coin": coin, "network": network}
+        yield bad(comment, "deposits", wanted, 400, "unsupported_coin")
     for comment, body in (
         ("an amount that is no text", {**ask, "amount_usd": 5.0}),
         ("no amount", {"coin": "BTC"}),
