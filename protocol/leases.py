@@ -178,6 +178,8 @@ class ProviderSide:
     claimed_uusd: int = 0
     is_closed: bool = False
     is_final_wanted: bool = False
+    #: What was paid when the disk knew that it is given up; None: it does not know.
+    given_up_uusd: int | None = None
     in_use: bool = False
     round_trip_s: float = 0.0
     tokens_per_s: float = 0.0

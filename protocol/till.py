@@ -13,7 +13,7 @@ from protocol import constants as c
 from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreClosing, StoreVoucher
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
+from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, ClosingStored, Now, Offer, RestoreProvider
 from protocol.ids import LeaseId, StreamId
 from protocol.leases import Meter, ProviderSide, Why, lease_refusal, most_uusd
 from protocol.messages import Voucher
@@ -47,6 +47,8 @@ class Till:
         # Jobs whose last voucher has not come, by the stream on which it may.
         self._settling: dict[StreamId, Meter] = {}
         self._sent: dict[LeaseId, int] = {}
+        # Leases that we give up, and what was paid on each, until the disk knows both.
+        self._keeping: dict[LeaseId, int] = {}
         self._tries: dict[LeaseId, int] = {}
         self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
 
@@ -220,6 +222,18 @@ class Till:
         is_final = side.is_final_wanted and not side.in_use
         if lease in self._sent or side.is_closed or not (side.unclaimed_uusd or is_final):
             return []
+        if is_final and side.given_up_uusd != side.paid_uusd:
+            # SPEC 06: The provider MUST have on disk that it gives up a lease, and the best voucher of it, before it
+            #   sends the last claim.
+            # Its coordinator closes it then, and we may crash before we hear of that.
+            if self._keeping.get(lease) != side.paid_uusd:
+                self._keeping[lease] = side.paid_uusd
+                self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
+                return [StoreClosing(lease, side.paid_uusd)]
+            # The disk takes its time: what is not the last word can be claimed meanwhile.
+            is_final = False
+            if not side.unclaimed_uusd:
+                return []
         claim = ClaimRecord(
             version=1,
             provider=self._signer.node,
@@ -232,11 +246,17 @@ class Till:
         )
         self._sent[lease] = side.paid_uusd
         self._timers.set(("answer", lease), now.monotonic_s + CLAIM_ANSWER_S)
-        sent = SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))
-        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
-        #   restarts too.
-        # Its coordinator may close it, and we crash before we hear of that.
-        return [StoreClosing(lease), sent] if is_final else [sent]
+        return [SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))]
+
+    def on_closing_stored(self, event: ClosingStored, now: Now) -> list[Effect]:
+        """The disk knows that we give up a lease."""
+        side = self._sides.get(event.lease)
+        if side is None:
+            return []
+        if self._keeping.get(event.lease) == event.paid_uusd:
+            del self._keeping[event.lease]
+        side.given_up_uusd = event.paid_uusd
+        return self._claim(side, now) if side.is_final_wanted else []
 
     def on_answered(self, event: ClaimAnswered, now: Now) -> list[Effect]:
         """The coordinator has credited a claim, or says that it had."""
@@ -306,6 +326,7 @@ class Till:
         self._sides.pop(lease, None)
         self._tries.pop(lease, None)
         self._sent.pop(lease, None)
+        self._keeping.pop(lease, None)
         for name in ("claim", "answer", "served"):
             self._timers.cancel((name, lease))
 
@@ -329,6 +350,9 @@ class Till:
             )
             if event.voucher is not None:
                 side.take(event.voucher)
+            # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
+            #   restarts too.
+            side.given_up_uusd = side.paid_uusd if event.is_closing else None
         except RemoteProtocolError as error:
             return [Note("lease.not_restored", None, str(error))]
         self._keep(side, now)

@@ -8,10 +8,10 @@ import pytest
 from msgspec.structs import replace
 
 from protocol.codec import decode_record
-from protocol.effects import Effect, SendClaim, StoreVoucher
+from protocol.effects import Effect, SendClaim, StoreClosing, StoreVoucher
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import ClaimAnswered
+from protocol.events import ClaimAnswered, CloseLease, ClosingStored
 from protocol.ids import JobId, LeaseId, StreamId
 from protocol.leases import Meter, ProviderSide, most_uusd
 from protocol.messages import Voucher
@@ -46,6 +46,7 @@ class Bench:
     def __init__(self) -> None:
         self.till = Till(PROVIDER)
         self.at_s = 0.0
+        self.disk_hangs = False
         self.effects: list[Effect] = []
 
     def refusal(self, signed: Signed | None = None, offered: Any = OFFERED, **ordered: Any) -> Refusal | None:
@@ -87,8 +88,21 @@ class Bench:
             if due_s is None or due_s > end_s:
                 break
             self.at_s = max(self.at_s, due_s)
-            self.effects += self.till.on_deadline(now(self.at_s))
+            self.effects += self.keep(self.till.on_deadline(now(self.at_s)))
         self.at_s = end_s
+        return self.effects
+
+    def keep(self, effects: list[Effect]) -> list[Effect]:
+        """The disk knows at once what it shall, unless it hangs."""
+        for effect in [] if self.disk_hangs else list(effects):
+            if isinstance(effect, StoreClosing):
+                stored = ClosingStored(effect.lease, effect.paid_uusd)
+                effects = effects + self.till.on_closing_stored(stored, now(self.at_s))
+        return effects
+
+    def close(self, lease_id: LeaseId = LEASE) -> list[Effect]:
+        """The payer wants its rest."""
+        self.effects = self.keep(self.till.on_close_wanted(CloseLease(lease_id), now(self.at_s)))
         return self.effects
 
     def claims(self) -> list[ClaimRecord]:
