@@ -196,6 +196,16 @@ class ProviderSide:
         return max(0, self.paid_uusd - self.claimed_uusd)
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether no job begins on it any more."""
+        return self.is_closed or self.is_final_wanted
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was ever delivered or paid on it: then it can be forgotten, and come again as new."""
+        return self.voucher is None and not self.owed_uusd and not self.claimed_uusd
+
+    @property
     def is_in_debt(self) -> bool:
         """Whether something was delivered and is not paid."""
         return self.owed_uusd > self.paid_uusd
