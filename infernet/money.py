@@ -20,7 +20,7 @@ from infernet.money_client import FINAL_CLAIM_CODES, MoneyClient, is_final, read
 from infernet.money_store import MoneyStore, accusation
 from infernet.money_writer import MoneyWriter
 from protocol.constants import LEASE_DEADLINE_S
-from protocol.effects import Equivocation, RequestLease, SendClaim, StoreClaimed, StoreMark
+from protocol.effects import Equivocation, RequestLease, SendClaim, StoreClaimed, StoreClosing, StoreMark
 from protocol.envelope import open_record, sign_record
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.events import (
@@ -28,6 +28,7 @@ from protocol.events import (
     ClaimFailed,
     ClaimNow,
     CloseLease,
+    ClosingStored,
     LearnHead,
     LeaseDenied,
     LeaseGranted,
@@ -123,6 +124,7 @@ class Money:
     async def settle(self) -> None:
         """Redeem what can be redeemed, and put on disk what is not there yet; for the end of a node."""
         self._driver.command(ClaimNow())
+        await self._writer.flush()
         await self._driver.wait_for(lambda: self._claims == 0)
         await self._writer.flush()
 
@@ -153,8 +155,12 @@ class Money:
             if isinstance(effect, StoreClaimed):
                 self._note_claimed(effect)
 
-    def _on_stored(self, mark: StoreMark) -> None:
-        self._driver.post(MarkStored(mark.lease, mark.mark_uusd))
+    def _on_stored(self, write: StoreMark | StoreClosing) -> None:
+        if isinstance(write, StoreMark):
+            self._driver.post(MarkStored(write.lease, write.mark_uusd))
+        else:
+            # At once: `settle` waits for the claims that are on their way, and this is what sends the last of them.
+            self._driver.command(ClosingStored(write.lease, write.paid_uusd))
 
     async def _get_lease(self, effect: RequestLease) -> None:
         text, final = "the coordinator did not answer in time", False

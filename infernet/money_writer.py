@@ -29,9 +29,13 @@ log = structlog.get_logger(__name__)
 
 
 class MoneyWriter:
-    """The queue of one store. `stored` is called with each mark that is on disk, `changed` when `trouble` does."""
+    """The queue of one store. `stored` is called with each mark, and each lease that is given up, that is on disk,
+    `changed` when `trouble` changes.
+    """
 
-    def __init__(self, store: MoneyStore, stored: Callable[[StoreMark], None], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, store: MoneyStore, stored: Callable[[StoreMark | StoreClosing], None], changed: Callable[[], None]
+    ) -> None:
         self._store = store
         self._stored = stored
         self._changed = changed
@@ -129,7 +133,7 @@ class MoneyWriter:
                 self._in_flight = 0
         self._tell("")
         for write in written:
-            if isinstance(write, StoreMark):
+            if isinstance(write, (StoreMark, StoreClosing)):
                 self._stored(write)
         return True
 
@@ -161,7 +165,7 @@ class MoneyWriter:
             elif isinstance(write, StoreVoucher):
                 self._vouchers.setdefault(write.lease, write)
             elif isinstance(write, StoreClosing):
-                self._closing[write.lease] = write
+                self._closing.setdefault(write.lease, write)
             else:
                 self._claimed[write.lease] = _with_word(self._claimed.get(write.lease, write), write)
 

@@ -171,9 +171,13 @@ class StoreClaimed(Struct, frozen=True):
 
 
 class StoreClosing(Struct, frozen=True):
-    """Put on disk, at once, that we give up the rest of a lease: it is served no more, whatever we hear of that."""
+    """Put on disk, at once, that we give up the rest of a lease: it is served no more, whatever we hear of that.
+
+    ClosingStored says that it is there, with what was paid: StoreVoucher has brought that before.
+    """
 
     lease: LeaseId
+    paid_uusd: int
 
 
 class Equivocation(Struct, frozen=True):

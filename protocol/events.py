@@ -324,6 +324,13 @@ class MarkStored(Struct, frozen=True):
     mark_uusd: int
 
 
+class ClosingStored(Struct, frozen=True):
+    """What StoreClosing wanted is on disk."""
+
+    lease: LeaseId
+    paid_uusd: int
+
+
 class ClaimAnswered(Struct, frozen=True):
     """The coordinator's signed answer to a SendClaim."""
 
@@ -421,6 +428,7 @@ Event = (
     | LeaseGranted
     | LeaseDenied
     | MarkStored
+    | ClosingStored
     | ClaimAnswered
     | ClaimFailed
     | RestorePayer

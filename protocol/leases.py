@@ -215,6 +215,8 @@ class ProviderSide:
     claimed_uusd: int = 0
     is_closed: bool = False
     is_final_wanted: bool = False
+    #: What was paid when the disk knew that it is given up; None: it does not know.
+    given_up_uusd: int | None = None
     in_use: bool = False
     round_trip_s: float = 0.0
     tokens_per_s: float = 0.0
@@ -229,6 +231,16 @@ class ProviderSide:
     def unclaimed_uusd(self) -> int:
         # A coordinator may have credited more than we know of: its word is older than our disk, or not true.
         return max(0, self.paid_uusd - self.claimed_uusd)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether no job begins on it any more."""
+        return self.is_closed or self.is_final_wanted
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was ever delivered or paid on it: then it can be forgotten, and come again as new."""
+        return self.voucher is None and not self.owed_uusd and not self.claimed_uusd
 
     @property
     def is_in_debt(self) -> bool:

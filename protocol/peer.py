@@ -305,6 +305,8 @@ class Peer:
                 return self._asking.on_lease_denied(event, now)
             case e.MarkStored():
                 return self._asking.on_mark_stored(event)
+            case e.ClosingStored():
+                return self.till.on_closing_stored(event, now)
             case e.RestorePayer():
                 return self.purse.restore(event)
             case e.RestoreProvider():

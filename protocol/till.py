@@ -13,8 +13,8 @@ from protocol import constants as c
 from protocol.effects import Effect, Note, SendClaim, StoreClaimed, StoreClosing, StoreVoucher
 from protocol.envelope import Signer, open_record, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, Now, Offer, RestoreProvider
-from protocol.ids import LeaseId, StreamId
+from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, ClosingStored, Now, Offer, RestoreProvider
+from protocol.ids import LeaseId, NodeId, StreamId
 from protocol.leases import Meter, ProviderSide, Why, lease_refusal, most_uusd
 from protocol.messages import Voucher
 from protocol.money_records import ClaimAckRecord, ClaimRecord, LeaseRecord
@@ -23,6 +23,8 @@ from protocol.timers import Timers
 
 # Each holds somebody's locked money; memory is the only reason for a bound.
 LEASES_MAX: Final = 4096
+# Those that are given up have room of their own: whoever throws leases away takes none from others.
+GIVEN_UP_MAX: Final = 4096
 # How long the payer's last voucher is waited for, after the receipt.
 LAST_VOUCHER_S: Final = 5.0
 # A claim soon after a job: others of the same lease may still come.
@@ -42,11 +44,15 @@ class Till:
     def __init__(self, signer: Signer) -> None:
         self._signer = signer
         self._sides: dict[LeaseId, ProviderSide] = {}
+        # By coordinator, when the newest lease was issued of those that had to be forgotten before their time.
+        self._forgotten_until_ms: dict[NodeId, int] = {}
         # The lease of the order that is looked at: it is kept if that is taken.
         self._candidate: ProviderSide | None = None
         # Jobs whose last voucher has not come, by the stream on which it may.
         self._settling: dict[StreamId, Meter] = {}
         self._sent: dict[LeaseId, int] = {}
+        # Leases that we give up, and what was paid on each, until the disk knows both.
+        self._keeping: dict[LeaseId, int] = {}
         self._tries: dict[LeaseId, int] = {}
         self._timers: Timers[tuple[str, LeaseId | StreamId]] = Timers()
 
@@ -82,6 +88,10 @@ class Till:
                 return Refusal.LEASE, "the lease is another one than ordered"
             if side is not None:
                 return Refusal.LEASE, "the coordinator signed two leases with one number"
+            # SPEC 06: A provider that cannot remember them all MUST refuse what it does not know and what was issued no
+            #   later than a lease that it has forgotten.
+            if record.issued_at_ms <= self._forgotten_until_ms.get(record.coordinator, -1):
+                return Refusal.LEASE, "this lease is older than this node can remember: get another one"
             side = ProviderSide(record, signed)
         # Those that we have served before, too: the owner may have left their coordinator since.
         if side.record.coordinator not in offer.coordinators:
@@ -93,7 +103,7 @@ class Till:
         # SPEC 06: The provider MUST run one job at a time for each lease.
         if side.in_use:
             return Refusal.LEASE, "a job of this lease is running here: one at a time"
-        if side.is_closed or side.is_final_wanted:
+        if side.is_given_up:
             return Refusal.LEASE, "this lease is closed: get another one"
         # SPEC 06: The provider MUST NOT take another order under a lease before all that was delivered under it is
         #   paid.
@@ -103,22 +113,50 @@ class Till:
         # SPEC 06: The provider MUST refuse an order that can cost more than is left of its lease.
         if most_uusd(order) > side.record.cap_uusd - side.settled_uusd:
             return Refusal.LEASE, "the order can cost more than is left of its lease: get a larger one"
-        if side.record.lease not in self._sides and not self._has_room():
+        if side.record.lease not in self._sides and self._is_full() and self._least_served() is None:
             return Refusal.BUSY, "this node holds as many leases as it can"
         if sum(other.unclaimed_uusd for other in self._sides.values()) > UNCLAIMED_UUSD_MAX:
             return Refusal.LEASE, "the coordinator owes this node too much already: free jobs only, for now"
         return None
 
-    def _has_room(self) -> bool:
-        """Whether another lease can be held; if need be in place of one that never paid anything."""
-        if len(self._sides) < LEASES_MAX:
-            return True
-        idle = (side for side in self._sides.values() if not (side.in_use or side.is_closed or side.paid_uusd))
-        worthless = next(idle, None)
-        if worthless is None:
-            return False
-        self._drop(worthless)
-        return True
+    def _served(self) -> list[ProviderSide]:
+        return [side for side in self._sides.values() if not side.is_given_up]
+
+    def _is_full(self) -> bool:
+        return len(self._served()) >= LEASES_MAX
+
+    def _least_served(self) -> ProviderSide | None:
+        """Of the leases that no job uses, the one that has paid least, and of those the oldest."""
+        return min((side for side in self._served() if not side.in_use), key=lambda side: side.paid_uusd, default=None)
+
+    def _make_room(self, now: Now) -> list[Effect]:
+        """For another lease. Nothing is lost: what was paid is redeemed, what was not can be used elsewhere."""
+        effects: list[Effect] = []
+        least = self._least_served() if self._is_full() else None
+        if least is not None and least.is_untouched:
+            self._drop(least)
+        elif least is not None:
+            least.is_final_wanted = True
+            effects += self._claim(least, now)
+        return effects + self._forget_given_up()
+
+    def _forget_given_up(self) -> list[Effect]:
+        """Keep those that are given up in their room: first without those that hold nothing for us, the oldest first,
+        and then, where no coordinator answers, without the smallest.
+        """
+        given_up = [side for side in self._sides.values() if side.is_given_up and not side.in_use]
+        effects: list[Effect] = []
+        if len(given_up) <= GIVEN_UP_MAX:
+            return effects
+        for side in sorted(given_up, key=_worth)[: len(given_up) - GIVEN_UP_MAX]:
+            record = side.record
+            fence_ms = self._forgotten_until_ms.get(record.coordinator, -1)
+            self._forgotten_until_ms[record.coordinator] = max(fence_ms, record.issued_at_ms)
+            if not side.is_closed and side.unclaimed_uusd:
+                text = f"lease {record.lease.hex()[:8]}: {side.unclaimed_uusd} micro-USD are claimed after a restart"
+                effects.append(Note("claim.put_off", None, text))
+            self._drop(side)
+        return effects
 
     def _keep(self, side: ProviderSide, now: Now) -> None:
         lease = side.record.lease
@@ -133,10 +171,11 @@ class Till:
         assert side is not None, "an order begins that nobody has looked at"
         assert side.record.lease == order.lease, "an order begins under another lease than its own"
         self._candidate = None
+        effects = self._make_room(now) if order.lease not in self._sides else []
         self._keep(side, now)
         side.in_use = True
         self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
-        return side, [self._store(side)]
+        return side, [*effects, self._store(side)]
 
     def end(self, meter: Meter, stream: StreamId | None, now: Now) -> None:
         """The job is over; on its stream what is missing may still come.
@@ -220,6 +259,18 @@ class Till:
         is_final = side.is_final_wanted and not side.in_use
         if lease in self._sent or side.is_closed or not (side.unclaimed_uusd or is_final):
             return []
+        if is_final and side.given_up_uusd != side.paid_uusd:
+            # SPEC 06: The provider MUST have on disk that it gives up a lease, and the best voucher of it, before it
+            #   sends the last claim.
+            # Its coordinator closes it then, and we may crash before we hear of that.
+            if self._keeping.get(lease) != side.paid_uusd:
+                self._keeping[lease] = side.paid_uusd
+                self._timers.set(("claim", lease), now.monotonic_s + CLAIM_DELAY_S)
+                return [StoreClosing(lease, side.paid_uusd)]
+            # The disk takes its time: what is not the last word can be claimed meanwhile.
+            is_final = False
+            if not side.unclaimed_uusd:
+                return []
         claim = ClaimRecord(
             version=1,
             provider=self._signer.node,
@@ -232,11 +283,17 @@ class Till:
         )
         self._sent[lease] = side.paid_uusd
         self._timers.set(("answer", lease), now.monotonic_s + CLAIM_ANSWER_S)
-        sent = SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))
-        # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
-        #   restarts too.
-        # Its coordinator may close it, and we crash before we hear of that.
-        return [StoreClosing(lease), sent] if is_final else [sent]
+        return [SendClaim(lease, side.record.coordinator, sign_record(claim, self._signer))]
+
+    def on_closing_stored(self, event: ClosingStored, now: Now) -> list[Effect]:
+        """The disk knows that we give up a lease."""
+        side = self._sides.get(event.lease)
+        if side is None:
+            return []
+        if self._keeping.get(event.lease) == event.paid_uusd:
+            del self._keeping[event.lease]
+        side.given_up_uusd = event.paid_uusd
+        return self._claim(side, now) if side.is_final_wanted else []
 
     def on_answered(self, event: ClaimAnswered, now: Now) -> list[Effect]:
         """The coordinator has credited a claim, or says that it had."""
@@ -308,6 +365,7 @@ class Till:
         self._sides.pop(lease, None)
         self._tries.pop(lease, None)
         self._sent.pop(lease, None)
+        self._keeping.pop(lease, None)
         for name in ("claim", "answer", "served"):
             self._timers.cancel((name, lease))
 
@@ -331,11 +389,14 @@ class Till:
             )
             if event.voucher is not None:
                 side.take(event.voucher)
+            # SPEC 06: The provider MUST remember a lease that is closed for as long as it could be ordered under, over
+            #   restarts too.
+            side.given_up_uusd = side.paid_uusd if event.is_closing else None
         except RemoteProtocolError as error:
             return [Note("lease.not_restored", None, str(error))]
         self._keep(side, now)
         self._timers.set(("claim", record.lease), now.monotonic_s + CLAIM_DELAY_S)
-        return []
+        return self._forget_given_up()
 
     # ------------------------------------------------------------ time
 
@@ -359,3 +420,8 @@ class Till:
                 self._timers.set(("claim", side.record.lease), now.monotonic_s + CLAIM_INTERVAL_S)
             effects += self._claim(side, now)
         return effects
+
+
+def _worth(side: ProviderSide) -> tuple[int, int]:
+    """What a lease that is given up holds for us, and when it was issued."""
+    return 0 if side.is_closed else side.unclaimed_uusd, side.record.issued_at_ms

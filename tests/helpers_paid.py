@@ -29,6 +29,7 @@ from protocol.effects import (
     RunEngine,
     Send,
     SendClaim,
+    StoreClosing,
     StoreMark,
 )
 from protocol.envelope import sign_record
@@ -36,6 +37,7 @@ from protocol.events import (
     DEADLINE,
     Ask,
     BytesReceived,
+    ClosingStored,
     EngineFinished,
     EngineStarted,
     EngineText,
@@ -192,6 +194,8 @@ class Market:
             case StoreMark():
                 stored = MarkStored(effect.lease, effect.mark_uusd)
                 self.waiting.append((side, stored)) if self.stores_at_once else self.held_marks.append(stored)
+            case StoreClosing():
+                self.waiting.append((side, ClosingStored(effect.lease, effect.paid_uusd)))
             case RunEngine():
                 self.runs[effect.run] = effect
                 self.waiting.append((side, EngineStarted(effect.run, PROMPT_TOKENS)))

@@ -15,6 +15,7 @@ from typing import Final
 from protocol.effects import RequestLease, SendClaim, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import (
     ClaimFailed,
+    ClosingStored,
     Event,
     LeaseDenied,
     MarkStored,
@@ -104,7 +105,7 @@ class Desk:
             case StoreClaimed():
                 self.disk.claimed[effect.lease] = effect
             case StoreClosing():
-                self.disk.closing.add(effect.lease)
+                self._soon(self._rng.uniform(*DISK_S), partial(self._close, effect))
 
     def _soon(self, delay_s: float, action: Callable[[], None]) -> None:
         self._schedule.at(self._schedule.now_s + delay_s, partial(self._if_alive, self._life, action))
@@ -116,6 +117,12 @@ class Desk:
     def _mark(self, effect: StoreMark) -> None:
         self.disk.payers[effect.lease] = effect
         self._receive(MarkStored(effect.lease, effect.mark_uusd))
+
+    def _close(self, effect: StoreClosing) -> None:
+        # It takes along the vouchers that wait.
+        self._flush()
+        self.disk.closing.add(effect.lease)
+        self._receive(ClosingStored(effect.lease, effect.paid_uusd))
 
     def _flush(self) -> None:
         self.disk.providers.update(self._unwritten)

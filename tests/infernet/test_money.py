@@ -420,6 +420,35 @@ async def test_a_proof_against_another_coordinator_is_none_against_ours(tmp_path
         assert b.money.trouble == ""
 
 
+async def test_the_last_claim_leaves_when_the_disk_knows_that_it_is_the_last(tmp_path: Path) -> None:
+    kept: list[bool] = []
+
+    def answer(_asked: object) -> Signed:
+        kept.extend(event.is_closing for event in b.store.restore_providers(BANK.node, 0))
+        return acknowledgement(90, is_closed=True)
+
+    answers = {"claims": answer, "list": []}
+    async with bench(tmp_path, prepare=[given(90)], answers=answers) as b:
+        apply, b.store.apply = b.store.apply, _full  # type: ignore[method-assign]
+        b.driver.command(e.CloseLease(lease_of(1)))
+        await b.until(lambda: b.money.trouble)
+        assert b.server.to("claims") == []
+        b.store.apply = apply  # type: ignore[method-assign]
+        await b.until(lambda: b.money.status()["earned_uusd"] == 90)
+        assert kept == [True]
+        assert len(b.server.to("claims")) == 1
+
+
+async def test_the_end_of_a_node_waits_for_last_claims(tmp_path: Path) -> None:
+    answers = {"claims": acknowledgement(90, is_closed=True), "list": []}
+    async with bench(tmp_path, prepare=[given(90)], answers=answers) as b:
+        b.driver.command(e.CloseLease(lease_of(1)))
+        with trio.fail_after(20):
+            await b.money.settle()
+        assert b.store.totals().earned_uusd == 90
+        assert len(b.server.to("claims")) == 1
+
+
 async def test_at_the_end_what_can_be_redeemed_is_and_all_is_on_disk(tmp_path: Path) -> None:
     async with bench(tmp_path, prepare=[given(90)], answers={"claims": acknowledgement(90), "list": []}) as b:
         with trio.fail_after(20):

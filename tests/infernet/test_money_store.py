@@ -128,7 +128,7 @@ def test_a_closed_lease_is_taken_up_as_such_and_what_it_did_not_pay_is_told(path
 def test_what_was_given_up_and_not_answered_is_redeemed_however_late_the_restart(path: Path) -> None:
     """A node may be down for longer than a lease could be ordered under, or its coordinator away for as long."""
     store = MoneyStore(path)
-    store.apply([paid(90), StoreClosing(lease_of(1)), StoreClosing(lease_of(2))])
+    store.apply([paid(90), StoreClosing(lease_of(1), 10), StoreClosing(lease_of(2), 10)])
     store = reopened(store)
     (event,) = store.restore_providers(BANK.node, NOW_MS + 90_000_000)
     assert (event.is_closing, event.is_closed, event.claimed_uusd) == (True, False, 0)

@@ -108,10 +108,11 @@ async def test_a_mark_takes_along_what_waits(tmp_path: Path) -> None:
 
 async def test_that_a_lease_is_given_up_comes_to_the_disk_at_once_and_after_its_voucher(tmp_path: Path) -> None:
     async with bench(tmp_path) as b:
-        b.writer.put(StoreClosing(lease_of(1)))
+        b.writer.put(StoreClosing(lease_of(1), 10))
         b.writer.put(paid(10, 1))
         await b.settle()
-        assert b.disk.batches == [[paid(10, 1), StoreClosing(lease_of(1))]]
+        assert b.disk.batches == [[paid(10, 1), StoreClosing(lease_of(1), 10)]]
+        assert b.stored == [StoreClosing(lease_of(1), 10)], "and whoever waits for that hears of it"
 
 
 async def test_a_full_disk_is_tried_again_and_told_and_nothing_that_was_given_is_lost(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ async def test_a_full_disk_is_tried_again_and_told_and_nothing_that_was_given_is
         b.disk.fails = StoreError("the disk is full")
         b.writer.put(mark(300))
         b.writer.put(paid(10, 5))
-        b.writer.put(StoreClosing(lease_of(5)))
+        b.writer.put(StoreClosing(lease_of(5), 10))
         await b.settle()
         assert (b.stored, b.writer.trouble) == ([], "the disk is full")
         b.writer.put(paid(40, 5))
@@ -129,7 +130,7 @@ async def test_a_full_disk_is_tried_again_and_told_and_nothing_that_was_given_is
         assert b.stored == []
         b.disk.fails = None
         await b.pass_time(60)
-        assert b.stored == [mark(700)], "what was newer by then"
+        assert b.stored == [mark(700), StoreClosing(lease_of(5), 10)], "what was newer by then"
         assert b.disk.totals().unclaimed_uusd == 40
         assert [event.is_closing for event in b.disk.restore_providers(BANK.node, NOW_MS)] == [True]
         assert b.changes == ["the disk is full", ""]

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from protocol import till as till_module
 from protocol.codec import decode_record
-from protocol.effects import Effect, SendClaim, StoreVoucher
+from protocol.effects import Effect, Note, SendClaim, StoreClosing, StoreVoucher
 from protocol.envelope import sign_record
 from protocol.errors import Refusal, RemoteProtocolError
-from protocol.events import ClaimAnswered
+from protocol.events import ClaimAnswered, CloseLease, ClosingStored, RestoreProvider
 from protocol.ids import JobId, LeaseId, StreamId
 from protocol.leases import Meter, ProviderSide, most_uusd
 from protocol.messages import Voucher
@@ -22,6 +23,7 @@ from protocol.till import (
     CLAIM_DELAY_S,
     CLAIM_INTERVAL_S,
     CLAIM_RETRY_S_MAX,
+    GIVEN_UP_MAX,
     LAST_VOUCHER_S,
     LEASES_MAX,
     UNCLAIMED_UUSD_MAX,
@@ -46,6 +48,7 @@ class Bench:
     def __init__(self) -> None:
         self.till = Till(PROVIDER)
         self.at_s = 0.0
+        self.disk_hangs = False
         self.effects: list[Effect] = []
 
     def refusal(self, signed: Signed | None = None, offered: Any = OFFERED, **ordered: Any) -> Refusal | None:
@@ -87,8 +90,21 @@ class Bench:
             if due_s is None or due_s > end_s:
                 break
             self.at_s = max(self.at_s, due_s)
-            self.effects += self.till.on_deadline(now(self.at_s))
+            self.effects += self.keep(self.till.on_deadline(now(self.at_s)))
         self.at_s = end_s
+        return self.effects
+
+    def keep(self, effects: list[Effect]) -> list[Effect]:
+        """The disk knows at once what it shall, unless it hangs."""
+        for effect in [] if self.disk_hangs else list(effects):
+            if isinstance(effect, StoreClosing):
+                stored = ClosingStored(effect.lease, effect.paid_uusd)
+                effects = effects + self.till.on_closing_stored(stored, now(self.at_s))
+        return effects
+
+    def close(self, lease_id: LeaseId = LEASE) -> list[Effect]:
+        """The payer wants its rest."""
+        self.effects = self.keep(self.till.on_close_wanted(CloseLease(lease_id), now(self.at_s)))
         return self.effects
 
     def claims(self) -> list[ClaimRecord]:
@@ -180,18 +196,132 @@ def test_an_order_that_can_cost_more_than_is_left_is_not_taken() -> None:
     assert bench.refusal(signed_lease(cap_uusd=most + 9)) is Refusal.LEASE
 
 
-def test_a_lease_that_never_paid_makes_room_for_another_one() -> None:
+def numbered(number: int, **leased: Any) -> tuple[Signed, LeaseId]:
+    """One of many leases, each issued a millisecond after the one before."""
+    lease_id = LeaseId(number.to_bytes(32, "big"))
+    return signed_lease(lease=lease_id, issued_at_ms=NOW_MS - 100_000 + number, **leased), lease_id
+
+
+def take(bench: Bench, number: int, paid_uusd: int = 1) -> ProviderSide:
+    """A job under one of many leases, over and paid."""
+    signed, lease_id = numbered(number)
+    assert bench.refusal(signed, lease=lease_id) is None
+    side, effects = bench.till.begin(paid_order(lease=lease_id), now(bench.at_s))
+    bench.effects = bench.keep(effects)
+    if paid_uusd:
+        side.take(voucher(paid_uusd, lease=lease_id))
+    side.claimed_uusd = paid_uusd
+    bench.end(side, None, paid_uusd)
+    return side
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Room for a few of each kind: the figures alone are less than what is held."""
+    monkeypatch.setattr(till_module, "LEASES_MAX", 8)
+    monkeypatch.setattr(till_module, "GIVEN_UP_MAX", 8)
+    return 8
+
+
+def test_a_lease_that_never_paid_makes_room_for_another_one(few: int) -> None:
     bench = Bench()
-    for number in range(LEASES_MAX):
-        other = LeaseId(number.to_bytes(32, "big"))
-        assert bench.refusal(signed_lease(lease=other), lease=other) is None
-        side, _ = bench.till.begin(paid_order(lease=other), now())
-        side.paid_uusd = 1
-        bench.end(side, None, 0)
-    assert bench.refusal() is Refusal.BUSY
-    bench.till.sides()[7].paid_uusd = 0
-    assert bench.refusal() is None
-    assert len(bench.till) == LEASES_MAX - 1
+    sides = [take(bench, number, 0 if number == 5 else 1) for number in range(few)]
+    take(bench, 99)
+    assert bench.claims() == []
+    assert sides[5] not in bench.till.sides()
+    assert len(bench.till) == few
+
+
+def test_where_all_have_paid_the_one_that_has_paid_least_is_redeemed_and_given_up(few: int) -> None:
+    bench = Bench()
+    sides = [take(bench, number, 20 - number) for number in range(few)]
+    sides[7].claimed_uusd = 1
+    take(bench, 99)
+    (claim,) = bench.claims()
+    assert (claim.lease, claim.is_final, claim.voucher) == (sides[7].record.lease, 1, sides[7].voucher)
+    signed, lease_id = numbered(7)
+    assert bench.refusal(signed, lease=lease_id) is Refusal.LEASE, "it is remembered"
+    signed, lease_id = numbered(0)
+    assert bench.refusal(signed, lease=lease_id) is None
+
+
+def test_a_lease_with_a_debt_is_not_forgotten_for_another_one(few: int) -> None:
+    bench = Bench()
+    owing = take(bench, 0, 0)
+    owing.owed_uusd = 16
+    for number in range(1, few + 1):
+        take(bench, number)
+    assert owing in bench.till.sides()
+    assert owing.is_final_wanted
+
+
+def test_leases_in_use_are_kept_and_then_there_is_no_room(few: int) -> None:
+    bench = Bench()
+    for number in range(few):
+        take(bench, number).in_use = True
+    signed, lease_id = numbered(99)
+    assert bench.refusal(signed, lease=lease_id) is Refusal.BUSY
+    assert len(bench.till) == few
+
+
+def test_an_order_that_is_not_taken_drives_no_lease_out(few: int) -> None:
+    bench = Bench()
+    for number in range(few):
+        take(bench, number, 0)
+    signed, lease_id = numbered(99)
+    assert bench.refusal(signed, lease=lease_id) is None
+    assert len(bench.till) == few
+
+
+def test_leases_that_are_thrown_away_lock_nobody_out_and_are_not_served_again(few: int) -> None:
+    bench = Bench()
+    honest = take(bench, 0, 50)
+    for number in range(1, 5 * few):
+        side = take(bench, number)
+        side.is_closed = True
+        assert len(bench.till) <= 2 * few + 1
+    assert honest in bench.till.sides()
+    assert bench.refusal() is None, "a new one is welcome"
+    for number in range(1, 5 * few):
+        signed, lease_id = numbered(number)
+        assert bench.refusal(signed, lease=lease_id) is Refusal.LEASE, number
+
+
+def test_money_is_not_forgotten_for_what_is_thrown_away_and_never_in_silence(few: int) -> None:
+    bench = Bench()
+    sides = [take(bench, number, 10 + number) for number in range(few)]
+    for side in sides:
+        side.is_final_wanted, side.claimed_uusd = True, 0
+    for number in range(few, 4 * few):
+        take(bench, number).is_closed = True
+    assert all(side in bench.till.sides() for side in sides)
+    assert not any(isinstance(effect, Note) for effect in bench.effects)
+    poorer, richer = take(bench, 98, 3), take(bench, 99, 300)
+    for side in (poorer, richer):
+        side.is_final_wanted, side.claimed_uusd = True, 0
+    take(bench, 100)
+    notes = [effect for effect in bench.effects if isinstance(effect, Note)]
+    assert [note.event for note in notes] == ["claim.put_off"] * 2
+    assert [side in bench.till.sides() for side in (poorer, sides[0], sides[1], richer)] == [False, False, True, True]
+
+
+def test_a_lease_that_is_older_than_one_that_had_to_be_forgotten_is_refused_and_a_newer_one_taken(few: int) -> None:
+    bench = Bench()
+    for number in range(10, 10 + 2 * few):
+        take(bench, number).is_closed = True
+    take(bench, 90)
+    (until_ms,) = bench.till._forgotten_until_ms.values()
+    for issued_at_ms, code in ((until_ms - 1, Refusal.LEASE), (until_ms, Refusal.LEASE), (until_ms + 1, None)):
+        other = LeaseId(b"Z" * 32)
+        assert bench.refusal(signed_lease(lease=other, issued_at_ms=issued_at_ms), lease=other) is code
+
+
+def test_as_many_are_taken_up_after_a_restart_as_there_is_room_for(few: int) -> None:
+    bench = Bench()
+    for number in range(3 * few):
+        bench.till.restore(RestoreProvider(numbered(number)[0], None, None, 0, is_closed=True), now())
+    assert len(bench.till) == few
+    assert bench.refusal(numbered(0)[0], lease=numbered(0)[1]) is Refusal.LEASE
 
 
 def test_who_lets_a_job_wait_for_money_is_served_no_more_under_that_lease() -> None:
@@ -212,21 +342,8 @@ def test_as_much_as_may_be_owed_is_no_reason_to_refuse() -> None:
     assert bench.refusal(signed_lease(cap_uusd=4 * UNCLAIMED_UUSD_MAX)) is None
 
 
-def test_the_number_of_leases_is_bounded_and_those_that_are_known_are_served() -> None:
-    bench = Bench()
-    bench.serve()
-    side = bench.till.sides()[0]
-    for number in range(1, LEASES_MAX):
-        bench.till._sides[LeaseId(number.to_bytes(32, "big"))] = side
-    other = LeaseId(b"M" * 32)
-    assert bench.refusal(signed_lease(lease=other), lease=other) is Refusal.BUSY
-    assert bench.refusal() is None
-    bench.till._sides.pop(LeaseId((1).to_bytes(32, "big")))
-    assert bench.refusal(signed_lease(lease=other), lease=other) is None
-
-
 def test_the_times_and_bounds_are_those_that_others_reckon_with() -> None:
-    assert (LEASES_MAX, UNCLAIMED_UUSD_MAX) == (4_096, 10_000_000)
+    assert (LEASES_MAX, GIVEN_UP_MAX, UNCLAIMED_UUSD_MAX) == (4_096, 4_096, 10_000_000)
     assert (LAST_VOUCHER_S, CLAIM_DELAY_S, CLAIM_INTERVAL_S) == (5.0, 5.0, 60.0)
     assert (CLAIM_ANSWER_S, CLAIM_RETRY_S_MAX) == (30.0, 300.0)
 

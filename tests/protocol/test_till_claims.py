@@ -10,7 +10,7 @@ from protocol import constants as c
 from protocol.effects import Note, SendClaim, StoreClaimed, StoreClosing
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
-from protocol.events import ClaimFailed, CloseLease, RestoreProvider
+from protocol.events import ClaimFailed, ClosingStored, RestoreProvider
 from protocol.ids import LeaseId, StreamId
 from protocol.money_records import ClaimRecord
 from protocol.records import Signed
@@ -19,6 +19,7 @@ from protocol.till import (
     CLAIM_DELAY_S,
     CLAIM_INTERVAL_S,
     CLAIM_RETRY_S_MAX,
+    LAST_VOUCHER_S,
 )
 from tests.helpers_machines import now
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
@@ -134,7 +135,7 @@ def test_a_payer_that_wants_its_rest_gets_it_after_the_job() -> None:
     bench = Bench()
     side = bench.begin()
     side.take(voucher(90))
-    assert bench.till.on_close_wanted(CloseLease(LEASE), now()) == []
+    assert bench.close() == []
     bench.end(side, STREAM, 90)
     assert bench.refusal() is Refusal.LEASE
     bench.wait(CLAIM_DELAY_S)
@@ -264,9 +265,9 @@ def test_a_lease_that_is_served_no_more_is_given_up_when_its_job_is_over() -> No
 def test_a_wish_to_close_is_fulfilled_at_once_between_jobs_and_forgotten_for_strangers() -> None:
     bench = Bench()
     bench.serve()
-    bench.effects = bench.till.on_close_wanted(CloseLease(LEASE), now(1))
+    bench.close()
     assert [claim.is_final for claim in bench.claims()] == [1]
-    assert bench.till.on_close_wanted(CloseLease(LeaseId(bytes(32))), now(1)) == []
+    assert bench.close(LeaseId(bytes(32))) == []
 
 
 def test_a_lease_that_is_closed_with_all_claimed_says_nothing() -> None:
@@ -362,10 +363,46 @@ def test_a_closed_lease_stays_closed_after_a_restart_until_nobody_can_order_unde
 def test_that_a_lease_is_given_up_is_on_disk_before_its_coordinator_hears_of_it() -> None:
     bench = Bench()
     bench.serve()
-    bench.effects = bench.till.on_close_wanted(CloseLease(LEASE), now(1))
-    stored, sent = bench.effects
-    assert stored == StoreClosing(LEASE)
+    bench.disk_hangs = True
+    assert bench.close() == [StoreClosing(LEASE, 90)]
+    (sent,) = bench.till.on_closing_stored(ClosingStored(LEASE, 90), now())
     assert isinstance(sent, SendClaim)
+
+
+def test_while_the_disk_hangs_what_is_paid_is_claimed_and_not_the_end() -> None:
+    bench = Bench()
+    bench.serve()
+    bench.disk_hangs = True
+    bench.close()
+    bench.wait(CLAIM_DELAY_S)
+    assert [claim.is_final for claim in bench.claims()] == [0]
+    bench.answer(90)
+    assert bench.wait(60) == []
+    bench.effects = bench.till.on_closing_stored(ClosingStored(LEASE, 90), now(bench.at_s))
+    assert [claim.is_final for claim in bench.claims()] == [1]
+
+
+def test_the_last_claim_waits_for_the_best_voucher_to_be_on_disk() -> None:
+    """It came after the disk was told that the lease is given up."""
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.end(side, STREAM, 90)
+    bench.wait(LAST_VOUCHER_S)
+    bench.disk_hangs = True
+    bench.till._sent.clear()
+    assert bench.close() == [StoreClosing(LEASE, 70)]
+    bench.last(90)
+    assert bench.till.on_closing_stored(ClosingStored(LEASE, 70), now()) == [StoreClosing(LEASE, 90)]
+    (sent,) = bench.till.on_closing_stored(ClosingStored(LEASE, 90), now())
+    assert isinstance(sent, SendClaim)
+
+
+def test_what_the_disk_says_of_a_lease_that_is_not_given_up_changes_nothing() -> None:
+    bench = Bench()
+    bench.serve()
+    assert bench.till.on_closing_stored(ClosingStored(LEASE, 90), now()) == []
+    assert bench.till.on_closing_stored(ClosingStored(LeaseId(bytes(32)), 90), now()) == []
 
 
 def test_what_was_kept_is_claimed_after_a_restart() -> None:

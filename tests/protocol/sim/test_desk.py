@@ -9,6 +9,7 @@ import pytest
 from protocol.effects import SendClaim, StoreClaimed, StoreClosing, StoreMark, StoreVoucher
 from protocol.events import (
     ClaimFailed,
+    ClosingStored,
     Event,
     LeaseDenied,
     LeaseGranted,
@@ -75,11 +76,20 @@ def test_a_crash_loses_what_was_not_written(machine: Machine) -> None:
     assert (machine.desk.disk.payers, machine.desk.disk.providers) == ({}, {})
 
 
+def test_that_a_lease_is_given_up_is_said_when_it_is_written_with_its_voucher(machine: Machine) -> None:
+    machine.desk.perform(kept(5))
+    machine.desk.perform(StoreClosing(LEASE, 5))
+    assert machine.desk.disk.closing == set()
+    assert machine.wait(DISK_S[1]) == [ClosingStored(LEASE, 5)]
+    assert (machine.desk.disk.closing, machine.desk.disk.providers) == ({LEASE}, {LEASE: kept(5)})
+
+
 def test_what_was_written_comes_back_after_a_restart(machine: Machine) -> None:
     machine.desk.perform(MARK)
     machine.desk.perform(kept(5))
     machine.wait(1)
-    machine.desk.perform(StoreClosing(LEASE))
+    machine.desk.perform(StoreClosing(LEASE, 5))
+    machine.wait(1)
     machine.desk.perform(StoreClaimed(LEASE, 5, True, None))
     machine.desk.crash()
     machine.heard.clear()
