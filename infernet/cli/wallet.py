@@ -305,7 +305,7 @@ def _key_of_coordinator(config: Config) -> bytes | None:
 
 
 def _proof(arguments: argparse.Namespace) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "coordinator": proof.coordinator.hex(),
             "entry": proof.entry,
