@@ -27,6 +27,8 @@ from infernet.cli.picture import draw
 from infernet.config import Config, load
 from infernet.lock import running_pid
 from protocol.effects import Equivocation
+from protocol.formats.amounts import BadAmount, Rounding, parse_amount
+from protocol.formats.coins import Pair
 
 USAGE: Final = "[show | leases | history | deposit AMOUNT COIN | close [LEASE] | claim | proof] [OPTIONS]"
 DESCRIPTION: Final = """\
@@ -56,6 +58,8 @@ examples:
   proof    {"rows": [...]}: coordinator, entry, first and second, each {"body", "signature"}; all in hex digits"""
 
 ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim", "proof")
+# No coin's is half as long.
+ADDRESS_CHARACTERS_MAX: Final = 200
 #: What a wallet program takes out of a picture, by network (BIP 21 and its likes). Elsewhere the address alone.
 _SCHEMES: Final = {"bitcoin": "bitcoin", "dogecoin": "dogecoin"}
 
@@ -214,6 +218,10 @@ def _deposit(arguments: argparse.Namespace) -> None:
     address = invoice.get("payAddress")
     if not isinstance(address, str) or not address.isascii() or not address.isprintable() or not address:
         raise Failure("the coordinator's invoice names no address: pay nothing on it")
+    if len(address) > ADDRESS_CHARACTERS_MAX or not _is_amount(pair, invoice.get("amount")):
+        raise Failure(
+            "the coordinator's invoice has no amount, or no address, that anybody could pay: pay nothing on it"
+        )
     if arguments.json:
         print_json({"invoice": invoice})
         return
@@ -232,6 +240,14 @@ def _deposit(arguments: argparse.Namespace) -> None:
         warn(f"payments in {pair.code} are credited by hand, which may take a day")
     if sys.stdout.isatty():
         draw([_payment_text(address, pair.network, invoice.get("amount")), address])
+
+
+def _is_amount(pair: Pair, amount: object) -> bool:
+    """Whether it is some of a coin. How much a dollar is of that only the gateway says."""
+    try:
+        return isinstance(amount, str) and parse_amount(pair, amount, Rounding.UP) > 0
+    except BadAmount:
+        return False
 
 
 def _payment_text(address: str, network: str, amount: object) -> str:

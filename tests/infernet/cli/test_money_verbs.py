@@ -227,7 +227,10 @@ async def test_a_deposit_says_where_and_how_much_to_pay(home: Home, capsys: Capt
 
 
 @pytest.mark.parametrize(
-    "change", [{"coin": "USDT"}, {"network": "ethereum"}, {"payAddress": None}, {"payAddress": "0x\x1b[31m"}]
+    "change",
+    [{"coin": "USDT"}, {"network": "ethereum"}, {"payAddress": None}, {"payAddress": "0x\x1b[31m"}]
+    + [{"payAddress": "0" * 201}]
+    + [{"amount": amount} for amount in (None, 5, "", "0", "-5", "1e9", "5.01 or more", "9" * 400, "5,01")],
 )
 async def test_an_invoice_for_something_else_is_not_shown(home: Home, capsys: Capture, change: dict[str, Any]) -> None:
     n = node(deposit=INVOICE | change)
