@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -249,6 +250,41 @@ async def test_an_address_may_change_while_a_payout_waits_and_it_goes_where_it_w
     assert await state_of(house, intent) == "confirmed"
     with pytest.raises(MoneyRefused, match="no address"):
         await ordered(house, "two")
+
+
+async def test_one_that_the_gateway_refuses_day_after_day_is_given_back_once(house: MoneyHouse) -> None:
+    house.gateway.rates = Rates(refused=1.0)
+    intent = await ordered(house)
+    for _ in range(3):
+        await house.work()
+        house.now_ms += 24 * 60 * MINUTE_MS
+    assert (await state_of(house, intent), await house.available_to(NODE)) == ("queued", 6_000_000)
+    for decision in ("sent", "resend"):
+        with pytest.raises(MoneyRefused, match="this payout is queued"):
+            await house.payouts.decide(intent, decision)
+    await house.payouts.decide(intent, "return")
+    assert (await state_of(house, intent), await house.available_to(NODE)) == ("failed", 10_000_000)
+    house.gateway.rates = Rates()
+    await house.work()
+    with pytest.raises(MoneyRefused, match="this payout is failed"):
+        await house.payouts.decide(intent, "return")
+    assert (sends(house, intent), await house.available_to(NODE)) == (0, 10_000_000)
+
+
+async def test_one_is_not_given_back_while_it_is_being_sent(house: MoneyHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    intent, real = await ordered(house), house.gateway.create_payout
+    decisions: list[asyncio.Task[object]] = []
+
+    async def decided_meanwhile(request: PayoutRequest) -> Payout:
+        decisions.append(asyncio.ensure_future(house.payouts.decide(intent, "return")))
+        await asyncio.sleep(0)
+        return await real(request)
+
+    monkeypatch.setattr(house.gateway, "create_payout", decided_meanwhile)
+    await house.payouts.work()
+    with pytest.raises(MoneyRefused, match="this payout is confirmed"):
+        await decisions[0]
+    assert (sends(house, intent), await house.available_to(NODE)) == (1, 6_000_000)
 
 
 async def test_another_payout_under_the_same_number_is_a_conflict(house: MoneyHouse) -> None:
