@@ -114,7 +114,7 @@ def payments_api(core: Core) -> Blueprint:
         async with core.database.reader() as reader:
             came = await deposits.list_of(reader, authenticated.node, limit)
             went = await payouts.list_of(reader, authenticated.node, limit)
-        rows = payment_rows([each for each in came if each.stage is not Stage.NEW], went, limit)
+        rows = payment_rows(came, went, limit)
         return json_response({"data": {"rows": rows}})
 
     @api.post("/api/payments/invoice")

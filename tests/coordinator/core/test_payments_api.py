@@ -60,6 +60,17 @@ async def test_an_invoice_whose_answer_was_lost_is_made_by_asking_again(paid: Pa
     assert invoice["payAddress"]
 
 
+async def test_invoices_that_the_gateway_did_not_make_hide_no_payment(paid: Paid) -> None:
+    invoice = await paid.invoice()
+    for number in range(3):
+        paid.fake.fault("create_payment", "close")
+        lost = await paid.post("deposits", amount_usd="5.00", coin="USDC", network="base", request_id=f"lost{number}")
+        assert refused(lost) == (502, "gateway_failed")
+    for route in ("payments/list", "deposits/list"):
+        (row,) = (await paid.data(route, limit=2))["rows"]
+        assert invoice["invoiceId"] in (row.get("id"), row.get("invoiceId"))
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
