@@ -351,7 +351,9 @@ class Payouts:
     async def _order_automatically(self) -> None:
         if not self._limits.automatic or self.frozen is not None:
             return
-        keys = await self._database.write(lambda tx: payouts.rich(tx, self._limits.automatic, AUTOMATIC_AT_ONCE_MAX))
+        keys = await self._database.write(
+            lambda tx: payouts.rich(tx, self._limits.automatic, self._wall_ms(), AUTOMATIC_AT_ONCE_MAX)
+        )
         for node in keys:
             try:
                 await self.request(node, f"automatic:{secrets.token_hex(8)}", None, None, lambda _tx: None)

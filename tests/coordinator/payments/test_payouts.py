@@ -301,3 +301,24 @@ async def test_another_payout_under_the_same_number_is_a_conflict(house: MoneyHo
         with pytest.raises(MoneyRefused, match="another payout"):
             await house.payouts.request(NODE, "one", amount, pair, free)
     assert await house.available_to(NODE) == 6_000_000
+
+
+async def test_whoever_cannot_be_paid_out_just_now_keeps_nobody_from_it(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has had its share of the day, one has an address that does not hold yet; one at a time is paid out."""
+    _, waiting, other = nodes(3)
+    await house.fund([waiting, other], 10_000_000)
+    await house.database.write(
+        lambda tx: tx.execute(
+            "UPDATE payout_addresses SET active_from_ms = ?, default_from_ms = ? WHERE node = ?",
+            (house.now_ms + MINUTE_MS * 600, house.now_ms + MINUTE_MS * 600, waiting),
+        )
+    )
+    monkeypatch.setattr("coordinator.payments.payouts.AUTOMATIC_AT_ONCE_MAX", 1)
+    house.payouts._limits = replace(house.payouts._limits, automatic=1_000_000, per_day_and_key=5_000_000)
+    for _ in range(3):
+        await house.payouts.work()
+        house.now_ms += 61 * MINUTE_MS
+    left = [await house.available_to(node) for node in (NODE, waiting, other)]
+    assert left == [5_000_000, 10_000_000, 5_000_000]
