@@ -83,6 +83,7 @@ def payments_api(core: Core) -> Blueprint:
         if not config.deposit_uusd_min <= amount_uusd <= config.deposit_uusd_max:
             least, most = format_usd(config.deposit_uusd_min), format_usd(config.deposit_uusd_max)
             raise MoneyRefused(400, "bad_amount", f"a deposit is {least} to {most} here")
+        core.deposits.take(client_of(request, config))
         mark, number = mark_of(core, authenticated), read_request_id(body.request_id)
         deposit = await machine.create(authenticated.node, number, amount_uusd, pair, mark)
         return json_response({"data": invoice_view(deposit)})

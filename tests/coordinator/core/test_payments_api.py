@@ -104,6 +104,21 @@ async def test_a_key_has_a_bounded_number_of_unpaid_invoices(paid: Paid) -> None
     await paid.invoice()
 
 
+async def test_a_network_has_a_bounded_number_of_invoices_whatever_keys_it_makes(
+    tmp_path: Path, fake: FakeGatewayProcess
+) -> None:
+    async with paid_serving(tmp_path, fake, limit_loopback=True, deposits_per_hour=2) as paid:
+        before = len(paid.fake.history("payment_created"))
+        for stranger in (NodeClient(paid.served) for _ in range(3)):
+            await stranger.register(role="client")
+            answer = await stranger.post("deposits", {"amount_usd": "5.00", "coin": "BTC"})
+        assert refused(answer) == (429, "too_many_requests")
+        assert int(answer.headers["Retry-After"]) > 60
+        assert len(paid.fake.history("payment_created")) - before == 2
+        # What is no deposit costs the gateway nothing, and is told what is wrong with it.
+        assert refused(await paid.post("deposits", amount_usd="5.00", coin="LTC")) == (400, "unsupported_coin")
+
+
 async def test_version_1_makes_no_deposit_and_may_list(paid: Paid) -> None:
     old = NodeClient(paid.served, paid.client.key, version=1)
     assert refused(await old.post("deposits", {"amount_usd": "5", "coin": "BTC"})) == (401, "auth_version")
