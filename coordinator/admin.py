@@ -25,7 +25,7 @@ Payouts that have not ended, and what stops them.
 list        those on their way, what the gateway lists and nobody here has ordered, and why payouts are stopped, if so
 decide      what becomes of a payout of which nobody knows whether it was sent. Look into the gateway first:
               sent     it has left: the money is gone
-              return   it has not left and never will: the money is its owner's again
+              return   it has not left and never will: the money is its owner's again (also one that is queued)
               resend   it has not left: send it now
 unfreeze    everything that did not fit has been looked at: payouts go on
 

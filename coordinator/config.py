@@ -60,6 +60,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     registrations_per_hour: Rate = 60
     # Heartbeats are 120 an hour and node: room for some hundred nodes behind one address.
     node_requests_per_hour: Rate = 36_000
+    # Each is a call of the payment gateway, which takes 1,000 an hour in all.
+    deposits_per_hour: Rate = 60
     chats_per_hour: Rate = 20
     chats_at_once_per_client: Rate = 2
 

@@ -14,8 +14,9 @@ from quart import Blueprint, Response
 
 from coordinator.core.auth import authenticate, unauthenticated, use_once
 from coordinator.core.core import Core
-from coordinator.core.http import json_response, read_json
+from coordinator.core.http import json_response
 from coordinator.core.money import MoneyRefused
+from coordinator.core.money_requests import read_money_json
 from coordinator.core.payment_views import deposit_row, payout_row, usd
 from coordinator.core.views import iso_time
 from coordinator.payments.deposit_rules import Deposit
@@ -60,7 +61,7 @@ def admin_api(core: Core) -> Blueprint:
     @api.post("/payouts/list")
     async def list_payouts() -> Response:
         await _authenticate(core)
-        body = await read_json(ListBody)
+        body = await read_money_json(ListBody)
         machine = core.payments.payouts
         async with core.database.reader() as reader:
             rows = await payouts.list_all(reader, LIST_MAX, is_open=not body.all)
@@ -82,21 +83,21 @@ def admin_api(core: Core) -> Blueprint:
     @api.post("/payouts/decide")
     async def decide() -> Response:
         await _authenticate(core)
-        body = await read_json(DecideBody)
+        body = await read_money_json(DecideBody)
         intent = await core.payments.payouts.decide(_read_id(body.intent), body.decision)
         return json_response({"data": {"row": _intent(intent)}})
 
     @api.post("/payouts/unfreeze")
     async def unfreeze() -> Response:
         await _authenticate(core)
-        await read_json(NoBody)
+        await read_money_json(NoBody)
         await core.payments.payouts.unfreeze()
         return json_response({"data": {"frozen": None}})
 
     @api.post("/deposits/list")
     async def list_deposits() -> Response:
         await _authenticate(core)
-        await read_json(NoBody)
+        await read_money_json(NoBody)
         _ = core.payments.deposits
         async with core.database.reader() as reader:
             rows = await deposits.list_to_review(reader, LIST_MAX)
@@ -105,14 +106,14 @@ def admin_api(core: Core) -> Blueprint:
     @api.post("/deposits/release")
     async def release() -> Response:
         await _authenticate(core)
-        body = await read_json(DepositBody)
+        body = await read_money_json(DepositBody)
         deposit = await core.payments.deposits.release(_read_id(body.deposit))
         return json_response({"data": {"row": _deposit(deposit)}})
 
     @api.post("/deposits/credit")
     async def credit() -> Response:
         await _authenticate(core)
-        body = await read_json(DepositBody)
+        body = await read_money_json(DepositBody)
         number = _read_id(body.deposit)
         async with core.database.reader() as reader:
             found = await deposits.read_one(reader, number)

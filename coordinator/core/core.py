@@ -67,6 +67,7 @@ class Core:
         self.started_s = monotonic_s()
         self.registrations = RateLimiter(config.registrations_per_hour, "registrations", monotonic_s)
         self.node_requests = RateLimiter(config.node_requests_per_hour, "requests of nodes", monotonic_s)
+        self.deposits = RateLimiter(config.deposits_per_hour, "deposits", monotonic_s)
         self.settlement = Settlement(config, key, database, wall_ms, self._on_close_wish)
         self.settlement_upkeep = SettlementUpkeep(config, key, database, self.settlement, wall_ms)
         self.payments = Payments(config, database, self.settlement, wall_ms, monotonic_s)

@@ -99,9 +99,18 @@ async def read_json(cls: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=cls)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body does not fit: {error}") from None
+        raise BadRequest(f"the body does not fit: {_without_input(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("the body is not JSON") from None
+
+
+def _without_input(message: str) -> str:
+    """What the decoder says is wrong, and where, without what was sent: that may be long, and anything."""
+    for words in ("Invalid enum value", "Object contains unknown field"):
+        if message.startswith(words):
+            _, at, where = message.rpartition(" - at ")
+            return f"{words}{at}{where}" if at else words
+    return message
 
 
 def install_error_handlers(app: Quart) -> None:

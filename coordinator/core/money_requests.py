@@ -1,16 +1,20 @@
-"""Who asks about money: a request signed with version 2, used up in the transaction of its effect."""
+"""Who asks about money: a request signed with version 2, used up in the transaction of its effect; and what for."""
 
 from __future__ import annotations
 
 import sqlite3
+from typing import TypeVar
 
 from coordinator.core.auth import authenticate, use_once
 from coordinator.core.core import Core
-from coordinator.core.http import ApiError
+from coordinator.core.http import ApiError, BadRequest, read_body, read_json
 from coordinator.core.intake import Mark
 from coordinator.core.node_api import REGISTER_FIRST
+from coordinator.payments.bounded_json import BadJson, decode_object
 from coordinator.store import nodes
 from protocol.envelope import AuthenticatedRequest
+
+T = TypeVar("T")
 
 
 async def authenticate_money(core: Core) -> AuthenticatedRequest:
@@ -42,3 +46,15 @@ def mark_of(core: Core, authenticated: AuthenticatedRequest) -> Mark:
         use_once(core, tx, authenticated)
 
     return mark
+
+
+async def read_money_json(cls: type[T]) -> T:
+    """As `read_json`, and strictly one meaning: no key twice, nothing nested deeply. Raises BadRequest, or ApiError."""
+    value = await read_json(cls)
+    body = await read_body()
+    try:
+        # SPEC 07: The coordinator MUST refuse a body about payments in which a key of an object stands twice.
+        decode_object(body, len(body))
+    except BadJson as error:
+        raise BadRequest(f"the body does not fit: {error}") from None
+    return value

@@ -14,10 +14,10 @@ from msgspec import Meta, Struct
 from quart import Blueprint, Response, request
 
 from coordinator.core.core import Core
-from coordinator.core.http import BadRequest, json_response, read_body, read_json
+from coordinator.core.http import BadRequest, json_response, read_body
 from coordinator.core.limits import client_of
 from coordinator.core.money import MoneyRefused
-from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of
+from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of, read_money_json
 from coordinator.core.payment_views import invoice_view, payment_rows
 from coordinator.payments.amounts import UUSD_PER_CENT
 from coordinator.payments.deposit_rules import Stage
@@ -76,13 +76,14 @@ def payments_api(core: Core) -> Blueprint:
     async def create() -> Response:
         machine = core.payments.deposits
         authenticated = await authenticate_money(core)
-        body = await read_json(DepositBody)
+        body = await read_money_json(DepositBody)
         pair = read_pair(body.coin, body.network)
         amount_uusd = read_cents(body.amount_usd)
         config = core.config
         if not config.deposit_uusd_min <= amount_uusd <= config.deposit_uusd_max:
             least, most = format_usd(config.deposit_uusd_min), format_usd(config.deposit_uusd_max)
             raise MoneyRefused(400, "bad_amount", f"a deposit is {least} to {most} here")
+        core.deposits.take(client_of(request, config))
         mark, number = mark_of(core, authenticated), read_request_id(body.request_id)
         deposit = await machine.create(authenticated.node, number, amount_uusd, pair, mark)
         return json_response({"data": invoice_view(deposit)})
@@ -91,11 +92,13 @@ def payments_api(core: Core) -> Blueprint:
     async def list_deposits() -> Response:
         _ = core.payments.deposits
         authenticated = await authenticate_money(core)
-        body = await read_json(DepositListBody)
+        body = await read_money_json(DepositListBody)
+        if body.invoice_id is not None and _ID.fullmatch(body.invoice_id) is None:
+            raise BadRequest("an invoice_id is 32 hexadecimal digits in lower case")
         await core.database.write(mark_of(core, authenticated))
         async with core.database.reader() as reader:
             found = await deposits.list_of(reader, authenticated.node, LIST_MAX)
-            if body.invoice_id is not None and _ID.fullmatch(body.invoice_id):
+            if body.invoice_id is not None:
                 one = await deposits.read_one(reader, bytes.fromhex(body.invoice_id))
                 found = [one] if one is not None and one.node == authenticated.node else []
         rows = [invoice_view(deposit) for deposit in found if deposit.stage is not Stage.NEW]
@@ -106,13 +109,13 @@ def payments_api(core: Core) -> Blueprint:
         _ = core.payments.deposits
         # Nothing moves by it, so existing clients may ask with version 1.
         authenticated = await authenticate_reader(core)
-        body = await read_json(PaymentListBody)
+        body = await read_money_json(PaymentListBody)
         await core.database.write(mark_of(core, authenticated))
         limit = max(1, min(LIST_MAX, body.limit))
         async with core.database.reader() as reader:
             came = await deposits.list_of(reader, authenticated.node, limit)
             went = await payouts.list_of(reader, authenticated.node, limit)
-        rows = payment_rows([each for each in came if each.stage is not Stage.NEW], went, limit)
+        rows = payment_rows(came, went, limit)
         return json_response({"data": {"rows": rows}})
 
     @api.post("/api/payments/invoice")
@@ -120,7 +123,7 @@ def payments_api(core: Core) -> Blueprint:
         _ = core.payments.deposits
         core.node_requests.take(client_of(request, core.config))
         core.settlement.check_running()
-        body = await read_json(InvoiceBody)
+        body = await read_money_json(InvoiceBody)
         if not body.job_id:
             raise BadRequest("jobId is required")
         if not body.coin:

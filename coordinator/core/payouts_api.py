@@ -16,9 +16,9 @@ from quart import Blueprint, Response
 
 from coordinator.core.auth import use_once
 from coordinator.core.core import Core
-from coordinator.core.http import ApiError, BadRequest, json_response, read_json
+from coordinator.core.http import ApiError, BadRequest, json_response
 from coordinator.core.money import MoneyRefused
-from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of
+from coordinator.core.money_requests import authenticate_money, authenticate_reader, mark_of, read_money_json
 from coordinator.core.node_api import REGISTER_FIRST
 from coordinator.core.payment_views import address_row, payout_row
 from coordinator.core.payments_api import read_cents, read_pair, read_request_id
@@ -76,7 +76,7 @@ def payouts_api(core: Core) -> Blueprint:
         _ = core.payments.payouts
         # Nothing moves by it, so existing clients may ask with version 1.
         authenticated = await authenticate_reader(core)
-        await read_json(NoBody)
+        await read_money_json(NoBody)
         node, mark = authenticated.node, mark_of(core, authenticated)
 
         def read(tx: sqlite3.Connection) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def set_address() -> Response:
         _ = core.payments.payouts
         authenticated = await authenticate_money(core)
-        body = await read_json(AddressBody)
+        body = await read_money_json(AddressBody)
         pair = read_pair(body.coin, body.network)
         address = _read_address(pair, body.address)
         if address.destination_tag is not None:
@@ -116,7 +116,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def remove_address() -> Response:
         _ = core.payments.payouts
         authenticated = await authenticate_money(core)
-        body = await read_json(AddressBody)
+        body = await read_money_json(AddressBody)
         pair = read_pair(body.coin, body.network)
         address = _read_address(pair, body.address)
 
@@ -133,7 +133,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def fix_payout_key() -> Response:
         _ = core.payments.payouts
         authenticated = await authenticate_money(core)
-        key = _read_key((await read_json(PayoutKeyBody)).payout_key)
+        key = _read_key((await read_money_json(PayoutKeyBody)).payout_key)
         mark = mark_of(core, authenticated)
 
         def write(tx: sqlite3.Connection) -> NodeId:
@@ -151,7 +151,7 @@ def payouts_api(core: Core) -> Blueprint:
     async def request_payout() -> Response:
         machine = core.payments.payouts
         authenticated = await authenticate_money(core)
-        body = await read_json(RequestBody)
+        body = await read_money_json(RequestBody)
         amount_uusd = read_cents(body.amount_usd) if body.amount_usd is not None else None
         if body.coin is None and body.network is not None:
             # Unread it would let the money go to the default address, on whatever network that is.

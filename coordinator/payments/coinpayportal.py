@@ -34,6 +34,7 @@ from coordinator.payments.coinpayportal_replies import (
     read_invoice,
     read_payout,
     read_payouts,
+    read_total,
 )
 from coordinator.payments.gateway import (
     GatewayError,
@@ -237,12 +238,16 @@ class CoinPayPortal:
         target = f"{self._payouts_path}?limit={PAGE_ROWS}&offset={offset}"
         answer = await self._send("GET", target, self._payout_credential)
         try:
-            page = read_payouts(self._success(answer), PAGE_ROWS)
+            fields = self._success(answer)
+            page, total = read_payouts(fields, PAGE_ROWS), read_total(fields)
         except BadReply as error:
             raise GatewayUnclear("malformed_answer", status=answer.status, detail=str(error)) from None
         times = [payout.created_at_ms for payout in page if payout.created_at_ms is not None]
         if times != sorted(times, reverse=True):
             raise GatewayUnclear("contradiction", status=answer.status, detail="payouts are not the newest first")
+        # A page that somebody has cut short would pass for the last one, and what comes after it for never sent.
+        if total is not None and len(page) < min(PAGE_ROWS, total - offset):
+            raise GatewayUnclear("contradiction", status=answer.status, detail="fewer payouts than there are")
         return page
 
     async def _send(self, method: str, target: str, credential: str, body: Mapping[str, Any] | None = None) -> _Answer:

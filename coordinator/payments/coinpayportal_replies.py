@@ -193,6 +193,16 @@ def read_payouts(reply: Mapping[str, Any], rows_max: int) -> list[Payout]:
     return [read_payout(row) for row in rows]
 
 
+def read_total(reply: Mapping[str, Any]) -> int | None:
+    """How many payouts there are on all pages, where the gateway says it. Raises BadReply."""
+    data = reply.get("data")
+    total = (data if isinstance(data, dict) else reply).get("total")
+    try:
+        return None if total is None else convert(total, RawAmount).exact_units(0)
+    except (BadJson, BadAmount) as error:
+        raise BadReply(str(error)) from None
+
+
 def printable(text: str, characters_max: int) -> str:
     """A text of others, cut and made of visible ASCII, so that it can stand in a log or on a terminal."""
     return "".join(each if " " <= each <= "~" else "?" for each in text[:characters_max])

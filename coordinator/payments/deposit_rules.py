@@ -180,7 +180,7 @@ def by_hand(deposit: Deposit, received: int, now_ms: int) -> Judged:
         raise ValueError("this deposit is settled, or has no invoice")
     credit_uusd = _credit(deposit, received)
     if not credit_uusd:
-        raise ValueError("that is worth less than a millionth of a dollar, so there is nothing to credit")
+        raise BadAmount(AmountFault.NOT_A_NUMBER, "that is worth less than a millionth of a dollar: nothing to credit")
     after = replace(deposit, received_units=received, received_raw="by hand")
     return _settled(after, received, credit_uusd, now_ms, is_held=False)
 

@@ -326,7 +326,9 @@ class Deposits:
                 return MoneyRefused(404, "unknown_deposit", "there is no such deposit")
             try:
                 return self._carry_out(tx, rules.by_hand(deposit, received, now_ms), now_ms)
-            except (BadAmount, ValueError) as error:
+            except BadAmount as error:
+                return MoneyRefused(400, "bad_amount", str(error))
+            except ValueError as error:
                 return MoneyRefused(409, "conflict", str(error))
 
         return _raised(await self._decided(write))

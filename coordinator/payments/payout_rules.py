@@ -30,6 +30,8 @@ LIST_PAUSE_MS: Final = 10 * MINUTE_MS
 # The longer one waits for a person, the more pages lie before it in the list.
 PERSON_PAUSE_MS: Final = 60 * MINUTE_MS
 SENT_PAUSE_MS: Final = 2 * MINUTE_MS
+# The gateway sends within one request, and a chain may be slow.
+SENDING_MS_MAX: Final = 6 * 60 * MINUTE_MS
 REFUSED_PAUSE_MS: Final = 5 * MINUTE_MS
 ATTEMPTS_MAX: Final = 3
 # The gateway's clock is not ours.
@@ -174,6 +176,9 @@ def _told(intent: Intent, row: Payout, now_ms: int) -> Step:
         case PayoutStatus.FAILED:
             return _failed(after, "the gateway could not send it", now_ms)
         case PayoutStatus.PENDING | PayoutStatus.PROCESSING:
+            if now_ms - (intent.tried_ms or intent.created_ms) > SENDING_MS_MAX:
+                # Its program ended in the middle of it, it seems. Nobody else would ever look.
+                return _for_person(after, "the gateway has been sending it for hours", now_ms)
             sent = replace(after, status=PayoutState.SENT, next_ms=now_ms + SENT_PAUSE_MS, reason="")
             return Step(sent)
     # Indeterminate, or a word that we do not know: it is there, and nobody says whether it left.

@@ -351,7 +351,9 @@ class Payouts:
     async def _order_automatically(self) -> None:
         if not self._limits.automatic or self.frozen is not None:
             return
-        keys = await self._database.write(lambda tx: payouts.rich(tx, self._limits.automatic, AUTOMATIC_AT_ONCE_MAX))
+        keys = await self._database.write(
+            lambda tx: payouts.rich(tx, self._limits.automatic, self._wall_ms(), AUTOMATIC_AT_ONCE_MAX)
+        )
         for node in keys:
             try:
                 await self.request(node, f"automatic:{secrets.token_hex(8)}", None, None, lambda _tx: None)
@@ -361,7 +363,7 @@ class Payouts:
     # ------------------------------------------------------------ a person decides
 
     async def decide(self, number: bytes, decision: str) -> Intent:
-        """`sent`, `return` or `resend` a payout of which nobody knows. Raises MoneyRefused."""
+        """`sent`, `return` or `resend` a payout of which nobody knows; `return` one that waits. Raises MoneyRefused."""
         # Not while a call is under way, which may be about this very payout.
         async with self._working:
             answer = await self._write(lambda tx: self._decide(tx, number, decision))
@@ -382,8 +384,11 @@ class Payouts:
             return self._resolve_without_row(tx, intent, decision, now_ms)
         if (resolved := payouts.resolution(tx, number)) is not None and intent.ended_ms is None:
             return self._end_as_resolved(tx, intent, decision, resolved, now_ms)
-        if intent.status is not PayoutState.UNKNOWN:
-            return MoneyRefused(409, "conflict", f"this payout is {intent.status.value}; only unknown ones are decided")
+        # One that waits has not been sent, and where the gateway refuses it day after day its owner wants the money.
+        is_waiting = intent.status is PayoutState.QUEUED and decision == "return"
+        if intent.status is not PayoutState.UNKNOWN and not is_waiting:
+            text = f"this payout is {intent.status.value}; unknown ones are decided, and queued ones can be given back"
+            return MoneyRefused(409, "conflict", text)
         steps = {"sent": rules.confirmed, "return": rules.given_back, "resend": rules.sent_again}
         step = steps[decision](intent, now_ms)
         log.warning("payout_decided", intent=number.hex(), decision=decision)

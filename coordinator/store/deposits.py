@@ -102,10 +102,9 @@ def next_due_ms(tx: sqlite3.Connection) -> int | None:
 
 
 async def list_of(reader: aiosqlite.Connection, node: NodeId, limit: int) -> list[Deposit]:
-    """Those of one key, the newest first."""
-    return _all(
-        await reader.execute_fetchall(_SELECT + "WHERE node = ? ORDER BY created_ms DESC LIMIT ?", (node, limit))
-    )
+    """Those of one key that have an invoice, the newest first."""
+    where = "WHERE node = ? AND stage <> 'new' ORDER BY created_ms DESC LIMIT ?"
+    return _all(await reader.execute_fetchall(_SELECT + where, (node, limit)))
 
 
 async def list_to_review(reader: aiosqlite.Connection, limit: int) -> list[Deposit]:

@@ -177,15 +177,18 @@ def without_row(tx: sqlite3.Connection) -> list[bytes]:
     return [row[0] for row in rows]
 
 
-def rich(tx: sqlite3.Connection, least_uusd: int, limit: int) -> list[NodeId]:
-    """Keys with so much available, an address, and no payout on its way."""
+def rich(tx: sqlite3.Connection, least_uusd: int, now_ms: int, limit: int) -> list[NodeId]:
+    """Keys with so much available, an address that holds, and no payout on its way; whoever had one last comes last."""
     rows = tx.execute(
         """
         SELECT node FROM accounts JOIN payout_addresses ON name = 'available:' || lower(hex(node))
-        WHERE balance >= ? AND node NOT IN (SELECT node FROM payout_intents WHERE ended_ms IS NULL)
-        GROUP BY node LIMIT ?
+        WHERE balance >= ? AND default_from_ms <= ?
+            AND node NOT IN (SELECT node FROM payout_intents WHERE ended_ms IS NULL)
+        GROUP BY node
+        ORDER BY (SELECT max(created_ms) FROM payout_intents WHERE payout_intents.node = payout_addresses.node), node
+        LIMIT ?
         """,
-        (least_uusd, limit),
+        (least_uusd, now_ms, limit),
     )
     return [NodeId(row[0]) for row in rows]
 

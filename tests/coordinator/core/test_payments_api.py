@@ -97,6 +97,17 @@ async def test_an_invoice_whose_answer_was_lost_is_made_by_asking_again(paid: Pa
     assert invoice["payAddress"]
 
 
+async def test_invoices_that_the_gateway_did_not_make_hide_no_payment(paid: Paid) -> None:
+    invoice = await paid.invoice()
+    for number in range(3):
+        paid.fake.fault("create_payment", "close")
+        lost = await paid.post("deposits", amount_usd="5.00", coin="USDC", network="base", request_id=f"lost{number}")
+        assert refused(lost) == (502, "gateway_failed")
+    for route in ("payments/list", "deposits/list"):
+        (row,) = (await paid.data(route, limit=2))["rows"]
+        assert invoice["invoiceId"] in (row.get("id"), row.get("invoiceId"))
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
@@ -128,6 +139,21 @@ async def test_a_key_has_a_bounded_number_of_unpaid_invoices(paid: Paid) -> None
     assert refused(answer) == (429, "too_many_deposits")
     paid.served.clock.offset_ms += DAY_MS + HOUR_MS
     await paid.invoice()
+
+
+async def test_a_network_has_a_bounded_number_of_invoices_whatever_keys_it_makes(
+    tmp_path: Path, fake: FakeGatewayProcess
+) -> None:
+    async with paid_serving(tmp_path, fake, limit_loopback=True, deposits_per_hour=2) as paid:
+        before = len(paid.fake.history("payment_created"))
+        for stranger in (NodeClient(paid.served) for _ in range(3)):
+            await stranger.register(role="client")
+            answer = await stranger.post("deposits", {"amount_usd": "5.00", "coin": "BTC"})
+        assert refused(answer) == (429, "too_many_requests")
+        assert int(answer.headers["Retry-After"]) > 60
+        assert len(paid.fake.history("payment_created")) - before == 2
+        # What is no deposit costs the gateway nothing, and is told what is wrong with it.
+        assert refused(await paid.post("deposits", amount_usd="5.00", coin="LTC")) == (400, "unsupported_coin")
 
 
 async def test_r8_version_1_makes_no_deposit_and_may_list(paid: Paid) -> None:

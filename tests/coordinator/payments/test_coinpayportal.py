@@ -247,6 +247,25 @@ async def test_a_gateway_that_knows_no_pages_does_not_list_for_ever(rows: int, m
                 await client.list_payouts()
 
 
+async def test_a_page_that_was_cut_short_is_not_the_last_one() -> None:
+    """A gateway that gives no more than 50 at once would let everything older pass for never sent."""
+    with fake_gateway() as fake:
+        async with fake.client() as client:
+            for number in range(3):
+                await client.create_payout(intent(number))
+            for total in (4, "5"):
+                fake.fault("list_payouts", "say", fields={"total": total})
+                with pytest.raises(GatewayUnclear, match="fewer payouts"):
+                    await client.list_payouts()
+            for total in (-1, 1.5, "many", [3]):
+                fake.fault("list_payouts", "say", fields={"total": total})
+                with pytest.raises(GatewayUnclear, match="malformed"):
+                    await client.list_payouts()
+            fake.fault("list_payouts", "say", fields={"total": None})
+            assert (await client.list_payouts()).complete
+            assert (await client.list_payouts()).complete
+
+
 async def test_a_list_that_crawls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page has one row that is new: a gateway that moves by one row where it is to move by a page."""
     with fake_gateway() as fake:

@@ -270,7 +270,7 @@ def test_a_person_credits_what_is_not_settled_and_nothing_else() -> None:
         by_hand(deposit(), AMOUNT_MAX + 1, NOW_MS)
     # An entry of nothing would settle it for good.
     for units in (0, 1):
-        with pytest.raises(ValueError, match="nothing to credit"):
+        with pytest.raises(BadAmount, match="nothing to credit"):
             by_hand(deposit(expected_units=10**9, amount_uusd=10_000), units, NOW_MS)
 
 

@@ -15,6 +15,7 @@ from coordinator.payments.payout_rules import (
     ATTEMPTS_MAX,
     LIST_PAUSE_MS,
     MINUTE_MS,
+    SENDING_MS_MAX,
     Intent,
     PayoutState,
     Step,
@@ -33,6 +34,7 @@ from protocol.ids import NodeId
 from protocol.ledger import Deposit, Entry, OrderPayout, ReturnPayout, SettlePayout, available
 
 NOW_MS = 1_795_000_000_000
+DAY_MS = 24 * 60 * MINUTE_MS
 NODE = NodeId(bytes(31) + b"\x01")
 NUMBER = b"i" * 16
 LIMIT = 100_000_000
@@ -91,6 +93,23 @@ def test_it_is_begun_once() -> None:
         if status is not PayoutState.QUEUED:
             with pytest.raises(AssertionError):
                 begin(intent(status=status), NOW_MS)
+
+
+@pytest.mark.parametrize("status", [PayoutStatus.PENDING, PayoutStatus.PROCESSING])
+def test_one_that_is_being_sent_for_ever_comes_before_a_person_and_may_still_end(status: PayoutStatus) -> None:
+    """A gateway whose program is killed while it sends leaves a row that nobody changes any more."""
+    sent = answered(intent(), row(status=status), NOW_MS).intent
+    late_ms = NOW_MS + SENDING_MS_MAX
+    assert listed(sent, listing(row(status=status)), late_ms, LIMIT).intent.status is PayoutState.SENT
+    step = listed(sent, listing(row(status=status)), late_ms + 1, LIMIT)
+    assert (step.intent.status, step.intent.needs_person, step.command) == (PayoutState.UNKNOWN, True, None)
+    assert step.intent.gateway_id == "out_1"
+    assert step.freeze is None
+    ended = listed(step.intent, listing(row()), late_ms + DAY_MS, LIMIT)
+    assert (ended.intent.status, ended.intent.needs_person) == (PayoutState.CONFIRMED, False)
+    # One that was tried again has its time again.
+    again = begin(sent_again(step.intent, late_ms).intent, late_ms)
+    assert answered(again, row(status=status), late_ms + 1).intent.status is PayoutState.SENT
 
 
 @pytest.mark.parametrize(

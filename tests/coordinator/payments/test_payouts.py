@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -251,6 +252,41 @@ async def test_an_address_may_change_while_a_payout_waits_and_it_goes_where_it_w
         await ordered(house, "two")
 
 
+async def test_one_that_the_gateway_refuses_day_after_day_is_given_back_once(house: MoneyHouse) -> None:
+    house.gateway.rates = Rates(refused=1.0)
+    intent = await ordered(house)
+    for _ in range(3):
+        await house.work()
+        house.now_ms += 24 * 60 * MINUTE_MS
+    assert (await state_of(house, intent), await house.available_to(NODE)) == ("queued", 6_000_000)
+    for decision in ("sent", "resend"):
+        with pytest.raises(MoneyRefused, match="this payout is queued"):
+            await house.payouts.decide(intent, decision)
+    await house.payouts.decide(intent, "return")
+    assert (await state_of(house, intent), await house.available_to(NODE)) == ("failed", 10_000_000)
+    house.gateway.rates = Rates()
+    await house.work()
+    with pytest.raises(MoneyRefused, match="this payout is failed"):
+        await house.payouts.decide(intent, "return")
+    assert (sends(house, intent), await house.available_to(NODE)) == (0, 10_000_000)
+
+
+async def test_one_is_not_given_back_while_it_is_being_sent(house: MoneyHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    intent, real = await ordered(house), house.gateway.create_payout
+    decisions: list[asyncio.Task[object]] = []
+
+    async def decided_meanwhile(request: PayoutRequest) -> Payout:
+        decisions.append(asyncio.ensure_future(house.payouts.decide(intent, "return")))
+        await asyncio.sleep(0)
+        return await real(request)
+
+    monkeypatch.setattr(house.gateway, "create_payout", decided_meanwhile)
+    await house.payouts.work()
+    with pytest.raises(MoneyRefused, match="this payout is confirmed"):
+        await decisions[0]
+    assert (sends(house, intent), await house.available_to(NODE)) == (1, 6_000_000)
+
+
 async def test_another_payout_under_the_same_number_is_a_conflict(house: MoneyHouse) -> None:
     base, bitcoin = find_pair("USDC", "base"), find_pair("BTC")
     first = await house.payouts.request(NODE, "one", 4_000_000, base, free)
@@ -265,3 +301,24 @@ async def test_another_payout_under_the_same_number_is_a_conflict(house: MoneyHo
         with pytest.raises(MoneyRefused, match="another payout"):
             await house.payouts.request(NODE, "one", amount, pair, free)
     assert await house.available_to(NODE) == 6_000_000
+
+
+async def test_whoever_cannot_be_paid_out_just_now_keeps_nobody_from_it(
+    house: MoneyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has had its share of the day, one has an address that does not hold yet; one at a time is paid out."""
+    _, waiting, other = nodes(3)
+    await house.fund([waiting, other], 10_000_000)
+    await house.database.write(
+        lambda tx: tx.execute(
+            "UPDATE payout_addresses SET active_from_ms = ?, default_from_ms = ? WHERE node = ?",
+            (house.now_ms + MINUTE_MS * 600, house.now_ms + MINUTE_MS * 600, waiting),
+        )
+    )
+    monkeypatch.setattr("coordinator.payments.payouts.AUTOMATIC_AT_ONCE_MAX", 1)
+    house.payouts._limits = replace(house.payouts._limits, automatic=1_000_000, per_day_and_key=5_000_000)
+    for _ in range(3):
+        await house.payouts.work()
+        house.now_ms += 61 * MINUTE_MS
+    left = [await house.available_to(node) for node in (NODE, waiting, other)]
+    assert left == [5_000_000, 10_000_000, 5_000_000]
