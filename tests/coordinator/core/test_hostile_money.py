@@ -78,7 +78,7 @@ async def everything(served: Served) -> dict[str, str]:
         found = {}
         for (name,) in names:
             if name not in NOT_OF_MONEY:
-                rows = await reader.execute_fetchall(f"SELECT * FROM {name}")  # noqa: S608 - names of the schema
+                rows = await reader.execute_fetchall(f"SELECT * FROM {name}")
                 found[name] = hashlib.sha256(repr([tuple(row) for row in rows]).encode()).hexdigest()
     assert {"entries", "leases", "lease_records", "complaints", "close_wishes", "accounts"} <= set(found)
     return found
@@ -302,7 +302,7 @@ async def test_what_is_not_good_gets_one_answer_everywhere_and_changes_nothing(s
 
 # In every field; and of those that no field takes, two more in turn.
 VALUES: Final = (None, -1, "1", bytes(31))
-NO_VALUES: Final = (
+NO_VALUES: Final[tuple[Any, ...]] = (
     *(True, 1.0, 1.5, math.nan, math.inf, 2**63, 2**64 - 1, -(2**63), {}, [[]]),
     *(msgpack.ExtType(1, b"x"), msgpack.Timestamp(1, 0)),
 )
