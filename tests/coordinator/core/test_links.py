@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import hypercorn_cures
 from coordinator.core import links
+from coordinator.store.ledger import LedgerTransaction
 from protocol import codec
 from protocol import constants as c
 from protocol import link as wire
@@ -39,7 +40,7 @@ from tests.helpers_coordinator import (
     text_of,
     until,
 )
-from tests.helpers_money import Market
+from tests.helpers_money import Market, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -354,6 +355,29 @@ async def test_more_claims_than_may_wait_are_answered_busy_and_the_link_stays(
         frame = await next_frame(socket)
         assert isinstance(frame, wire.ClaimAnswer)
         assert frame.acknowledgement is not None
+    await socket.abort()
+
+
+async def test_a_claim_that_meets_a_fault_of_ours_is_answered_and_the_link_stays(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = await Market.opened(served)
+    lease, poisoned = await market.lease(), await market.lease()
+    command = LedgerTransaction.command
+
+    def broken(self: LedgerTransaction, asked: Any, at_ms: int) -> Any:
+        assert asked.lease != poisoned, "a bug of ours"
+        return command(self, asked, at_ms)
+
+    monkeypatch.setattr(LedgerTransaction, "command", broken)
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    for claimed, code in ((poisoned, "internal"), (lease, "")):
+        await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(claimed, 5))))
+        frame = await next_frame(socket)
+        assert isinstance(frame, wire.ClaimAnswer)
+        assert frame.code == code
+    assert refused(await market.send(market.claim_of(poisoned, 5))) == (500, "internal")
     await socket.abort()
 
 
