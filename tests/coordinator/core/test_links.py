@@ -12,6 +12,7 @@ import pytest
 
 from coordinator import hypercorn_cures
 from coordinator.core import links
+from coordinator.store.db import StoreFailed
 from coordinator.store.ledger import LedgerTransaction
 from protocol import codec
 from protocol import constants as c
@@ -34,6 +35,7 @@ from tests.helpers_coordinator import (
     heartbeat_record,
     linked,
     make_key,
+    meet_a_failed_fsync,
     open_link,
     serving,
     stream,
@@ -294,6 +296,13 @@ async def next_frame(socket: WebSocket) -> wire.AnyFrame | None:
     return frame
 
 
+async def next_answer(socket: WebSocket) -> wire.ClaimAnswer:
+    """The next answer to a claim; the coordinator says other things, too, once it has seen the node for a while."""
+    while not isinstance(frame := await next_frame(socket), wire.ClaimAnswer):
+        pass
+    return frame
+
+
 async def test_claims_over_the_link_are_settled_together_and_answered_by_number(served: Served) -> None:
     market = await Market.opened(served)
     leases = [await market.lease() for _ in range(3)]
@@ -374,10 +383,21 @@ async def test_a_claim_that_meets_a_fault_of_ours_is_answered_and_the_link_stays
     await socket.receive()
     for claimed, code in ((poisoned, "internal"), (lease, "")):
         await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(claimed, 5))))
-        frame = await next_frame(socket)
-        assert isinstance(frame, wire.ClaimAnswer)
-        assert frame.code == code
+        assert (await next_answer(socket)).code == code
     assert refused(await market.send(market.claim_of(poisoned, 5))) == (500, "internal")
+    await socket.abort()
+
+
+async def test_a_claim_that_meets_a_failed_disk_gets_the_same_answer_over_the_link(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    with pytest.raises(StoreFailed):
+        await served.app.core.database.write(meet_a_failed_fsync)
+    assert refused(await market.send(market.claim_of(lease, 5))) == (503, "store_unavailable")
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
+    assert (await next_answer(socket)).code == "store_unavailable"
     await socket.abort()
 
 
