@@ -27,6 +27,8 @@ HEAD_BYTES: Final = 32
 # An entry holds one command; the largest carries a signed request.
 BODY_BYTES_MAX: Final = 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
+# A new journal of an old ledger takes all of it, which need not fit into memory.
+APPENDED_AT_ONCE: Final = 2000
 # A disk that is full may have room again, and what was cut off is written then. Of any other failure nobody knows.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -132,11 +134,17 @@ class Journal:
         """Add the entries that were committed since. Raises OSError, or JournalRefused when it is another ledger's."""
         if not self._is_compared:
             self._compare(tx)
-        rows = tx.execute(
-            "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number", (self._last.entry,)
-        ).fetchall()
-        if not rows:
-            return
+        is_behind = True
+        while is_behind:
+            rows = tx.execute(
+                "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number LIMIT ?",
+                (self._last.entry, APPENDED_AT_ONCE),
+            ).fetchall()
+            if rows:
+                self._append(rows)
+            is_behind = len(rows) == APPENDED_AT_ONCE
+
+    def _append(self, rows: list[tuple[int, bytes, bytes]]) -> None:
         data = b"".join(len(body).to_bytes(4, "big") + body + head for _, body, head in rows)
         try:
             _write_all(self._file, data)

@@ -52,6 +52,21 @@ def test_it_holds_every_entry_once(tx: sqlite3.Connection, tmp_path: Path) -> No
     assert (tmp_path / "j").stat().st_mode & 0o077 == 0
 
 
+def test_a_new_one_of_an_old_ledger_takes_it_in_pieces(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "APPENDED_AT_ONCE", 2)
+    asked: list[str] = []
+    tx.set_trace_callback(asked.append)
+    for number in range(1, 6):
+        deposit(tx, number)
+        with closing(Journal(tmp_path / f"j{number}")) as journal:
+            journal.append_new(tx)
+            assert journal.last == read_head(tx)
+        assert len(heads(tmp_path / f"j{number}")) == number
+    assert len([each for each in asked if "LIMIT 2" in each]) == 1 + 2 + 2 + 3 + 3
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000), tail=st.binary(max_size=40), flip=st.none() | st.integers(0, 2000))
 def test_whatever_is_cut_or_altered_is_written_again(
