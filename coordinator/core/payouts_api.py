@@ -53,6 +53,8 @@ class PayoutKeyBody(Struct, forbid_unknown_fields=True):
     payout_key: Word
 
 
+# SPEC 07: The coordinator MUST ignore keys of a JSON object that it does not know, but in a body about money that
+#   existing clients do not send: there it MUST refuse them, as a word that is misspelled would be left out.
 class RequestBody(Struct, forbid_unknown_fields=True):
     """So many dollars, or everything; to the default address, or to the one of a coin."""
 

@@ -397,13 +397,23 @@ NUMBERS: Final = (
 )
 BODIES: Final[dict[str, tuple[str, ...]]] = {
     "leases/list": (
-        *("{}", "[]", "7", "null", '{"role":"king"}', '{"role":1}', '{"role":null}', '{"role":["client"]}'),
+        *(
+            '{"role":"client","more":1}',
+            "{}",
+            "[]",
+            "7",
+            "null",
+            '{"role":"king"}',
+            '{"role":1}',
+            '{"role":null}',
+            '{"role":["client"]}',
+        ),
         *('{"role":"client","open":1}', '{"role":"client","open":"true"}', '{"role":"client","open":null}'),
         *(f'{{"role":"client","limit":{number}}}' for number in (*NUMBERS, "101")),
     ),
-    "wallet": ("[]", "7", "null", '"x"', "NaN", ""),
+    "wallet": ('{"more":1}', "[]", "7", "null", '"x"', "NaN", ""),
     "wallet/history": (
-        *("[]", "7", "null", '"x"'),
+        *('{"more":1}', "[]", "7", "null", '"x"'),
         *(f'{{"limit":{number}}}' for number in (*NUMBERS, "101")),
         *(f'{{"before":{number}}}' for number in NUMBERS),
     ),
