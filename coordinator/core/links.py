@@ -202,6 +202,9 @@ class Links:
             await self._on_announce(connection.link.peer, record)
         except RemoteProtocolError as error:
             log.info("heartbeat_refused", node=short(connection.link.peer), reason=str(error))
+        except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
+            # The next one comes in half a minute. What runs over the link needs no disk.
+            log.exception("heartbeat_not_recorded", node=short(connection.link.peer))
         finally:
             connection.announcing = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from coordinator import hypercorn_cures
 from coordinator.core import links
-from coordinator.store.db import StoreFailed
+from coordinator.store.db import StoreBusy, StoreFailed
 from coordinator.store.ledger import LedgerTransaction
 from protocol import codec
 from protocol import constants as c
@@ -284,6 +285,27 @@ async def test_nothing_is_left_after_many_links_came_and_went(served: Served) ->
     statistics = core.driver.peer.statistics()
     assert (statistics.connections, statistics.streams, statistics.jobs_asked) == (0, 0, 0)
     assert not core.links._by_stream
+
+
+@pytest.mark.parametrize("error", [StoreBusy(), sqlite3.OperationalError("database or disk is full")])
+async def test_a_heartbeat_that_cannot_be_written_ends_no_link(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tried: list[object] = []
+
+    async def refuse(closure: object) -> None:
+        tried.append(closure)
+        raise error
+
+    async with linked(served) as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(served.app.core.database, "write", refuse)
+            for number in (1, 2):
+                node.link.announce(heartbeat_record(node.client.key, served.clock()))
+                node.wake.set()
+                await until(lambda number=number: len(tried) >= number)  # type: ignore[misc]
+        assert text_of(await stream(served, (await ask(served)).json()["jobId"])) == "Hello world"
+        assert node.node in served.app.core.links
 
 
 # ---------------------------------------------------------------- claims
