@@ -51,8 +51,9 @@ example:
 RESTORE: Final = """\
 Make the database of --home, where none may be, out of a backup and, with --journal, of all entries of the ledger that
 came after it. coordinator.key must be in --home. Then move the journal back to its place and start the server: the time
-since the backup counts as time in which nobody could claim. Says where the journal cannot be read to its end; whoever
-starts with it keeps that part in a file beside it, ledger.journal.cut-1.
+since the backup counts as time in which nobody could claim. Says where the journal cannot be read to its end: the end
+of a record that was torn off in a crash is nothing, but a damaged journal may have held more, and money stands still
+until it is moved away.
 
 example, on a new machine:
   mkdir -m 700 new && cp coordinator.key new/

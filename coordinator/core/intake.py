@@ -167,15 +167,9 @@ class ClaimIntake:
             return await self._database.write(write)
         except (AssertionError, sqlite3.IntegrityError):
             log.exception("claims_failed", claims=len(requests))
-            if len(requests) == 1:
-                raise
-        return [await self._write_alone(request, claim) for request, claim in zip(requests, checked, strict=True)]
-
-    async def _write_alone(self, request: ClaimRequest, claim: CheckedClaim | ApiError) -> LeaseRow | ApiError:
-        try:
-            return (await self._write([request], [claim]))[0]
-        except (AssertionError, sqlite3.IntegrityError):
-            return MoneyRefused(500, INTERNAL, "internal error; it has been logged")
+        if len(requests) == 1:
+            return [MoneyRefused(500, INTERNAL, "internal error; it has been logged")]
+        return [(await self._write([request], [claim]))[0] for request, claim in zip(requests, checked, strict=True)]
 
     def _acknowledge_all(self, rows: list[LeaseRow | ApiError]) -> list[Outcome]:
         return [row if isinstance(row, ApiError) else acknowledge(row, self._key) for row in rows]

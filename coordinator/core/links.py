@@ -16,7 +16,7 @@ import structlog
 
 from coordinator.core.driver import PeerDriver
 from coordinator.core.http import ApiError
-from coordinator.core.money import BUSY, INTERNAL, busy
+from coordinator.core.money import BUSY, INTERNAL
 from coordinator.store.db import StoreBusy, StoreClosed, StoreFailed
 from protocol import constants as c
 from protocol import events as e
@@ -36,6 +36,9 @@ from protocol.link import (
 )
 from protocol.records import Signed
 
+# As over HTTP.
+UNAVAILABLE: Final = "store_unavailable"
+UNAVAILABLE_TEXT: Final = "the store is not available; try again soon"
 CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL_ERROR: Final = 1002
@@ -199,6 +202,9 @@ class Links:
             await self._on_announce(connection.link.peer, record)
         except RemoteProtocolError as error:
             log.info("heartbeat_refused", node=short(connection.link.peer), reason=str(error))
+        except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
+            # The next one comes in half a minute. What runs over the link needs no disk.
+            log.exception("heartbeat_not_recorded", node=short(connection.link.peer))
         finally:
             connection.announcing = False
 
@@ -223,7 +229,7 @@ class Links:
             outcomes = [error] * len(frames)
         except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
             log.exception("claims_not_settled", claims=len(frames))
-            outcomes = [busy()] * len(frames)
+            outcomes = [ApiError(503, UNAVAILABLE_TEXT, code=UNAVAILABLE)] * len(frames)
         connection.claims_unanswered -= len(frames)
         for frame, outcome in zip(frames, outcomes, strict=True):
             connection.link.tell(_answer(frame.number, outcome))

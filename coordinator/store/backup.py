@@ -110,6 +110,9 @@ def restore(
                 connection.execute("PRAGMA synchronous = OFF")
                 if journal is not None:
                     _catch_up(connection, journal, sign_lease, warn)
+                # Into one file, before it is called whole: what the log still had when SQLite closes it, and finds no
+                # room for, would be lost without a word.
+                connection.execute("PRAGMA journal_mode = DELETE")
                 return check(connection, replayed_entries_max=0)
     finally:
         os.close(lock)

@@ -23,10 +23,13 @@ from coordinator.store.ledger import Head, read_head
 from protocol.ledger import GENESIS_HEAD, next_head
 
 MAGIC: Final = b"infernet-ledger-1\n"
+LENGTH_BYTES: Final = 4
 HEAD_BYTES: Final = 32
 # An entry holds one command; the largest carries a signed request.
 BODY_BYTES_MAX: Final = 1024 * 1024
 READ_BYTES: Final = 1024 * 1024
+# A new journal of an old ledger takes all of it, which need not fit into memory.
+APPENDED_AT_ONCE: Final = 2000
 # A disk that is full may have room again, and what was cut off is written then. Of any other failure nobody knows.
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,10 +45,11 @@ class Journal:
     """An open journal. `append_new` runs on the writer's thread, after each commit."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, creating it, and cut off what a crash left unfinished. Raises JournalRefused."""
+        """Open the file, creating it, and read how far it goes. Raises JournalRefused."""
         self._path = path
         self._is_compared = False
         self._end = 0
+        self._rest: Rest | None = None
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
             try:
@@ -53,7 +57,7 @@ class Journal:
                 if self._is_unfinished():
                     self._begin()
                 self._sync_folder()
-                self._last = self._cut_off_the_rest()
+                self._last = self._read()
             except BaseException:
                 os.close(self._file)
                 raise
@@ -88,20 +92,41 @@ class Journal:
         finally:
             os.close(folder)
 
-    def _cut_off_the_rest(self) -> Head:
+    def _read(self) -> Head:
         reading = read_journal(self._path)
         for _ in reading:
             pass
-        last, end = reading.last, reading.end
-        rest = reading.rest
-        if rest is not None:
-            kept = self._keep_from(end)
-            log.warning("journal_cut_off", journal=str(self._path), **rest._asdict(), kept=str(kept))
-            os.ftruncate(self._file, end)
+        self._end, self._rest = reading.end, reading.rest
         # What the last process wrote before it was killed need not be on disk, and will be acknowledged when asked for.
         os.fsync(self._file)
-        self._end = end
-        return last
+        return reading.last
+
+    def _cut_off(self, rest: Rest, tx: sqlite3.Connection) -> None:
+        """What cannot be read is written anew, if it can only be what the database has, too. Raises as `append_new`."""
+        lacking_bytes = tx.execute(
+            "SELECT coalesce(sum(length(body) + ?), 0) FROM entries WHERE number > ?",
+            (LENGTH_BYTES + HEAD_BYTES, self._last.entry),
+        ).fetchone()[0]
+        # The database is on disk first, so a crash leaves no more behind than it has; but a record that was torn off
+        # may be unknown to a database that was restored.
+        if rest.size_bytes > lacking_bytes and not self._is_torn_record(rest):
+            raise JournalRefused(
+                f"the journal {self._path} cannot be read from byte {rest.offset} on, and the {rest.size_bytes} bytes "
+                "there are more than the database has: it is damaged, or the database was put back from a backup; look "
+                "for another copy, or move it away to go on without what it held"
+            )
+        kept = self._keep_from(rest.offset)
+        log.warning("journal_cut_off", journal=str(self._path), **rest._asdict(), kept=str(kept))
+        os.ftruncate(self._file, rest.offset)
+        os.fsync(self._file)
+        self._rest = None
+
+    def _is_torn_record(self, rest: Rest) -> bool:
+        start = os.pread(self._file, LENGTH_BYTES, rest.offset)
+        length = int.from_bytes(start, "big")
+        return len(start) < LENGTH_BYTES or (
+            0 < length <= BODY_BYTES_MAX and rest.size_bytes < LENGTH_BYTES + length + HEAD_BYTES
+        )
 
     def _keep_from(self, offset: int) -> Path:
         """Copy what follows to a new file beside it: after a crash it is worth nothing, after damage it may be."""
@@ -132,12 +157,18 @@ class Journal:
         """Add the entries that were committed since. Raises OSError, or JournalRefused when it is another ledger's."""
         if not self._is_compared:
             self._compare(tx)
-        rows = tx.execute(
-            "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number", (self._last.entry,)
-        ).fetchall()
-        if not rows:
-            return
-        data = b"".join(len(body).to_bytes(4, "big") + body + head for _, body, head in rows)
+        is_behind = True
+        while is_behind:
+            rows = tx.execute(
+                "SELECT number, body, head FROM entries WHERE number > ? ORDER BY number LIMIT ?",
+                (self._last.entry, APPENDED_AT_ONCE),
+            ).fetchall()
+            if rows:
+                self._append(rows)
+            is_behind = len(rows) == APPENDED_AT_ONCE
+
+    def _append(self, rows: list[tuple[int, bytes, bytes]]) -> None:
+        data = b"".join(len(body).to_bytes(LENGTH_BYTES, "big") + body + head for _, body, head in rows)
         try:
             _write_all(self._file, data)
             os.fdatasync(self._file)
@@ -155,6 +186,8 @@ class Journal:
                 f"the journal {self._path} has entries that the database lacks: it was put back from a backup, or is "
                 "another coordinator's; see infernet-coordinator restore --help"
             )
+        if self._rest is not None:
+            self._cut_off(self._rest, tx)
         self._is_compared = True
 
     def close(self) -> None:
@@ -200,7 +233,7 @@ class JournalFollower:
         is_news = self._known is None
         if is_news:
             self._known = self._journal.last.entry
-        reason = f"the journal cannot be written: {error}"
+        reason = str(error) if isinstance(error, JournalRefused) else f"the journal cannot be written: {error}"
         if not isinstance(error, OSError) or error.errno not in FULL:
             self._is_broken = True
             self._on_broken(reason)
@@ -241,7 +274,7 @@ class JournalReading:
                 raise JournalRefused(f"{self._path} is no journal of a ledger")
             while (record := _read_record(file)) is not None and self._follows(*record):
                 self.last = Head(self.last.entry + 1, record[1])
-                self.end += 4 + len(record[0]) + HEAD_BYTES
+                self.end += LENGTH_BYTES + len(record[0]) + HEAD_BYTES
                 yield record
             left_bytes = os.fstat(file.fileno()).st_size - self.end
         if left_bytes > 0:
@@ -260,7 +293,7 @@ def read_journal(path: Path, trusted: int = 0) -> JournalReading:
 
 
 def _read_record(file: BinaryIO) -> tuple[bytes, bytes] | None:
-    length = int.from_bytes(file.read(4), "big")
+    length = int.from_bytes(file.read(LENGTH_BYTES), "big")
     if not 0 < length <= BODY_BYTES_MAX:
         return None
     data = file.read(length + HEAD_BYTES)

@@ -15,7 +15,7 @@ from protocol.money_records import ComplaintRecord
 from protocol.records import Signed
 
 # What one side can make this store keep about one lease.
-COMPLAINTS_PER_LEASE_MAX: Final = 64
+COMPLAINTS_PER_SIDE_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +79,18 @@ def put_close_wish(tx: sqlite3.Connection, lease: LeaseId, signed: Signed, now_m
 
 
 def put_complaint(tx: sqlite3.Connection, complaint: ComplaintRecord, signed: Signed, now_ms: int) -> bool:
-    """Keep a complaint, once for each job, attempt and kind; False when there are as many as may be."""
-    count = tx.execute("SELECT count(*) FROM complaints WHERE lease = ?", (complaint.lease,)).fetchone()[0]
-    if count >= COMPLAINTS_PER_LEASE_MAX:
+    """Keep a complaint, once for each job, attempt and kind; False when this side has as many as it may have."""
+    about = (complaint.lease, complaint.complainant, complaint.job, complaint.attempt, int(complaint.kind))
+    same = """
+        SELECT 1 FROM complaints WHERE lease = ? AND complainant = ? AND job = ? AND attempt = ? AND kind = ?
+    """
+    if tx.execute(same, about).fetchone() is not None:
+        return True
+    count = tx.execute("SELECT count(*) FROM complaints WHERE lease = ? AND complainant = ?", about[:2]).fetchone()[0]
+    if count >= COMPLAINTS_PER_SIDE_MAX:
         return False
-    tx.execute(
-        "INSERT INTO complaints VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (
-            *(complaint.lease, complaint.complainant, complaint.job, complaint.attempt, int(complaint.kind)),
-            *(signed.body, signed.signature, now_ms),
-        ),
-    )
+    values = (*about, signed.body, signed.signature, now_ms)
+    tx.execute("INSERT INTO complaints VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
     return True
 
 

@@ -168,9 +168,17 @@ async def test_a_restore_tells_of_what_it_could_not_read_of_the_journal(
         assert words in captured.err
     assert captured.out.startswith("restored: 2 entries")
     assert journal.read_bytes() == damaged
+    # Nobody goes on without what may be in it before somebody has decided so.
+    for _ in range(2):
+        async with serving(tmp_path, clock) as served:
+            reason = served.app.core.settlement.stopped_because
+            assert reason is not None
+            assert "move it away" in reason
+        assert journal.read_bytes() == damaged
+    journal.rename(tmp_path / "damaged.journal")
     async with serving(tmp_path, clock) as served:
         assert served.app.core.settlement.stopped_because is None
-    assert (tmp_path / "ledger.journal.cut-1").read_bytes() == damaged[end:]
+    assert journal.read_bytes() == whole[:end]
 
 
 async def test_check_says_where_the_ledger_differs(

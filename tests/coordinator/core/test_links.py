@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from coordinator import hypercorn_cures
 from coordinator.core import links
+from coordinator.store.db import StoreBusy, StoreFailed
+from coordinator.store.ledger import LedgerTransaction
 from protocol import codec
 from protocol import constants as c
 from protocol import link as wire
@@ -33,13 +36,14 @@ from tests.helpers_coordinator import (
     heartbeat_record,
     linked,
     make_key,
+    meet_a_failed_fsync,
     open_link,
     serving,
     stream,
     text_of,
     until,
 )
-from tests.helpers_money import Market
+from tests.helpers_money import Market, refused
 
 pytestmark = pytest.mark.anyio
 
@@ -283,6 +287,27 @@ async def test_nothing_is_left_after_many_links_came_and_went(served: Served) ->
     assert not core.links._by_stream
 
 
+@pytest.mark.parametrize("error", [StoreBusy(), sqlite3.OperationalError("database or disk is full")])
+async def test_a_heartbeat_that_cannot_be_written_ends_no_link(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tried: list[object] = []
+
+    async def refuse(closure: object) -> None:
+        tried.append(closure)
+        raise error
+
+    async with linked(served) as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(served.app.core.database, "write", refuse)
+            for number in (1, 2):
+                node.link.announce(heartbeat_record(node.client.key, served.clock()))
+                node.wake.set()
+                await until(lambda number=number: len(tried) >= number)  # type: ignore[misc]
+        assert text_of(await stream(served, (await ask(served)).json()["jobId"])) == "Hello world"
+        assert node.node in served.app.core.links
+
+
 # ---------------------------------------------------------------- claims
 
 
@@ -290,6 +315,13 @@ async def next_frame(socket: WebSocket) -> wire.AnyFrame | None:
     async with asyncio.timeout(10):
         while isinstance(frame := wire.decode_frame(await socket.receive()), wire.Ping):
             pass
+    return frame
+
+
+async def next_answer(socket: WebSocket) -> wire.ClaimAnswer:
+    """The next answer to a claim; the coordinator says other things, too, once it has seen the node for a while."""
+    while not isinstance(frame := await next_frame(socket), wire.ClaimAnswer):
+        pass
     return frame
 
 
@@ -354,6 +386,40 @@ async def test_more_claims_than_may_wait_are_answered_busy_and_the_link_stays(
         frame = await next_frame(socket)
         assert isinstance(frame, wire.ClaimAnswer)
         assert frame.acknowledgement is not None
+    await socket.abort()
+
+
+async def test_a_claim_that_meets_a_fault_of_ours_is_answered_and_the_link_stays(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = await Market.opened(served)
+    lease, poisoned = await market.lease(), await market.lease()
+    command = LedgerTransaction.command
+
+    def broken(self: LedgerTransaction, asked: Any, at_ms: int) -> Any:
+        assert asked.lease != poisoned, "a bug of ours"
+        return command(self, asked, at_ms)
+
+    monkeypatch.setattr(LedgerTransaction, "command", broken)
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    for claimed, code in ((poisoned, "internal"), (lease, "")):
+        await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(claimed, 5))))
+        assert (await next_answer(socket)).code == code
+    assert refused(await market.send(market.claim_of(poisoned, 5))) == (500, "internal")
+    await socket.abort()
+
+
+async def test_a_claim_that_meets_a_failed_disk_gets_the_same_answer_over_the_link(served: Served) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    with pytest.raises(StoreFailed):
+        await served.app.core.database.write(meet_a_failed_fsync)
+    assert refused(await market.send(market.claim_of(lease, 5))) == (503, "store_unavailable")
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
+    assert (await next_answer(socket)).code == "store_unavailable"
     await socket.abort()
 
 

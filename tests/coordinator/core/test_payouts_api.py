@@ -234,6 +234,7 @@ async def test_what_cannot_be_paid_out_is_refused_and_moves_nothing(paid: Paid) 
     for body, expected in (
         ({"amount_usd": "5.001"}, (400, "bad_amount")),
         ({"amount_usd": "0.99"}, (400, "bad_amount")),
+        ({"amount": "5.00"}, (400, "bad_request")),
         ({"amount_usd": "20.01"}, (402, "insufficient_funds")),
         ({"amount_usd": "501.00"}, (429, "payout_limit")),
         ({"amount_usd": "5.00", "coin": "BTC"}, (409, "no_payout_address")),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.core import settlement
+from coordinator.store import leases
 from protocol import codec
 from protocol.envelope import open_record, sign_request
 from protocol.ids import LeaseId
@@ -340,9 +341,9 @@ async def test_both_sides_of_a_lease_complain_and_nobody_else(served: Served) ->
     async with served.app.core.database.reader() as reader:
         rows = await reader.execute_fetchall("SELECT count(*) FROM complaints")
     assert next(iter(rows))[0] == 2
-    for attempt in range(2, 64):
+    for attempt in range(2, 65):
         assert (await complain(market.provider, market.provider.key, attempt)).status_code == 200
-    assert refused(await complain(market.provider, market.provider.key, 64)) == (429, "too_many_complaints")
+    assert refused(await complain(market.provider, market.provider.key, 65)) == (429, "too_many_complaints")
 
 
 # ---------------------------------------------------------------- wallet and head
@@ -381,6 +382,24 @@ async def test_the_signed_head_is_what_the_ledger_hashes_to(served: Served) -> N
     record = open_record(signed, LedgerHeadRecord)
     assert (record.coordinator, record.head) == (served.key.node, await head_of(served))
     assert (answer["entry"], answer["head"]) == (record.entry, record.head.hex())
+
+
+async def test_who_has_complained_much_keeps_nobody_else_from_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "COMPLAINTS_PER_SIDE_MAX", 2)
+    market = await Market.opened(served)
+    lease = await market.lease()
+    kind, payer = "application/vnd.infernet.complaint", market.payers[lease]
+    mine = [codec.encode_value(market.complaint_of(lease, payer, attempt)) for attempt in (1, 2, 3)]
+    for body in mine[:2]:
+        assert (await market.client.post("complaints", body, kind)).status_code == 200
+    assert refused(await market.client.post("complaints", mine[2], kind)) == (429, "too_many_complaints")
+    theirs = codec.encode_value(market.complaint_of(lease, market.provider.key))
+    assert (await market.provider.post("complaints", theirs, kind)).status_code == 200
+    # Whoever has lost the answer gets it again.
+    for body in mine[:2]:
+        assert (await market.client.post("complaints", body, kind)).status_code == 200
 
 
 # ---------------------------------------------------------------- who may ask at all

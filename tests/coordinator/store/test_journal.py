@@ -52,6 +52,21 @@ def test_it_holds_every_entry_once(tx: sqlite3.Connection, tmp_path: Path) -> No
     assert (tmp_path / "j").stat().st_mode & 0o077 == 0
 
 
+def test_a_new_one_of_an_old_ledger_takes_it_in_pieces(
+    tx: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "APPENDED_AT_ONCE", 2)
+    asked: list[str] = []
+    tx.set_trace_callback(asked.append)
+    for number in range(1, 6):
+        deposit(tx, number)
+        with closing(Journal(tmp_path / f"j{number}")) as journal:
+            journal.append_new(tx)
+            assert journal.last == read_head(tx)
+        assert len(heads(tmp_path / f"j{number}")) == number
+    assert len([each for each in asked if "LIMIT 2" in each]) == 1 + 2 + 2 + 3 + 3
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 2000), tail=st.binary(max_size=40), flip=st.none() | st.integers(0, 2000))
 def test_whatever_is_cut_or_altered_is_written_again(
@@ -70,8 +85,14 @@ def test_whatever_is_cut_or_altered_is_written_again(
         data[len(MAGIC) + flip] ^= 1
     path.write_bytes(bytes(data))
     with closing(Journal(path)) as journal:
-        journal.append_new(tx)
-    assert path.read_bytes() == whole
+        try:
+            journal.append_new(tx)
+        except JournalRefused:
+            # It may have held what the database has not.
+            assert len(data) > len(whole)
+            assert path.read_bytes() == data
+        else:
+            assert path.read_bytes() == whole
 
 
 def test_a_journal_that_is_ahead_or_anothers_is_refused(tx: sqlite3.Connection, tmp_path: Path) -> None:
@@ -154,7 +175,7 @@ def test_what_cannot_be_read_is_told_and_kept_beside_it(tx: sqlite3.Connection, 
         path.write_bytes(damaged)
         with capture_logs() as logs, closing(Journal(path)) as journal:
             assert journal.last.entry == 1
-            assert path.read_bytes() == whole[:first]
+            assert path.read_bytes() == damaged
             journal.append_new(tx)
         assert path.read_bytes() == whole
         kept = tmp_path / f"j.cut-{number}"
@@ -181,10 +202,45 @@ def test_what_cannot_be_kept_is_not_cut_off(
         files = FullFiles(disk)
         monkeypatch.setattr(journal_module, "os", files)
         files.is_full = True
-        with pytest.raises(JournalRefused, match="No space"):
-            Journal(path)
-    assert path.read_bytes() == damaged
-    assert os.listdir(tmp_path) == ["j"]
+        with closing(Journal(path)) as journal:
+            with pytest.raises(OSError, match="No space"):
+                journal.append_new(tx)
+            assert path.read_bytes() == damaged
+            assert os.listdir(tmp_path) == ["j"]
+            files.is_full = False
+            journal.append_new(tx)
+    assert (tmp_path / "j.cut-1").read_bytes() == damaged[len(MAGIC) :]
+
+
+def test_a_damaged_one_that_may_have_held_more_than_the_database_is_refused_at_each_start(
+    tx: sqlite3.Connection, tmp_path: Path
+) -> None:
+    path = tmp_path / "j"
+    for number in range(3):
+        deposit(tx, number)
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    whole = path.read_bytes()
+    first = (len(whole) - len(MAGIC)) // 3 + len(MAGIC)
+    path.write_bytes(whole[: first + 9] + bytes([whole[first + 9] ^ 1]) + whole[first + 10 :])
+    damaged = path.read_bytes()
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as older:
+        migrate(older)
+        for number in range(2):
+            deposit(older, number)
+            for _ in range(2):
+                with closing(Journal(path)) as journal, pytest.raises(JournalRefused, match=f"byte {first} on"):
+                    journal.append_new(older)
+        # A record that was torn off was never acknowledged, and is no reason to stop.
+        path.write_bytes(whole[:-5])
+        with closing(Journal(path)) as journal:
+            journal.append_new(older)
+            assert journal.last == read_head(older)
+    assert sorted(os.listdir(tmp_path)) == ["j", "j.cut-1"]
+    path.write_bytes(damaged)
+    with closing(Journal(path)) as journal:
+        journal.append_new(tx)
+    assert path.read_bytes() == whole
 
 
 def test_its_name_is_brought_to_the_disk_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
