@@ -75,7 +75,15 @@ class Network:
             f"Its gateway is a double: let coins arrive for all open invoices with\n"
             f"  curl -d {{}} {bank.gateway}/control/arrive"
         )
-        self._teller.tell("bank", text, url=bank.url, key=bank.key, gateway=bank.gateway, pid=bank.process.pid)
+        self._teller.tell(
+            "bank",
+            text,
+            url=bank.url,
+            key=bank.key,
+            gateway=bank.gateway,
+            pid=bank.process.pid,
+            home=str(bank.home),
+        )
 
     def _has_proxy(self, node: NodeProcess) -> bool:
         return bool(self._arguments.faults) and node.place is None and node.address is not None
