@@ -324,6 +324,8 @@ BAD = [
     (f"payout set BTC tb1{BITCOIN[3:]}", ""),
     (f"payout set BTC {BITCOIN} a b", "too many words"),
     (f"payout remove BTC {BITCOIN[:-2]}", ""),
+    ("payout remove BTC mainnet", "infernet payout remove COIN ADDRESS"),
+    ("payout remove BTC mainnet " + BITCOIN, "infernet payout remove BTC ADDRESS --network mainnet"),
     ("payout list BTC", "too many words"),
     ("payout list --network base", "--network goes with"),
     ("payout request", "how much"),
