@@ -132,7 +132,8 @@ class Unauthorized(CoordinatorRefused):
         """The same for people; `auth` is what the request was signed with."""
         ahead_s = signer.clock_error_s(self.time_header, auth)
         if abs(ahead_s) <= AUTH_WINDOW_S:
-            text = f"the coordinator refused this node's signature: {self}"
+            # It is signed for the pinned key, and a request for another coordinator looks like a bad one.
+            text = f"the coordinator refused this node's signature ({self}): is --coordinator-key its key?"
         else:
             direction = "ahead of" if ahead_s > 0 else "behind"
             text = (

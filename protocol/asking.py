@@ -506,11 +506,19 @@ class Asking:
         return [note, *self._searching.begin(job, now)]
 
     def _give_up(self, job: Job) -> list[Effect]:
-        code, text, retry_after_ms = job.last_failure or (Refusal.NO_PROVIDER, _nobody(job), 0)
+        code, text, retry_after_ms = job.last_failure or (Refusal.NO_PROVIDER, self._nobody(job), 0)
         if code is Refusal.BUSY:
             retry_after_ms = min(job.busy.values(), default=retry_after_ms)
         self._forget(job)
         return [JobFailed(job.ask.job, code, text, retry_after_ms)]
+
+    def _nobody(self, job: Job) -> str:
+        what = f"model {job.ask.model!r}" if job.ask.model else "any model"
+        if job.is_paid:
+            what += f" at a cost of at most {say_usd(job.spend_uusd_left)}"
+        text = f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"
+        objection = self._router.objection(job.ask.job)
+        return f"{text}; of {objection[1]} known: {objection[0]}" if objection is not None else text
 
     def _forget(self, job: Job) -> None:
         del self._jobs[job.ask.job]
@@ -561,10 +569,3 @@ def _too_dear(job: Job, needed_uusd: int) -> str:
         f"the answer may cost up to {say_usd(needed_uusd)} and {say_usd(job.spend_uusd_left)} may be spent: "
         "raise the limit, or ask for fewer tokens"
     )
-
-
-def _nobody(job: Job) -> str:
-    what = f"model {job.ask.model!r}" if job.ask.model else "any model"
-    if job.is_paid:
-        what += f" at a cost of at most {say_usd(job.spend_uusd_left)}"
-    return f"no provider of {what} for {job.ask.kind.name.lower()} jobs is known or turned up"

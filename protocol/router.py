@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -29,7 +29,17 @@ from protocol.ranking import Standing
 from protocol.recent import Recent
 from protocol.records import Signed
 from protocol.reputation import Reputation
-from protocol.routing import Candidate, Decision, NodeTest, RouteRequest, Surroundings, Verdict, choose, explain
+from protocol.routing import (
+    Candidate,
+    Decision,
+    Exclusion,
+    NodeTest,
+    RouteRequest,
+    Surroundings,
+    Verdict,
+    choose,
+    explain,
+)
 
 # The first failure in a row costs a provider this long, each further one twice as much.
 REST_S: Final = 10.0
@@ -47,6 +57,18 @@ _REST_AFTER_REFUSAL_S: Final = {
     Refusal.NOT_ALLOWED: 3600.0,
     Refusal.LEASE: 3600.0,
 }
+# What an asker can do something about: ask for less, or pay.
+_OBJECTIONS: Final = frozenset(
+    {
+        Exclusion.CONTEXT,
+        Exclusion.PRICE_IN,
+        Exclusion.PRICE_OUT,
+        Exclusion.NOT_FREE,
+        Exclusion.TOO_LARGE,
+        Exclusion.TOO_DEAR,
+        Exclusion.OTHER_COORDINATOR,
+    }
+)
 # A rate from fewer tokens is mostly chance.
 RATE_TOKENS_MIN: Final = 8
 
@@ -105,6 +127,7 @@ class _Asked:
     prefixes: tuple[bytes, ...]
     trial: _Trial | None = None
     is_searched_for: bool = False
+    objections: Counter[Exclusion | None] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -158,7 +181,14 @@ class Router:
         if decision.chosen is not None or not asked.is_searched_for:
             self._listeners.decided(decision, now)
         asked.is_searched_for = decision.chosen is None
+        asked.objections = Counter(v.against for v in decision.verdicts if v.against in _OBJECTIONS)
         return decision.chosen
+
+    def objection(self, job: JobId) -> tuple[str, int] | None:
+        """What spoke most often against providers that this job's asker could have had otherwise, and of how many."""
+        asked = self._jobs.get(job)
+        common = asked.objections.most_common(1) if asked is not None else ()
+        return next(((against.words, count) for against, count in common if against is not None), None)
 
     def consider(self, request: RouteRequest, now: Now) -> Decision:
         """What would be decided about such a job now; nobody hears of this question."""

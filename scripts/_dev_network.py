@@ -15,7 +15,7 @@ from rich.live import Live
 from _dev_network_arguments import Arguments, Fault, parse
 from _dev_network_detour import Detour
 from _dev_network_faults import NONE, Faults, Weather, parse_faults
-from _dev_network_money import Bank, bank
+from _dev_network_money import Bank, bank, give_money
 from _dev_network_namespaces import Internet
 from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
 from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_table
@@ -75,7 +75,15 @@ class Network:
             f"Its gateway is a double: let coins arrive for all open invoices with\n"
             f"  curl -d {{}} {bank.gateway}/control/arrive"
         )
-        self._teller.tell("bank", text, url=bank.url, key=bank.key, gateway=bank.gateway, pid=bank.process.pid)
+        self._teller.tell(
+            "bank",
+            text,
+            url=bank.url,
+            key=bank.key,
+            gateway=bank.gateway,
+            pid=bank.process.pid,
+            home=str(bank.home),
+        )
 
     def _has_proxy(self, node: NodeProcess) -> bool:
         return bool(self._arguments.faults) and node.place is None and node.address is not None
@@ -192,6 +200,8 @@ class Network:
     async def check(self) -> bool:
         """Let every node ask every model; whether all were answered."""
         running = [node for node in self._network.all.values() if node.is_running]
+        if self._bank is not None:
+            await give_money(self._bank, [node for node in running if node.plan.role != "provider"])
         models = sorted({model for node in running for model in await self._models_of(node)})
         asked = await ask_everything(running, models)
         failed = [each for each in asked if not each.answer.is_whole]
@@ -299,6 +309,10 @@ def main() -> int:
     try:
         return trio.run(run, arguments)
     except BaseExceptionGroup as group:
+        if group.subgroup(BrokenPipeError) is not None:
+            # Who read what is told has enough; Python must not complain about it when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         failure, _ = group.split(Failure)
         if failure is None:
             raise

@@ -136,7 +136,9 @@ def parse(words: list[str]) -> Arguments:
         "--kill", action="append", type=_kill, default=[], metavar="NAME@S", help="kill -9 this node at this second"
     )
     parser.add_argument(
-        "--check", action="store_true", help="after all that, let every node ask every model, and end (1: one failed)"
+        "--check",
+        action="store_true",
+        help="after all that, let every node ask every model, and end (1: one failed); with --paid each asker has $5",
     )
     parser.add_argument("--for", dest="for_s", type=_seconds, metavar="S", help="end after so many seconds")
     parser.add_argument("--json", action="store_true", help="print what happens as lines of JSON")

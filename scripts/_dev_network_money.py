@@ -15,19 +15,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import httpx
+import trio
 
 from _dev_network_namespaces import end_with_parent
+from _dev_network_nodes import NodeProcess
 from _environment import ROOT, Failure, clean_environ
 
 HOST: Final = "127.0.0.1"
 GATEWAY: Final = "tests.fake_gateway"
 STARTING_S: Final = 60.0
 STOPPING_S: Final = 10.0
+ARRIVING_S: Final = 30.0
+LOOK_INTERVAL_S: Final = 0.1
+DEPOSIT_USD: Final = "5.00"
 # Known to everybody who reads this, and of no use anywhere: no money is behind them.
 SECRETS: Final = {"API_KEY": "dev-api-key", "PAYOUT_TOKEN": "dev-payout-token", "WEBHOOK_SECRET": "dev-webhook-secret"}
 BUSINESS: Final = "dev-business"
@@ -79,6 +86,28 @@ def bank(home: Path) -> Iterator[Bank]:
         process = stack.enter_context(_child(home, "coordinator", "coordinator", *words, settings=settings))
         ready = json.loads(_first_line(process, home / "coordinator.log"))
         yield Bank(ready["url"], ready["key"], gateway_url, home / "coordinator", process)
+
+
+async def give_money(bank: Bank, askers: Sequence[NodeProcess]) -> None:
+    """Let each of them make a deposit, as `infernet wallet deposit` does, and let its coins arrive. Raises Failure."""
+
+    async def ask(asker: NodeProcess, name: str, **fields: str) -> Any:
+        return await asker.call("money", {"ask": name, "fields": fields})
+
+    try:
+        for asker in askers:
+            await ask(asker, "deposit", amount_usd=DEPOSIT_USD, coin="USDC", network="base")
+        async with httpx.AsyncClient(trust_env=False) as http:
+            (await http.post(f"{bank.gateway}/control/arrive", json={})).raise_for_status()
+        with trio.fail_after(ARRIVING_S):
+            poor = list(askers)
+            while True:
+                poor = [asker for asker in poor if not (await ask(asker, "wallet"))["available_uusd"]]
+                if not poor:
+                    break
+                await trio.sleep(LOOK_INTERVAL_S)
+    except (OSError, httpx.HTTPError, trio.TooSlowError) as error:
+        raise Failure(f"the askers got no money: {error or 'it did not arrive in time'}: run it again") from None
 
 
 @contextmanager

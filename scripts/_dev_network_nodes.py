@@ -117,10 +117,11 @@ class NodeProcess:
 
     # ------------------------------------------------------------ asking it
 
-    async def call(self, command: str) -> Any:
+    async def call(self, command: str, payload: object = None) -> Any:
         """One command over its socket. Raises OSError when it does not answer."""
+        request = {"cmd": command} if payload is None else {"cmd": command, "payload": payload}
         async with _connected(_socket_of(self.home, "daemon.sock")) as lines:
-            reply = await lines.exchange({"cmd": command})
+            reply = await lines.exchange(request)
         if not reply.get("ok"):
             raise ConnectionError(f"{self.name} refuses {command}: {reply.get('error')}")
         return reply["data"]

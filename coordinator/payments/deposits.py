@@ -141,7 +141,7 @@ class Deposits:
         except GatewayError as error:
             # Unclear or not: at worst there is an invoice that nobody has seen and nobody will pay.
             log.warning("invoice_failed", reason=error.reason, status=error.status, detail=error.detail)
-            text = "the payment gateway made no invoice; ask again under the same request_id"
+            text = "the payment gateway made no invoice: ask again in a moment (programs: under the same request_id)"
             raise MoneyRefused(502, "gateway_failed", text, retry_after_s=10) from None
         after = rules.opened(deposit, invoice, self._wall_ms())
         if not invoice.amount or after.gateway_id is None:

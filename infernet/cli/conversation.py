@@ -19,8 +19,8 @@ from protocol.formats.text import TerminalCleaner, clean_line
 
 # What the user can do, by the name of the refusal.
 ADVICE: Final = {
-    "no_provider": "`infernet peers` shows who is known; start a provider, name one with --peer, let it cost more with "
-    "--pay, or try --remote",
+    "no_provider": "`infernet peers` shows who is known, and `infernet why` why somebody is not asked; offer more with "
+    "--pay, name a provider with --peer, start one, or try --remote",
     "no_model": "leave --model out, or choose one that `infernet peers` shows",
     "not_free": "pay for it (--pay 0.01), or ask its owner to --allow your key (the npub of `infernet status`)",
     "not_allowed": "ask its owner, or ask another provider",

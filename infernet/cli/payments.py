@@ -15,8 +15,8 @@ LIMIT_MAX: Final = 100
 
 USAGE: Final = "[list] [--limit N] [--json]"
 DESCRIPTION: Final = """\
-Deposits and payouts of this node's key, the newest first, as the coordinator keeps them. What single answers cost or
-earned is in `infernet wallet history`."""
+Deposits and payouts of this node's key, the newest first, as the coordinator keeps them. What leases locked, gave back
+and earned is in `infernet wallet history`; what an answer costs, `infernet chat` says."""
 EXAMPLES: Final = """\
 examples:
   infernet payments

@@ -39,7 +39,7 @@ examples:
 
 --json prints {"row": {...}} for set and remove, {"rows": [...]} for list, {"payout": {...}} for request: each as
 the coordinator gives it, with coin, network, address and is_default among the fields of a row."""
-SET_USAGE: Final = "infernet payout set COIN ADDRESS [--network NETWORK]"
+WHERE: Final = "COIN ADDRESS [--network NETWORK]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def _list(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"rows": rows})
     elif not rows:
-        print(f"No address yet: {SET_USAGE}")
+        print(f"No address yet: infernet payout set {WHERE}")
     else:
         columns = ("coin", "network", "address", "default", "holds from (UTC)")
         print_table(columns, [[*(row.get(name) for name in _SHOWN), when(row.get("active_at"))] for row in rows])
@@ -124,7 +124,7 @@ def _request(arguments: argparse.Namespace) -> None:
 
 def _read_where(arguments: argparse.Namespace) -> tuple[Pair, str]:
     words: list[str] = arguments.words
-    usage = SET_USAGE if arguments.action == "set" else "infernet payout remove COIN ADDRESS [--network NETWORK]"
+    usage = f"infernet payout {arguments.action} {WHERE}"
     if len(words) < 2:
         raise Misuse(f"a coin and an address: {usage}")
     if len(words) > 2:
@@ -133,7 +133,7 @@ def _read_where(arguments: argparse.Namespace) -> tuple[Pair, str]:
     try:
         address = check_address(pair, words[1])
     except BadAddress as error:
-        raise Misuse(_not_an_address(words[1], pair, str(error))) from None
+        raise Misuse(_not_an_address(words[1], pair, str(error), usage)) from None
     # Nothing is lost where an address is removed that nobody has.
     for warning in address.warnings if arguments.action == "set" else ():
         warn(WARNINGS[warning])
@@ -144,14 +144,15 @@ def _too_many(words: list[str], usage: str) -> str:
     """Three words are most often a coin, its network and an address, as another program wanted them."""
     coin, network = words[0], words[1]
     if len(words) == 3 and not _looks_like_address(network):
-        return f"the network has a flag of its own: infernet payout set {coin[:16]} ADDRESS --network {network[:32]}"
+        verb = usage.partition(" COIN")[0]
+        return f"the network has a flag of its own: {verb} {coin[:16]} ADDRESS --network {network[:32]}"
     return f"too many words: {usage}"
 
 
-def _not_an_address(word: str, pair: Pair, why: str) -> str:
+def _not_an_address(word: str, pair: Pair, why: str, usage: str) -> str:
     if _looks_like_address(word):
         return why
-    return f"{word[:32]!r} stands where the address belongs ({why}): {SET_USAGE}, such as --network {pair.network}"
+    return f"{word[:32]!r} stands where the address belongs ({why}): {usage}, such as --network {pair.network}"
 
 
 def _looks_like_address(word: str) -> bool:

@@ -37,7 +37,7 @@ aside for providers, and back when they do not need it), what was earned, and wh
 has not redeemed yet.
 
 leases    those that this node pays, or is paid by
-history   what moved its money, the newest first
+history   what moved its money, the newest first; a claim is what a lease earned, or the rest of one that came back
 deposit   make an invoice for AMOUNT dollars in COIN, and show where to pay
 close     ask for the rest of a lease back, or of all that no question uses; its provider redeems what it has first
 claim     redeem every voucher now; the node does it by itself, too, a few seconds after each job
@@ -124,6 +124,9 @@ def _show(arguments: argparse.Namespace) -> None:
             ("locked in leases", usd(wallet.get("locked_uusd"))),
             ("spent", usd(wallet.get("spent_uusd"))),
             ("earned", usd(wallet.get("earned_uusd"))),
+            # Beside what was earned, where somebody takes any of it.
+            ("fees taken", usd(wallet["fees_uusd"]) if wallet.get("fees_uusd") else ""),
+            ("for relaying", usd(wallet["relayed_uusd"]) if wallet.get("relayed_uusd") else ""),
             ("on its way out", usd(wallet.get("payout_pending_uusd"))),
             ("paid out", usd(wallet.get("withdrawn_uusd"))),
         ]

@@ -166,6 +166,7 @@ async def test_another_key_than_the_pinned_one_is_refused(coordinator: Coordinat
         await nursery.start(node.run)
         await until(lambda: bool(link(node)["last_error"]))
         assert link(node)["state"] != "connected"
+        assert link(node)["last_error"].endswith("is --coordinator-key its key?")
         assert node.status()["peers"] == 0
         nursery.cancel_scope.cancel()
 

@@ -178,7 +178,8 @@ def test_a_search_that_finds_nobody_ends_in_time() -> None:
     bench.wait(c.SEARCH_DEADLINE_S - 0.001)
     assert bench.effects == []
     bench.wait(0.001)
-    assert bench.one(JobFailed).code is Refusal.NO_PROVIDER
+    failed = bench.one(JobFailed)
+    assert (failed.code, failed.text.rpartition(" ")[2]) == (Refusal.NO_PROVIDER, "up"), "nothing of anybody known"
     assert is_at_rest(bench)
 
 

@@ -38,6 +38,7 @@ from protocol.messages import Chunk, JobOpen, JobReject, Voucher
 from protocol.money_records import LeaseRequestRecord, VoucherRecord
 from protocol.purse import LEASE_SERVE_S, LEASE_UUSD
 from protocol.records import JobOpenRecord
+from protocol.routing import Exclusion
 from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, PROMPT_TOKENS, Market
 
@@ -281,6 +282,16 @@ def test_a_second_attempt_costs_no_more_than_the_first_has_left() -> None:
     assert failed.code is Refusal.LEASE
     assert re.match(r"the answer may cost up to \$0\.\d+ and \$0\.\d+ may be spent: ", failed.text)
     assert len(market.asker.messages(JobOpen)) == 1
+
+
+def test_whoever_is_known_and_too_dear_is_told_of() -> None:
+    market = Market()
+    market.ask(spend_uusd=1)
+    market.wait(2 * c.SEARCH_DEADLINE_S)
+    (failed,) = market.asker.all(JobFailed)
+    assert failed.code is Refusal.NO_PROVIDER
+    assert "at a cost of at most $0.000001 for chat jobs is known or turned up; of 1 known: the answer" in failed.text
+    assert failed.text.endswith(Exclusion.TOO_DEAR.words)
 
 
 def test_who_pays_nothing_asks_for_nothing_that_costs() -> None:

@@ -85,6 +85,27 @@ def test_a_network_finds_itself_and_every_node_gets_every_model(started: DevNetw
     assert not any(Path(node["home"]).exists() for node in nodes)
 
 
+@pytest.mark.parametrize(
+    "started", [("3", "--paced", "--providers", "1", "--paid", "--check", "--json")], indirect=True
+)
+def test_where_answers_cost_the_askers_have_money(started: DevNetwork) -> None:
+    bank = started.until("bank")
+    checked = started.until("checked")
+    assert (checked["asked"], checked["failed"]) == (2, [])
+    assert started.process.wait(DEADLINE_S) == 0
+    assert not is_running(bank["pid"])
+    assert not Path(bank["home"]).exists()
+
+
+@pytest.mark.parametrize("started", [("2", "--paced", "--providers", "1", "--json")], indirect=True)
+def test_a_reader_that_has_enough_ends_it_without_a_traceback(started: DevNetwork) -> None:
+    assert started.process.stdout is not None
+    assert started.process.stderr is not None
+    started.process.stdout.close()
+    assert started.process.wait(DEADLINE_S) == 1
+    assert started.process.stderr.read() == ""
+
+
 @pytest.mark.parametrize("started", [("3", "--paced", "--json")], indirect=True)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
 def test_it_ends_when_it_is_asked_to(started: DevNetwork, number: int, code: int) -> None:

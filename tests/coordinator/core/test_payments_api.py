@@ -93,6 +93,7 @@ async def test_an_invoice_whose_answer_was_lost_is_made_by_asking_again(paid: Pa
     paid.fake.fault("create_payment", "close")
     lost = await paid.post("deposits", amount_usd="5.00", coin="USDC", network="base", request_id="lost")
     assert refused(lost) == (502, "gateway_failed")
+    assert "made no invoice: ask again in a moment (" in lost.json()["error"]
     invoice = await paid.invoice(request_id="lost")
     assert invoice["payAddress"]
 

@@ -89,6 +89,14 @@ async def test_the_wallet_shows_what_there_is_and_what_is_only_held_apart(home: 
     }
 
 
+async def test_what_the_coordinator_takes_is_shown_where_it_takes_any(home: Home, capsys: Capture) -> None:
+    n = node(wallet=WALLET | {"fees_uusd": 12_500, "relayed_uusd": 300})
+    lines = (await run_beside(n, home, capsys, "wallet")).out.splitlines()
+    shown = dict(re.split(r"\s{2,}", line.strip()) for line in lines[1:-1])
+    assert (shown["earned"], shown["fees taken"], shown["for relaying"]) == ("$1.25", "$0.0125", "$0.0003")
+    assert "fees" not in (await run_beside(node(wallet=WALLET), home, capsys, "wallet")).out
+
+
 async def test_the_coordinator_is_the_one_that_the_running_node_was_told_of(home: Home, capsys: Capture) -> None:
     n = node(wallet=WALLET)
     # A client keeps no link to it.
@@ -372,6 +380,8 @@ BAD = [
     (f"payout set BTC tb1{BITCOIN[3:]}", ""),
     (f"payout set BTC {BITCOIN} a b", "too many words"),
     (f"payout remove BTC {BITCOIN[:-2]}", ""),
+    ("payout remove BTC mainnet", "infernet payout remove COIN ADDRESS"),
+    ("payout remove BTC mainnet " + BITCOIN, "infernet payout remove BTC ADDRESS --network mainnet"),
     ("payout list BTC", "too many words"),
     ("payout list --network base", "--network goes with"),
     ("payout request", "how much"),
