@@ -8,6 +8,8 @@ what the two sides remember.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -17,12 +19,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec.structs import replace
 
 from protocol.envelope import open_record, sign_record
+from protocol.events import RestorePayer, RestoreProvider
 from protocol.jobs import cost_uusd
 from protocol.leases import Meter, PayerSide, ProviderSide, most_uusd
 from protocol.money_records import VoucherRecord
+from protocol.purse import Purse
 from protocol.records import JobOpenRecord, Signed
-from tests.protocol.test_leases import BANK, HASH, PAYER, accepted, lease, paid_order
+from protocol.till import Till
+from tests.helpers_machines import now
+from tests.helpers_records import ASKER, PROVIDER
+from tests.protocol.test_leases import BANK, HASH, accepted, lease, paid_order
 
+REQUEST = bytes(16)
 PRICES = st.sampled_from([(1_000_000, 2_000_000), (0, 1), (10**9, 300_000_000), (3, 999_999), (10**6, 10**10)])
 
 
@@ -33,6 +41,8 @@ class Job:
     order: JobOpenRecord
     meter: Meter
     prompt_tokens: int
+    #: Tokens and worth, as the acceptance states them.
+    window: tuple[int, int]
     sent: tuple[int, int, bytes] = (0, 0, HASH)
     arrived: tuple[int, int, bytes] = (0, 0, HASH)
     answer: list[tuple[int, int, bytes]] = field(default_factory=list)
@@ -48,15 +58,17 @@ class PaidLease(RuleBasedStateMachine):
 
     @initialize(prices=PRICES, cap_uusd=st.sampled_from([100_000, 10**12, 10**12]))
     def open(self, prices: tuple[int, int], cap_uusd: int) -> None:
-        self.record = lease(price_in_uusd=prices[0], price_out_uusd=prices[1], cap_uusd=cap_uusd)
+        terms = {"price_in_uusd": prices[0], "price_out_uusd": prices[1], "cap_uusd": cap_uusd}
+        self.record = lease(payer=ASKER.payer(REQUEST).node, **terms)
         self.signed = sign_record(self.record, BANK)
-        self.payer = PayerSide(self.record, self.signed, PAYER)
-        self.provider = ProviderSide(self.record, self.signed)
+        self.mark_uusd = 0
+        self.payer = self.restored_payer(None)
+        self.provider = self.restored_provider(None)
         self.job: Job | None = None
         self.number, self.now_s = 0, 0.0
         # Vouchers on their way, all that were ever signed, and the marks and vouchers on the two disks.
         self.line: list[Signed] = []
-        self.most_signed_uusd = self.mark_uusd = self.brought_uusd = 0
+        self.most_signed_uusd = self.brought_uusd = 0
         self.kept_by_payer: Signed | None = None
         self.kept_by_provider: Signed | None = None
         self.vouched_tokens: dict[int, int] = {}
@@ -68,7 +80,8 @@ class PaidLease(RuleBasedStateMachine):
     def order(self, prompt_tokens: int, output_tokens_max: int) -> None:
         prices = {"price_in_uusd": self.record.price_in_uusd, "price_out_uusd": self.record.price_out_uusd}
         self.number += 1
-        ordered = paid_order(**prices, attempt=self.number, output_tokens_max=output_tokens_max)
+        of = {"asker": self.record.payer, "attempt": self.number, "output_tokens_max": output_tokens_max}
+        ordered = paid_order(**prices, **of)
         ordered = replace(ordered, prepay_max_uusd=cost_uusd(ordered, prompt_tokens, 0))
         fits = self.payer.left_uusd >= most_uusd(ordered) <= self.record.cap_uusd - self.provider.paid_uusd
         if not fits:
@@ -77,7 +90,7 @@ class PaidLease(RuleBasedStateMachine):
         self.kept_by_payer = self.payer.voucher
         meter = Meter(self.provider, ordered)
         meter.accept(cost_uusd(ordered, prompt_tokens, 0), HASH, self.now_s)
-        self.job = Job(ordered, meter, prompt_tokens)
+        self.job = Job(ordered, meter, prompt_tokens, (meter.window_tokens, meter.window_uusd))
 
     @precondition(lambda self: self.job is not None and not self.job.is_known)
     @rule()
@@ -85,6 +98,7 @@ class PaidLease(RuleBasedStateMachine):
         assert self.job is not None
         meter, self.job.is_known = self.job.meter, True
         fields = {"paid_before_uusd": meter.base_uusd, "prefill_uusd": meter.prefill_uusd}
+        fields |= {"window_tokens": self.job.window[0], "window_uusd": self.job.window[1]}
         record = accepted(**fields, prompt_tokens=self.job.prompt_tokens, attempt=self.job.order.attempt)
         self.payer.accept(self.job.order, record, self.provider.voucher)
         self.brought_uusd += meter.prefill_uusd
@@ -105,7 +119,11 @@ class PaidLease(RuleBasedStateMachine):
         if fits > sent:
             running_hash = hashlib.sha256(running_hash + bytes([chunks % 256])).digest()
             self.job.sent = fits, chunks + 1, running_hash
-            self.job.meter.sent(chunks + 1, running_hash, self.job.cost_uusd(fits), self.now_s)
+            fields = {"number": chunks + 1, "running_hash": running_hash, "output_tokens": fits}
+            fields |= {"owed_uusd": self.job.cost_uusd(fits), "now_s": self.now_s}
+            # Whether the meter is told of tokens is its own affair.
+            named = inspect.signature(self.job.meter.sent).parameters
+            self.job.meter.sent(**{name: fields[name] for name in named})
             self.job.answer.append(self.job.sent)
 
     @precondition(lambda self: self.job is not None and self.job.is_known and self.job.answer)
@@ -161,14 +179,19 @@ class PaidLease(RuleBasedStateMachine):
             self.payer.mark_uusd, self.kept_by_payer = self.payer.signed_uusd, self.payer.voucher
         elif how == "provider crashes":
             self.vouched_tokens.clear()
-            self.provider = ProviderSide(self.record, self.signed)
-            if self.kept_by_provider is not None:
-                self.provider.take(self.kept_by_provider)
+            self.provider = self.restored_provider(self.kept_by_provider)
         else:
-            self.payer = PayerSide(self.record, self.signed, PAYER, sequence=2**20 * self.number)
-            if self.kept_by_payer is not None:
-                self.payer.signed_uusd = open_record(self.kept_by_payer, VoucherRecord).paid_uusd
-                self.payer.voucher = self.kept_by_payer
+            self.payer = self.restored_payer(self.kept_by_payer)
+
+    def restored_payer(self, voucher: Signed | None) -> PayerSide:
+        purse = Purse(ASKER, random.Random(1))
+        assert purse.restore(RestorePayer(REQUEST, self.signed, self.mark_uusd, voucher)) == []
+        return purse.sides()[0]
+
+    def restored_provider(self, voucher: Signed | None) -> ProviderSide:
+        till = Till(PROVIDER)
+        assert till.restore(RestoreProvider(self.signed, voucher, None, 0), now()) == []
+        return till.sides()[0]
 
     # ------------------------------------------------------------ what must hold
 
