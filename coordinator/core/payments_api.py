@@ -156,7 +156,8 @@ async def _invoice_of(core: Core, identity: str, pair: Pair) -> dict[str, Any]:
                 text = f"this invoice is in {deposit.code} on {deposit.network}; make another deposit for another coin"
                 raise MoneyRefused(400, "unsupported_coin", text)
             return invoice_view(deposit)
-        if job is not None:
+        # The row of a chat is written beside it, so the youngest are in memory alone.
+        if job is not None or core.chats.get(JobId(bytes.fromhex(identity))) is not None:
             # SPEC 07: The coordinator MUST NOT make an invoice for a job: what a job costs is paid from a lease.
             raise MoneyRefused(400, "nothing_to_pay", "this chat costs whoever asks nothing; there is nothing to pay")
     raise MoneyRefused(404, "not_found", "there is no deposit or job of this id")

@@ -34,6 +34,36 @@ SHARES: Final = {Purpose.INVOICE: 0.2, Purpose.POLL: 0.2, Purpose.PAID_POLL: 0.1
 _COSTS_MONEY: Final = (Purpose.PAID_POLL, Purpose.PAYOUT)
 
 
+class _Window:
+    """The calls of so many seconds, by their purpose."""
+
+    def __init__(self, window_s: float, most: int) -> None:
+        self._window_s = window_s
+        self._most = most
+        self._called: deque[tuple[float, Purpose]] = deque()
+        self._used: Counter[Purpose] = Counter()
+
+    def forget(self, now_s: float) -> None:
+        """Leave out what was too long ago."""
+        while self._called and self._called[0][0] <= now_s - self._window_s:
+            self._used[self._called.popleft()[1]] -= 1
+
+    def has_room(self, purpose: Purpose) -> bool:
+        """Whether one more leaves others their share."""
+        others = _COSTS_MONEY if purpose in _COSTS_MONEY else SHARES
+        # SPEC 07: The coordinator MUST keep a share of its calls to the gateway for payments of which a webhook says
+        #   that they were paid, whatever else there is to ask.
+        kept = sum(
+            max(0, int(self._most * SHARES[other]) - self._used[other]) for other in others if other is not purpose
+        )
+        return len(self._called) + 1 + kept <= self._most
+
+    def add(self, now_s: float, purpose: Purpose) -> None:
+        """Count one."""
+        self._called.append((now_s, purpose))
+        self._used[purpose] += 1
+
+
 class CallBudget:
     """Counts calls. `monotonic_s` is a clock that never goes back."""
 
@@ -44,26 +74,21 @@ class CallBudget:
         per_hour: int = CALLS_PER_HOUR,
     ) -> None:
         self._monotonic_s = monotonic_s
-        self._windows = ((60.0, per_minute), (3600.0, per_hour))
-        self._called: deque[tuple[float, Purpose]] = deque()
+        self._windows = (_Window(60.0, per_minute), _Window(3600.0, per_hour))
+        self._has_called = False
 
     def take(self, purpose: Purpose) -> bool:
         """Count a call, unless it would take from a window what is another purpose's share."""
         now_s = self._monotonic_s()
-        while self._called and self._called[0][0] <= now_s - self._windows[-1][0]:
-            self._called.popleft()
-        others = _COSTS_MONEY if purpose in _COSTS_MONEY else SHARES
-        for window_s, most in self._windows:
-            used = Counter(purpose for at_s, purpose in self._called if at_s > now_s - window_s)
-            used[purpose] += 1
-            # SPEC 07: The coordinator MUST keep a share of its calls to the gateway for payments of which a webhook
-            #   says that they were paid, whatever else there is to ask.
-            kept = sum(max(0, int(most * SHARES[other]) - used[other]) for other in others)
-            if used.total() + kept > most:
-                return False
-        self._called.append((now_s, purpose))
+        for window in self._windows:
+            window.forget(now_s)
+        if not all(window.has_room(purpose) for window in self._windows):
+            return False
+        for window in self._windows:
+            window.add(now_s, purpose)
+        self._has_called = True
         return True
 
     def wait_s(self) -> float:
         """After how long a call that was refused is worth another try."""
-        return 5.0 if self._called else 0.0
+        return 5.0 if self._has_called else 0.0

@@ -294,7 +294,7 @@ class Payouts:
             log.warning("payouts_not_listed", reason=error.reason, status=error.status, detail=error.detail)
             return None
 
-    def _carry_out(self, tx: sqlite3.Connection, step: Step) -> None:
+    def _carry_out(self, tx: sqlite3.Connection, step: Step) -> Intent:
         """The row and the entry, or neither."""
         now_ms = self._wall_ms()
         if payouts.is_number_of_another(tx, step.intent.gateway_id, step.intent.intent):
@@ -310,6 +310,7 @@ class Payouts:
             self._freeze(tx, step.freeze)
         if intent.needs_person:
             log.warning("payout_needs_person", intent=intent.intent.hex(), reason=intent.reason)
+        return intent
 
     @staticmethod
     def _row(tx: sqlite3.Connection, step: Step) -> Intent:
@@ -392,8 +393,7 @@ class Payouts:
         steps = {"sent": rules.confirmed, "return": rules.given_back, "resend": rules.sent_again}
         step = steps[decision](intent, now_ms)
         log.warning("payout_decided", intent=number.hex(), decision=decision)
-        self._carry_out(tx, step)
-        return step.intent
+        return self._carry_out(tx, step)
 
     @staticmethod
     def _end_as_resolved(

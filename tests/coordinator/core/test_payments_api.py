@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -357,9 +358,16 @@ async def test_an_existing_clients_invoice_is_that_of_a_deposit(paid: Paid) -> N
 
 
 async def test_there_is_nothing_to_pay_for_a_chat_or_for_what_does_not_exist(paid: Paid) -> None:
+    disk = threading.Event()
     async with linked(paid.served):
-        job = (await ask(paid.served)).json()["jobId"]
-        answer = await paid.served.http.post("/api/payments/invoice", json={"jobId": job, "coin": "BTC"})
+        # The disk may be slow, and nobody's chat waits for it.
+        busy = asyncio.ensure_future(paid.served.app.core.database.write(lambda _tx: disk.wait(10)))
+        try:
+            job = (await ask(paid.served)).json()["jobId"]
+            answer = await paid.served.http.post("/api/payments/invoice", json={"jobId": job, "coin": "BTC"})
+        finally:
+            disk.set()
+            await busy
         assert refused(answer) == (400, "nothing_to_pay")
     for body, expected in (
         ({"jobId": "0" * 32, "coin": "BTC"}, (404, "not_found")),
