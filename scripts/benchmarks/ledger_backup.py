@@ -65,9 +65,8 @@ class Writer:
     def __init__(self, home: Path) -> None:
         self._ledger = Ledger()
         self._claims = 0
-        self._path = home / DATABASE_NAME
         self._journal = Journal(home / "ledger.journal")
-        self._connection = open_writer(self._path)
+        self._connection = open_writer(home / DATABASE_NAME)
         self._connection.execute("PRAGMA synchronous = OFF")  # this is not what is measured
         with self._ledger.begin(self._connection) as ledger:
             ledger.command(Deposit("bench", node(1), "BTC", 1, 2**50, 0), NOW_MS)
@@ -79,8 +78,8 @@ class Writer:
                 assert isinstance(ledger.command(command, NOW_MS), Entry)
 
     def grow(self, database_bytes: int) -> None:
-        """Claim until the file is so large."""
-        while self._path.stat().st_size < database_bytes:
+        """Claim until the database is so large, with what is in its log and comes to the file later."""
+        while self._size_bytes() < database_bytes:
             self._connection.execute("BEGIN IMMEDIATE")
             with self._ledger.begin(self._connection) as ledger:
                 for _ in range(CLAIMS_AT_ONCE):
@@ -90,6 +89,12 @@ class Writer:
                     assert isinstance(ledger.command(command, NOW_MS), Entry)
             self._connection.execute("COMMIT")
             self._journal.append_new(self._connection)
+
+    def _size_bytes(self) -> int:
+        row = self._connection.execute(
+            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        ).fetchone()
+        return int(row[0])
 
     def close(self) -> None:
         """Let go of both files."""
