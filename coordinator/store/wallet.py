@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,15 +62,27 @@ async def read(reader: aiosqlite.Connection, node: NodeId) -> Wallet:
     async def one(statement: str, key: object) -> sqlite3.Row:
         return next(iter(await reader.execute_fetchall(statement, (key,))))
 
-    rows = list(
-        await reader.execute_fetchall("SELECT account, balance FROM accounts WHERE name = ?", (available(node),))
-    )
-    account, balance = rows[0] if rows else (None, 0)
-    earned, fees = await one(_EARNED, node)
-    (relayed,) = await one(_RELAYED, node)
-    locked, spent = await one(_SPENT, account)
-    pending, withdrawn = await one(_PAID_OUT, account)
+    async with _one_moment(reader):
+        rows = list(
+            await reader.execute_fetchall("SELECT account, balance FROM accounts WHERE name = ?", (available(node),))
+        )
+        account, balance = rows[0] if rows else (None, 0)
+        earned, fees = await one(_EARNED, node)
+        (relayed,) = await one(_RELAYED, node)
+        locked, spent = await one(_SPENT, account)
+        pending, withdrawn = await one(_PAID_OUT, account)
     return Wallet(balance, locked, spent, earned, fees, relayed, pending, withdrawn)
+
+
+@asynccontextmanager
+async def _one_moment(reader: aiosqlite.Connection) -> AsyncIterator[None]:
+    """What is read in the block is of one moment: what moves meanwhile would be counted twice, or not at all."""
+    try:
+        await reader.execute("BEGIN")
+        yield
+    finally:
+        # It is in the connection's queue before anything waits, so it ends the block of a caller that gives up, too.
+        await reader.execute("COMMIT")
 
 
 async def history(reader: aiosqlite.Connection, node: NodeId, before: int, limit: int) -> list[HistoryRow]:

@@ -65,9 +65,8 @@ class Writer:
     def __init__(self, home: Path) -> None:
         self._ledger = Ledger()
         self._claims = 0
-        self._path = home / DATABASE_NAME
         self._journal = Journal(home / "ledger.journal")
-        self._connection = open_writer(self._path)
+        self._connection = open_writer(home / DATABASE_NAME)
         self._connection.execute("PRAGMA synchronous = OFF")  # this is not what is measured
         with self._ledger.begin(self._connection) as ledger:
             ledger.command(Deposit("bench", node(1), "BTC", 1, 2**50, 0), NOW_MS)
@@ -79,25 +78,23 @@ class Writer:
                 assert isinstance(ledger.command(command, NOW_MS), Entry)
 
     def grow(self, database_bytes: int) -> None:
-        """Claim until the file is so large. It grows at checkpoints: some of it is in the write-ahead log longer."""
-        while self._path.stat().st_size < database_bytes:
-            self._claim(CLAIMS_AT_ONCE)
+        """Claim until the database is so large, with what is in its log and comes to the file later."""
+        while self._size_bytes() < database_bytes:
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._ledger.begin(self._connection) as ledger:
+                for _ in range(CLAIMS_AT_ONCE):
+                    self._claims += 1
+                    at = self._claims % LEASES
+                    command = Claim(lease(at), node(3 + at % 50), 10 * self._claims, 0, VOUCHER)
+                    assert isinstance(ledger.command(command, NOW_MS), Entry)
+            self._connection.execute("COMMIT")
+            self._journal.append_new(self._connection)
 
-    def grow_by_a_ninth(self) -> None:
-        """Claim for another ninth of what there is: a tenth of the whole."""
-        for _ in range(max(1, self._claims // 9 // CLAIMS_AT_ONCE)):
-            self._claim(CLAIMS_AT_ONCE)
-
-    def _claim(self, claims: int) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        with self._ledger.begin(self._connection) as ledger:
-            for _ in range(claims):
-                self._claims += 1
-                at = self._claims % LEASES
-                command = Claim(lease(at), node(3 + at % 50), 10 * self._claims, 0, VOUCHER)
-                assert isinstance(ledger.command(command, NOW_MS), Entry)
-        self._connection.execute("COMMIT")
-        self._journal.append_new(self._connection)
+    def _size_bytes(self) -> int:
+        row = self._connection.execute(
+            "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        ).fetchone()
+        return int(row[0])
 
     def close(self) -> None:
         """Let go of both files."""
@@ -115,7 +112,7 @@ def measure(folder: Path, size_bytes: int) -> Figures:
     started_s = time.perf_counter()
     first = back_up(home, copy)
     backup_s = time.perf_counter() - started_s
-    writer.grow_by_a_ninth()
+    writer.grow(size_bytes)
     writer.close()
     bare_s = bare_copy_s(home / DATABASE_NAME, folder / "bare")
     started_s = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator.core import settlement
-from coordinator.store import leases
+from coordinator.store import leases, wallet
 from protocol import codec
 from protocol.envelope import open_record, sign_request
 from protocol.ids import LeaseId
@@ -371,6 +371,34 @@ async def test_wallet_and_history_say_what_happened(served: Served) -> None:
     assert older == history[1:]
     theirs = (await market.provider.post("wallet/history", {})).json()["data"]
     assert [(row["kind"], row["amount_uusd"]) for row in theirs] == [("claim", 30_000)]
+
+
+async def test_a_wallet_is_of_one_moment_and_its_reader_is_free_again(served: Served) -> None:
+    market = await Market.opened(served)
+    await market.lease()
+
+    class Interrupted:
+        """A reader between whose questions a lease is opened."""
+
+        def __init__(self, reader: Any) -> None:
+            self._reader = reader
+
+        async def execute(self, statement: str) -> Any:
+            return await self._reader.execute(statement)
+
+        async def execute_fetchall(self, *words: Any) -> Any:
+            rows = await self._reader.execute_fetchall(*words)
+            await market.lease()
+            return rows
+
+    async with served.app.core.database.reader() as reader:
+        found = await wallet.read(Interrupted(reader), market.client.key.node)  # type: ignore[arg-type]  # a double
+        assert (found.available_uusd, found.locked_uusd) == (900_000, 100_000)
+        later = await wallet.read(reader, market.client.key.node)
+        assert (later.available_uusd, later.locked_uusd) == (400_000, 600_000)
+        with pytest.raises(AttributeError):
+            await wallet.read(reader, None)  # type: ignore[arg-type]  # fails in the middle
+        assert not reader.in_transaction
 
 
 async def test_the_signed_head_is_what_the_ledger_hashes_to(served: Served) -> None:
