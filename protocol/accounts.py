@@ -119,9 +119,9 @@ def _decide(state: State, command: AnyCommand, at_ms: int) -> Verdict:  # one ar
 
 
 def _open(state: State, command: OpenLease) -> Verdict:
-    reference = f"lease:{command.lease.hex()}"
     # SPEC 06: The coordinator MUST answer the same request with the same lease, and MUST refuse another one with the
     #   same number.
+    reference = f"lease:{command.lease.hex()}"
     if (repeated := _repeated(state, reference, command)) is not None:
         return repeated
     account = available(command.client) if command.day is None else sponsor(command.day)
