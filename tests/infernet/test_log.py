@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import structlog
 
-from infernet import identity
 from infernet import log as logs
 from infernet.log import FIELDS, REDACTED, WITHHELD, configure, describe, scrub
+from protocol.envelope import SigningKey
 from protocol.errors import BadFrame
 from protocol.ids import bech32_encode, npub, peer_id, short
 from tests.helpers_log import logging_restored
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "the-prompt-of-somebody"
-KEY = identity.generate()
+# The same each time: the names of tests hold it.
+KEY = SigningKey(bytes(range(1, 33)), bytes)
 NSEC = bech32_encode("nsec", KEY.secret_bytes())
 HEX = KEY.secret_bytes().hex()
 AUTH = "eyJ2IjoxLCJwdWJrZXkiOiJmOTMwOGEw" * 8

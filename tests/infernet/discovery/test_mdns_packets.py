@@ -73,9 +73,9 @@ def test_another_implementation_reads_what_we_write() -> None:
     [
         b"",
         b"\0" * 12,
-        dns.message.make_query("_p2p._udp.local.", "PTR").to_wire(),
-        dns.message.make_query(SERVICE, "TXT").to_wire(),
-        dns.message.make_query(f"x.{SERVICE}", "PTR").to_wire(),
+        dns.message.make_query("_p2p._udp.local.", "PTR", id=7).to_wire(),
+        dns.message.make_query(SERVICE, "TXT", id=7).to_wire(),
+        dns.message.make_query(f"x.{SERVICE}", "PTR", id=7).to_wire(),
         response((SERVICE, 120, "PTR", f"x.{SERVICE}"), section="answer"),
         response(txt('"dnsaddr=/ip4/1.2.3.4/tcp/1"', name="x._p2p._udp.local.")),
         response(txt('"address=/ip4/1.2.3.4/tcp/1"')),
