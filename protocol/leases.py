@@ -53,17 +53,18 @@ def lease_refusal(lease: LeaseRecord, order: JobOpenRecord, offer: ModelOffer, w
         return Refusal.LEASE, "the lease is for another model or other prices than the order"
     if lease.fingerprint != offer.fingerprint:
         return Refusal.LEASE, "the lease is for other weights than are served here now"
-    # SPEC 06: The provider MUST refuse an order at a lower price than it asks now.
-    if any(ordered < asked for ordered, asked in zip(prices(order), prices(offer), strict=True)):
-        return Refusal.PRICE, "the price has risen since the lease was made: look at the new heartbeat"
     # SPEC 06: The provider MUST refuse an order whose prices, less the relay's part, are lower than it asks, and a
     #   lease whose cuts are more than the whole.
     if lease.fee_bps + lease.relay_bps > c.BASIS_POINTS or (lease.relay is None and lease.relay_bps):
         return Refusal.LEASE, "the cuts of this lease are more than the whole, or nobody's: get another one"
     left_bps = c.BASIS_POINTS - lease.relay_bps
     pairs = zip(prices(order), prices(offer), strict=True)
+    # SPEC 06: The provider MUST refuse an order at a lower price than it asks now.
     if any(ordered * left_bps < asked * c.BASIS_POINTS for ordered, asked in pairs):
-        return Refusal.PRICE, "what the relay of the lease gets comes on top of the price here"
+        text = "the price has risen since the lease was made: look at the new heartbeat"
+        if lease.relay_bps:
+            text = "what the relay of the lease gets comes on top of the price here: look at the new heartbeat"
+        return Refusal.PRICE, text
     # SPEC 06: The provider MUST refuse an order that may outlive the time in which its lease is served.
     if order.expires_at_ms > lease.serve_until_ms:
         return Refusal.LEASE, "the order may take longer than its lease is served: get another lease"
