@@ -27,7 +27,7 @@ decide      what becomes of a payout of which nobody knows whether it was sent. 
               sent     it has left: the money is gone
               return   it has not left and never will: the money is its owner's again (also one that is queued)
               resend   it has not left: send it now
-unfreeze    everything that did not fit has been looked at: payouts go on
+unfreeze    everything that `list` has shown was looked at, and fits or is known: payouts go on
 
 examples:
   infernet-coordinator payouts

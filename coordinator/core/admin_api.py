@@ -65,8 +65,7 @@ def admin_api(core: Core) -> Blueprint:
         machine = core.payments.payouts
         async with core.database.reader() as reader:
             rows = await payouts.list_all(reader, LIST_MAX, is_open=not body.all)
-            strays = await payouts.list_strays(reader, LIST_MAX)
-        frozen = machine.frozen
+        strays, frozen = await machine.strays(), machine.frozen
         return json_response(
             {
                 "data": {

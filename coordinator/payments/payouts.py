@@ -24,7 +24,7 @@ from coordinator.payments.payout_rules import Intent, PayoutState, Step
 from coordinator.store import payout_addresses, payouts
 from coordinator.store.db import Database, StoreBusy, StoreClosed, StoreFailed
 from coordinator.store.ledger import Ledger
-from coordinator.store.payouts import Frozen
+from coordinator.store.payouts import Frozen, Stray
 from protocol.formats.amounts import format_usd
 from protocol.formats.coins import Pair
 from protocol.ids import NodeId
@@ -35,6 +35,7 @@ RECONCILE_MS: Final = 60 * 60 * 1000
 RECONCILED_MS: Final = 7 * DAY_MS
 IDLE_S: Final = 15.0
 AUTOMATIC_AT_ONCE_MAX: Final = 50
+STRAYS_MAX: Final = 500
 
 T = TypeVar("T")
 Mark = Callable[[sqlite3.Connection], None]
@@ -78,6 +79,7 @@ class Payouts:
         self._is_stopped = is_stopped
         self._next_reconcile_ms = 0
         self._is_compared = False
+        self._shown: set[str] = set()
         self._hint = asyncio.Event()
         self._working = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -428,9 +430,20 @@ class Payouts:
         status = PayoutState.FAILED if decision == "return" else PayoutState.CONFIRMED
         return replace(intent, status=status, ended_ms=now_ms)
 
+    async def strays(self) -> list[Stray]:
+        """What does not fit, for a person to look at."""
+        found = await self._database.write(lambda tx: payouts.list_strays(tx, STRAYS_MAX))
+        self._shown.update(each.gateway_id for each in found)
+        return found
+
     async def unfreeze(self) -> None:
-        """A person has looked at everything that did not fit."""
-        await self._write(payouts.unfreeze)
+        """A person has looked at everything that did not fit. Raises MoneyRefused for what came after the look."""
+        # SPEC 07: The coordinator MUST NOT let payouts go on while something does not fit that it has not shown to its
+        #   operator.
+        if not await self._write(lambda tx: payouts.unfreeze(tx, tuple(self._shown))):
+            text = "something does not fit that nobody has looked at: see payouts list, then unfreeze again"
+            raise MoneyRefused(409, "conflict", text)
+        self._shown.clear()
         self.frozen = None
         log.warning("payouts_unfrozen")
         self._hint.set()

@@ -154,10 +154,13 @@ def frozen(tx: sqlite3.Connection) -> Frozen | None:
     return Frozen(*row) if row is not None else None
 
 
-def unfreeze(tx: sqlite3.Connection) -> None:
-    """A person has looked: what does not fit is known from now on, and payouts go on."""
-    tx.execute("UPDATE payout_strays SET is_known = 1")
+def unfreeze(tx: sqlite3.Connection, shown: Iterable[str]) -> bool:
+    """A person has looked at these: they are known from now on. Whether payouts go on: not while there are others."""
+    tx.executemany("UPDATE payout_strays SET is_known = 1 WHERE gateway_id = ?", [(each,) for each in shown])
+    if tx.execute("SELECT 1 FROM payout_strays WHERE is_known = 0 LIMIT 1").fetchone() is not None:
+        return False
     tx.execute("DELETE FROM payments WHERE name = ?", (_FROZEN,))
+    return True
 
 
 def put_stray(tx: sqlite3.Connection, gateway_id: str, reason: str, now_ms: int) -> bool:
@@ -165,6 +168,14 @@ def put_stray(tx: sqlite3.Connection, gateway_id: str, reason: str, now_ms: int)
     tx.execute("INSERT INTO payout_strays VALUES (?, ?, ?, 0) ON CONFLICT DO NOTHING", (gateway_id, reason, now_ms))
     is_known: int = tx.execute("SELECT is_known FROM payout_strays WHERE gateway_id = ?", (gateway_id,)).fetchone()[0]
     return not is_known
+
+
+def list_strays(tx: sqlite3.Connection, limit: int) -> list[Stray]:
+    """What does not fit and nobody has looked at."""
+    rows = tx.execute(
+        "SELECT gateway_id, reason, seen_ms FROM payout_strays WHERE is_known = 0 ORDER BY seen_ms LIMIT ?", (limit,)
+    )
+    return [Stray(*row) for row in rows]
 
 
 def without_row(tx: sqlite3.Connection) -> list[bytes]:
@@ -207,11 +218,3 @@ async def list_all(reader: aiosqlite.Connection, limit: int, *, is_open: bool) -
     """Those of everybody: what has not ended, or all; the newest first."""
     where = "WHERE ended_ms IS NULL " if is_open else ""
     return _all(await reader.execute_fetchall(_SELECT + where + "ORDER BY created_ms DESC LIMIT ?", (limit,)))
-
-
-async def list_strays(reader: aiosqlite.Connection, limit: int) -> list[Stray]:
-    """What does not fit and nobody has looked at."""
-    rows = await reader.execute_fetchall(
-        "SELECT gateway_id, reason, seen_ms FROM payout_strays WHERE is_known = 0 ORDER BY seen_ms LIMIT ?", (limit,)
-    )
-    return [Stray(*row) for row in rows]

@@ -359,6 +359,7 @@ async def test_a_row_that_nobody_ordered_stops_payouts_and_not_deposits(paid: Pa
     health = (await paid.served.http.get("/api/health")).json()["payments"]
     assert "nobody here has ordered" in health["payouts_frozen"]
     await paid.invoice()
+    await paid.payouts.strays()
     await paid.payouts.unfreeze()
     payout = await paid.payout()
     await paid.work(HOUR_MS)

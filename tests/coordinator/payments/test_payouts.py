@@ -204,9 +204,11 @@ async def test_a_row_that_is_older_than_its_end_in_the_ledger_is_ended_by_a_pers
             await house.payouts.decide(intent, other)
     await house.payouts.decide(intent, decision)
     for _ in range(2):  # that it was sent after its money had been given back is one more thing to look at
+        await house.payouts.strays()
         await house.payouts.unfreeze()
         await house.payouts.work()
     assert await frozen(house) == "" or decision == "return"
+    await house.payouts.strays()
     await house.payouts.unfreeze()
     assert await state_of(house, intent) == ("confirmed" if decision == "sent" else "failed")
     assert await house.available_to(NODE) == left
@@ -322,3 +324,27 @@ async def test_whoever_cannot_be_paid_out_just_now_keeps_nobody_from_it(
         house.now_ms += 61 * MINUTE_MS
     left = [await house.available_to(node) for node in (NODE, waiting, other)]
     assert left == [5_000_000, 10_000_000, 5_000_000]
+
+
+async def test_what_comes_after_a_person_has_looked_is_not_taken_for_looked_at(house: MoneyHouse) -> None:
+    house.gateway.book.move(1, house.now_ms // 1000)
+    house.now_ms += 61 * MINUTE_MS
+    await house.work()
+    (first,) = await house.payouts.strays()
+    house.gateway.book.move(1, house.now_ms // 1000)
+    house.now_ms += 61 * MINUTE_MS
+    await house.work()
+    with pytest.raises(MoneyRefused, match="nobody has looked at"):
+        await house.payouts.unfreeze()
+    assert await frozen(house)
+    (second,) = await house.payouts.strays()
+    assert first.gateway_id != second.gateway_id
+    # Nor does a restart forget what is to be looked at.
+    house.restart()
+    with pytest.raises(MoneyRefused, match="nobody has looked at"):
+        await house.payouts.unfreeze()
+    assert await house.payouts.strays() == [second]
+    await house.payouts.unfreeze()
+    house.now_ms += 61 * MINUTE_MS
+    await house.work()
+    assert (await frozen(house), await house.payouts.strays()) == ("", [])
