@@ -67,6 +67,9 @@ heads. The server may run. Ends with 1 and one sentence when something differs.
 
 example, while the server runs:
   infernet-coordinator check --home /srv/coordinator
+
+With --signatures it trusts nobody, the coordinator included: each lease must be signed by its client, and each claim by
+the payer of its lease.
 """
 
 
@@ -96,7 +99,8 @@ def _add_commands(arguments: argparse.ArgumentParser) -> None:
     restore = add("restore", RESTORE, "make a database of a backup and the journal")
     restore.add_argument("backup", type=Path, metavar="BACKUP", help="what `backup` has written")
     restore.add_argument("--journal", type=Path, default=None, help="what came after; without it, only the backup")
-    add("check", CHECK, "check the ledger, and print its head")
+    check = add("check", CHECK, "check the ledger, and print its head")
+    check.add_argument("--signatures", action="store_true", help="verify, too, what clients and payers have signed")
     admin.add_commands(commands)
 
 
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     as_json = bool(flags.pop("json", False))
     command, words = (
         flags.pop("command", None),
-        {name: flags.pop(name, None) for name in ("target", "backup", "journal")},
+        {name: flags.pop(name, None) for name in ("target", "backup", "journal", "signatures")},
     )
     try:
         config = load(flags)
@@ -141,7 +145,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _run_command(command: str, config: Config, target: Path | None, backup: Path | None, journal: Path | None) -> int:
+def _run_command(
+    command: str,
+    config: Config,
+    target: Path | None,
+    backup: Path | None,
+    journal: Path | None,
+    signatures: bool | None,
+) -> int:
     from coordinator import commands
 
     if target is not None:
@@ -149,7 +160,7 @@ def _run_command(command: str, config: Config, target: Path | None, backup: Path
     if backup is not None:
         return commands.run_restore(config, backup, journal)
     assert command == "check"
-    return commands.run_check(config)
+    return commands.run_check(config, verifies_signatures=bool(signatures))
 
 
 def _announce(config: Config, url: str, node: NodeId, *, as_json: bool) -> None:

@@ -45,14 +45,14 @@ def run_restore(config: Config, backup: Path, journal: Path | None) -> int:
     return _report("restored", work)
 
 
-def run_check(config: Config) -> int:
+def run_check(config: Config, *, verifies_signatures: bool = False) -> int:
     """Decide every command of the ledger again and compare; also while the server runs."""
 
     def work() -> Head:
         path = config.home_path / DATABASE_NAME
         if not path.exists():
             raise BackupRefused(f"there is no database in {config.home_path}; choose another --home")
-        return check_file(path, replayed_entries_max=sys.maxsize)
+        return check_file(path, replayed_entries_max=sys.maxsize, verifies_signatures=verifies_signatures)
 
     return _report("in order", work)
 

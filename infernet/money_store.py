@@ -430,7 +430,7 @@ def write_again(log_file: Path) -> None:
 def _open_to_read(path: Path) -> sqlite3.Connection:
     # Not as a read-only file: what is in its log could not be seen when nobody else has it open.
     database = sqlite3.connect(
-        f"file:{path.absolute()}?mode=rw".replace("%", "%25").replace("#", "%23"),
+        f"{path.absolute().as_uri()}?mode=rw",
         timeout=BUSY_TIMEOUT_S,
         isolation_level=None,
         check_same_thread=False,

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from coordinator.store.db import uri_to_read
 from coordinator.store.ledger import LEASE_COLUMNS, Head, lease_from_row, read_head, read_value
 from protocol.book import Book
+from protocol.claims import check_evidence
 from protocol.errors import RemoteProtocolError
 from protocol.ledger import GENESIS_HEAD, AnyCommand, Entry, Payout, Posting, next_head, read_entry_body
 
@@ -51,16 +52,20 @@ class Drift(Exception):
     """The ledger does not agree with itself; the message is one sentence that says where."""
 
 
-def check_file(path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
+def check_file(
+    path: Path, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX, verifies_signatures: bool = False
+) -> Head:
     """Check the ledger in this database; returns its head. Raises Drift, or sqlite3.Error when it cannot be read."""
     with closing(sqlite3.connect(uri_to_read(path), uri=True, isolation_level=None)) as connection:
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("BEGIN")
-        return check(connection, replayed_entries_max=replayed_entries_max)
+        return check(connection, replayed_entries_max=replayed_entries_max, verifies_signatures=verifies_signatures)
 
 
-def check(tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX) -> Head:
-    """Check what this transaction sees; returns the head. Raises Drift."""
+def check(
+    tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIES_MAX, verifies_signatures: bool = False
+) -> Head:
+    """Check what this transaction sees; returns the head. Signatures are verified of what is replayed. Raises Drift."""
     for text, statement in _CHECKS:
         try:
             row = tx.execute(f"{statement} LIMIT 1").fetchone()
@@ -75,7 +80,7 @@ def check(tx: sqlite3.Connection, *, replayed_entries_max: int = REPLAYED_ENTRIE
     if head.entry > replayed_entries_max:
         _compare("account", _balances(tx), add_up(read_entries(tx)))
     else:
-        _check_rows(tx, replay(read_entries(tx)))
+        _check_rows(tx, replay(read_entries(tx), verifies_signatures=verifies_signatures))
     return head
 
 
@@ -128,10 +133,15 @@ def add_up(entries: Iterable[ReadEntry]) -> dict[str, int]:
     return {name: balance for name, balance in balances.items() if balance}
 
 
-def replay(entries: Iterable[ReadEntry]) -> Book:
+def replay(entries: Iterable[ReadEntry], *, verifies_signatures: bool = False) -> Book:
     """Decide every command again: the state that must have come of it. Raises Drift."""
     book = Book(keeps_entries=False)
     for entry in entries:
+        if verifies_signatures:
+            try:
+                check_evidence(book, entry.command)
+            except RemoteProtocolError as error:
+                raise Drift(f"entry {entry.number} is not what was signed: {error}") from None
         # The head covers number, time, command and postings: where it is the same, so is all of it.
         if not isinstance(book.command(entry.command, entry.at_ms), Entry) or book.head != entry.head:
             raise Drift(f"entry {entry.number} is not what comes of its command")

@@ -82,8 +82,6 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     ),
     LEDGER_STEP,
     PAYMENTS_STEP,
-    # Nothing was ever kept in it: leases, deposits and payouts each keep their answer under their client's own number.
-    ("DROP TABLE idempotency",),
 )
 
 

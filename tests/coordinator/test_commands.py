@@ -13,10 +13,10 @@ from coordinator.__main__ import main
 from coordinator.identity import KEY_NAME
 from coordinator.store.db import DATABASE_NAME
 from protocol.envelope import open_record
-from protocol.ledger import available
+from protocol.ledger import Claim, Entry, available
 from protocol.money_records import LeaseRecord
 from tests.helpers_coordinator import WallClock, serving
-from tests.helpers_money import Market, balance, read_signed
+from tests.helpers_money import Market, balance, read_signed, sign_voucher
 
 pytestmark = pytest.mark.anyio
 
@@ -196,6 +196,24 @@ async def test_check_says_where_the_ledger_differs(
     )
     assert main(["backup", str(tmp_path / "copy"), "--home", str(tmp_path)]) == 1
     assert not (tmp_path / "copy").exists()
+
+
+async def test_check_finds_a_claim_that_no_payer_has_signed(
+    tmp_path: Path, clock: WallClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path, clock) as served:
+        market = await Market.opened(served)
+        lease = await market.lease()
+        await market.claim(lease, 10)
+        assert main(["check", "--signatures", "--home", str(tmp_path)]) == 0
+        core, provider = served.app.core, market.provider.key
+        invented = Claim(lease, provider.node, 50, 0, sign_voucher(provider, lease, 50))
+        verdict = await core.database.write(lambda tx: core.settlement.ledger.command(tx, invented, clock()))
+        assert isinstance(verdict, Entry)
+        assert main(["check", "--home", str(tmp_path)]) == 0
+        capsys.readouterr()
+        assert main(["check", "--signatures", "--home", str(tmp_path)]) == 1
+    assert "is not what was signed: the voucher is not signed by the payer" in capsys.readouterr().err
 
 
 async def test_a_log_that_another_database_has_left_is_not_written_over_the_new_one(

@@ -249,7 +249,9 @@ def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
         MoneyStore(path)
 
 
-def test_it_is_read_beside_a_writer_and_not_written(path: Path) -> None:
+def test_it_is_read_beside_a_writer_and_not_written(tmp_path: Path) -> None:
+    # Signs that mean something in an address of SQLite.
+    path = tmp_path / "why?mode=ro#100%41"
     writer = MoneyStore(path)
     writer.apply([paid(50)])
     reader = MoneyStore(path, read_only=True)
