@@ -194,7 +194,10 @@ def payer_has_enough(dice: random.Random) -> list[str]:
     if dice.random() < 0.5:
         market.pauses_after = 5
         ask(market, 2)
-    lease, *_ = market.bank.book.leases
+    given = market.provider.peer.till.sides()
+    if not given:
+        return market.violations()  # it was not to be had at that price
+    lease = LeaseId(given[0].record.lease)
     market.feed(market.provider, CloseLease(lease))
     market.step()
     market.feed(market.provider, ClaimNow())
@@ -216,7 +219,10 @@ def crash_in_the_last_claim(dice: random.Random) -> list[str]:
     """The coordinator has closed a lease, and the provider has not heard that."""
     market = market_of(dice)
     ask(market, 1)
-    lease, *_ = market.bank.book.leases
+    given = market.provider.peer.till.sides()
+    if not given:
+        return market.violations()  # it was not to be had at that price
+    lease = LeaseId(given[0].record.lease)
     market.feed(market.provider, CloseLease(lease))
     market.crash_provider()
     ask(market, 2)

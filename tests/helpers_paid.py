@@ -92,6 +92,7 @@ class Market:
 
     def __init__(self, *, deposit_uusd: int = 1_000_000, priced: Any = PRICED) -> None:
         self.at_s = 100.0
+        self._restarts = 0
         self.bank = Bank(signing_key("bank"))
         self.asker = self._side("asker")
         self.provider = self._side("provider")
@@ -128,8 +129,10 @@ class Market:
         self.feed(self.asker, LearnRecord(entry.record))
         self.step()
 
-    def _side(self, name: str) -> Side:
-        return Side(name, Peer(ALONE, signing_key(name), sealer_of(name), random.Random(name), now(self.at_s)))
+    def _side(self, name: str, life: int = 0) -> Side:
+        # Nobody draws the same numbers twice, over a restart neither: payers' keys follow from them.
+        rng = random.Random(f"{name} {life}" if life else name)
+        return Side(name, Peer(ALONE, signing_key(name), sealer_of(name), rng, now(self.at_s)))
 
     @property
     def wall_ms(self) -> int:
@@ -248,7 +251,8 @@ class Market:
         self.waiting.clear()
         self.feed(other, PeerDisconnected(side.node))
         self.waiting.clear()
-        fresh = self._side(side.name)
+        self._restarts += 1
+        fresh = self._side(side.name, self._restarts)
         side.peer, side.reader = fresh.peer, fresh.reader
 
     def _write(self, side: Side, run: RunId) -> None:
