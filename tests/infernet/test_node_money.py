@@ -125,7 +125,7 @@ async def test_without_a_coordinator_nothing_can_be_paid() -> None:
 async def test_a_node_that_stops_redeems_first_and_does_not_wait_for_ever(tmp_path: Path) -> None:
     asked: list[Asked] = []
     async with node_with_money(tmp_path, None, asked) as (node, store):
-        given = lease(serve_until_ms=2**52, claim_by_ms=2**53)
+        given = lease(provider=node.node_id, serve_until_ms=2**52, claim_by_ms=2**53)
         node.driver.command(RestoreProvider(given, voucher(90), None, 0))
         node.money.perform(mark(300))
         node.stop()
