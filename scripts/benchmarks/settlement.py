@@ -1,8 +1,9 @@
 """How many claims a second the coordinator settles on disk, and how long one waits, beside what the disk alone allows.
 
 A claim carries two signatures, the provider's and the payer's; both are checked, the ledger's rows are written with
-`synchronous=FULL`, and the acknowledgement is signed. The figures beside it come from the same run, on the same disk: a
-bare loop that inserts as many bytes into one table in groups of the same size, and a bare commit of one row.
+`synchronous=FULL` and appended to the journal, and the acknowledgement is signed. The figures beside it come from the
+same run: a bare loop that inserts as many bytes into one table in groups of the same size, a bare commit of one row,
+and how many claims the signatures alone would allow on all cores, if nothing else took any time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -33,8 +35,9 @@ from coordinator.core.core import wall_clock_ms
 from coordinator.core.intake import BATCH_CLAIMS_MAX
 from coordinator.core.settlement import Settlement
 from coordinator.store.db import PRAGMAS, Database, open_database
+from coordinator.store.journal import Journal, JournalFollower
 from coordinator.store.ledger_check import check_file
-from protocol.envelope import SigningKey, sign_record
+from protocol.envelope import SigningKey, sign_record, verify
 from protocol.ids import JobId, LeaseId
 from protocol.ledger import Deposit, Entry, OpenLease
 from protocol.money_records import ClaimRecord, VoucherRecord
@@ -44,6 +47,7 @@ LEASES: Final = 500
 PROVIDERS: Final = 50
 CAP_UUSD: Final = 10**9
 ENTRY_BYTES: Final = 500
+SIGNATURES: Final = 2_000
 HOUR_MS: Final = 3_600_000
 
 
@@ -57,6 +61,9 @@ class Figures:
     #: Of the two before: how much of what the disk allows is left after signatures and rules.
     ratio: float
     cpu_us_per_claim: float
+    #: Two verified, one made: microseconds of one core.
+    signatures_us_per_claim: float
+    signatures_allow_per_s: float
     rate_per_s: int
     wait_p50_ms: float
     wait_p99_ms: float
@@ -183,6 +190,18 @@ def bare_commits(connection: sqlite3.Connection, commits: int) -> list[float]:
     return times_ms
 
 
+def seconds_of_signatures(rng: random.Random) -> float:
+    """What the signatures of a claim cost one core: the provider's and the payer's verified, an acknowledgement made."""
+    key, body = SigningKey(rng.randbytes(32), rng.randbytes), rng.randbytes(200)
+    signature = key.sign("bench", body)
+    started_s = time.process_time()
+    for _ in range(SIGNATURES):
+        verify(key.node, "bench", body, signature)
+        verify(key.node, "bench", body, signature)
+        key.sign("bench", body)
+    return (time.process_time() - started_s) / SIGNATURES
+
+
 async def measure(folder: Path, claims: int, rate_per_s: int, seconds: int, seed: int) -> Figures:
     """Burst and steady run on one ledger, the bare figures before and after, and the ledger's check at the end."""
     rng = random.Random(seed)
@@ -190,6 +209,8 @@ async def measure(folder: Path, claims: int, rate_per_s: int, seconds: int, seed
     before = bare(folder, lambda connection: bare_groups(connection, claims))
     database = open_database(folder)
     settlement = Settlement(Config(home=str(folder)), key, database, wall_clock_ms, lambda _node, _wish: None)
+    journal = Journal(folder / "ledger.journal")
+    database.follower = JournalFollower(journal, settlement.stop_because, settlement.pause_because)
     market = Market(rng)
     await market.open(database, settlement)
     some, more = market.claims(claims), market.claims(rate_per_s * seconds)
@@ -204,12 +225,15 @@ async def measure(folder: Path, claims: int, rate_per_s: int, seconds: int, seed
     started_s = time.perf_counter()
     head = check_file(database.path)
     per_s, bare_per_s = claims / took_s, (before + after) / 2
+    signatures_s = seconds_of_signatures(rng)
     return Figures(
         claims=claims,
         claims_per_s=per_s,
         bare_rows_per_s=bare_per_s,
         ratio=per_s / bare_per_s,
         cpu_us_per_claim=cpu_s / claims * 1e6,
+        signatures_us_per_claim=signatures_s * 1e6,
+        signatures_allow_per_s=len(os.sched_getaffinity(0)) / signatures_s,
         rate_per_s=rate_per_s,
         wait_p50_ms=quantile(waits_ms, 0.5),
         wait_p99_ms=quantile(waits_ms, 0.99),
@@ -241,6 +265,8 @@ def main() -> None:
     print(
         f"{figures.claims} claims: {figures.claims_per_s:.0f}/s, {figures.cpu_us_per_claim:.0f} us of CPU each; "
         f"bare rows {figures.bare_rows_per_s:.0f}/s: ratio {figures.ratio:.3f}\n"
+        f"signatures alone: {figures.signatures_us_per_claim:.0f} us of CPU each, "
+        f"{figures.signatures_allow_per_s:.0f}/s on all cores: ratio {figures.claims_per_s / figures.signatures_allow_per_s:.2f}\n"
         f"at {figures.rate_per_s}/s: p50 {figures.wait_p50_ms:.1f} ms, p99 {figures.wait_p99_ms:.1f} ms; "
         f"bare commit p99 {figures.bare_commit_p99_ms:.1f} ms: ratio "
         f"{figures.wait_p99_ms / figures.bare_commit_p99_ms:.1f}\n"
