@@ -191,7 +191,7 @@ def bare_commits(connection: sqlite3.Connection, commits: int) -> list[float]:
 
 
 def seconds_of_signatures(rng: random.Random) -> float:
-    """What the signatures of a claim cost one core: the provider's and the payer's verified, an acknowledgement made."""
+    """What the signatures of a claim cost one core: the provider's and the payer's verified, a reply made."""
     key, body = SigningKey(rng.randbytes(32), rng.randbytes), rng.randbytes(200)
     signature = key.sign("bench", body)
     started_s = time.process_time()
@@ -266,7 +266,8 @@ def main() -> None:
         f"{figures.claims} claims: {figures.claims_per_s:.0f}/s, {figures.cpu_us_per_claim:.0f} us of CPU each; "
         f"bare rows {figures.bare_rows_per_s:.0f}/s: ratio {figures.ratio:.3f}\n"
         f"signatures alone: {figures.signatures_us_per_claim:.0f} us of CPU each, "
-        f"{figures.signatures_allow_per_s:.0f}/s on all cores: ratio {figures.claims_per_s / figures.signatures_allow_per_s:.2f}\n"
+        f"{figures.signatures_allow_per_s:.0f}/s on all cores: ratio "
+        f"{figures.claims_per_s / figures.signatures_allow_per_s:.2f}\n"
         f"at {figures.rate_per_s}/s: p50 {figures.wait_p50_ms:.1f} ms, p99 {figures.wait_p99_ms:.1f} ms; "
         f"bare commit p99 {figures.bare_commit_p99_ms:.1f} ms: ratio "
         f"{figures.wait_p99_ms / figures.bare_commit_p99_ms:.1f}\n"
