@@ -3,7 +3,8 @@
 A claim carries two signatures, the provider's and the payer's; both are checked, the ledger's rows are written with
 `synchronous=FULL` and appended to the journal, and the acknowledgement is signed. The figures beside it come from the
 same run: a bare loop that inserts as many bytes into one table in groups of the same size, a bare commit of one row,
-and how many claims the signatures alone would allow on all cores, if nothing else took any time.
+and how many claims the signatures alone would allow on all cores, if nothing else took any time. Then the same through
+a running coordinator, whose providers, in another process, share its cores: over their links, and over HTTP.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,15 +36,18 @@ from coordinator.config import Config
 from coordinator.core.core import wall_clock_ms
 from coordinator.core.intake import BATCH_CLAIMS_MAX
 from coordinator.core.settlement import Settlement
+from coordinator.identity import load_or_create_key
 from coordinator.store.db import PRAGMAS, Database, open_database
 from coordinator.store.journal import Journal, JournalFollower
 from coordinator.store.ledger_check import check_file
+from protocol.codec import encode_value
 from protocol.envelope import SigningKey, sign_record, verify
-from protocol.ids import JobId, LeaseId
+from protocol.ids import JobId, LeaseId, NodeId
 from protocol.ledger import Deposit, Entry, OpenLease
 from protocol.money_records import ClaimRecord, VoucherRecord
 from protocol.records import Signed
 
+HERE: Final = Path(__file__).resolve().parent
 LEASES: Final = 500
 PROVIDERS: Final = 50
 CAP_UUSD: Final = 10**9
@@ -70,6 +75,8 @@ class Figures:
     bare_commit_p99_ms: float
     entries_checked: int
     check_s: float
+    link_claims_per_s: float = 0.0
+    http_claims_per_s: float = 0.0
 
 
 class Market:
@@ -202,6 +209,72 @@ def seconds_of_signatures(rng: random.Random) -> float:
     return (time.process_time() - started_s) / SIGNATURES
 
 
+def write_claims(path: Path, claims: list[tuple[SigningKey, Signed]]) -> None:
+    """For the providers' process: each one's key, and what it claims."""
+    rows: dict[SigningKey, list[str]] = {}
+    for provider, signed in claims:
+        rows.setdefault(provider, []).append(encode_value(signed).hex())
+    path.write_text(
+        json.dumps([{"secret": key.secret_bytes().hex(), "claims": claims} for key, claims in rows.items()]), "utf-8"
+    )
+
+
+def send(url: str, key: NodeId, path: Path, *words: str) -> float:
+    """Have the providers claim what the file says: seconds from when all were connected."""
+    command = [sys.executable, str(HERE / "_settlement_providers.py"), url, key.hex(), str(path), *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as providers:
+        assert providers.stdin is not None
+        assert providers.stdout is not None
+        if providers.stdout.readline() == "ready\n":
+            providers.stdin.write("\n")
+            providers.stdin.flush()
+        seconds = providers.stdout.readline()
+    if providers.returncode:
+        raise SystemExit("the providers could not claim; the reason stands above")
+    return float(seconds)
+
+
+async def prepare(home: Path, path: Path, claims: int, http_claims: int, rng: random.Random) -> NodeId:
+    """Fill the ledger of a coordinator that does not run yet, and write what is claimed of it; returns its key."""
+    key, database = load_or_create_key(home), open_database(home)
+    settlement = Settlement(Config(home=str(home)), key, database, wall_clock_ms, lambda _node, _wish: None)
+    market = Market(rng)
+    await market.open(database, settlement)
+    write_claims(path.with_suffix(".link"), market.claims(claims))
+    write_claims(path.with_suffix(".http"), market.claims(http_claims))
+    settlement.close()
+    await database.close()
+    return key.node
+
+
+def served(folder: Path, claims: int, seed: int) -> tuple[float, float]:
+    """Claims a second of a running coordinator, over links and over HTTP."""
+    home, path, http_claims = folder / "served", folder / "claims", max(PROVIDERS, claims // 10)
+    home.mkdir(mode=0o700)
+    key = asyncio.run(prepare(home, path, claims, http_claims, random.Random(seed)))
+    command = [
+        sys.executable,
+        "-m",
+        "coordinator",
+        "--port",
+        "0",
+        "--json",
+        "--log-level",
+        "error",
+        "--home",
+        str(home),
+    ]
+    with subprocess.Popen(command, cwd=HERE.parents[1], stdout=subprocess.PIPE, text=True) as coordinator:
+        assert coordinator.stdout is not None
+        try:
+            url = json.loads(coordinator.stdout.readline())["url"]
+            link_s = send(url, key, path.with_suffix(".link"))
+            http_s = send(url, key, path.with_suffix(".http"), "--http")
+        finally:
+            coordinator.terminate()
+    return claims / link_s, http_claims / http_s
+
+
 async def measure(folder: Path, claims: int, rate_per_s: int, seconds: int, seed: int) -> Figures:
     """Burst and steady run on one ledger, the bare figures before and after, and the ledger's check at the end."""
     rng = random.Random(seed)
@@ -257,6 +330,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="settlement-", dir=words.folder))
     try:
         figures = asyncio.run(measure(folder, words.claims, words.rate, words.seconds, words.seed))
+        link_per_s, http_per_s = served(folder, words.claims, words.seed)
+        figures = replace(figures, link_claims_per_s=link_per_s, http_claims_per_s=http_per_s)
     finally:
         shutil.rmtree(folder)
     if words.json:
@@ -268,6 +343,8 @@ def main() -> None:
         f"signatures alone: {figures.signatures_us_per_claim:.0f} us of CPU each, "
         f"{figures.signatures_allow_per_s:.0f}/s on all cores: ratio "
         f"{figures.claims_per_s / figures.signatures_allow_per_s:.2f}\n"
+        f"through a running coordinator: {figures.link_claims_per_s:.0f}/s over links, "
+        f"{figures.http_claims_per_s:.0f}/s over HTTP\n"
         f"at {figures.rate_per_s}/s: p50 {figures.wait_p50_ms:.1f} ms, p99 {figures.wait_p99_ms:.1f} ms; "
         f"bare commit p99 {figures.bare_commit_p99_ms:.1f} ms: ratio "
         f"{figures.wait_p99_ms / figures.bare_commit_p99_ms:.1f}\n"
