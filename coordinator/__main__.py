@@ -53,7 +53,7 @@ Make the database of --home, where none may be, out of a backup and, with --jour
 came after it. coordinator.key must be in --home. Then move the journal back to its place and start the server: the time
 since the backup counts as time in which nobody could claim. Says where the journal cannot be read to its end: the end
 of a record that was torn off in a crash is nothing, but a damaged journal may have held more, and money stands still
-until it is moved away.
+until it is moved away. What is no entry is as old as the backup: a payout address that was removed since is back.
 
 example, on a new machine:
   mkdir -m 700 new && cp coordinator.key new/

@@ -38,6 +38,10 @@ def load_key(home: Path) -> SigningKey:
     path = home / KEY_NAME
     try:
         return _load(path)
+    except FileNotFoundError:
+        raise KeyRefused(
+            f"there is no {path}, with which everything here was signed: put it back, or choose another --home"
+        ) from None
     except OSError as error:
         raise KeyRefused(f"cannot read the key file {path}: {error.strerror}; which --home is it?") from None
 

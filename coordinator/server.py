@@ -20,8 +20,8 @@ import structlog
 from coordinator import hypercorn_cures
 from coordinator.app import CoordinatorApp, create_app
 from coordinator.config import Config, ConfigRefused
-from coordinator.identity import KeyRefused, load_or_create_key
-from coordinator.store.db import StoreRefused, open_database
+from coordinator.identity import KeyRefused, load_key, load_or_create_key
+from coordinator.store.db import DATABASE_NAME, StoreRefused, open_database
 from protocol.ids import NodeId
 from protocol.link import LINK_MESSAGE_BYTES_MAX
 
@@ -98,8 +98,9 @@ async def run(config: Config, on_ready: OnReady) -> None:
     prepare_home(home)
     raise_file_limit(config.links_at_once + config.requests_at_once + FILES_OF_OUR_OWN)
     try:
+        # The key comes first: a database without one is of a coordinator whose key was lost, and not of a first start.
+        key = load_key(home) if (home / DATABASE_NAME).exists() else load_or_create_key(home)
         database = open_database(home)
-        key = load_or_create_key(home)
     except (StoreRefused, KeyRefused) as error:
         raise CannotStart(str(error)) from None
     try:

@@ -150,7 +150,9 @@ async def test_nobody_else_may_ask(admin: Admin) -> None:
 
 def test_without_a_coordinator_or_a_key_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["payouts", "--home", str(tmp_path)]) == 1
-    assert "key file" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "coordinator.key" in told
+    assert "another --home" in told
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from coordinator import server
 from coordinator.config import Config
+from coordinator.identity import KEY_NAME
 from coordinator.server import Broken, CannotStart, bind, prepare_home, url_of
 from coordinator.store.db import Database, StoreFailed, open_database
 from tests.helpers_coordinator import meet_a_failed_fsync
@@ -45,6 +46,14 @@ def test_an_address_that_is_not_ours_is_refused(host: str) -> None:
 def test_a_taken_port_is_refused() -> None:
     with bind("127.0.0.1", 0) as first, pytest.raises(CannotStart, match="choose another with --port"):
         bind("127.0.0.1", first.getsockname()[1])
+
+
+@pytest.mark.anyio
+async def test_a_database_whose_key_is_gone_is_served_under_no_new_one(tmp_path: Path) -> None:
+    await open_database(tmp_path).close()
+    with pytest.raises(CannotStart, match=r"there is no .*/coordinator\.key.* put it back"):
+        await server.run(Config(home=str(tmp_path), port=0), lambda _url, _node: None)
+    assert not (tmp_path / KEY_NAME).exists()
 
 
 @pytest.mark.parametrize(
