@@ -218,7 +218,12 @@ class Till:
         pays_more = meter.take(message.voucher, now.monotonic_s)
         if meter.side.paid_uusd >= meter.total_uusd:
             self.on_stream_dropped(stream)
-        return self.took(meter.side) if pays_more else []
+        if not pays_more:
+            return []
+        # It may come long after the job, when all before it is redeemed and no claim is due any more.
+        if not self._timers.is_set(("claim", meter.side.record.lease)):
+            self._timers.set(("claim", meter.side.record.lease), now.monotonic_s + CLAIM_DELAY_S)
+        return self.took(meter.side)
 
     def on_stream_dropped(self, stream: StreamId) -> None:
         """Nothing comes on this stream any more, or nothing that is missing."""

@@ -433,6 +433,20 @@ def test_who_leaves_a_debt_is_served_again_when_it_is_paid(is_waited_for: bool) 
     assert not bench.till.settles(STREAM)
 
 
+def test_what_pays_a_debt_late_is_redeemed_soon() -> None:
+    bench = Bench()
+    side = bench.begin()
+    side.take(voucher(70))
+    bench.end(side, STREAM, 90)
+    bench.wait(CLAIM_DELAY_S)
+    assert len(bench.claims()) == 1
+    bench.answer(70)
+    bench.wait(600)
+    bench.last(90)
+    bench.wait(CLAIM_DELAY_S)
+    assert [claim.voucher for claim in bench.claims()] == [side.voucher]
+
+
 def test_a_debt_outlives_its_stream_and_more_jobs_make_it_no_smaller() -> None:
     bench = Bench()
     side = bench.begin()
