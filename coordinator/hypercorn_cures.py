@@ -66,4 +66,4 @@ def apply() -> None:
     """Put both in place."""
     # The module names are what Hypercorn looks its own classes up by.
     setattr(hypercorn.asyncio.run, "TCPServer", DeadlineServer)  # noqa: B010 - mypy forbids the assignment
-    setattr(hypercorn.protocol, "H11Protocol", Http1Only)  # noqa: B010
+    setattr(hypercorn.protocol, "H11Protocol", Http1Only)  # noqa: B010 - as above

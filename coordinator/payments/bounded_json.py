@@ -85,4 +85,4 @@ def _amount(cls: type, value: object) -> object:
         return RawAmount(value)
     if cls is RawAmount and isinstance(value, RawAmount):
         return value
-    raise NotImplementedError
+    raise NotImplementedError  # which is how msgspec is told that this type is not ours; `convert` refuses the value

@@ -8,7 +8,6 @@ what the two sides remember.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import random
 from dataclasses import dataclass, field
 
@@ -140,11 +139,7 @@ class PaidLease(RuleBasedStateMachine):
         if fits > sent:
             running_hash = hashlib.sha256(running_hash + bytes([chunks % 256])).digest()
             self.job.sent = fits, chunks + 1, running_hash
-            fields = {"number": chunks + 1, "running_hash": running_hash, "output_tokens": fits}
-            fields |= {"owed_uusd": self.job.cost_uusd(fits), "now_s": self.now_s}
-            # Whether the meter is told of tokens is its own affair.
-            named = inspect.signature(self.job.meter.sent).parameters
-            self.job.meter.sent(**{name: fields[name] for name in named})
+            self.job.meter.sent(chunks + 1, running_hash, fits, self.job.cost_uusd(fits), self.now_s)
             self.job.answer.append(self.job.sent)
 
     def _chunk_arrives(self, *, is_half: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from tests.fake_gateway import SECRET
-from tests.helpers_coordinator import NodeClient, Served, WallClock, ask, linked, make_key, until
+from tests.helpers_coordinator import DEADLINE_S, NodeClient, Served, WallClock, ask, linked, make_key, until
 from tests.helpers_fake_gateway import FakeGatewayProcess, fake_gateway
 from tests.helpers_fake_gateway_webhooks import sign
 from tests.helpers_money import refused
@@ -187,14 +187,18 @@ async def test_what_was_received_is_credited_by_the_quote_without_any_webhook(pa
         assert await paid.available() - before == credited
 
 
+async def until_available(paid: Paid, uusd: int) -> None:
+    """Wait until something has been credited, which must be this much."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not await paid.available():  # noqa: ASYNC110 - the database tells nobody
+            await asyncio.sleep(0.01)
+    assert await paid.available() == uusd
+
+
 async def test_a_webhook_makes_the_question_come_at_once(paid: Paid) -> None:
     invoice = await paid.paid_in()
     await until(lambda: paid.fake.history("delivery"))
-    for _ in range(200):
-        if await paid.available():
-            break
-        await asyncio.sleep(0.02)
-    assert await paid.available() == 5_000_000
+    await until_available(paid, 5_000_000)
     row = await paid.row_of(invoice)
     assert (row["status"], row["creditedUsd"], row["receivedAmount"]) == ("confirmed", "5.00", "5")
     history = await paid.data("payments/list")
@@ -239,11 +243,7 @@ async def test_a_webhook_revives_a_deposit_that_was_closed(paid: Paid) -> None:
     paid.served.clock.offset_ms = 0
     paid.fake.pay(payment)
     paid.fake.advance(payment, "confirmed")
-    for _ in range(200):
-        if await paid.available():
-            break
-        await asyncio.sleep(0.02)
-    assert await paid.available() == 5_000_000
+    await until_available(paid, 5_000_000)
 
 
 async def test_without_an_amount_nothing_is_credited_and_a_person_decides(tmp_path: Path) -> None:
