@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,15 +28,26 @@ def js_command(script: str) -> list[str]:
     sources = [HERE / name for name in ("package.json", "package-lock.json", ".npmrc")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     home = CACHE / f"interop-{digest}"
-    if not home.exists():
-        _install(sources, home)
-    for path in HERE.glob("*.mjs"):
-        shutil.copy(path, home)
+    with _alone():
+        if not home.exists():
+            _install(sources, home)
+        for path in HERE.glob("*.mjs"):
+            copy = home / path.name
+            if not copy.exists() or copy.read_bytes() != path.read_bytes():
+                shutil.copy(path, copy)
     return ["node", "--import", (home / "promise.mjs").as_uri(), str(home / script)]
 
 
-def _install(sources: list[Path], home: Path) -> None:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let the processes of one test run in one after the other, so that the second finds what the first installed."""
     CACHE.mkdir(exist_ok=True)
+    with (CACHE / "interop.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _install(sources: list[Path], home: Path) -> None:
     draft = Path(tempfile.mkdtemp(prefix="interop-draft-", dir=CACHE))
     try:
         for source in sources:
