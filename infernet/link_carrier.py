@@ -98,11 +98,11 @@ class LinkCarrier:
             self._link.announce(record)
             self._wake.set()
 
-    def claim(self, number: int, claim: Signed) -> bool:
-        """Send a claim, whose answer comes with the same number; False where no link stands."""
+    def claim(self, number: int, claims: tuple[Signed, ...]) -> bool:
+        """Send claims that fit in a frame; their answer comes with the same number. False where no link stands."""
         if self._link is None:
             return False
-        self._link.claim(number, claim)
+        self._link.claim(number, claims)
         self._wake.set()
         return True
 

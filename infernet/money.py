@@ -6,17 +6,17 @@ the link where one stands. What was left open by an earlier run is taken up befo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
 import trio
 
+from infernet.claims import Claims
 from infernet.coordinator_client import CoordinatorError, CoordinatorRefused
 from infernet.driver import Driver, MoneyEffect
 from infernet.link_carrier import LinkCarrier
-from infernet.money_client import FINAL_CLAIM_CODES, MoneyClient, is_final, read_signed
+from infernet.money_client import MoneyClient, is_final, read_signed
 from infernet.money_store import MoneyStore, accusation
 from infernet.money_writer import MoneyWriter
 from protocol.constants import LEASE_DEADLINE_S
@@ -37,14 +37,13 @@ from protocol.events import (
 from protocol.formats.text import clean_line
 from protocol.ids import LeaseId, NodeId, short
 from protocol.leases import PayerSide, ProviderSide
-from protocol.link import LINK_CLAIMS_MAX, ClaimAnswer
+from protocol.link import ClaimAnswer
 from protocol.money_records import CloseRecord
 from protocol.records import Signed
 
 # The job that waits for a lease has its own deadline; an answer that comes later still brings a lease for the next one.
 LEASE_TIMEOUT_S: Final = LEASE_DEADLINE_S + 5.0
 LEASE_RETRY_S: Final = 0.5
-CLAIM_TIMEOUT_S: Final = 25.0
 REQUESTS_AT_ONCE: Final = 8
 # Who wants its lease back is told over the link at once; without one, or when that was missed, so often.
 LOOK_INTERVAL_S: Final = 300.0
@@ -69,14 +68,9 @@ class Money:
         self._driver = driver
         self._changed = changed
         self._writer = MoneyWriter(store, self._on_stored, changed)
-        self._link: LinkCarrier | None = None
+        self._claims = Claims(client, self._on_claim_outcome)
         self._nursery: trio.Nursery | None = None
         self._lease_turn = trio.CapacityLimiter(REQUESTS_AT_ONCE)
-        self._claim_turn = trio.CapacityLimiter(REQUESTS_AT_ONCE)
-        self._claim_numbers = itertools.count(1)
-        # Claims on their way over the link, by the number of their frame; and how many are on their way in all.
-        self._by_number: dict[int, LeaseId] = {}
-        self._claims = 0
         self._look_wanted = trio.Event()
         self._elsewhere_uusd = 0
         self._last_error = ""
@@ -108,24 +102,26 @@ class Money:
         """Write, ask and look, until cancelled."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self._claims.attach(self._nursery)
                 self._nursery.start_soon(self._writer.run)
                 self._nursery.start_soon(self._look_for_wishes)
                 task_status.started()
         finally:
             self._nursery = None
+            self._claims.detach()
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await self._client.aclose()
 
     def use_link(self, link: LinkCarrier) -> None:
         """Claims go over this link from now on, whenever it stands."""
-        self._link = link
+        self._claims.use_link(link)
         link.money = self
 
     async def settle(self) -> None:
         """Redeem what can be redeemed, and put on disk what is not there yet; for the end of a node."""
         self._driver.command(ClaimNow())
         await self._writer.flush()
-        await self._driver.wait_for(lambda: self._claims == 0)
+        await self._driver.wait_for(lambda: not self._claims)
         await self._writer.flush()
 
     async def flush(self) -> None:
@@ -190,61 +186,23 @@ class Money:
         if effect.coordinator != self.coordinator:
             self._driver.post(ClaimFailed(effect.lease, "its coordinator is not the one configured now", False))
             return
-        self._forget_claim(effect.lease)
-        self._claims += 1
-        number = next(self._claim_numbers)
-        is_room = len(self._by_number) < LINK_CLAIMS_MAX
-        if is_room and self._link is not None and self._link.claim(number, effect.claim):
-            self._by_number[number] = effect.lease
-        elif self._nursery is not None:
-            self._nursery.start_soon(self._claim_over_http, effect)
-        else:
-            self._claim_failed(effect.lease, "this node is ending", is_final=False)
-
-    def _forget_claim(self, lease: LeaseId) -> None:
-        """The peer gave up waiting for the answer to an earlier one."""
-        for number in [number for number, claimed in self._by_number.items() if claimed == lease]:
-            del self._by_number[number]
-            self._claims -= 1
-
-    async def _claim_over_http(self, effect: SendClaim) -> None:
-        try:
-            with trio.fail_after(CLAIM_TIMEOUT_S):
-                async with self._claim_turn:
-                    acknowledgement = await self._client.claim(effect.claim)
-        except CoordinatorError as error:
-            self._claim_failed(effect.lease, str(error), is_final=is_final(error, FINAL_CLAIM_CODES))
-        except trio.TooSlowError:
-            self._claim_failed(effect.lease, "the coordinator did not answer in time", is_final=False)
-        else:
-            self._claim_answered(effect.lease, acknowledgement)
+        self._claims.send(effect)
 
     def on_claim_answer(self, answer: ClaimAnswer) -> None:
         """What came over the link."""
-        lease = self._by_number.pop(answer.number, None)
-        if lease is None:
-            return
-        if answer.acknowledgement is not None:
-            self._claim_answered(lease, answer.acknowledgement)
-        else:
-            is_over = answer.code in FINAL_CLAIM_CODES
-            self._claim_failed(lease, f"the coordinator refused: {answer.text}", is_final=is_over)
+        self._claims.on_answer(answer)
 
     def on_link(self, *, is_up: bool) -> None:
         """What was on its way over a link that is lost has no answer; after a new one there may be news."""
         if is_up:
             self._look_wanted.set()
+        else:
+            self._claims.on_link_lost()
+
+    def _on_claim_outcome(self, lease: LeaseId, acknowledgement: Signed | None, text: str, *, is_final: bool) -> None:
+        if acknowledgement is not None:
+            self._driver.post(ClaimAnswered(lease, acknowledgement))
             return
-        lost, self._by_number = self._by_number, {}
-        for lease in lost.values():
-            self._claim_failed(lease, "the link to the coordinator was lost", is_final=False)
-
-    def _claim_answered(self, lease: LeaseId, acknowledgement: Signed) -> None:
-        self._claims -= 1
-        self._driver.post(ClaimAnswered(lease, acknowledgement))
-
-    def _claim_failed(self, lease: LeaseId, text: str, *, is_final: bool) -> None:
-        self._claims -= 1
         self._last_error = text
         self._driver.post(ClaimFailed(lease, clean_line(text, 200), is_final))
 

@@ -78,6 +78,8 @@ WINDOW_PAID_SHARE: Final = 16
 # A stop string of 64 characters of four bytes each, a token for each byte: no text that is held back has more.
 TEXTLESS_TOKENS_MAX: Final = 256
 HEADS_MAX: Final = 4
+# In one frame of a link, and in one acknowledgement.
+CLAIMS_MAX: Final = 32
 
 # ---------------------------------------------------------------- implementation constants
 

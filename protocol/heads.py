@@ -113,7 +113,11 @@ class Heads:
             return []  # whoever claimed says so
         if record.coordinator not in self._coordinators:
             return []
-        return self._see(record.coordinator, record.entry, record.head, signed)[1]
+        return [
+            effect
+            for credited in record.credited
+            for effect in self._see(record.coordinator, credited.entry, credited.head, signed)[1]
+        ]
 
     def _see(self, coordinator: NodeId, entry: int, head: bytes, proof: Signed) -> tuple[bool, list[Effect]]:
         before = self._seen.get((coordinator, entry))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Final, get_args
 
 import msgspec
@@ -48,7 +48,11 @@ OUTBOX_BYTES_MAX: Final = 4 * OUTBOX_STREAM_BYTES_MAX
 # Pongs and resets that the other side provokes and does not read.
 CONTROL_QUEUE_MAX: Final = 1024
 
-_LIMITS: Final = codec.Limits(LINK_MESSAGE_BYTES_MAX, LINK_MESSAGE_BYTES_MAX, 8, 3, 16)
+# The largest is an answer that refuses every claim of a frame.
+_LIMITS: Final = codec.Limits(LINK_MESSAGE_BYTES_MAX, LINK_MESSAGE_BYTES_MAX, c.CLAIMS_MAX, 4, 160)
+# The signature, and MessagePack's heads of it, of the body and of the array; and those of a frame with its number.
+_SIGNED_OVERHEAD_BYTES: Final = 64 + 2 + 3 + 1
+_FRAME_OVERHEAD_BYTES: Final = 1 + 1 + 9 + 3
 _BYTES: Final = (bytes,)
 
 
@@ -191,24 +195,31 @@ class Announce(Frame, frozen=True, tag=14):
 
 
 class ClaimFrame(Frame, frozen=True, tag=16):
-    """A node's signed claim. The coordinator answers with `ClaimAnswer` and the same number, in any order.
+    """Signed claims of a node. The coordinator answers with one `ClaimAnswer` of the same number, in any order.
 
-    The node numbers as it likes and has at most `LINK_CLAIMS_MAX` unanswered; more are answered `busy`. An answer comes
-    when the claim is settled on disk. Without one the node sends the same claim again: on this link, the next one, or
-    the claims route. It changes nothing a second time.
+    The node numbers as it likes and has at most `LINK_CLAIMS_MAX` claims unanswered; more are answered `busy`. An
+    answer comes when all that it acknowledges is settled on disk. Without one the node sends the same claims again: on
+    this link, the next one, or the claims route. They change nothing a second time.
     """
 
     number: UnsignedInteger
-    claim: Signed
+    claims: Annotated[tuple[Signed, ...], Meta(min_length=1, max_length=c.CLAIMS_MAX)]
+
+
+class ClaimRefusal(Struct, frozen=True, array_like=True, gc=False):
+    """Which claim of the frame is refused, counted from 0; a code and a sentence, why."""
+
+    position: Annotated[int, Meta(ge=0, lt=c.CLAIMS_MAX)]
+    code: Text
+    text: Text
 
 
 class ClaimAnswer(Frame, frozen=True, tag=18):
-    """The answer to a `ClaimFrame`: the coordinator's signed `ClaimAckRecord`, or a code and a sentence, why not."""
+    """The answer to a `ClaimFrame`: what is refused of it, and the signed `ClaimAckRecord` for all the rest."""
 
     number: UnsignedInteger
     acknowledgement: Signed | None
-    code: Text
-    text: Text
+    refusals: Annotated[tuple[ClaimRefusal, ...], Meta(max_length=c.CLAIMS_MAX)]
 
 
 class Closing(Frame, frozen=True, tag=17):
@@ -222,6 +233,21 @@ class Closing(Frame, frozen=True, tag=17):
 
 AnyFrame = Open | Data | Finish | Reset | Ping | Pong | Announce | ClaimFrame | ClaimAnswer | Closing
 _CLASSES: Final[dict[int, type[AnyFrame]]] = {cls.__struct_config__.tag: cls for cls in get_args(AnyFrame)}
+
+
+def split_claims(claims: Sequence[Signed]) -> Iterator[tuple[Signed, ...]]:
+    """Claims in order, as many together as fit in one frame."""
+    part: list[Signed] = []
+    room_bytes = LINK_MESSAGE_BYTES_MAX - _FRAME_OVERHEAD_BYTES
+    for claim in claims:
+        size_bytes = len(claim.body) + _SIGNED_OVERHEAD_BYTES
+        if part and (len(part) == c.CLAIMS_MAX or size_bytes > room_bytes):
+            yield tuple(part)
+            part, room_bytes = [], LINK_MESSAGE_BYTES_MAX - _FRAME_OVERHEAD_BYTES
+        part.append(claim)
+        room_bytes -= size_bytes
+    if part:
+        yield tuple(part)
 
 
 def encode_frame(frame: Frame) -> bytes:
@@ -444,9 +470,12 @@ class Link:
         """Queue our own heartbeat."""
         self._put_control(Announce(record))
 
-    def claim(self, number: int, claim: Signed) -> None:
-        """Queue a claim of ours; its answer comes as an event of the same number."""
-        self._put_control(ClaimFrame(number, claim))
+    def claim(self, number: int, claims: tuple[Signed, ...]) -> None:
+        """Queue claims of ours; their answer comes as one event of the same number.
+
+        Raises LocalProtocolError when they do not fit in a frame; `split_claims` makes what does.
+        """
+        self._put_control(ClaimFrame(number, claims))
 
     def tell(self, frame: ClaimAnswer | Closing) -> None:
         """Queue what a coordinator says about a node's money."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from protocol import constants as c
+from protocol.ids import LeaseId
 from protocol.records import (
     Attempt,
     Extensions,
@@ -147,21 +148,35 @@ class ClaimRecord(Record, frozen=True):
     extensions: Extensions
 
 
-class ClaimAckRecord(Record, frozen=True):
+class Credited(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """So much of this lease has been claimed in all, and the ledger says so in this entry, under this head."""
+
+    lease: LeaseKey
+    claimed_uusd: UnsignedInteger
+    is_closed: Flag
+    entry: UnsignedInteger
+    head: Hash
+    credited_at_ms: UnsignedInteger
+
+
+class ClaimAckRecord(Record, frozen=True):
+    """What the ledger says of the leases of one provider that it has claimed on together.
+
+    One signature for all of them: making it costs the coordinator as much as checking two claims.
+    """
 
     TAG: ClassVar[str] = "infernet/claim-ack/1"
     SIGNER: ClassVar[str] = "coordinator"
 
     version: Version1
     coordinator: NodeKey
-    lease: LeaseKey
-    claimed_uusd: UnsignedInteger
-    is_closed: Flag
-    entry: UnsignedInteger
-    head: Hash
-    acknowledged_at_ms: UnsignedInteger
+    credited: Annotated[tuple[Credited, ...], Meta(min_length=1, max_length=c.CLAIMS_MAX)]
     extensions: Extensions
+
+    def of(self, lease: LeaseId) -> Credited | None:
+        """What it says of this lease, if anything; the newest, should it say more."""
+        found = [credited for credited in self.credited if credited.lease == lease]
+        return max(found, key=lambda credited: credited.entry, default=None)
 
 
 class CloseRecord(Record, frozen=True):

@@ -17,7 +17,7 @@ from protocol.events import ClaimAnswered, ClaimFailed, CloseLease, ClosingStore
 from protocol.ids import LeaseId, NodeId, StreamId
 from protocol.leases import Meter, ProviderSide, Why, lease_refusal, most_uusd
 from protocol.messages import Voucher
-from protocol.money_records import ClaimAckRecord, ClaimRecord, LeaseRecord
+from protocol.money_records import ClaimAckRecord, ClaimRecord, Credited, LeaseRecord
 from protocol.records import JobOpenRecord, ModelOffer, ReceiptRecord, Signed
 from protocol.timers import Timers
 
@@ -308,13 +308,12 @@ class Till:
             return []
         self._timers.cancel(("answer", event.lease))
         try:
-            record = open_record(event.acknowledgement, ClaimAckRecord)
-            self._check(record, side, claimed_uusd)
+            credited = self._credited(open_record(event.acknowledgement, ClaimAckRecord), side, claimed_uusd)
         except RemoteProtocolError as error:
             return self._retry(side, f"the coordinator's answer does not hold: {error}", now)
         self._tries.pop(event.lease, None)
-        side.claimed_uusd = max(side.claimed_uusd, record.claimed_uusd)
-        side.is_closed |= bool(record.is_closed)
+        side.claimed_uusd = max(side.claimed_uusd, credited.claimed_uusd)
+        side.is_closed |= bool(credited.is_closed)
         effects: list[Effect] = [
             StoreClaimed(event.lease, side.claimed_uusd, side.is_closed, event.acknowledgement),
         ]
@@ -328,12 +327,14 @@ class Till:
         return effects
 
     @staticmethod
-    def _check(record: ClaimAckRecord, side: ProviderSide, claimed_uusd: int) -> None:
-        if (record.coordinator, record.lease) != (side.record.coordinator, side.record.lease):
+    def _credited(record: ClaimAckRecord, side: ProviderSide, claimed_uusd: int) -> Credited:
+        credited = record.of(side.record.lease)
+        if record.coordinator != side.record.coordinator or credited is None:
             raise RemoteProtocolError("it is for another lease")
         # SPEC 06: The provider MUST NOT take an acknowledgement for less than it claimed as one.
-        if record.claimed_uusd < claimed_uusd:
-            raise RemoteProtocolError(f"it credits {record.claimed_uusd} of {claimed_uusd} micro-USD")
+        if credited.claimed_uusd < claimed_uusd:
+            raise RemoteProtocolError(f"it credits {credited.claimed_uusd} of {claimed_uusd} micro-USD")
+        return credited
 
     def on_failed(self, event: ClaimFailed, now: Now) -> list[Effect]:
         """No answer, or a refusal."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from _vectors_common import COORDINATOR, NOW_MS, PROVIDER, Vector, file, invalid, valid
 from _vectors_identity import order as any_order
-from _vectors_money import ACK, CLOSE, FINGERPRINT, HEAD, LEASE, OTHER, PAYER, RELAY, VOUCHER
+from _vectors_money import ACK, CLOSE, CREDITED, FINGERPRINT, HEAD, LEASE, OTHER, PAYER, RELAY, VOUCHER
 from protocol.accounts import cuts_uusd
 from protocol.codec import encode_record
 from protocol.effects import Equivocation
@@ -146,16 +146,19 @@ def contradicts(coordinator: NodeId, first: Signed, second: Signed, *, is_acknow
 
 def _heads() -> Iterator[Vector]:
     first, other_head = sign_record(HEAD, COORDINATOR), b"\x16" * 32
-    acknowledged = replace(ACK, entry=HEAD.entry, head=HEAD.head)
+    other_lease = replace(CREDITED, lease=ELSEWHERE)
+
+    def acknowledged(head: bytes) -> ClaimAckRecord:
+        return replace(ACK, credited=(other_lease, replace(CREDITED, entry=HEAD.entry, head=head)))
 
     def head(**changes: Any) -> LedgerHeadRecord:
         return replace(HEAD, **changes)
 
     cases: tuple[tuple[str, LedgerHeadRecord | ClaimAckRecord, SigningKey], ...] = (
         ("another hash under one number", head(head=other_head), COORDINATOR),
-        ("the same, told in an answer to a claim", replace(acknowledged, head=other_head), COORDINATOR),
+        ("the same, told in an answer to a claim", acknowledged(other_head), COORDINATOR),
         ("the same head, signed once more", head(signed_at_ms=HEAD.signed_at_ms + 1), COORDINATOR),
-        ("the same head, told in an answer to a claim", acknowledged, COORDINATOR),
+        ("the same head, told in an answer to a claim", acknowledged(HEAD.head), COORDINATOR),
         ("another hash under another number", head(entry=HEAD.entry + 1, head=other_head), COORDINATOR),
         ("another hash of another coordinator", head(coordinator=OTHER.node, head=other_head), OTHER),
     )

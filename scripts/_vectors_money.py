@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgpack
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from _vectors_common import ASKER, COORDINATOR, JOB, NOW_MS, PROVIDER, Vector, file, invalid, plain, signing_key, valid
 from protocol import constants as c
@@ -38,6 +38,7 @@ from protocol.money_records import (
     CloseRecord,
     ComplaintKind,
     ComplaintRecord,
+    Credited,
     LeaseRecord,
     LeaseRequestRecord,
     LedgerHeadRecord,
@@ -100,7 +101,11 @@ COMPLAINT = ComplaintRecord(
     1, PROVIDER.node, OPENED.lease, JOB, 1, ComplaintKind.UNPAID, b"\x13" * 32, NOW_MS + 990, ()
 )
 HEAD = LedgerHeadRecord(1, COORDINATOR.node, 17, b"\x14" * 32, NOW_MS + 1_000, ())
-ACK = ClaimAckRecord(1, COORDINATOR.node, OPENED.lease, 1_234, 0, 18, b"\x15" * 32, NOW_MS + 1_001, ())
+CREDITED = Credited(OPENED.lease, 1_234, 0, 18, b"\x15" * 32, NOW_MS + 1_001)
+ACK = ClaimAckRecord(1, COORDINATOR.node, (CREDITED,), ())
+FULL_ACK = replace(
+    ACK, credited=tuple(replace(CREDITED, lease=LeaseId(bytes([number]) * 32)) for number in range(c.CLAIMS_MAX))
+)
 
 
 def good(comment: str, record: Record, key: SigningKey) -> Vector:
@@ -254,13 +259,34 @@ def _voucher_records() -> Iterator[Vector]:
     totals: tuple[object, ...] = (-1, True, 1.0, None, "1", 2**63)
     yield from bad_fields(VOUCHER, PAYER, *(("paid_uusd", value) for value in totals))
     yield from bad_fields(CLOSE, PAYER, *(("paid_uusd", value) for value in totals))
-    yield from bad_fields(ACK, COORDINATOR, *(("claimed_uusd", value) for value in totals), ("is_closed", 2))
+    yield good("one acknowledgement for as many leases as it can name", FULL_ACK, COORDINATOR)
+    yield from _bad_credits()
     yield from bad_fields(VOUCHER, PAYER, ("lease", bytes(31)), ("attempt", 0), ("running_hash", b""), ("sequence", -1))
     yield from bad_fields(RECEIPT, PROVIDER, *(("owed_uusd", value) for value in totals), ("paid_before_uusd", -1))
     yield from bad_fields(RECEIPT, PROVIDER, ("lease", b""), ("output_tokens", -1), ("outcome", 256), ("chunks", 1.0))
     yield from bad_fields(CLAIM, PROVIDER, ("is_final", 2), ("is_final", True), ("voucher", [b"", b""]))
     yield from bad_fields(CLAIM, PROVIDER, ("receipt", [b"", b""]), ("receipt", b""))
     yield from bad_fields(COMPLAINT, PROVIDER, ("kind", 256), ("evidence_hash", b""))
+
+
+def _bad_credits() -> Iterator[Vector]:
+    """Acknowledgements of what cannot be acknowledged."""
+
+    def bad(comment: str, credited: object) -> Vector:
+        body = with_field(ACK, ClaimAckRecord.__struct_fields__.index("credited"), credited)
+        name, signature = ClaimAckRecord.__name__, COORDINATOR.sign(ClaimAckRecord.TAG, body)
+        return invalid(f"{name}: {comment}", record=name, body=body, signature=signature)
+
+    fields: list[object] = list(astuple(CREDITED))
+    totals: tuple[object, ...] = (-1, True, 1.0, None, "1", 2**63)
+    for name, value in (*(("claimed_uusd", total) for total in totals), ("is_closed", 2), ("entry", -1)):
+        at = Credited.__struct_fields__.index(name)
+        yield bad(f"{name} {value}", [[*fields[:at], value, *fields[at + 1 :]]])
+    yield bad("a head of 31 bytes", [[*fields[:4], bytes(31), *fields[5:]]])
+    yield bad("one field less of a lease", [fields[:-1]])
+    yield bad("one field more of a lease", [[*fields, 0]])
+    yield bad("no lease", [])
+    yield bad("one lease more than it can name", [fields] * (c.CLAIMS_MAX + 1))
 
 
 def _claims() -> Iterator[Vector]:

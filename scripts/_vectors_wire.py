@@ -18,6 +18,7 @@ from protocol.link import (
     Announce,
     ClaimAnswer,
     ClaimFrame,
+    ClaimRefusal,
     Closing,
     Data,
     Finish,
@@ -315,8 +316,8 @@ def _link_frames() -> Iterator[Vector]:
         Ping(7),
         Pong(7),
         Announce(SMALL_RECORD),
-        ClaimFrame(9, SMALL_RECORD),
-        ClaimAnswer(9, SMALL_RECORD, "", ""),
+        ClaimFrame(9, (SMALL_RECORD, SMALL_RECORD)),
+        ClaimAnswer(9, SMALL_RECORD, (ClaimRefusal(1, "lease_closed", "it has been closed"),)),
         Closing(SMALL_RECORD),
     )
     for frame in frames:
@@ -333,9 +334,15 @@ def _link_frames() -> Iterator[Vector]:
         ("stream 0", [6, 0]),
         ("no data", [4, 1, b""]),
         ("too much data", [4, 1, bytes(16 * 1024 + 1)]),
-        ("nine items", [10, *[0] * 8]),
+        ("33 items", [10, *[0] * 32]),
+        ("no claim", [16, 9, []]),
+        ("a claim by itself", [16, 9, [SMALL_RECORD.body, SMALL_RECORD.signature]]),
+        ("33 claims", [16, 9, [[SMALL_RECORD.body, SMALL_RECORD.signature]] * 33]),
+        ("a claim refused that no frame has room for", [18, 9, None, [[32, "busy", "later"]]]),
+        ("a refusal without a sentence", [18, 9, None, [[0, "busy"]]]),
         ("not an array", 10),
-        ("four levels", [1_001, [[[0]]]]),
+        ("five levels", [1_001, [[[[0]]]]]),
+        ("161 values", [1_001, [[0] * 32] * 5]),
     ):
         yield invalid(comment, message=msgpack.packb(value))
 

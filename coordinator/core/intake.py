@@ -2,8 +2,9 @@
 
 Three steps: check the signatures on a pool of threads (the library lets go of the interpreter's lock), decide and write
 on the writer's thread, sign what is on disk on the pool again. Claims that arrive while earlier ones are on their way
-share the next batch, so one alone waits for nobody and many share a commit. A batch in which something fails that no
-claim can be blamed for is tried again one by one: no claim can take others with it.
+share the next batch, so one alone waits for nobody and many share a commit; those that came together share a signature.
+A batch in which something fails that no claim can be blamed for is tried again one by one: no claim can take others
+with it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of
 from coordinator.store.db import Database, StoreClosed
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
 from protocol.claims import CheckedClaim, check_claim, command_of
+from protocol.constants import CLAIMS_MAX
 from protocol.envelope import Signer, sign_record
 from protocol.errors import RemoteProtocolError
 from protocol.ids import NodeId
 from protocol.ledger import Refused
-from protocol.money_records import ClaimAckRecord
+from protocol.money_records import ClaimAckRecord, Credited
 from protocol.records import Signed
 
 BATCH_CLAIMS_MAX: Final = 128
@@ -53,7 +55,7 @@ class ClaimRequest:
 
 @dataclass(slots=True)
 class _Group:
-    """Claims that came together and are answered together."""
+    """Claims of one provider that came together and are answered together."""
 
     claims: Sequence[ClaimRequest]
     future: asyncio.Future[list[Outcome]]
@@ -81,9 +83,10 @@ class ClaimIntake:
         return outcome
 
     async def claim_many(self, requests: Sequence[ClaimRequest]) -> list[Outcome]:
-        """Settle claims that came together; an outcome for each, in order.
+        """Settle claims of one provider that came together; an outcome for each, in order.
 
-        Raises MoneyRefused when too many wait, StoreClosed, and what `Database.write` raises: then none was kept.
+        Those that are acknowledged together have the same acknowledgement, which names each of their leases. Raises
+        MoneyRefused when too many wait, StoreClosed, and what `Database.write` raises: then none was kept.
         """
         if self._is_closed:
             raise StoreClosed
@@ -91,8 +94,8 @@ class ClaimIntake:
             raise busy()
         loop = asyncio.get_running_loop()
         groups = [
-            _Group(requests[start : start + BATCH_CLAIMS_MAX], loop.create_future())
-            for start in range(0, len(requests), BATCH_CLAIMS_MAX)
+            _Group(requests[start : start + CLAIMS_MAX], loop.create_future())
+            for start in range(0, len(requests), CLAIMS_MAX)
         ]
         self._waiting.extend(groups)
         self._waiting_claims += len(requests)
@@ -137,21 +140,22 @@ class ClaimIntake:
 
     async def _run(self, groups: list[_Group]) -> None:
         try:
-            outcomes = iter(await self._settle([claim for group in groups for claim in group.claims]))
+            answers = await self._settle(groups)
         except Exception as error:  # noqa: BLE001 - whoever waits is told, each of them
             _fail(groups, error)
             return
-        for group in groups:
-            part = [next(outcomes) for _ in group.claims]
+        for group, outcomes in zip(groups, answers, strict=True):
             if not group.future.done():  # else its caller is gone; the claims are settled all the same
-                group.future.set_result(part)
+                group.future.set_result(outcomes)
 
-    async def _settle(self, requests: list[ClaimRequest]) -> list[Outcome]:
+    async def _settle(self, groups: list[_Group]) -> list[list[Outcome]]:
         loop = asyncio.get_running_loop()
+        requests = [claim for group in groups for claim in group.claims]
         checked = await loop.run_in_executor(self._pool, _check_all, requests)
         # SPEC 07: The coordinator MUST NOT acknowledge a claim before it is on disk.
-        rows = await self._write(requests, checked)
-        return await loop.run_in_executor(self._pool, self._acknowledge_all, rows)
+        rows = iter(await self._write(requests, checked))
+        parts = [[next(rows) for _ in group.claims] for group in groups]
+        return await loop.run_in_executor(self._pool, self._acknowledge_all, parts)
 
     async def _write(
         self, requests: list[ClaimRequest], checked: list[CheckedClaim | ApiError]
@@ -173,8 +177,8 @@ class ClaimIntake:
             return [MoneyRefused(500, INTERNAL, "internal error; it has been logged")]
         return [(await self._write([request], [claim]))[0] for request, claim in zip(requests, checked, strict=True)]
 
-    def _acknowledge_all(self, rows: list[LeaseRow | ApiError]) -> list[Outcome]:
-        return [row if isinstance(row, ApiError) else acknowledge(row, self._key) for row in rows]
+    def _acknowledge_all(self, parts: list[list[LeaseRow | ApiError]]) -> list[list[Outcome]]:
+        return [acknowledge(part, self._key) for part in parts]
 
 
 def _fail(groups: Iterable[_Group], error: Exception) -> None:
@@ -223,19 +227,25 @@ def _decide(
     return row
 
 
-def acknowledge(row: LeaseRow, key: Signer) -> Signed:
-    """What the ledger says of a lease. The same claim again gets the same, with the entry and time of then."""
-    return sign_record(
-        ClaimAckRecord(
-            version=1,
-            coordinator=key.node,
-            lease=row.lease.lease,
-            claimed_uusd=row.lease.claimed_uusd,
-            is_closed=int(row.lease.is_closed),
-            entry=row.entry,
-            head=row.head,
-            acknowledged_at_ms=row.at_ms,
-            extensions=(),
-        ),
-        key,
+def acknowledge(rows: Sequence[LeaseRow | ApiError], key: Signer) -> list[Outcome]:
+    """One signed word for all of these leases, in place of each. The same claims again get the entries of then."""
+    # Of a lease that was claimed on twice the last row says everything.
+    credited = {row.lease.lease: _credited(row) for row in rows if not isinstance(row, ApiError)}
+    if not credited:
+        return [row for row in rows if isinstance(row, ApiError)]
+    # SPEC 06: The coordinator SHOULD acknowledge claims that came together with one record, and MUST NOT name leases of
+    #   two providers in it.
+    assert len({row.lease.provider for row in rows if not isinstance(row, ApiError)}) == 1
+    signed = sign_record(ClaimAckRecord(1, key.node, tuple(credited.values()), ()), key)
+    return [row if isinstance(row, ApiError) else signed for row in rows]
+
+
+def _credited(row: LeaseRow) -> Credited:
+    return Credited(
+        lease=row.lease.lease,
+        claimed_uusd=row.lease.claimed_uusd,
+        is_closed=int(row.lease.is_closed),
+        entry=row.entry,
+        head=row.head,
+        credited_at_ms=row.at_ms,
     )

@@ -30,6 +30,7 @@ from protocol.link import (
     Announce,
     ClaimAnswer,
     ClaimFrame,
+    ClaimRefusal,
     Closing,
     Link,
     LinkEvent,
@@ -65,7 +66,10 @@ class OnAnnounce(Protocol):
 
 
 class ClaimMany(Protocol):
-    """Settles claims that came together: for each the acknowledgement, or why not. Raises ApiError for all of them."""
+    """Settles claims that came together: for each why not, or the acknowledgement of all that are.
+
+    Raises ApiError for all of them.
+    """
 
     async def __call__(self, sender: NodeId, claims: Sequence[Signed]) -> list[Signed | ApiError]: ...
 
@@ -87,8 +91,6 @@ class _Connection:
         self.heard_at_s = asyncio.get_running_loop().time()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.announcing = False
-        # Not handed over yet, and all that have no answer: what arrives while others are settled goes next, together.
-        self.claims: list[ClaimFrame] = []
         self.claims_unanswered = 0
 
     def close(self, code: int, reason: str) -> None:
@@ -100,11 +102,19 @@ def _close_reason(reason: str) -> str:
     return reason.encode(errors="replace")[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
 
 
-def _answer(number: int, outcome: Signed | ApiError) -> ClaimAnswer:
-    if isinstance(outcome, ApiError):
-        code = str(outcome.fields.get("code", INTERNAL))
-        return ClaimAnswer(number, None, code, outcome.message[: c.TEXT_CHARACTERS_MAX])
-    return ClaimAnswer(number, outcome, "", "")
+def _answer(number: int, outcomes: Sequence[Signed | ApiError]) -> ClaimAnswer:
+    # SPEC 07: The coordinator MUST answer each frame of claims with one answer of its number, which acknowledges or
+    #   refuses each of them.
+    refusals = [(at, outcome) for at, outcome in enumerate(outcomes) if isinstance(outcome, ApiError)]
+    return ClaimAnswer(
+        number,
+        # One for all of them, or none.
+        next((outcome for outcome in outcomes if isinstance(outcome, Signed)), None),
+        tuple(
+            ClaimRefusal(at, str(error.fields.get("code", INTERNAL)), error.message[: c.TEXT_CHARACTERS_MAX])
+            for at, error in refusals
+        ),
+    )
 
 
 class Links:
@@ -211,28 +221,25 @@ class Links:
     # ------------------------------------------------------------ claims
 
     def _take_claim(self, connection: _Connection, frame: ClaimFrame, group: asyncio.TaskGroup) -> None:
-        if connection.claims_unanswered >= LINK_CLAIMS_MAX:
-            connection.link.tell(ClaimAnswer(frame.number, None, BUSY, "too many claims of this node wait for answers"))
+        # SPEC 07: The coordinator MUST take 64 claims of a node before it has answered the first.
+        if connection.claims_unanswered + len(frame.claims) > LINK_CLAIMS_MAX:
+            busy = ApiError(503, "too many claims of this node wait for answers", code=BUSY)
+            connection.link.tell(_answer(frame.number, [busy] * len(frame.claims)))
             return
-        connection.claims_unanswered += 1
-        connection.claims.append(frame)
-        if len(connection.claims) == 1:
-            group.create_task(self._settle(connection))
+        connection.claims_unanswered += len(frame.claims)
+        group.create_task(self._settle(connection, frame))
 
-    async def _settle(self, connection: _Connection) -> None:
-        """Settle what has arrived by the time that this runs."""
-        frames, connection.claims = connection.claims, []
+    async def _settle(self, connection: _Connection, frame: ClaimFrame) -> None:
         outcomes: Sequence[Signed | ApiError]
         try:
-            outcomes = await self._claim_many(connection.link.peer, [frame.claim for frame in frames])
+            outcomes = await self._claim_many(connection.link.peer, frame.claims)
         except ApiError as error:
-            outcomes = [error] * len(frames)
+            outcomes = [error] * len(frame.claims)
         except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
-            log.exception("claims_not_settled", claims=len(frames))
-            outcomes = [ApiError(503, UNAVAILABLE_TEXT, code=UNAVAILABLE)] * len(frames)
-        connection.claims_unanswered -= len(frames)
-        for frame, outcome in zip(frames, outcomes, strict=True):
-            connection.link.tell(_answer(frame.number, outcome))
+            log.exception("claims_not_settled", claims=len(frame.claims))
+            outcomes = [ApiError(503, UNAVAILABLE_TEXT, code=UNAVAILABLE)] * len(frame.claims)
+        connection.claims_unanswered -= len(frame.claims)
+        connection.link.tell(_answer(frame.number, outcomes))
         connection.wake_writer.set()
 
     def tell(self, node: NodeId, frame: Closing) -> None:

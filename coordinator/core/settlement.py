@@ -230,7 +230,10 @@ class Settlement:
         return word
 
     async def claim_many(self, sender: NodeId, claims: Sequence[Signed]) -> list[Outcome]:
-        """The same for claims that came together: for each its acknowledgement, or why not. Raises as `claim` does."""
+        """The same for claims that came together: for each why not, or the acknowledgement of all that are credited.
+
+        Raises as `claim` does.
+        """
         self.check_running()
         words = await self._intake.claim_many([ClaimRequest(sender, signed) for signed in claims])
         self._check_still_running()

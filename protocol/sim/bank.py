@@ -16,7 +16,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.events import ClaimAnswered, ClaimFailed, LeaseDenied, LeaseGranted
 from protocol.ids import LeaseId, NodeId
 from protocol.ledger import AnyCommand, Deposit, Entry, ExpireLease, MoneyRefusal, Refused, Resume, Verdict
-from protocol.money_records import ClaimAckRecord
+from protocol.money_records import ClaimAckRecord, Credited
 from protocol.records import Signed
 
 # What a node takes for the last word about a claim.
@@ -98,18 +98,15 @@ class Bank:
 
     def _acknowledge(self, lease_id: LeaseId, now_ms: int) -> Signed:
         lease = self.book.leases[lease_id]
-        record = ClaimAckRecord(
-            version=1,
-            coordinator=self.node,
+        credited = Credited(
             lease=lease_id,
             claimed_uusd=lease.claimed_uusd,
             is_closed=int(lease.is_closed),
             entry=len(self.book.entries),
             head=self.book.head,
-            acknowledged_at_ms=now_ms,
-            extensions=(),
+            credited_at_ms=now_ms,
         )
-        return sign_record(record, self.key)
+        return sign_record(ClaimAckRecord(1, self.node, (credited,), ()), self.key)
 
     def expire(self, now_ms: int) -> None:
         """Close the leases on which nobody may claim any more."""

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from infernet.coordinator_client import CoordinatorClient, RequestSigner
 from infernet.money_client import MoneyClient
 from protocol import link as wire
 from protocol.codec import CONTROL_LIMITS, decode_struct
+from protocol.constants import CLAIMS_MAX
 from protocol.envelope import AUTH_HEADER, SigningKey
 from protocol.ids import NodeId, StreamId
 from protocol.records import Signed
@@ -80,19 +80,27 @@ async def over_link(url: str, provider: Provider, start: Start) -> None:
         wire.decode_hello(hello, provider.signer.coordinator, provider.signer.node, auth)
         link = wire.Link(provider.signer.coordinator, opens_odd=False, next_stream=lambda: StreamId(0))
         await start.wait()
-        waiting, answered = deque(enumerate(provider.claims)), 0
-        while answered < len(provider.claims):
-            while waiting and len(provider.claims) - len(waiting) - answered < wire.LINK_CLAIMS_MAX:
-                link.claim(*waiting.popleft())
+        parts = enumerate(wire.split_claims(provider.claims))
+        under_way: dict[int, int] = {}
+        is_over = False
+        while under_way or not is_over:
+            while sum(under_way.values()) <= wire.LINK_CLAIMS_MAX - CLAIMS_MAX and not is_over:
+                number, part = next(parts, (0, ()))
+                if part:
+                    link.claim(number, part)
+                    under_way[number] = len(part)
+                is_over = not part
             while (message := link.take()) is not None:
                 await socket.send_message(message)
+            if not under_way:
+                break
             told = await socket.get_message()
             assert isinstance(told, bytes)
             for event in link.receive(told):
                 if isinstance(event, wire.ClaimAnswer):
-                    if event.acknowledgement is None:
-                        raise SystemExit(f"a claim was refused: {event.code}: {event.text}")
-                    answered += 1
+                    if event.refusals:
+                        raise SystemExit(f"a claim was refused: {event.refusals}")
+                    del under_way[event.number]
 
 
 async def over_http(url: str, provider: Provider, start: Start) -> None:
