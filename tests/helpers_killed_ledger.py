@@ -14,12 +14,11 @@ from coordinator.core.intake import ClaimIntake, ClaimRequest
 from coordinator.store.db import Database, open_database
 from coordinator.store.journal import Journal, JournalFollower
 from coordinator.store.ledger import Ledger
-from protocol.codec import decode_record
 from protocol.envelope import SigningKey
 from protocol.ids import LeaseId
 from protocol.ledger import AnyCommand
-from protocol.money_records import ClaimAckRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_journaled_ledger import JOURNAL
 from tests.helpers_killed_store import acknowledge, keep_writing, open_with_small_log, say
 from tests.helpers_ledger import (
@@ -84,8 +83,8 @@ async def _carry_out(database: Database, ledger: Ledger, command: AnyCommand) ->
 
 async def _claim_once(intake: ClaimIntake, lease: int, number: int) -> None:
     word = await intake.claim(ClaimRequest(PROVIDER.node, claim(lease, number)))
-    record = decode_record(word.body, ClaimAckRecord)
-    say([lease, record.claimed_uusd, record.entry, record.head.hex()])
+    credited = credited_in(word, is_checked=False)
+    say([lease, credited.claimed_uusd, credited.entry, credited.head.hex()])
 
 
 def opening() -> list[AnyCommand]:

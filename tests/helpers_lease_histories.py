@@ -20,12 +20,13 @@ from protocol.events import ClaimAnswered, ClaimNow, CloseLease, EngineFailed, P
 from protocol.ids import LeaseId
 from protocol.jobs import cost_bound_uusd, prompt_tokens_bound
 from protocol.messages import Chunk, JobAccept, Voucher
-from protocol.money_records import ClaimAckRecord, VoucherRecord
+from protocol.money_records import Credited, VoucherRecord
 from protocol.purse import LEASE_SERVE_S
 from protocol.records import JobAcceptRecord
 from protocol.sim.reading import sent
 from protocol.sim.scenario import Crash, Faults, Happening, Money, Outage, Scenario, Workload
 from protocol.sim.simulation import Simulation
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import chat, offer
 from tests.helpers_paid import PRICED, Market, Side
 from tests.helpers_records import signing_key
@@ -178,8 +179,8 @@ def coordinator_lies(dice: random.Random) -> list[str]:
         is_lie = lies.pop()
         if not is_lie:
             return ClaimAnswered(LeaseId(bytes(32)), effect.claim)
-        record = ClaimAckRecord(1, bank.node, effect.lease, 0, 1, len(bank.book.entries), bank.book.head, now_ms, ())
-        return ClaimAnswered(effect.lease, sign_record(record, bank.key))
+        lie = Credited(effect.lease, 0, 1, len(bank.book.entries), bank.book.head, now_ms)
+        return ClaimAnswered(effect.lease, acknowledged(bank.key, lie))
 
     bank.claim = answer  # type: ignore[method-assign]  # a coordinator that does what it likes
     ask(market, 1)

@@ -14,16 +14,17 @@ from protocol.envelope import SigningKey, open_record, sign_record
 from protocol.ids import JobId, LeaseId, NodeId
 from protocol.ledger import Deposit, Entry, Lease
 from protocol.money_records import (
-    ClaimAckRecord,
     ClaimRecord,
     CloseRecord,
     ComplaintKind,
     ComplaintRecord,
+    Credited,
     LeaseRecord,
     LeaseRequestRecord,
     VoucherRecord,
 )
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import NodeClient, Served, make_key
 
 JOB = JobId(b"j" * 16)
@@ -151,10 +152,10 @@ class Market:
         """POST a claim."""
         return await (sender or self.provider).post("claims", codec.encode_value(claim), "application/msgpack")
 
-    async def claim(self, lease: LeaseId, paid_uusd: int | None, *, is_final: int = 0) -> ClaimAckRecord:
+    async def claim(self, lease: LeaseId, paid_uusd: int | None, *, is_final: int = 0) -> Credited:
         """POST a good claim, and read what the coordinator signed."""
         answer = await self.send(self.claim_of(lease, paid_uusd, is_final=is_final))
-        return open_record(read_signed(answer), ClaimAckRecord)
+        return credited_in(read_signed(answer))
 
     def close_of(self, lease: LeaseId, payer: SigningKey | None = None) -> Signed:
         """The payer wants no more of it."""

@@ -7,8 +7,9 @@ from typing import Any
 from protocol.effects import StoreClaimed, StoreMark, StoreVoucher
 from protocol.envelope import sign_record
 from protocol.ids import LeaseId
-from protocol.money_records import ClaimAckRecord, LeaseRecord, VoucherRecord
+from protocol.money_records import Credited, LeaseRecord, VoucherRecord
 from protocol.records import Signed
+from tests.helpers_claims import acknowledged
 from tests.helpers_records import ASKER, JOB, NOW_MS, PROVIDER, signing_key
 
 BANK = signing_key("bank")
@@ -60,8 +61,7 @@ def voucher(paid_uusd: int, number: int = 1) -> Signed:
 
 def acknowledgement(claimed_uusd: int, number: int = 1, *, is_closed: bool = False) -> Signed:
     """The bank's word for a claim."""
-    record = ClaimAckRecord(1, BANK.node, lease_of(number), claimed_uusd, int(is_closed), number, bytes(32), NOW_MS, ())
-    return sign_record(record, BANK)
+    return acknowledged(BANK, Credited(lease_of(number), claimed_uusd, int(is_closed), number, bytes(32), NOW_MS))
 
 
 def mark(mark_uusd: int, number: int = 1, paid_uusd: int | None = None) -> StoreMark:

@@ -40,7 +40,7 @@ class PaidNode(ScriptedNode):
             case SendClaim():
                 number = len(self.claims) + 1
                 self.claims[number] = effect.lease
-                self.link.claim(number, effect.claim)
+                self.link.claim(number, (effect.claim,))
                 self.wake.set()
             case _:
                 super()._perform(effect)

@@ -2,9 +2,9 @@
 
 Three steps: check the signatures on a pool of threads (the library lets go of the interpreter's lock), decide and write
 on the writer's thread, sign what is on disk on the pool again. Claims that arrive while earlier ones are on their way
-share the next batch, so one alone waits for nobody and many share a commit; those that came together share a signature.
-A batch in which something fails that no claim can be blamed for is tried again one by one: no claim can take others
-with it.
+share the next batch, so one alone waits for nobody and many share a commit; those of one provider share a signature,
+too. A batch in which something fails that no claim can be blamed for is tried again one by one: no claim can take
+others with it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Final
 
 import structlog
 
+from coordinator.core.claim_checks import Checked, ClaimChecks
 from coordinator.core.http import ApiError
 from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of_verdict, unknown_lease, wrong_sender
 from coordinator.store.db import Database, StoreClosed
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
-from protocol.claims import CheckedClaim, check_claim, command_of
+from protocol.claims import CheckedClaim, command_of
 from protocol.constants import CLAIMS_MAX
 from protocol.envelope import Signer, sign_record
 from protocol.errors import RemoteProtocolError
@@ -70,6 +71,7 @@ class ClaimIntake:
         self._key = key
         self._wall_ms = wall_ms
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "claims")
+        self._checks = ClaimChecks()
         self._waiting: deque[_Group] = deque()
         self._waiting_claims = 0
         self._batches: dict[asyncio.Task[None], list[_Group]] = {}
@@ -114,6 +116,7 @@ class ClaimIntake:
         _fail(self._waiting, StoreClosed())
         self._waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._checks.close()
 
     # ------------------------------------------------------------ batches
 
@@ -151,11 +154,15 @@ class ClaimIntake:
     async def _settle(self, groups: list[_Group]) -> list[list[Outcome]]:
         loop = asyncio.get_running_loop()
         requests = [claim for group in groups for claim in group.claims]
-        checked = await loop.run_in_executor(self._pool, _check_all, requests)
+        checked = await loop.run_in_executor(self._pool, self._check_all, requests)
         # SPEC 07: The coordinator MUST NOT acknowledge a claim before it is on disk.
         rows = iter(await self._write(requests, checked))
         parts = [[next(rows) for _ in group.claims] for group in groups]
-        return await loop.run_in_executor(self._pool, self._acknowledge_all, parts)
+        return await loop.run_in_executor(self._pool, self._acknowledge_all, groups, parts)
+
+    def _check_all(self, requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:
+        found = self._checks.check([request.signed for request in requests])
+        return [_of_sender(request, checked) for request, checked in zip(requests, found, strict=True)]
 
     async def _write(
         self, requests: list[ClaimRequest], checked: list[CheckedClaim | ApiError]
@@ -177,8 +184,28 @@ class ClaimIntake:
             return [MoneyRefused(500, INTERNAL, "internal error; it has been logged")]
         return [(await self._write([request], [claim]))[0] for request, claim in zip(requests, checked, strict=True)]
 
-    def _acknowledge_all(self, parts: list[list[LeaseRow | ApiError]]) -> list[list[Outcome]]:
-        return [acknowledge(part, self._key) for part in parts]
+    def _acknowledge_all(self, groups: list[_Group], parts: list[list[LeaseRow | ApiError]]) -> list[list[Outcome]]:
+        answers: list[list[Outcome]] = [[] for _ in groups]
+        for together in _shared(groups):
+            outcomes = iter(acknowledge([row for at in together for row in parts[at]], self._key))
+            for at in together:
+                answers[at] = [next(outcomes) for _ in parts[at]]
+        return answers
+
+
+def _shared(groups: Sequence[_Group]) -> list[list[int]]:
+    """Which groups share an acknowledgement, by their place in the batch: those of one provider that fit in one."""
+    shared: list[list[int]] = []
+    open_of: dict[NodeId, tuple[list[int], int]] = {}
+    for at, group in enumerate(groups):
+        sender = group.claims[0].sender
+        together, claims = open_of.get(sender, ([], CLAIMS_MAX))
+        if claims + len(group.claims) > CLAIMS_MAX:
+            together, claims = [], 0
+            shared.append(together)
+        together.append(at)
+        open_of[sender] = together, claims + len(group.claims)
+    return shared
 
 
 def _fail(groups: Iterable[_Group], error: Exception) -> None:
@@ -187,15 +214,9 @@ def _fail(groups: Iterable[_Group], error: Exception) -> None:
             group.future.set_exception(error)
 
 
-def _check_all(requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:
-    return [_check(request) for request in requests]
-
-
-def _check(request: ClaimRequest) -> CheckedClaim | ApiError:
-    try:
-        checked = check_claim(request.signed)
-    except RemoteProtocolError as error:
-        return of_protocol(error)
+def _of_sender(request: ClaimRequest, checked: Checked) -> CheckedClaim | ApiError:
+    if isinstance(checked, RemoteProtocolError):
+        return of_protocol(checked)
     # SPEC 07: The coordinator MUST take a claim from nobody but the provider that has signed it.
     return checked if checked.claim.provider == request.sender else wrong_sender("provider")
 

@@ -28,8 +28,9 @@ from protocol import codec
 from protocol.envelope import AUTH_HEADER, SigningKey, open_record, sign_record, sign_request
 from protocol.ids import LeaseId, NodeId
 from protocol.ledger import Deposit, available
-from protocol.money_records import ClaimAckRecord, LeaseRecord, LeaseRequestRecord
+from protocol.money_records import Credited, LeaseRecord, LeaseRequestRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import make_key
 from tests.helpers_money import sign_claim, sign_voucher
 
@@ -139,8 +140,8 @@ def claim_bytes(provider: Sender, payer: SigningKey, lease: LeaseId, paid_uusd: 
     return codec.encode_value(sign_claim(provider.key, lease, voucher, time.time_ns() // 1_000_000))
 
 
-def read_ack(content: bytes) -> ClaimAckRecord:
-    return open_record(codec.decode_struct(content, Signed, codec.CONTROL_LIMITS), ClaimAckRecord)
+def read_ack(content: bytes) -> Credited:
+    return credited_in(codec.decode_struct(content, Signed, codec.CONTROL_LIMITS))
 
 
 def scalar(home: Path, statement: str, *values: object) -> int:

@@ -24,7 +24,7 @@ from protocol import events as e
 from protocol.effects import Equivocation, RequestLease, SendClaim
 from protocol.envelope import open_record, sign_record
 from protocol.errors import LocalProtocolError
-from protocol.link import ClaimAnswer
+from protocol.link import ClaimAnswer, ClaimRefusal
 from protocol.money_records import CloseRecord, LeaseRecord, LeaseRequestRecord
 from protocol.peer import Peer
 from protocol.records import Signed
@@ -66,11 +66,11 @@ class Link:
     def __init__(self) -> None:
         self.money: Money | None = None
         self.stands = True
-        self.sent: dict[int, Signed] = {}
+        self.sent: dict[int, tuple[Signed, ...]] = {}
 
-    def claim(self, number: int, claim: Signed) -> bool:
+    def claim(self, number: int, claims: tuple[Signed, ...]) -> bool:
         if self.stands:
-            self.sent[number] = claim
+            self.sent[number] = claims
         return self.stands
 
 
@@ -177,11 +177,12 @@ async def test_a_claim_goes_over_the_link_where_one_stands(tmp_path: Path) -> No
         link = Link()
         b.money.use_link(link)  # type: ignore[arg-type]
         b.money.perform(claim())
-        assert list(link.sent.values()) == [claim().claim]
+        await b.until(lambda: link.sent)
+        assert list(link.sent.values()) == [(claim().claim,)]
         (number,) = link.sent
-        b.money.on_claim_answer(ClaimAnswer(number + 7, acknowledgement(5), "", ""))
+        b.money.on_claim_answer(ClaimAnswer(number + 7, acknowledgement(5), ()))
         assert b.driver.of(e.ClaimAnswered) == [], "an answer to nothing that was asked"
-        b.money.on_claim_answer(ClaimAnswer(number, acknowledgement(90), "", ""))
+        b.money.on_claim_answer(ClaimAnswer(number, acknowledgement(90), ()))
         assert b.driver.of(e.ClaimAnswered) == [e.ClaimAnswered(lease_of(1), acknowledgement(90))]
         assert b.server.to("claims") == []
 
@@ -196,7 +197,8 @@ async def test_a_refusal_over_the_link_is_final_by_its_code(tmp_path: Path, code
         link = Link()
         b.money.use_link(link)  # type: ignore[arg-type]
         b.money.perform(claim())
-        b.money.on_claim_answer(ClaimAnswer(next(iter(link.sent)), None, code, "because\nof it"))
+        await b.until(lambda: link.sent)
+        b.money.on_claim_answer(ClaimAnswer(next(iter(link.sent)), None, (ClaimRefusal(0, code, "because\nof it"),)))
         (failed,) = b.driver.of(e.ClaimFailed)
         assert (failed.is_final, "\n" in failed.text) == (final, False)
 
@@ -216,6 +218,7 @@ async def test_claims_on_a_link_that_is_lost_are_open_again_and_the_next_goes_ov
         b.money.use_link(link)  # type: ignore[arg-type]
         b.money.perform(claim(1))
         b.money.perform(claim(2))
+        await b.until(lambda: link.sent)
         link.stands = False
         b.money.on_link(is_up=False)
         assert [(event.lease, event.is_final) for event in b.driver.of(e.ClaimFailed)] == [

@@ -35,8 +35,9 @@ from protocol.messages import (
     Receipt,
     Voucher,
 )
-from protocol.money_records import ClaimAckRecord, LeaseRecord, LedgerHeadRecord, VoucherRecord
+from protocol.money_records import Credited, LeaseRecord, LedgerHeadRecord, VoucherRecord
 from protocol.records import JobRequest, Kind, Outcome, Signed
+from tests.helpers_claims import acknowledged
 from tests.helpers_hostile_provider import (
     PREFILL_UUSD,
     PRICED,
@@ -407,9 +408,9 @@ def of_coordinator(world: World) -> list[e.Event]:
         events.append(e.LeaseGranted(request, signed_by(OTHER, record, coordinator=OTHER.node)))
     leases = [LeaseId(side.record.lease) for side in world.bench.peer.purse.sides()] + [LeaseId(bytes(32))]
     for held in leases:
-        word = ClaimAckRecord(1, BANK.node, held, MOST, 1, MOST, bytes(32), MOST, ())
+        word = acknowledged(BANK, Credited(held, MOST, 1, MOST, bytes(32), MOST))
         events += [e.MarkStored(held, 0), e.CloseLease(held)]
-        events += [e.ClaimAnswered(held, sign_record(word, BANK)), e.ClaimAnswered(held, bad_signed())]
+        events += [e.ClaimAnswered(held, word), e.ClaimAnswered(held, bad_signed())]
         events += [e.ClaimFailed(held, "no", is_final=final) for final in (False, True)]
     events += [e.LearnHead(head) for head in heads()]
     events += [e.RestorePayer(bytes(16), bad_signed(), 0, None), e.UseCoordinator(None), e.UseCoordinator(OTHER.node)]

@@ -61,7 +61,7 @@ from protocol.events import (
 from protocol.ids import JobId, LeaseId, RunId, StreamId
 from protocol.jobs import order_extensions, order_hash, running_hash
 from protocol.messages import Cancel, Chunk, JobAccept, JobOpen, Message, Part, Receipt, Reserve, Voucher
-from protocol.money_records import ClaimAckRecord, LeaseRecord, VoucherRecord
+from protocol.money_records import Credited, LeaseRecord, VoucherRecord
 from protocol.records import (
     ChatMessage,
     FreePolicy,
@@ -73,6 +73,7 @@ from protocol.records import (
     Signed,
 )
 from protocol.sealing import seal_context, seal_prompt
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import ADDRESS, Bench, offer, sealer_of
 from tests.helpers_records import NOW_MS, order, signing_key
 from tests.protocol.test_leases import PRICED, lease
@@ -360,18 +361,17 @@ class Hostile:
             return
         side = next((each for each in self.bench.peer.till.sides() if each.record.lease == lease_id), None)
         paid_uusd = side.paid_uusd if side is not None else 0
-        record = ClaimAckRecord(
-            version=1,
-            coordinator=dice.choice((BANK.node, BANK.node, BANK.node, OTHER_BANK.node)),
+        credited = Credited(
             lease=dice.choice((lease_id, lease_id, lease_id, lease_id, lease_of(1))),
             claimed_uusd=dice.choice((paid_uusd, paid_uusd, paid_uusd, 0, max(0, paid_uusd - 1), 100_001, HUGE)),
             is_closed=int(dice.random() < 0.2),
             entry=dice.choice((0, 1, HUGE)),
             head=dice.choice((bytes(32), b"h" * 32)),
-            acknowledged_at_ms=dice.choice((0, HUGE)),
-            extensions=(),
+            credited_at_ms=dice.choice((0, HUGE)),
         )
-        self.acknowledgements.append(sign_record(record, KEYS[record.coordinator]))
+        others = [replace(credited, lease=lease_of(number)) for number in range(dice.choice((0, 0, 2, 31)))]
+        coordinator = dice.choice((BANK, BANK, BANK, OTHER_BANK))
+        self.acknowledgements.append(acknowledged(coordinator, *others, credited))
         odd = (Signed(b"\x90", bytes(64)), leases()[0][1], *self.vouchers[-1:])
         is_record = dice.random() < 0.8
         self.do(ClaimAnswered(lease_id, dice.choice(self.acknowledgements[-2:] if is_record else odd)))

@@ -14,8 +14,9 @@ from protocol.errors import RemoteProtocolError
 from protocol.heads import CHECKED_BURST, Heads
 from protocol.ids import LeaseId
 from protocol.messages import Heads as HeadsMessage
-from protocol.money_records import ClaimAckRecord, LedgerHeadRecord
+from protocol.money_records import Credited, LedgerHeadRecord
 from protocol.records import Signed
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import now
 from tests.helpers_records import ASKER, NOW_MS, signing_key
 
@@ -65,13 +66,15 @@ def test_an_old_head_still_contradicts(heads: Heads) -> None:
     assert heads.take(None, [head(3, 9)], now())[1] == [Equivocation(BANK.node, 3, head(3), head(3, 9))]
 
 
-def test_the_answer_to_a_claim_is_a_head_as_well(heads: Heads) -> None:
-    answer = ClaimAckRecord(1, BANK.node, LeaseId(bytes(32)), 9, 0, 5, b"x" * 32, NOW_MS, ())
-    signed = sign_record(answer, BANK)
+@pytest.mark.parametrize("entry", [4, 5])
+def test_the_answer_to_claims_is_a_head_for_each_of_them(heads: Heads, entry: int) -> None:
+    first = Credited(LeaseId(bytes(32)), 9, 0, 4, b"w" * 32, NOW_MS)
+    second = Credited(LeaseId(b"2" * 32), 9, 0, 5, b"x" * 32, NOW_MS)
+    signed = acknowledged(BANK, first, second)
     assert heads.acknowledged(signed) == []
-    assert heads.take(None, [head(5)], now())[1] == [Equivocation(BANK.node, 5, signed, head(5))]
+    assert heads.take(None, [head(entry)], now())[1] == [Equivocation(BANK.node, entry, signed, head(entry))]
     assert heads.acknowledged(Signed(signed.body, bytes(64))) == []
-    assert heads.acknowledged(sign_record(replace(answer, coordinator=OTHER.node), OTHER)) == []
+    assert heads.acknowledged(acknowledged(OTHER, first, second)) == []
 
 
 def test_a_bad_signature_is_its_sender_s_fault(heads: Heads) -> None:

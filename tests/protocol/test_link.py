@@ -21,6 +21,7 @@ from protocol.link import (
     Announce,
     ClaimAnswer,
     ClaimFrame,
+    ClaimRefusal,
     Closing,
     Data,
     Finish,
@@ -44,8 +45,8 @@ FRAMES = [
     Ping(0),
     Pong(2**63 - 1),
     Announce(Signed(b"body", b"s" * 64)),
-    ClaimFrame(1, Signed(b"body", b"s" * 64)),
-    ClaimAnswer(2**63 - 1, None, "lease_closed", "it has been closed"),
+    ClaimFrame(1, (Signed(b"body", b"s" * 64),)),
+    ClaimAnswer(2**63 - 1, None, (ClaimRefusal(0, "lease_closed", "it has been closed"),)),
     Closing(Signed(b"body", b"s" * 64)),
 ]
 
@@ -386,9 +387,9 @@ def test_the_limits_of_a_frame_are_those_of_the_specification() -> None:
 def test_claims_and_what_is_said_of_them_go_both_ways() -> None:
     node, coordinator = end(is_coordinator=False), end(is_coordinator=True)
     signed = Signed(b"body", b"s" * 64)
-    node.claim(7, signed)
-    assert deliver(node, coordinator) == [ClaimFrame(7, signed)]
-    for frame in (ClaimAnswer(7, signed, "", ""), Closing(signed)):
+    node.claim(7, (signed, signed))
+    assert deliver(node, coordinator) == [ClaimFrame(7, (signed, signed))]
+    for frame in (ClaimAnswer(7, signed, (ClaimRefusal(1, "busy", "later"),)), Closing(signed)):
         coordinator.tell(frame)
         assert deliver(coordinator, node) == [frame]
 

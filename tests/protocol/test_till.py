@@ -16,7 +16,7 @@ from protocol.events import ClaimAnswered, CloseLease, ClosingStored, RestorePro
 from protocol.ids import JobId, LeaseId, StreamId
 from protocol.leases import Meter, ProviderSide, most_uusd
 from protocol.messages import Voucher
-from protocol.money_records import ClaimAckRecord, ClaimRecord
+from protocol.money_records import ClaimRecord, Credited
 from protocol.records import Signed
 from protocol.till import (
     CLAIM_ANSWER_S,
@@ -29,6 +29,7 @@ from protocol.till import (
     UNCLAIMED_UUSD_MAX,
     Till,
 )
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import now, offer
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
 from tests.protocol.test_leases import BANK, HASH, LEASE, PRICED, lease, paid_order, voucher
@@ -112,8 +113,8 @@ class Bench:
         return [decode_record(effect.claim.body, ClaimRecord) for effect in sent]
 
     def answer(self, claimed_uusd: int, signer: Any = BANK, **changes: Any) -> list[Effect]:
-        record = ClaimAckRecord(1, signer.node, LEASE, claimed_uusd, 0, 5, bytes(32), NOW_MS, ())
-        signed = sign_record(replace(record, **changes), signer)
+        credited = replace(Credited(LEASE, claimed_uusd, 0, 5, bytes(32), NOW_MS), **changes)
+        signed = acknowledged(signer, credited)
         self.effects = self.till.on_answered(ClaimAnswered(LEASE, signed), now(self.at_s))
         return self.effects
 

@@ -93,12 +93,12 @@ async def send(sender: NodeClient, route: str, signed: Signed | bytes) -> tuple[
 async def claim_over_the_link(sender: NodeClient, claim: Signed) -> str:
     socket, _ = await open_link(sender)
     await socket.receive()
-    await socket.send(wire.encode_frame(wire.ClaimFrame(1, claim)))
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, (claim,))))
     async with asyncio.timeout(10):
         while not isinstance(frame := wire.decode_frame(await socket.receive()), wire.ClaimAnswer):
             pass
     await socket.abort()
-    return frame.code
+    return frame.refusals[0].code
 
 
 # ---------------------------------------------------------------- well made, and not good

@@ -14,19 +14,19 @@ from coordinator.core.intake import ClaimRequest
 from coordinator.store.db import StoreClosed
 from coordinator.store.ledger import LedgerTransaction
 from protocol.envelope import open_record
+from protocol.ids import LeaseId
 from protocol.ledger import available
 from protocol.money_records import ClaimAckRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import Served
 from tests.helpers_money import Market, balance
 
 pytestmark = pytest.mark.anyio
 
 
-def claimed(outcome: Signed | ApiError) -> int | str:
-    return (
-        outcome.fields["code"] if isinstance(outcome, ApiError) else open_record(outcome, ClaimAckRecord).claimed_uusd
-    )
+def claimed(outcome: Signed | ApiError, lease: LeaseId) -> int | str:
+    return outcome.fields["code"] if isinstance(outcome, ApiError) else credited_in(outcome, lease).claimed_uusd
 
 
 async def test_each_claim_of_a_batch_has_its_own_outcome_in_order(served: Served) -> None:
@@ -35,7 +35,13 @@ async def test_each_claim_of_a_batch_has_its_own_outcome_in_order(served: Served
     forged = Signed(market.claim_of(first, 99).body, secrets.token_bytes(64))
     claims = [market.claim_of(first, 5), forged, market.claim_of(second, 7), market.claim_of(first, 6)]
     outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
-    assert [claimed(outcome) for outcome in outcomes] == [5, "bad_signature", 7, 6]
+    # The word for the first lease is the last one that there is.
+    leases = (first, first, second, first)
+    found = [claimed(outcome, lease) for outcome, lease in zip(outcomes, leases, strict=True)]
+    assert found == [6, "bad_signature", 7, 6]
+    words = {outcome for outcome in outcomes if isinstance(outcome, Signed)}
+    assert [credited.lease for credited in open_record(words.pop(), ClaimAckRecord).credited] == [first, second]
+    assert words == set(), "one signature for all of them"
     assert await balance(served, available(market.provider.key.node)) == 13
 
 
@@ -57,7 +63,7 @@ async def test_many_claims_take_few_transactions(served: Served) -> None:
     assert writes <= 10
     outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
     assert writes <= 14
-    assert claimed(outcomes[-1]) == 300
+    assert claimed(outcomes[-1], lease) == 300
 
 
 async def test_one_that_breaks_an_invariant_takes_no_other_with_it(
@@ -75,7 +81,7 @@ async def test_one_that_breaks_an_invariant_takes_no_other_with_it(
     monkeypatch.setattr(LedgerTransaction, "command", broken)
     claims = [market.claim_of(lease, 5), market.claim_of(poisoned, 5), market.claim_of(lease, 6)]
     outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
-    assert [claimed(outcome) for outcome in outcomes] == [5, "internal", 6]
+    assert [claimed(outcome, lease) for outcome in outcomes] == [6, "internal", 6]
     assert await balance(served, available(market.provider.key.node)) == 6
     monkeypatch.undo()
     assert (await market.claim(poisoned, 5)).claimed_uusd == 5
@@ -89,7 +95,8 @@ async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch
     with pytest.raises(ApiError) as refused:
         await served.app.core.settlement.claim_many(market.provider.key.node, claims)
     assert (refused.value.status, refused.value.fields["code"]) == (503, "busy")
-    assert claimed((await served.app.core.settlement.claim_many(market.provider.key.node, claims[:10]))[-1]) == 10
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims[:10])
+    assert claimed(outcomes[-1], lease) == 10
 
 
 async def test_a_caller_that_gives_up_leaves_the_claim_settled(served: Served) -> None:

@@ -19,11 +19,11 @@ from protocol import codec
 from protocol import constants as c
 from protocol import link as wire
 from protocol.effects import OpenStream, Send
-from protocol.envelope import AUTH_HEADER, open_record, sign_request, sign_request_v1
+from protocol.envelope import AUTH_HEADER, sign_request, sign_request_v1
 from protocol.errors import BadSignature, Stale
 from protocol.ids import NodeId, StreamId
-from protocol.money_records import ClaimAckRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import (
     Closed,
     NodeClient,
@@ -325,27 +325,39 @@ async def next_answer(socket: WebSocket) -> wire.ClaimAnswer:
     return frame
 
 
-async def test_claims_over_the_link_are_settled_together_and_answered_by_number(served: Served) -> None:
+def codes(answer: wire.ClaimAnswer) -> list[str]:
+    return [refusal.code for refusal in answer.refusals]
+
+
+async def test_claims_of_a_frame_are_settled_together_and_answered_by_its_number(served: Served) -> None:
+    market = await Market.opened(served)
+    leases = [await market.lease() for _ in range(3)]
+    socket, _ = await open_link(market.provider)
+    await socket.receive()
+    claims = [market.claim_of(lease, paid) for paid, lease in enumerate(leases, start=10)]
+    await socket.send(wire.encode_frame(wire.ClaimFrame(7, (*claims[:2], market.close_of(leases[0]), claims[2]))))
+    answer = await next_answer(socket)
+    (refusal,) = answer.refusals
+    assert (answer.number, refusal.position, refusal.code) == (7, 2, "bad_record")
+    assert refusal.text
+    assert answer.acknowledgement is not None
+    for paid, lease in enumerate(leases, start=10):
+        assert credited_in(answer.acknowledgement, lease).claimed_uusd == paid
+    await socket.abort()
+
+
+async def test_frames_of_claims_are_answered_by_their_numbers(served: Served) -> None:
     market = await Market.opened(served)
     leases = [await market.lease() for _ in range(3)]
     socket, _ = await open_link(market.provider)
     await socket.receive()
     for number, lease in enumerate(leases, start=10):
-        await socket.send(wire.encode_frame(wire.ClaimFrame(number, market.claim_of(lease, number))))
-    await socket.send(wire.encode_frame(wire.ClaimFrame(99, market.close_of(leases[0]))))
-    answers = {}
-    for _ in range(4):
-        frame = await next_frame(socket)
-        assert isinstance(frame, wire.ClaimAnswer)
-        answers[frame.number] = frame
-    assert answers[99].acknowledgement is None
-    assert answers[99].code == "bad_record"
-    assert answers[99].text
+        await socket.send(wire.encode_frame(wire.ClaimFrame(number, (market.claim_of(lease, number),))))
+    answers = {answer.number: answer for answer in [await next_answer(socket) for _ in leases]}
     for number, lease in enumerate(leases, start=10):
         acknowledgement = answers[number].acknowledgement
         assert acknowledgement is not None
-        record = open_record(acknowledgement, ClaimAckRecord)
-        assert (record.lease, record.claimed_uusd, answers[number].code) == (lease, number, "")
+        assert (credited_in(acknowledgement, lease).claimed_uusd, answers[number].refusals) == (number, ())
     await socket.abort()
 
 
@@ -354,17 +366,15 @@ async def test_a_link_claims_for_its_own_node_only(served: Served) -> None:
     lease = await market.lease()
     socket, _ = await open_link(market.client)
     await socket.receive()
-    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
-    frame = await next_frame(socket)
-    assert isinstance(frame, wire.ClaimAnswer)
-    assert frame.code == "wrong_sender"
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, (market.claim_of(lease, 5),))))
+    assert codes(await next_answer(socket)) == ["wrong_sender"]
     await socket.abort()
 
 
 async def test_more_claims_than_may_wait_are_answered_busy_and_the_link_stays(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "LINK_CLAIMS_MAX", 2)
+    monkeypatch.setattr(links, "LINK_CLAIMS_MAX", 3)
     market = await Market.opened(served)
     lease = await market.lease()
     socket, _ = await open_link(market.provider)
@@ -376,16 +386,16 @@ async def test_more_claims_than_may_wait_are_answered_busy_and_the_link_stays(
         return await claim_many(sender, claims)
 
     served.app.core.links._claim_many = slowly
-    for number in range(3):
-        await socket.send(wire.encode_frame(wire.ClaimFrame(number, market.claim_of(lease, number + 1))))
-    frame = await next_frame(socket)
-    assert isinstance(frame, wire.ClaimAnswer)
-    assert (frame.number, frame.code) == (2, "busy")
+    for number in range(2):
+        claims = (market.claim_of(lease, 2 * number + 1), market.claim_of(lease, 2 * number + 2))
+        await socket.send(wire.encode_frame(wire.ClaimFrame(number, claims)))
+    answer = await next_answer(socket)
+    assert (answer.number, answer.acknowledgement, codes(answer)) == (1, None, ["busy", "busy"])
     gate.set()
-    for _ in range(2):
-        frame = await next_frame(socket)
-        assert isinstance(frame, wire.ClaimAnswer)
-        assert frame.acknowledgement is not None
+    answer = await next_answer(socket)
+    assert (answer.number, answer.acknowledgement is None, codes(answer)) == (0, False, [])
+    await socket.send(wire.encode_frame(wire.ClaimFrame(2, claims)))
+    assert codes(await next_answer(socket)) == [], "there is room again"
     await socket.abort()
 
 
@@ -403,9 +413,12 @@ async def test_a_claim_that_meets_a_fault_of_ours_is_answered_and_the_link_stays
     monkeypatch.setattr(LedgerTransaction, "command", broken)
     socket, _ = await open_link(market.provider)
     await socket.receive()
-    for claimed, code in ((poisoned, "internal"), (lease, "")):
-        await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(claimed, 5))))
-        assert (await next_answer(socket)).code == code
+    claims = tuple(market.claim_of(each, 5) for each in (poisoned, lease))
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, claims)))
+    answer = await next_answer(socket)
+    assert [(refusal.position, refusal.code) for refusal in answer.refusals] == [(0, "internal")]
+    assert answer.acknowledgement is not None
+    assert credited_in(answer.acknowledgement).lease == lease
     assert refused(await market.send(market.claim_of(poisoned, 5))) == (500, "internal")
     await socket.abort()
 
@@ -418,8 +431,8 @@ async def test_a_claim_that_meets_a_failed_disk_gets_the_same_answer_over_the_li
     with pytest.raises(StoreFailed):
         await served.app.core.database.write(meet_a_failed_fsync)
     assert refused(await market.send(market.claim_of(lease, 5))) == (503, "store_unavailable")
-    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
-    assert (await next_answer(socket)).code == "store_unavailable"
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, (market.claim_of(lease, 5),))))
+    assert codes(await next_answer(socket)) == ["store_unavailable"]
     await socket.abort()
 
 
@@ -441,14 +454,12 @@ async def test_a_stopped_ledger_answers_over_the_link_too(served: Served) -> Non
     socket, _ = await open_link(market.provider)
     await socket.receive()
     served.app.core.settlement.stop_because("a test says so")
-    await socket.send(wire.encode_frame(wire.ClaimFrame(1, market.claim_of(lease, 5))))
-    frame = await next_frame(socket)
-    assert isinstance(frame, wire.ClaimAnswer)
-    assert frame.code == "ledger_stopped"
+    await socket.send(wire.encode_frame(wire.ClaimFrame(1, (market.claim_of(lease, 5),))))
+    assert codes(await next_answer(socket)) == ["ledger_stopped"]
     await socket.abort()
 
 
-@pytest.mark.parametrize("frame", [wire.ClaimAnswer(1, None, "", ""), wire.Closing(Signed(b"x", bytes(64)))])
+@pytest.mark.parametrize("frame", [wire.ClaimAnswer(1, None, ()), wire.Closing(Signed(b"x", bytes(64)))])
 async def test_a_node_that_speaks_as_a_coordinator_loses_its_link(served: Served, frame: wire.AnyFrame) -> None:
     socket, _ = await open_link(await registered(served))
     await socket.send(wire.encode_frame(frame))

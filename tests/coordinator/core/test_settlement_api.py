@@ -17,8 +17,9 @@ from protocol import codec
 from protocol.envelope import open_record, sign_request
 from protocol.ids import LeaseId
 from protocol.ledger import available
-from protocol.money_records import ClaimAckRecord, LeaseRecord, LedgerHeadRecord
+from protocol.money_records import Credited, LeaseRecord, LedgerHeadRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import NodeClient, Served, WallClock, make_key, serving
 from tests.helpers_money import Market, balance, read_signed, refused, sign_claim, sign_voucher
 
@@ -202,10 +203,10 @@ async def test_a_repeated_claim_gets_the_same_answer_and_nothing_more(served: Se
     market = await Market.opened(served)
     lease = await market.lease()
     claim = market.claim_of(lease, 30_000)
-    first = open_record(read_signed(await market.send(claim)), ClaimAckRecord)
+    first = credited_in(read_signed(await market.send(claim)))
     await market.lease()  # other entries have come since
     served.clock.offset_ms += 1000
-    assert open_record(read_signed(await market.send(claim)), ClaimAckRecord) == first
+    assert credited_in(read_signed(await market.send(claim))) == first
     lower = await market.claim(lease, 20_000)
     assert lower == first
     assert await balance(served, available(market.provider.key.node)) == 30_000
@@ -526,7 +527,7 @@ async def test_r1_a_claim_sent_a_hundred_times_at_once_settles_once(served: Serv
     lease = await market.lease()
     claim = market.claim_of(lease, 30_000, is_final=1)
     answers = await asyncio.gather(*(market.send(claim) for _ in range(100)))
-    records = {open_record(read_signed(answer), ClaimAckRecord) for answer in answers}
+    records = {credited_in(read_signed(answer), lease) for answer in answers}
     assert len(records) == 1
     assert await balance(served, available(market.provider.key.node)) == 30_000
     async with served.app.core.database.reader() as reader:
@@ -538,7 +539,7 @@ async def test_r1_with_a_restart_between_all_steps_every_step_counts_once(tmp_pa
     async with serving(tmp_path, clock) as served:
         market = await Market.opened(served)
         request = market.request()
-    acknowledged: list[ClaimAckRecord] = []
+    acknowledged: list[Credited] = []
     for _ in range(3):
         async with serving(tmp_path, clock) as served:
             market = market.moved(served)
@@ -548,7 +549,7 @@ async def test_r1_with_a_restart_between_all_steps_every_step_counts_once(tmp_pa
         for _ in range(2):
             async with serving(tmp_path, clock) as served:
                 market = market.moved(served)
-                acknowledged.append(open_record(read_signed(await market.send(claim)), ClaimAckRecord))
+                acknowledged.append(credited_in(read_signed(await market.send(claim))))
                 await served.app.core.settlement_upkeep.check()
                 assert served.app.core.settlement.stopped_because is None
                 provider_uusd = await balance(served, available(market.provider.key.node))

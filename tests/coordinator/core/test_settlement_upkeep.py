@@ -20,8 +20,9 @@ from coordinator.store.db import DATABASE_NAME
 from coordinator.store.ledger_check import check_file
 from protocol.envelope import open_record, sign_record
 from protocol.ledger import available, sponsor
-from protocol.money_records import ClaimAckRecord, LeaseRecord, LeaseRequestRecord, LedgerHeadRecord
+from protocol.money_records import LeaseRecord, LeaseRequestRecord, LedgerHeadRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_coordinator import Served, WallClock, make_key, serving
 from tests.helpers_fake_gateway import fake_gateway
 from tests.helpers_money import Market, balance, read_signed, refused
@@ -107,7 +108,7 @@ async def test_while_the_journals_disk_is_full_money_stands_still_and_then_goes_
         assert (await market.provider.register()).status_code == 200
         full.is_full = False
         await upkeep.tick()
-        assert open_record(read_signed(await market.send(claim)), ClaimAckRecord).claimed_uusd == 10
+        assert credited_in(read_signed(await market.send(claim))).claimed_uusd == 10
         assert await count(served, "resume") == 1
         assert served.app.core.settlement.downtime_ms >= HOUR_MS, "nobody could claim meanwhile"
         await upkeep.check()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from protocol.codec import decode_record
 from protocol.effects import SendClaim
 from protocol.envelope import sign_record
 from protocol.events import ClaimAnswered, ClaimFailed, LeaseDenied, LeaseGranted
 from protocol.ids import LeaseId
 from protocol.ledger import Entry, available
-from protocol.money_records import ClaimAckRecord, ClaimRecord
+from protocol.money_records import ClaimRecord
 from protocol.records import Signed
+from tests.helpers_claims import credited_in
 from tests.helpers_machines import now
 from tests.helpers_records import ASKER, NOW_MS, PROVIDER, order
 from tests.protocol.test_purse import Bench
@@ -35,8 +35,8 @@ def test_a_claim_is_credited_and_the_same_lease_granted_again() -> None:
     bench.purse.on_granted(first, now())
     answer = bench.bank.claim(claim(bench, 70, is_final=1), NOW_MS)
     assert isinstance(answer, ClaimAnswered)
-    record = decode_record(answer.acknowledgement.body, ClaimAckRecord)
-    assert (record.claimed_uusd, record.is_closed, record.head) == (70, 1, bench.bank.book.head)
+    credited = credited_in(answer.acknowledgement)
+    assert (credited.claimed_uusd, credited.is_closed, credited.head) == (70, 1, bench.bank.book.head)
     assert bench.bank.book.balance(available(PROVIDER.node)) == 70
     assert bench.bank.book.balance(available(ASKER.node)) == 1_000_000 - 70
 

@@ -1,0 +1,156 @@
+"""The signatures of claims, checked: on threads while there are few, in processes of their own while there are many.
+
+The library lets go of the interpreter's lock for the arithmetic, but after each 40 us of it a thread waits for the lock
+behind the event loop and the ledger: with many claims that costs more than the arithmetic. No process is started before
+a batch is large enough, and without one, for whatever reason, the threads check as before.
+"""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import select
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, cast
+
+import structlog
+
+import coordinator
+from protocol.claims import CheckedClaim, check_claim
+from protocol.errors import RemoteProtocolError
+from protocol.records import Signed
+
+# Sent to a process from so many on: there and back costs as much as checking one.
+PROCESS_CLAIMS_MIN: Final = 32
+ANSWER_S_MAX: Final = 10.0
+# After one has failed: what is wrong with the machine will not be right at once.
+RESTART_S: Final = 60.0
+HEADER: Final = struct.Struct(">I")
+
+Checked = CheckedClaim | RemoteProtocolError
+
+log = structlog.get_logger(__name__)
+
+
+def check_all(claims: Sequence[Signed]) -> list[Checked]:
+    """For each claim what it says, once every signature of it holds, or why it does not."""
+    return [_check(claim) for claim in claims]
+
+
+def _check(claim: Signed) -> Checked:
+    try:
+        return check_claim(claim)
+    except RemoteProtocolError as error:
+        return error
+
+
+class ProcessFailed(Exception):
+    """A process that checks has ended, or does not answer."""
+
+
+class CheckProcess:
+    """One process, and the pipes to it. It ends with this one, however that ends: its input is then at its end."""
+
+    def __init__(self) -> None:
+        """Start it. Raises OSError."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "coordinator.core.claim_check_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(coordinator.__file__).parents[1],
+            # Ctrl-C is for the coordinator, which finishes what it has.
+            start_new_session=True,
+        )
+
+    def check(self, claims: Sequence[Signed]) -> list[Checked]:
+        """As `check_all`. Raises ProcessFailed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(encode_part([(claim.body, claim.signature) for claim in claims]))
+            self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], ANSWER_S_MAX)[0]:
+                raise ProcessFailed(f"no answer within {ANSWER_S_MAX:g} s")
+            (length,) = HEADER.unpack(self._process.stdout.read(HEADER.size))
+            checked = pickle.loads(self._process.stdout.read(length))  # noqa: S301 - our own process wrote it
+        except (OSError, ValueError, EOFError, struct.error, pickle.UnpicklingError) as error:
+            raise ProcessFailed(str(error) or type(error).__name__) from None
+        return cast("list[Checked]", checked)
+
+    def end(self) -> None:
+        """End it, whatever it is doing, and whoever waits for it hears ProcessFailed."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(OSError):  # what it has not read is of no use to anybody
+                pipe.close()
+
+
+def encode_part(value: object) -> bytes:
+    """What goes through the pipes at once, with its length before it."""
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return HEADER.pack(len(data)) + data
+
+
+class ClaimChecks:
+    """Checks for the threads that call `check`, with as many processes as call it at once; `close` ends those."""
+
+    def __init__(self) -> None:
+        self._idle: queue.SimpleQueue[CheckProcess] = queue.SimpleQueue()
+        self._all: set[CheckProcess] = set()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._not_before_s = 0.0
+
+    def check(self, claims: Sequence[Signed]) -> list[Checked]:
+        """For each claim what it says, or why it does not hold."""
+        process = self._take() if len(claims) >= PROCESS_CLAIMS_MIN else None
+        if process is None:
+            return check_all(claims)
+        try:
+            checked = process.check(claims)
+        except ProcessFailed as error:
+            self._give_up(process, error)
+            return check_all(claims)
+        self._idle.put(process)
+        return checked
+
+    def _take(self) -> CheckProcess | None:
+        with suppress(queue.Empty):
+            return self._idle.get_nowait()
+        with self._lock:
+            if self._is_closed or time.monotonic() < self._not_before_s:
+                return None
+            try:
+                process = CheckProcess()
+            except OSError as error:
+                self._not_before_s = time.monotonic() + RESTART_S
+                log.warning("no_process_for_checks", reason=str(error), hint="threads check, more slowly")
+                return None
+            self._all.add(process)
+            return process
+
+    def _give_up(self, process: CheckProcess, error: ProcessFailed) -> None:
+        with self._lock:
+            self._all.discard(process)
+            self._not_before_s = time.monotonic() + RESTART_S
+            is_closed = self._is_closed
+        process.end()
+        if not is_closed:
+            log.warning("process_for_checks_failed", reason=str(error), hint="threads check, more slowly")
+
+    def close(self) -> None:
+        """End the processes. What is being checked is checked by its thread, and nobody waits for it."""
+        with self._lock:
+            self._is_closed = True
+            processes, self._all = self._all, set()
+        for process in processes:
+            process.end()
