@@ -83,7 +83,7 @@ async def _carry_out(database: Database, ledger: Ledger, command: AnyCommand) ->
 
 async def _claim_once(intake: ClaimIntake, lease: int, number: int) -> None:
     word = await intake.claim(ClaimRequest(PROVIDER.node, claim(lease, number)))
-    credited = credited_in(word, is_checked=False)
+    credited = credited_in(word, lease_id(lease), is_checked=False)
     say([lease, credited.claimed_uusd, credited.entry, credited.head.hex()])
 
 

@@ -18,6 +18,7 @@ from protocol.errors import BadFrame, BadSignature, RemoteProtocolError, Stale
 from protocol.events import BytesReceived, OutboxFull, StreamBroken, StreamFinished, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.link import (
+    LINK_MESSAGE_BYTES_MAX,
     Announce,
     ClaimAnswer,
     ClaimFrame,
@@ -32,6 +33,7 @@ from protocol.link import (
     Reset,
     decode_frame,
     encode_frame,
+    split_claims,
 )
 from protocol.records import Signed
 
@@ -396,3 +398,23 @@ def test_claims_and_what_is_said_of_them_go_both_ways() -> None:
 
 def test_a_node_that_does_not_know_closing_ignores_it() -> None:
     assert Closing.__struct_config__.tag % 2 == 1
+
+
+@given(st.lists(st.integers(1, c.RECORD_BYTES_MAX), max_size=80))
+def test_claims_are_split_into_frames_in_order_and_as_many_as_fit(sizes: list[int]) -> None:
+    claims = [Signed(bytes(size), bytes(64)) for size in sizes]
+    parts = list(split_claims(claims))
+    assert [claim for part in parts for claim in part] == claims
+    for part, following in itertools.pairwise([*parts, ()]):
+        frame = ClaimFrame(c.INTEGER_MAX, part)
+        assert decode_frame(encode_frame(frame)) == frame
+        if following and len(part) < c.CLAIMS_MAX:
+            size_bytes = sum(len(claim.body) + 70 for claim in (*part, following[0]))
+            assert size_bytes + 14 > LINK_MESSAGE_BYTES_MAX
+
+
+def test_the_largest_answer_to_claims_fits() -> None:
+    text = "\N{OLD PERSIAN SIGN A}" * c.TEXT_CHARACTERS_MAX
+    refusals = tuple(ClaimRefusal(position, "internal", text) for position in range(c.CLAIMS_MAX))
+    answer = ClaimAnswer(c.INTEGER_MAX, Signed(bytes(c.RECORD_BYTES_MAX), bytes(64)), refusals)
+    assert decode_frame(encode_frame(answer)) == answer

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.effects import Note, SendClaim, StoreClaimed, StoreClosing
 from protocol.envelope import sign_record
 from protocol.errors import Refusal
-from protocol.events import ClaimFailed, ClosingStored, RestoreProvider
+from protocol.events import ClaimAnswered, ClaimFailed, ClosingStored, RestoreProvider
 from protocol.ids import LeaseId, StreamId
-from protocol.money_records import ClaimRecord
+from protocol.money_records import ClaimRecord, Credited
 from protocol.records import Signed
 from protocol.till import (
     CLAIM_ANSWER_S,
@@ -21,6 +22,7 @@ from protocol.till import (
     CLAIM_RETRY_S_MAX,
     LAST_VOUCHER_S,
 )
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import now
 from tests.helpers_records import NOW_MS, PROVIDER, receipt
 from tests.protocol.test_leases import BANK, LEASE, PRICED, lease, paid_order, voucher
@@ -191,6 +193,19 @@ def test_what_was_paid_since_the_claim_is_claimed_after_the_answer() -> None:
     assert bench.claims() == []
     bench.wait(0.1)
     assert [claim.voucher for claim in bench.claims()] == [voucher(95)]
+
+
+def test_of_an_answer_that_names_many_leases_its_own_is_taken_and_the_newest_of_it() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    others = [Credited(LeaseId(bytes([number]) * 32), 10_000, 1, 8, bytes(32), NOW_MS) for number in (1, 2)]
+    mine = [Credited(LEASE, 90, 0, entry, bytes(32), NOW_MS) for entry in (5, 7)]
+    word = acknowledged(BANK, others[0], replace(mine[1], claimed_uusd=91), others[1], mine[0])
+    (stored,) = bench.till.on_answered(ClaimAnswered(LEASE, word), now(bench.at_s))
+    assert isinstance(stored, StoreClaimed)
+    assert (stored.claimed_uusd, stored.is_closed, stored.acknowledgement) == (91, False, word)
+    assert (side.claimed_uusd, side.is_closed) == (91, False)
 
 
 def test_the_second_try_comes_two_seconds_later_and_after_an_answer_all_begins_anew() -> None:

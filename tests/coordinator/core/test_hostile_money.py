@@ -98,7 +98,7 @@ async def claim_over_the_link(sender: NodeClient, claim: Signed) -> str:
         while not isinstance(frame := wire.decode_frame(await socket.receive()), wire.ClaimAnswer):
             pass
     await socket.abort()
-    return frame.refusals[0].code
+    return frame.refusals[0].code if frame.refusals else ""
 
 
 # ---------------------------------------------------------------- well made, and not good

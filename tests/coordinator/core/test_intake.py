@@ -124,3 +124,31 @@ async def test_when_it_is_closed_nobody_waits_for_an_answer_that_will_not_come(s
     assert all(isinstance(outcome, StoreClosed) for outcome in outcomes)
     with pytest.raises(StoreClosed):
         await settlement.claim(node, claims[0])
+
+
+async def test_claims_of_one_provider_share_a_word_and_those_of_two_never_do(served: Served) -> None:
+    markets = [await Market.opened(served) for _ in range(2)]
+    leases = [[await market.lease() for _ in range(8)] for market in markets]
+    settlement = served.app.core.settlement
+    wanted = [(at, lease) for pair in zip(*leases, strict=True) for at, lease in enumerate(pair)]
+    claims = (
+        settlement.claim(markets[at].provider.key.node, markets[at].claim_of(lease, paid))
+        for paid, (at, lease) in enumerate(wanted, 1)
+    )
+    words = await asyncio.gather(*claims)
+    named = {word: {credited.lease for credited in open_record(word, ClaimAckRecord).credited} for word in words}
+    assert len(named) < len(words), "the last of them came while others were on their way"
+    for paid, (word, (at, lease)) in enumerate(zip(words, wanted, strict=True), 1):
+        assert claimed(word, lease) == paid
+        assert named[word] <= set(leases[at])
+
+
+async def test_more_leases_than_one_word_can_name_get_several(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "CLAIMS_MAX", 2)
+    market = await Market.opened(served)
+    leases = [await market.lease() for _ in range(5)]
+    claims = [market.claim_of(lease, paid) for paid, lease in enumerate(leases, 1)]
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    for paid, (lease, outcome) in enumerate(zip(leases, outcomes, strict=True), 1):
+        assert claimed(outcome, lease) == paid
+    assert len(set(outcomes)) == 3
