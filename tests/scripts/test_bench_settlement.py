@@ -36,7 +36,7 @@ def test_claims_are_settled_beside_a_bare_loop(tmp_path: Path) -> None:
     assert min(figures["link_claims_per_s"], figures["http_claims_per_s"]) > 0
     assert 0 < figures["wait_p50_ms"] <= figures["wait_p99_ms"]
     # The deposit, 500 leases, and every claim: nothing is lost and nothing counted twice.
-    assert figures["entries_checked"] == 1 + 500 + 600 + 100
+    assert figures["entries_checked"] == 1 + 500 + 2_000 + 2 * 600 + 100
     assert not list(tmp_path.iterdir())
 
 
