@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from protocol.records import GpuVendor, VramTier
+from protocol.records import Gpu, GpuVendor, VramTier
 
 VENDOR_WORDS: Final = {
     GpuVendor.UNKNOWN: "unknown",
@@ -43,3 +43,8 @@ def tier_of(vram_bytes: int | None) -> VramTier:
         if vram_bytes * 100 >= edge_gb * _GIB * _REPORTED_MIN_PERCENT:
             return tier
     return VramTier.BELOW_8
+
+
+def as_words(gpu: Gpu) -> dict[str, str]:
+    """A GPU of a heartbeat as it stands in the JSON of specs/07."""
+    return {"vendor": VENDOR_WORDS[gpu.vendor], "vram_tier": TIER_WORDS[gpu.vram_tier], "model": gpu.model}
