@@ -27,6 +27,9 @@ def find_cards(machine: Machine = THIS_MACHINE) -> list[Card]:
         *_amd(machine, _of(adapters, pci.AMD)),
         *intel.cards(machine, _of(adapters, pci.INTEL)),
     ]
+    # Some drivers go on telling what they knew of a card that has fallen off.
+    silent = {adapter.slot for adapter in adapters if not pci.answers(machine, adapter)}
+    cards = [replace(card, trouble=card.trouble or pci.SILENT) if card.slot in silent else card for card in cards]
     cards += _unexplained(machine, adapters, cards)
     cards.sort(key=lambda card: not card.is_usable)
     return cards[:CARDS_MAX]
@@ -51,7 +54,8 @@ def _nvidia(machine: Machine, adapters: list[Adapter]) -> list[Card]:
     if not adapters and not any(map(machine.exists, _NVIDIA_DEVICES)):
         return []
     told = worker.parse(machine.ask_library("nvml")) or nvidia.cards_from_tool(machine)
-    return [_named(card, adapters) for card in told]
+    claimed = {card.slot for card in told}
+    return [_named(card, [a for a in adapters if a.slot not in claimed or a.slot == card.slot]) for card in told]
 
 
 def _amd(machine: Machine, adapters: list[Adapter]) -> list[Card]:
@@ -66,10 +70,10 @@ def _amd(machine: Machine, adapters: list[Adapter]) -> list[Card]:
 
 def _named(card: Card, adapters: list[Adapter]) -> Card:
     """A card that has fallen silent under the name that the bus has for it, where only one can be meant."""
-    silent = [adapter for adapter in adapters if len(adapters) == 1 or adapter.slot == card.slot]
-    if card.is_usable or len(silent) != 1:
+    meant = [adapter for adapter in adapters if card.slot in (None, adapter.slot)]
+    if card.is_usable or len(meant) != 1:
         return card
-    return replace(card, model=silent[0].model, slot=silent[0].slot)
+    return replace(card, model=meant[0].model, slot=meant[0].slot)
 
 
 def _unexplained(machine: Machine, adapters: list[Adapter], cards: list[Card]) -> list[Card]:

@@ -66,11 +66,11 @@ class Adapter:
         return self.name or f"PCI device {self.vendor_id:04x}:{self.device_id:04x}"
 
 
-def adapters(machine: Machine) -> list[Adapter]:
-    """All display controllers and accelerators, GPUs or not, by address."""
+def adapters(machine: Machine, *, named: bool = True) -> list[Adapter]:
+    """All display controllers and accelerators, GPUs or not, by address; udev is asked for names unless told not to."""
     if machine.platform != "linux":
         return []
-    names = machine.pci_names()
+    names = machine.pci_names() if named else {}
     folder = machine.root / "sys/bus/pci/devices"
     slots = sorted(names) or [path.name for path in machine.list(folder)]
     read = (_adapter(machine, folder / slot, names.get(slot, "")) for slot in slots[:_DEVICES_MAX])
@@ -117,11 +117,14 @@ def answers(machine: Machine, adapter: Adapter) -> bool:
         return True
 
 
+SILENT: Final = "it does not answer on the PCI bus: restart the machine, and look at its power supply and seat"
+
+
 def unexplained(machine: Machine, adapter: Adapter, index: int) -> Card:
     """A GPU that is plugged in, and of which no driver told anything."""
     maker = VENDORS[adapter.vendor_id].name
     if not answers(machine, adapter):
-        trouble = "it does not answer on the PCI bus: restart the machine, and look at its power supply and seat"
+        trouble = SILENT
     elif adapter.driver in _LENT:
         trouble = f"it is kept for virtual machines ({adapter.driver})"
     elif not adapter.driver:

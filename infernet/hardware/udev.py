@@ -13,6 +13,8 @@ from infernet.hardware import values
 # Where udevd listens. Without it only the kernel's own events arrive, which are enough.
 _UDEVD: Final = Path("/run/udev/control")
 _SUBSYSTEMS: Final = ("pci", "drm")
+# A screen that is plugged in changes a card, and nothing for us.
+_ACTIONS: Final = frozenset({"add", "remove", "bind", "unbind", "online", "offline"})
 _DEVICES_MAX: Final = 4096
 # pyudev raises its own errors from these, and what the kernel says as OSError.
 _ERRORS: Final = (ImportError, OSError, LookupError, ValueError, TypeError, AttributeError)
@@ -25,7 +27,7 @@ class Plugs(Protocol):
         """A descriptor that can be read from when something happened."""
 
     def drain(self) -> int:
-        """Take what happened off the descriptor; how much it was. Never waits and never raises."""
+        """Take what happened off the descriptor; how often a device came or went. Never waits and never raises."""
 
     def close(self) -> None:
         """Stop."""
@@ -76,8 +78,11 @@ class _Monitor:
     def drain(self) -> int:
         count = 0
         try:
-            while count < self._EVENTS_MAX and self._monitor.poll(timeout=0) is not None:
-                count += 1
+            for _ in range(self._EVENTS_MAX):
+                device = self._monitor.poll(timeout=0)
+                if device is None:
+                    break
+                count += device.action in _ACTIONS
         except _ERRORS:
             # What overflowed or could not be understood was an event, too.
             count += 1
