@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from protocol.gpus import VENDOR_WORDS, as_words
+
 if TYPE_CHECKING:
     from infernet.hardware.contract import Card, Interconnects
 
@@ -14,8 +16,8 @@ DESCRIPTION: Final = """\
 The GPUs that this machine has, as their drivers describe them, those that cannot be used last, with the reason. What a
 processor or a server's management chip has built in to draw a picture is not counted.
 
-All of this stays on this machine. A running provider tells others the column "told others" and no more: who made each
-usable GPU, its memory in coarse steps (<8gb, 8-16gb, 16-24gb, 24-48gb, >=48gb by nominal size), and its model's name.
+All of this stays on this machine. Of each GPU that can be used a running provider tells others who made it, its model's
+name, and its memory in coarse steps of the nominal size (<8gb, 8-16gb, 16-24gb, 24-48gb, >=48gb), and no more.
 
 With --json: host {os, arch, memory_bytes}; gpus, each {vendor, index, model, vram_bytes, vram_used_bytes,
 utilisation_percent, temperature_c, power_w, driver, slot, uuid, source, trouble, announced {vendor, vram_tier, model}};
@@ -64,11 +66,9 @@ def _print(cards: Sequence[Card], interconnects: Interconnects) -> None:
         print("No GPU can be used here: jobs run on the processor.")
         print_fields([("processor", [f"{cpu['model']}, {cpu['cores']} cores" for cpu in _cpus()])])
     if cards:
-        columns = ("gpu", "vendor", "model", "memory", "busy", "temperature", "power", "driver", "told others")
+        columns = ("gpu", "model", "memory", "busy", "temp", "power", "driver", "told others")
         print_table(columns, [_row(card) for card in cards])
-    for card in cards:
-        if card.trouble:
-            print_fields([(f"{card.model}", card.trouble)])
+    print_fields([("cannot be used", [f"{card.model}: {card.trouble}" for card in cards if card.trouble])])
     print_fields(
         [
             (name, f"{fabric.topology}, {fabric.link_count} links")
@@ -81,15 +81,14 @@ def _print(cards: Sequence[Card], interconnects: Interconnects) -> None:
 def _row(card: Card) -> list[object]:
     told = _announced(card)
     return [
-        card.index,
-        told["vendor"] if told else card.vendor.name.lower(),
+        f"{VENDOR_WORDS[card.vendor]} {card.index}",
         card.model,
         _memory(card),
         None if card.utilisation_percent is None else f"{card.utilisation_percent} %",
         None if card.temperature_c is None else f"{card.temperature_c} °C",
         None if card.power_w is None else f"{card.power_w:.0f} W",
         card.driver,
-        f"{told['vram_tier']} {told['model']}" if told else "nothing",
+        told["vram_tier"] if told else "nothing",
     ]
 
 
@@ -97,21 +96,18 @@ def _memory(card: Card) -> str | None:
     if card.vram_bytes is None:
         return None
     total = f"{card.vram_bytes / (1 << 30):.1f} GiB"
-    return total if card.vram_used_bytes is None else f"{card.vram_used_bytes / (1 << 30):.1f} of {total}"
+    return total if card.vram_used_bytes is None else f"{card.vram_used_bytes / (1 << 30):.1f} / {total}"
 
 
 def _announced(card: Card) -> dict[str, str] | None:
     """What others are told of a card, in the words that the coordinator shows; None where they are told nothing."""
     from infernet.hardware.contract import announced
-    from protocol.gpus import as_words
 
     return as_words(announced(card)) if card.is_usable else None
 
 
 def _as_json(card: Card) -> dict[str, Any]:
     import msgspec
-
-    from protocol.gpus import VENDOR_WORDS
 
     told: dict[str, Any] = msgspec.to_builtins(card)
     return told | {

@@ -1,4 +1,4 @@
-"""infernet/hardware/udev.py: what pyudev answers, through a stand-in of it, and through itself where it is installed."""
+"""infernet/hardware/udev.py: pyudev's answers, through a stand-in and through itself where it is installed."""
 
 from __future__ import annotations
 
