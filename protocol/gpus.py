@@ -39,6 +39,7 @@ def tier_of(vram_bytes: int | None) -> VramTier:
     """The tier of a card whose driver reports this much memory; `UNKNOWN` where it reports none."""
     if vram_bytes is None or vram_bytes <= 0:
         return VramTier.UNKNOWN
+    # SPEC 01: A node SHOULD put a GPU into the highest tier of whose lower edge its driver reports 92 percent or more.
     for edge_gb, tier in _EDGES_GB:
         if vram_bytes * 100 >= edge_gb * _GIB * _REPORTED_MIN_PERCENT:
             return tier
