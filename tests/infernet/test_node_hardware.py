@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.core.specs import from_heartbeat, sanitise
 from infernet.hardware.contract import Card
 from infernet.hardware.watch import Watch
 from infernet.node import Node
@@ -81,6 +82,12 @@ async def test_a_coordinator_hears_the_same_at_registration() -> None:
         assert specs["gpus"] == [{"vendor": "nvidia", "vram_tier": "24-48gb", "model": "NVIDIA GeForce RTX 4090"}]
         assert specs["gpu_count"] == 1
         assert provider.status()["gpus"] == specs["gpus"]
+        # What the coordinator keeps of this and of the signed record is the same.
+        entry = provider.driver.peer.directory.get(provider.node_id)
+        assert entry is not None
+        kept = sanitise(specs)
+        assert kept.gpus == from_heartbeat(entry.heartbeat).gpus
+        assert len(kept.gpus) == 1
 
 
 async def test_an_engine_on_cards_hears_when_one_is_gone_and_another_engine_need_not() -> None:

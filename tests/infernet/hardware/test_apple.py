@@ -18,6 +18,11 @@ def test_apples_own_has_no_memory_of_its_own_and_is_a_gpu_all_the_same() -> None
     assert announced(card) == Gpu(GpuVendor.APPLE, VramTier.UNKNOWN, "Apple M3 Pro")
 
 
+def test_a_share_of_the_main_memory_is_not_taken_for_a_cards() -> None:
+    told = {"sppci_model": "Apple M1", "spdisplays_vendor": "sppci_vendor_Apple", "spdisplays_vram": "16 GB"}
+    assert apple.parse_tool(as_json({"SPDisplaysDataType": [told]}))[0].vram_bytes is None
+
+
 def test_on_older_macs_the_card_counts_and_the_processors_does_not() -> None:
     (card,) = apple.parse_tool(recorded.SYSTEM_PROFILER_INTEL)
     assert (card.vendor, card.model, card.vram_bytes) == (GpuVendor.AMD, "AMD Radeon Pro 5500M", 8 << 30)

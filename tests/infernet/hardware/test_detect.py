@@ -85,6 +85,17 @@ def test_a_card_that_its_driver_lost_is_shown_under_its_name(fake: FakeMachine) 
     ]
 
 
+def test_cards_in_trouble_come_last_and_keep_their_numbers(fake: FakeMachine) -> None:
+    two_nvidia(fake)
+    lost = Card(GpuVendor.NVIDIA, 0, "NVIDIA GPU", "nvml", trouble="lost")
+    fake.libraries["nvml"] = [lost, Card(GpuVendor.NVIDIA, 1, "A", "nvml", slot="0000:0b:00.0")]
+    assert [(card.index, card.is_usable, card.slot) for card in find_cards(fake.machine)] == [
+        (1, True, "0000:0b:00.0"),
+        # The address that no other card has.
+        (0, False, "0000:01:00.0"),
+    ]
+
+
 def test_in_a_container_that_hides_the_bus_the_driver_is_found_all_the_same(tmp_path: Path) -> None:
     fake = FakeMachine(tmp_path)
     (tmp_path / "dev").mkdir()

@@ -74,6 +74,8 @@ def test_a_program_that_closes_its_output_and_hangs_is_ended(on_path: Path) -> N
 
 
 def test_a_program_that_says_too_much_is_ended(on_path: Path) -> None:
+    assert tools.output_of(["head", "-c", "1000", "/dev/zero"], bytes_max=1000) == bytes(1000)
+    assert tools.output_of(["head", "-c", "1001", "/dev/zero"], bytes_max=1000) is None
     tool = program(on_path, "exec cat /dev/zero")
     began_s = time.monotonic()
     assert tools.output_of([tool], bytes_max=1 << 20) is None
