@@ -133,7 +133,10 @@ class FakeMachine:
         self.raw_libraries: dict[str, bytes | None] = {}
         self.names: dict[str, str] = {}
         self.asked: list[tuple[str, ...]] = []
-        self.machine = Machine(root, platform, self._output_of, self._ask_library, lambda: dict(self.names))
+        self.environ: dict[str, str] = {}
+        self.machine = Machine(
+            root, platform, self._output_of, self._ask_library, lambda: dict(self.names), self.environ
+        )
 
     def plug(
         self,

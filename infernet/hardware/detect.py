@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -11,10 +12,11 @@ from infernet.hardware import amd, apple, intel, nvidia, pci, values, worker
 from infernet.hardware.contract import CARDS_MAX, Card, Interconnects
 from infernet.hardware.machine import THIS_MACHINE, Machine
 from infernet.hardware.pci import Adapter
+from infernet.hardware.visible import visible
 
 # Where NVIDIA's driver is found without a card on the PCI bus of its own: in a container that hides sysfs, on boards
 # with the GPU in the chip, and in WSL.
-_NVIDIA_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+_NVIDIA_DEVICES: Final = ("/dev/nvidiactl", "/dev/dxg")
 
 
 def find_cards(machine: Machine = THIS_MACHINE) -> list[Card]:
@@ -31,6 +33,7 @@ def find_cards(machine: Machine = THIS_MACHINE) -> list[Card]:
     silent = {adapter.slot for adapter in adapters if not pci.answers(machine, adapter)}
     cards = [replace(card, trouble=card.trouble or pci.SILENT) if card.slot in silent else card for card in cards]
     cards += _unexplained(machine, adapters, cards)
+    cards = visible(cards, machine.environ)
     cards.sort(key=lambda card: not card.is_usable)
     return cards[:CARDS_MAX]
 

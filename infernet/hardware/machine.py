@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,7 @@ class Machine:
     output_of: Callable[[Sequence[str]], bytes | None] = tools.output_of
     ask_library: Callable[[str], bytes | None] = _ask_library
     pci_names: Callable[[], dict[str, str]] = field(default=udev.pci_names)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
     def read(self, path: Path) -> str:
         """The beginning of a small file, without white space around it; empty where it cannot be read."""

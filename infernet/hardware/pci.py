@@ -130,7 +130,10 @@ def unexplained(machine: Machine, adapter: Adapter, index: int) -> Card:
     elif not adapter.driver:
         trouble = f"no driver is loaded for it: install {maker}'s"
     else:
-        trouble = f"its driver ({adapter.driver}) tells nothing about it: look whether {maker}'s tools work"
+        trouble = (
+            f"its driver ({adapter.driver}) tells nothing about it: look whether {maker}'s tools work, "
+            "and, in a container, whether it was given this card"
+        )
     return Card(
         vendor=VENDORS[adapter.vendor_id],
         index=index,

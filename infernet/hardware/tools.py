@@ -24,6 +24,8 @@ _KILL_TIMEOUT_S: Final = 1.0
 # What a tool or a library needs of the environment. Everything else stays here.
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR")
 _ENVIRONMENT_PREFIXES: Final = ("NVIDIA_", "ROCM_", "ROCR_", "HIP_", "HSA_")
+# Programs that hang in the kernel, by their command.
+_stuck: Final[dict[tuple[str, ...], subprocess.Popen[bytes]]] = {}
 
 
 def output_of(
@@ -34,7 +36,7 @@ def output_of(
     Its exit status does not count: tools print what they know and fail for the rest. Never raises.
     """
     program = shutil.which(command[0])
-    if program is None:
+    if program is None or _is_stuck(command):
         return None
     try:
         process = subprocess.Popen(
@@ -57,8 +59,20 @@ def output_of(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline_s - time.monotonic()))
             return output
-    _end(process)
+    if not _end(process):
+        _stuck[tuple(command)] = process
     return None
+
+
+def _is_stuck(command: Sequence[str]) -> bool:
+    """Whether this very command was started before and could not be ended: one of each is enough."""
+    process = _stuck.get(tuple(command))
+    if process is None:
+        return False
+    if process.poll() is None:
+        return True
+    del _stuck[tuple(command)]
+    return False
 
 
 def _read(pipe: int, deadline_s: float, bytes_max: int) -> bytes | None:
@@ -81,12 +95,15 @@ def _read(pipe: int, deadline_s: float, bytes_max: int) -> bytes | None:
     return None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of a program and of what it started; not waited for where the kernel keeps it."""
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """End what is left of a program and of what it started; whether that succeeded, which the kernel may prevent."""
     with contextlib.suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    try:
         process.wait(_KILL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:

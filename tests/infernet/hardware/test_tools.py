@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import time
 from pathlib import Path
@@ -46,11 +47,12 @@ def test_a_program_that_cannot_be_started_gives_nothing(on_path: Path) -> None:
     assert tools.output_of(["some\0thing"]) is None
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_is_ended_with_what_it_started(on_path: Path) -> None:
     told = on_path / "pid"
     tool = program(on_path, f"sleep 600 &\necho $! > {told}\necho part\nwait")
     began_s = time.monotonic()
-    assert tools.output_of([tool], timeout_s=0.5) is None
+    assert tools.output_of([tool], timeout_s=2.0) is None
     assert time.monotonic() - began_s < DEADLINE_S
     child = int(told.read_text())
     while time.monotonic() - began_s < DEADLINE_S and is_running(child):
@@ -71,6 +73,24 @@ def test_a_program_that_closes_its_output_and_hangs_is_ended(on_path: Path) -> N
     began_s = time.monotonic()
     assert tools.output_of([tool], timeout_s=0.5) is None
     assert time.monotonic() - began_s < DEADLINE_S
+
+
+@pytest.mark.slow
+def test_a_program_that_cannot_be_ended_is_not_started_again(on_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in the kernel does not hear SIGKILL. Nothing may pile up behind it."""
+    started = on_path / "started"
+    tool = program(on_path, f"echo $$ >> {started}\nexec sleep 600")
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "killpg", lambda _group, _signal: None)
+        deaf.setattr(tools, "_KILL_TIMEOUT_S", 0.05)
+        assert [tools.output_of([tool], timeout_s=2.0) for _ in range(3)] == [None] * 3
+    (pid,) = map(int, started.read_text().split())
+    os.kill(pid, signal.SIGKILL)
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < DEADLINE_S and is_running(pid):
+        time.sleep(0.01)
+    assert tools.output_of([tool], timeout_s=2.0) is None
+    assert len(started.read_text().split()) == 2
 
 
 def test_a_program_that_says_too_much_is_ended(on_path: Path) -> None:
