@@ -21,8 +21,9 @@ from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
 from infernet.transport.contract import Transport
 from infernet.why import Situation, WhyRequest, asking, serving
+from protocol.gpus import as_words
 from protocol.ids import npub, peer_id
-from protocol.records import Availability, ModelOffer, Role
+from protocol.records import Availability, Gpu, ModelOffer, Role
 
 # Of those for whom jobs were forwarded, the latest are shown.
 FORWARDED_PAIRS_SHOWN: Final = 32
@@ -44,6 +45,7 @@ class Inspection:
         dht: Dht | None,
         draining: Draining,
         money: Money | None = None,
+        gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
         self._config = config
         self._driver = driver
@@ -55,6 +57,7 @@ class Inspection:
         self._dht = dht
         self._draining = draining
         self._money = money
+        self._gpus = gpus
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -75,6 +78,7 @@ class Inspection:
             "advertised_addresses": self._reached.advertised(),
             "reached": self._reached.status(),
             "models": [offer.name for offer in self._models()],
+            "gpus": [as_words(gpu) for gpu in self._gpus()],
             "engine": {
                 "state": engine.state.value,
                 "runs_active": engine.runs_active,

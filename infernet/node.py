@@ -31,8 +31,10 @@ from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
 from infernet.draining import Draining, JobsLeft
 from infernet.driver import AppEffect, Contact, Driver, MoneyEffect, wall_ms
-from infernet.engines.contract import Engine
+from infernet.engines.contract import Engine, RunsOnCards
 from infernet.engines.selection import open_engine
+from infernet.hardware.contract import Card
+from infernet.hardware.watch import Watch
 from infernet.inspection import Inspection
 from infernet.kept_experience import KeptExperience
 from infernet.link_carrier import LinkCarrier
@@ -57,9 +59,10 @@ from protocol.effects import (
 )
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
+from protocol.gpus import as_words
 from protocol.ids import NodeId
 from protocol.peer import Peer, PeerConfig
-from protocol.records import FreePolicy, ModelOffer, Role, Signed
+from protocol.records import FreePolicy, Gpu, ModelOffer, Role, Signed
 from protocol.sealing import HpkeSealer
 
 log = structlog.get_logger(__name__)
@@ -84,12 +87,14 @@ class Node:
         engine: Engine | None,
         store: Store | None = None,
         money_store: MoneyStore | None = None,
+        hardware: Watch | None = None,
         clock_ms: Callable[[], int] = wall_ms,
         rng: random.Random | None = None,
     ) -> None:
         self.config = config
         self.node_id = key.node
         self._engine = engine
+        self._hardware = hardware
         self._saved = SavedPeers(store, clock_ms) if store is not None else None
         self._transport = transport
         self._clock_ms = clock_ms
@@ -125,6 +130,7 @@ class Node:
             dht=self._dht,
             draining=self._draining,
             money=self._money,
+            gpus=self._gpus,
         )
 
     # ------------------------------------------------------------ life
@@ -143,6 +149,10 @@ class Node:
                 await nursery.start(self._money.run)
             if self._transport is not None:
                 await nursery.start(TransportCarrier(self._transport, self.driver).run)
+            if self._hardware is not None:
+                # While the engine loads its model, so that the first offer has them.
+                self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
+                nursery.start_soon(self._hardware.run)
             if self._engine is not None:
                 self._engine.on_change = self._offer
                 await nursery.start(self._engine.run, self.driver.report)
@@ -270,6 +280,7 @@ class Node:
             role=config.role,
             name=config.name,
             agent=AGENT,
+            gpus=self._gpus(),
             addresses=tuple(self.advertised_addresses()),
             models=self._models(),
             free_policy=_FREE_POLICIES[config.free_for],
@@ -288,8 +299,17 @@ class Node:
     def _models(self) -> tuple[ModelOffer, ...]:
         return self._engine.models() if self._engine is not None else ()
 
+    def _gpus(self) -> tuple[Gpu, ...]:
+        return self._hardware.announced if self._hardware is not None else ()
+
+    def _on_cards_gone(self, _cards: Sequence[Card]) -> None:
+        """What was served on a card that is gone is offered no more, before the engine finds out in a job."""
+        engine: object = self._engine
+        if isinstance(engine, RunsOnCards):
+            engine.card_gone()
+
     def _registration(self) -> dict[str, object]:
-        return registration(self.config, self.node_id, self._models())
+        return registration(self.config, self.node_id, self._models(), self._gpus())
 
     def addresses(self) -> list[str]:
         """The multiaddrs that this node really listens on, for people on the same machine or network."""
@@ -386,14 +406,20 @@ class Node:
         return self._inspection.peers()
 
 
-def registration(config: Config, node: NodeId, models: Sequence[ModelOffer]) -> dict[str, object]:
+def registration(
+    config: Config, node: NodeId, models: Sequence[ModelOffer], gpus: Sequence[Gpu] = ()
+) -> dict[str, object]:
     """What a coordinator is told of a node when it registers."""
     fields: dict[str, object] = {
         "role": config.role.name.lower(),
         # The form that the coordinator keeps free for this key: any other could be taken by somebody else first.
         "node_id": f"{config.role.name.lower()}-{node.hex()[:16]}",
         "name": config.name,
-        "specs": {"gpus": [], "gpu_count": 0, "served_models": [model.name for model in models]},
+        "specs": {
+            "gpus": [as_words(gpu) for gpu in gpus],
+            "gpu_count": len(gpus),
+            "served_models": [model.name for model in models],
+        },
     }
     if config.advertise and config.address is not None:
         fields |= {"address": config.address, "port": config.p2p_port}
@@ -424,6 +450,8 @@ async def run_node(
             engine=engine,
             store=store,
             money_store=money_store,
+            # Only who serves has a use for telling.
+            hardware=Watch() if config.role is Role.PROVIDER else None,
             clock_ms=clock_ms,
         )
         async with trio.open_nursery() as nursery:

@@ -12,6 +12,7 @@ import trio
 from infernet.answers import AskOptions
 from infernet.config import Config
 from infernet.engines.contract import Engine
+from infernet.hardware.watch import Watch
 from infernet.node import Node
 from infernet.store import Store
 from infernet.transport.memory import MemoryNetwork
@@ -51,7 +52,14 @@ class World:
         self._nursery = nursery
         self._number = 0
 
-    async def start(self, engine: Engine | None, *knows: Node, store: Store | None = None, **config: object) -> Node:
+    async def start(
+        self,
+        engine: Engine | None,
+        *knows: Node,
+        store: Store | None = None,
+        hardware: Watch | None = None,
+        **config: object,
+    ) -> Node:
         """Start a node: a provider when it has an engine. It connects to the nodes that it knows."""
         self._number += 1
         key = key_of(self._number)
@@ -63,6 +71,7 @@ class World:
             transport=self.network.transport(key.node, protocols=PROTOCOLS),
             engine=engine,
             store=store,
+            hardware=hardware,
             clock_ms=virtual_wall_ms,
             rng=random.Random(self._number),
         )

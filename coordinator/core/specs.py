@@ -16,28 +16,14 @@ import msgspec
 from msgspec import Struct
 
 from protocol import constants as c
-from protocol.records import GpuVendor, Heartbeat, VramTier
+from protocol.gpus import TIER_WORDS, VENDOR_WORDS
+from protocol.records import Heartbeat
 
 GPU_MODEL_CHARACTERS_MAX: Final = 64
 GPU_COUNT_MAX: Final = 1024
 
-_VENDOR_WORDS: Final = {
-    GpuVendor.UNKNOWN: "unknown",
-    GpuVendor.NVIDIA: "nvidia",
-    GpuVendor.AMD: "amd",
-    GpuVendor.APPLE: "apple",
-    GpuVendor.INTEL: "intel",
-}
-_TIER_WORDS: Final = {
-    VramTier.UNKNOWN: "unknown",
-    VramTier.BELOW_8: "<8gb",
-    VramTier.FROM_8: "8-16gb",
-    VramTier.FROM_16: "16-24gb",
-    VramTier.FROM_24: "24-48gb",
-    VramTier.FROM_48: ">=48gb",
-}
-VENDORS: Final = tuple(_VENDOR_WORDS.values())
-TIERS: Final = tuple(_TIER_WORDS.values())
+VENDORS: Final = tuple(VENDOR_WORDS.values())
+TIERS: Final = tuple(TIER_WORDS.values())
 
 # Other programs name a node `user@host:slug` unless told otherwise; user and host are nobody's business.
 _USER_AT_HOST: Final = re.compile(r"[^\s@]+@[^\s:@]+:?")
@@ -120,7 +106,7 @@ def _names(names: Iterable[str]) -> tuple[str, ...]:
 def from_heartbeat(heartbeat: Heartbeat) -> Specs:
     """The same of a node's own signed record."""
     gpus = tuple(
-        GpuSpecs(_VENDOR_WORDS[g.vendor], _TIER_WORDS[g.vram_tier], clean_text(g.model, GPU_MODEL_CHARACTERS_MAX))
+        GpuSpecs(VENDOR_WORDS[g.vendor], TIER_WORDS[g.vram_tier], clean_text(g.model, GPU_MODEL_CHARACTERS_MAX))
         for g in heartbeat.gpus
     )
     return Specs(gpus, len(gpus), _names(offer.name for offer in heartbeat.models))

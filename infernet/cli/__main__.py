@@ -22,11 +22,12 @@ VERBS: Final = {
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
     "model": "fetch the starter model",
+    "gpu": "the GPUs of this machine, and what others are told of them",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
 }
 # Started by the program itself, never by people.
-HIDDEN: Final = ("engine-worker", "dht-worker")
+HIDDEN: Final = ("engine-worker", "dht-worker", "hardware-worker")
 
 HELP: Final = f"""\
 usage: infernet VERB [OPTIONS]

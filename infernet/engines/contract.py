@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import trio
 from msgspec import Struct
@@ -119,3 +119,15 @@ class Engine(Protocol):
 
     def statistics(self) -> EngineStatistics:
         """What the engine did so far."""
+
+
+@runtime_checkable
+class RunsOnCards(Protocol):
+    """An engine that may run on GPUs, and wants to hear when one is gone. Others need not have this."""
+
+    def card_gone(self) -> None:
+        """A card of this machine is gone; never waits.
+
+        An engine that runs on cards ends what runs, offers nothing, and starts again on what is left. One that runs
+        on the processor goes on.
+        """

@@ -40,9 +40,10 @@ class Ping(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """The model is loaded; each slot has a context of this many tokens."""
+    """The model is loaded; each slot has a context of this many tokens. Whether GPUs have a part in it."""
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**32 - 1)]
+    on_cards: bool = False
 
 
 class LoadFailed(Struct, frozen=True):

@@ -98,6 +98,7 @@ class IsolatedEngine:
         self._report: Report | None = None
         self._state = EngineState.STOPPED
         self._worker: WorkerProcess | None = None
+        self._on_cards = False
         self._offer: ModelOffer | None = None
         self._runs: dict[RunId, _Run] = {}
         self._busy = trio.Event()
@@ -164,6 +165,12 @@ class IsolatedEngine:
         self._moved_at_s = trio.current_time()
         assert self._worker is not None
         self._worker.post(ContinueEngine(run))
+
+    def card_gone(self) -> None:
+        """A GPU is gone; see `contract.RunsOnCards`."""
+        # llama.cpp spreads a model over all cards, so what any one of them held is lost.
+        if self._worker is not None and self._on_cards:
+            self._worker.kill("a GPU is gone")
 
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
@@ -234,7 +241,7 @@ class IsolatedEngine:
             loaded = await worker.receive()
         match loaded:
             case Ready():
-                self._up(worker, digest, loaded.context_tokens)
+                self._up(worker, digest, loaded)
                 ready()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, worker)
@@ -250,15 +257,16 @@ class IsolatedEngine:
                 worker.kill("the engine process broke its contract (a report before the model was loaded)")
         return await worker.why_gone()
 
-    def _up(self, worker: WorkerProcess, digest: bytes, context_tokens: int) -> None:
+    def _up(self, worker: WorkerProcess, digest: bytes, loaded: Ready) -> None:
         config = self._config
         self._worker = worker
+        self._on_cards = loaded.on_cards
         self._ping = _Ping()
         self._offer = ModelOffer(
             name=config.name,
             fingerprint=digest,
             kinds=config.kinds,
-            context_tokens=context_tokens,
+            context_tokens=loaded.context_tokens,
             concurrency=config.slots,
             price_in_uusd=config.price_in_uusd,
             price_out_uusd=config.price_out_uusd,

@@ -100,6 +100,7 @@ class LlamaCpp:
         self._server, private = self._serve("text", self._text_parameters())
         self._prompter = Prompter(private, config.system_prompt)
         self.context_tokens = self._prompter.context_tokens
+        self.on_cards = self._has_gpu()
         self._lock = threading.Lock()
         self._generating = 0
         self._prompt_turns = Turns()

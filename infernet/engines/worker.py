@@ -101,7 +101,7 @@ class Worker:
         except EngineUnavailable as error:
             self.send(LoadFailed(str(error)))
         else:
-            self.send(Ready(self._engine.context_tokens))
+            self.send(Ready(self._engine.context_tokens, self._engine.on_cards))
 
     def _run(self, run: RunEngine, wishes: Wishes) -> None:
         assert self._engine is not None, "the node sends runs only after Ready"

@@ -39,7 +39,7 @@ PERMISSIVE = re.compile(
 )
 COPYLEFT = re.compile(r"\b[AL]?GPL", re.IGNORECASE)
 # Used as they come, as packages of their own that anybody can exchange, which is all that the LGPL asks.
-LESSER = {"zeroconf"}
+LESSER = {"pyudev", "zeroconf"}
 
 
 def entries(lock: str) -> Iterator[tuple[str, list[str]]]:

@@ -32,6 +32,7 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["--help"]),
         ("infernet.cli.__main__", ["start", "--help"]),
         ("infernet.cli.__main__", ["chat", "--help"]),
+        ("infernet.cli.__main__", ["gpu", "--help"]),
         ("infernet.cli.__main__", ["version"]),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable
+from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, RunsOnCards
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
@@ -181,3 +181,25 @@ async def test_a_kind_that_is_not_offered_is_refused(config: EngineConfig) -> No
     async with running(engine(chat_only, "is good")) as bench:
         refused = await bench.refusal(Kind.EMBEDDING, JobRequest(inputs=("x",)))
         assert refused.code is Refusal.UNSUPPORTED
+
+
+async def test_a_card_that_is_gone_ends_what_ran_on_it_and_the_engine_starts_again(config: EngineConfig) -> None:
+    async with running(engine(config, "runs on cards")) as bench:
+        run = bench.start(Kind.CHAT, chat("?"))
+        isolated = bench.engine
+        assert isinstance(isolated, RunsOnCards)
+        isolated.card_gone()
+        end = await bench.recorder.end_of(run)
+        assert isinstance(end, EngineFailed)
+        await until_restarted(bench)
+        assert bench.changes == [1, 0, 1]
+        assert bench.engine.statistics().last_error == "a GPU is gone"
+
+
+async def test_an_engine_on_the_processor_goes_on_when_a_card_is_gone(config: EngineConfig) -> None:
+    async with running(engine(config, "is good")) as bench:
+        isolated = bench.engine
+        assert isinstance(isolated, RunsOnCards)
+        isolated.card_gone()
+        assert await bench.do(Kind.CHAT, chat("?")) == ("yes", EngineFinished(RunId(1), Outcome.STOP, 1))
+        assert bench.engine.statistics().restarts == 0

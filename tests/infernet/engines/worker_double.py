@@ -40,6 +40,8 @@ def load() -> None:
             pass
         case "starts too early":
             say(EngineStarted(RunId(1), 1))
+        case "runs on cards":
+            say(Ready(512, on_cards=True))
         case _:
             say(Ready(512))
 
@@ -60,7 +62,7 @@ def run(command: RunEngine) -> None:
         case "stops answering":
             say(EngineStarted(run, 1))
             os.kill(os.getpid(), signal.SIGSTOP)
-        case "makes no progress":
+        case "makes no progress" | "runs on cards":
             say(EngineStarted(run, 1))
         case "ignores cancels":
             say(EngineStarted(run, 1))

@@ -1,0 +1,1 @@
+"""The GPUs of this machine: what there is, whether it can be used, and when that changes."""
