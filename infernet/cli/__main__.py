@@ -21,6 +21,7 @@ VERBS: Final = {
     "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
+    "doctor": "find out what is wrong here, and what to do about it",
     "model": "fetch the starter model",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
