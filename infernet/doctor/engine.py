@@ -16,9 +16,9 @@ from infernet.engines.frames import Load, LoadFailed, Ready
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
 from infernet.own_addresses import peer_of
 from infernet.transport.contract import TransportError
-from protocol.effects import JobDone, JobFailed, RunEngine
+from protocol.effects import JobDone, JobFailed, JobText, RunEngine
 from protocol.errors import LocalProtocolError, Refusal
-from protocol.events import EngineFailed, EngineFinished
+from protocol.events import EngineFailed, EngineFinished, EngineText
 from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Role, Sampling
 
@@ -82,10 +82,13 @@ async def _tried(worker: WorkerProcess, config: EngineConfig, situation: Situati
     request = JobRequest(messages=_MESSAGES)
     worker.post(RunEngine(RunId(1), Kind.CHAT, config.name, request, _SAMPLING, _CONTEXT_TOKENS, _TOKENS))
     situation.answer = fail("the engine gave no answer", "run `infernet doctor` again with nothing else running")
+    text = ""
     with trio.move_on_after(ANSWER_DEADLINE_S):
         while (report := await worker.receive()) is not None:
+            if isinstance(report, EngineText):
+                text += report.text
             if isinstance(report, EngineFinished):
-                situation.answer = _judged(report.output_tokens)
+                situation.answer = _judged(report.output_tokens, text)
                 break
             if isinstance(report, EngineFailed):
                 situation.answer = fail(f"the engine refused the question: {report.text}", _RESTART)
@@ -96,8 +99,8 @@ async def _tried(worker: WorkerProcess, config: EngineConfig, situation: Situati
 _RESTART: Final = "see the log, and serve another model if it goes on (`infernet config set --model FILE`)"
 
 
-def _judged(output_tokens: int) -> Finding:
-    if output_tokens < 1:
+def _judged(output_tokens: int, text: str) -> Finding:
+    if output_tokens < 1 or not text.strip():
         return fail("the engine answered a question with nothing", _RESTART)
     return ok(f"the engine answered a question with {output_tokens} tokens")
 
@@ -133,9 +136,12 @@ async def _asked(config: Config, address: str) -> Finding:
     )
     options = AskOptions(messages=_MESSAGES, provider=peer_of(address), max_tokens=_TOKENS, temperature=0.0)
     async with client_node(config, key, peers=[address]) as node, node.ask(options) as events:
+        text = ""
         async for event in events:
+            if isinstance(event, JobText):
+                text += event.text
             if isinstance(event, JobDone):
-                return _judged(sum(part.output_tokens for part in event.served))
+                return _judged(sum(part.output_tokens for part in event.served), text)
             if isinstance(event, JobFailed):
                 return _refused(event)
     return fail("the running node gave no answer", _RESTART)
