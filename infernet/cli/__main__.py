@@ -22,6 +22,7 @@ VERBS: Final = {
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
     "doctor": "find out what is wrong here, and what to do about it",
+    "report": "write down what others need to help, and nothing that says whose it is",
     "model": "fetch the starter model",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
