@@ -59,10 +59,6 @@ class Redactor:
         """A free text, on one line of limited length, without anything that names somebody."""
         # Cut far beyond what is shown, so that half a secret at the end is not taken for a word.
         pieces = [clean_line(text, 8 * TEXT_CHARACTERS_MAX)]
-        if "path" in self._kinds.values():
-            pieces = _split(pieces, self._folders, self.path)
-        if self._kinds:
-            pieces = _split(pieces, self._literals, lambda found: self._numbered(self._kinds[found.lower()], found))
         for pattern, replace in self._steps():
             pieces = _split(pieces, pattern, replace)
         shown = "".join(piece if isinstance(piece, _Done) else _only_punctuation(piece) for piece in pieces)
@@ -70,17 +66,21 @@ class Redactor:
         return shown if len(shown) <= TEXT_CHARACTERS_MAX else shown[: TEXT_CHARACTERS_MAX - 1] + "…"
 
     def _steps(self) -> Iterable[tuple[re.Pattern[str], _Replace]]:
+        # First those that are known by the words before them, then those that may hold others, then the others.
         yield shapes.LABELLED, lambda _: "<secret>"
         yield shapes.BEARER, lambda _: "<secret>"
+        if "path" in self._kinds.values():
+            yield self._folders, self.path
         yield shapes.INVITE, lambda _: "<invite>"
         yield shapes.URL, self.url
         yield shapes.EMAIL, lambda found: self._numbered("email", found)
         yield shapes.MULTIADDR, lambda found: self._numbered("multiaddr", found)
         yield shapes.PATH, self.path
+        if self._kinds:
+            yield self._literals, lambda found: self._numbered(self._kinds[found.lower()], found)
         yield shapes.COLONS, self._colons
         yield shapes.IPV4, self.ip
-        yield shapes.NODE, self.node
-        yield shapes.HEX, lambda found: "<number>" if found.isdigit() else self.node(found)
+        yield shapes.NODE, lambda found: "<number>" if found.isdigit() else self.node(found)
         yield shapes.OPAQUE, self._opaque
         yield shapes.DOTTED, lambda found: found if shapes.is_plain_dotted(found) else self._numbered("host", found)
         yield shapes.WORD, lambda found: found if shapes.is_plain_word(found) else "<text>"
@@ -133,7 +133,9 @@ class Redactor:
         # `::` is also how C++ and others write names; alone between words it is nobody's address.
         return None if found == "::" else self.ip(found.rstrip("."))
 
-    def _opaque(self, found: str) -> str:
+    def _opaque(self, found: str) -> str | None:
+        if shapes.is_plain_word(found):
+            return None  # a long name of an exception
         kind = "wallet" if shapes.is_wallet(found) else "secret"
         return self._numbered(kind, found)
 

@@ -35,12 +35,12 @@ PATH: Final = re.compile(r"(?:^|(?<=[\s\"'`(\[=:,<>]))(?:~[\w.-]*)?/[^\s\"'`,;()
 COLONS: Final = re.compile(r"(?<![\w.])\[?[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f.]{0,15}){2,}(?:%\w+)?\]?")
 TIME_OF_DAY: Final = re.compile(r"[0-2]?\d:[0-5]\d:[0-6]\d(?:\.\d{1,6})?")
 IPV4: Final = re.compile(r"(?<![\w.])\d{1,10}(?:\.\d{1,10}){3}(?![\w])")
+# Logs show the first eight digits of a node; whatever else is in hexadecimal is treated as if it were one.
 NODE: Final = re.compile(
-    r"(?<![A-Za-z0-9])(?:npub1[02-9ac-hj-np-z]{20,}|16Uiu2HA[1-9A-HJ-NP-Za-km-z]{20,}|12D3Koo[1-9A-HJ-NP-Za-km-z]{20,}"
-    r"|Qm[1-9A-HJ-NP-Za-km-z]{42,})",
+    r"(?<![A-Za-z0-9_])(?:npub1[02-9ac-hj-np-z]{20,}|16Uiu2HA[1-9A-HJ-NP-Za-km-z]{20,}|12D3Koo[1-9A-HJ-NP-Za-km-z]{20,}"
+    r"|Qm[1-9A-HJ-NP-Za-km-z]{42,}|(?:0x)?[0-9a-f]{8,}(?![a-z0-9_]))",
     re.IGNORECASE,
 )
-HEX: Final = re.compile(r"(?<![A-Za-z0-9])(?:0[xX])?[0-9A-Fa-f]{8,}(?![A-Za-z0-9])")
 # A long run of what encodings are made of, with something in it that no word has.
 OPAQUE: Final = re.compile(r"(?=[A-Za-z+/=_:.-]*[0-9]|[A-Za-z0-9+/=_:.-]*[a-z][A-Z])[A-Za-z0-9+/=_:-]{17,}")
 DOTTED: Final = re.compile(r"[\w-]+(?:\.[\w-]+)+")
@@ -57,6 +57,12 @@ _NAMES_WITH_DIGITS: Final = frozenset(
         "python3", "sqlite3", "p2p", "p2p_port", "i386", "x86_64", "aarch64", "arm64", "q4_1", "msg1", "w3c",
     }
 )  # fmt: skip
+# Coins of Ethereum's kind have the same addresses, and so have all coins on one network.
+_ONE_PAIR_OF_EACH_KIND: Final = tuple(
+    {
+        ("evm" if pair.network in ("ethereum", "polygon", "bsc", "base") else pair.network): pair for pair in PAIRS
+    }.values()
+)
 PUNCTUATION: Final = frozenset(" .,;:!?()[]{}<>'\"`/=%*|&#@~$^\\+-_…–—→")
 
 
@@ -74,7 +80,7 @@ def is_plain_dotted(text: str) -> bool:
 
 def is_wallet(text: str) -> bool:
     """Whether a coin can be paid to this address."""
-    for pair in PAIRS:
+    for pair in _ONE_PAIR_OF_EACH_KIND:
         try:
             check_address(pair, text)
         except BadAddress:
