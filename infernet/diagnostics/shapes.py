@@ -1,6 +1,7 @@
 """What the redactor recognises: the shapes of things that name somebody, and the words that name nobody.
 
-The order of `SHAPES` matters: a URL may hold an address, and an address a name.
+Each that begins with a run of characters looks behind it first: else a long run would be tried from each of its
+characters, to no avail.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from protocol.formats.addresses import BadAddress, check_address
+from protocol.formats.addresses import AddressFault, BadAddress, check_address
 from protocol.formats.coins import PAIRS
 
 # A word after which the rest of the line is nobody's business.
 LABELLED: Final = re.compile(
-    r"[\w-]*(?:authori[sz]ation|x-infernet-auth|cookie|api[-_ ]?key|passw(?:or)?d|passphrase|pwd|secret|token(?!s)|nsec"
-    r"|priv(?:ate)?[-_ ]?key|mnemonic|seed[-_ ]?phrase|credential|prompt(?!_tokens)|messages|content)[\w-]*"
-    r"[\"'\]]*\s*(?:[:=]|\bis\b)\s*[^\s].*",
+    r"(?<![\w-])[\w-]*(?:authori[sz]ation|x-infernet-auth|cookie|api[-_ ]?key|passw(?:or)?d|passphrase|pwd|secret"
+    r"|token(?!s)|nsec|priv(?:ate)?[-_ ]?key|mnemonic|seed[-_ ]?phrase|credential|prompt(?!_tokens)|messages|content)"
+    r"[\w-]*[\"'\]]*\s*(?:[:=]|\bis\b)\s*[^\s].*",
     re.IGNORECASE | re.DOTALL,
 )
-BEARER: Final = re.compile(r"\b(?:bearer|basic|digest|negotiate)\s+\S+", re.IGNORECASE)
+BEARER: Final = re.compile(r"(?<![A-Za-z])(?:bearer|basic|digest|negotiate)\s+\S+", re.IGNORECASE)
 INVITE: Final = re.compile(r"\binfernet:\S+", re.IGNORECASE)
-URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
-EMAIL: Final = re.compile(r"[^\s@\"'<>(),;]+@[^\s@\"'<>(),;]+")
+URL: Final = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://\S+")
+EMAIL: Final = re.compile(r"(?<![^\s@\"'<>(),;])[^\s@\"'<>(),;]+@[^\s@\"'<>(),;]+")
 MULTIADDR: Final = re.compile(
     r"/(?:ip4|ip6|ip6zone|dns|dns4|dns6|dnsaddr|p2p|ipfs|onion3?|garlic(?:32|64)|unix|tcp|udp|ws|wss|p2p-circuit)"
     r"/[^\s\"',;()<>]+"
 )
-PATH: Final = re.compile(r"(?:^|(?<=[\s\"'`(\[=:,<>]))(?:~[\w.-]*)?/[^\s\"'`,;()<>]*|[A-Za-z]:\\\S+")
+PATH: Final = re.compile(r"(?<![\w/~])(?:~[\w.-]*)?/[^\s\"'`,;()<>]*|[A-Za-z]:\\\S+")
 # Three groups of digits and colons or more: IPv6, a MAC address, or a time of day.
 COLONS: Final = re.compile(r"(?<![\w.])\[?[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f.]{0,15}){2,}(?:%\w+)?\]?")
 TIME_OF_DAY: Final = re.compile(r"[0-2]?\d:[0-5]\d:[0-6]\d(?:\.\d{1,6})?")
@@ -42,7 +43,9 @@ NODE: Final = re.compile(
     re.IGNORECASE,
 )
 # A long run of what encodings are made of, with something in it that no word has.
-OPAQUE: Final = re.compile(r"(?=[A-Za-z+/=_:.-]*[0-9]|[A-Za-z0-9+/=_:.-]*[a-z][A-Z])[A-Za-z0-9+/=_:-]{17,}")
+OPAQUE: Final = re.compile(
+    r"(?<![A-Za-z0-9+/=_:-])(?=[A-Za-z+/=_:.-]*[0-9]|[A-Za-z0-9+/=_:.-]*[a-z][A-Z])[A-Za-z0-9+/=_:-]{17,}"
+)
 DOTTED: Final = re.compile(r"[\w-]+(?:\.[\w-]+)+")
 WORD: Final = re.compile(r"[\w-]+")
 
@@ -57,12 +60,6 @@ _NAMES_WITH_DIGITS: Final = frozenset(
         "python3", "sqlite3", "p2p", "p2p_port", "i386", "x86_64", "aarch64", "arm64", "q4_1", "msg1", "w3c",
     }
 )  # fmt: skip
-# Coins of Ethereum's kind have the same addresses, and so have all coins on one network.
-_ONE_PAIR_OF_EACH_KIND: Final = tuple(
-    {
-        ("evm" if pair.network in ("ethereum", "polygon", "bsc", "base") else pair.network): pair for pair in PAIRS
-    }.values()
-)
 PUNCTUATION: Final = frozenset(" .,;:!?()[]{}<>'\"`/=%*|&#@~$^\\+-_…–—→")
 
 
@@ -79,14 +76,12 @@ def is_plain_dotted(text: str) -> bool:
 
 
 def is_wallet(text: str) -> bool:
-    """Whether a coin can be paid to this address."""
-    for pair in _ONE_PAIR_OF_EACH_KIND:
-        try:
-            check_address(pair, text)
-        except BadAddress:
-            continue
-        return True
-    return False
+    """Whether some coin can be paid to this address."""
+    try:
+        check_address(PAIRS[0], text)
+    except BadAddress as error:
+        return error.fault is AddressFault.WRONG_COIN
+    return True
 
 
 @cache

@@ -68,6 +68,11 @@ async def _look(check: Check, situation: Situation) -> Finding:
     try:
         with trio.move_on_after(check.deadline_s):
             finding = await check.examine(situation)
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else "a file"
+        return fail(
+            f"{where} cannot be used ({(error.strerror or 'an error').lower()})", "check its owner and its mode"
+        )
     except Exception as error:  # noqa: BLE001 - a doctor that breaks helps nobody, whatever it met
         return fail(
             f"the check itself broke ({type(error).__name__})",

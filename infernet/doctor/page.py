@@ -29,7 +29,7 @@ infernet doctor --json | jq -r '.checks[] | select(.status == "fail") | .id + ":
 Each check ends `ok`, `warn` (it works, and you should know), `fail`, or `skip` (nothing to look at, left out, or a
 check that it rests on failed). The exit code is 0 when nothing failed, 1 when something did, 2 for a flag that does not
 exist. Ids keep their meaning from version to version, so that scripts and bug reports can name them. A check that takes
-longer than its deadline fails, and the others go on.
+longer than its deadline fails, and the others go on. All of this has run on Linux; on macOS it has not been tried.
 
 If that does not help, `infernet report` writes down what others need to help you, without keys, names and addresses.
 

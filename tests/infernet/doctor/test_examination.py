@@ -77,6 +77,15 @@ async def test_a_check_that_breaks_says_so_and_nothing_of_what_it_held() -> None
     assert results["c"].finding.status is Status.OK
 
 
+async def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    def reads(_situation: Situation) -> Finding:
+        return ok((tmp_path / "missing").read_text())
+
+    finding = (await run(check("a", in_thread(reads))))["a"].finding
+    assert finding == fail(f"{tmp_path}/missing cannot be used (no such file or directory)", finding.fix)
+    assert "owner" in finding.fix
+
+
 async def test_checks_that_hang_fail_at_their_deadline_and_hold_nobody_up() -> None:
     release = threading.Event()
 
