@@ -150,6 +150,15 @@ def in_thread(look: Callable[[Situation], Finding]) -> Examine:
     return examine
 
 
+def own_address(status: Mapping[str, Any]) -> str | None:
+    """Where this machine itself reaches the running node: over loopback, if it listens there."""
+    told = status.get("addresses")
+    addresses = [each for each in told if isinstance(each, str)] if isinstance(told, list) else []
+    return next(
+        (each for each in addresses if each.startswith(("/ip4/127.", "/ip6/::1/"))), next(iter(addresses), None)
+    )
+
+
 def text_of(fields: Mapping[str, Any], name: str) -> str:
     """A text that another process sent; empty when it is none."""
     value = fields.get(name)

@@ -10,7 +10,7 @@ import trio
 from infernet import identity
 from infernet.answers import AskOptions
 from infernet.config import Config, default_name
-from infernet.doctor.contract import Check, Finding, Part, Situation, fail, ok, part_of, skip, text_of
+from infernet.doctor.contract import Check, Finding, Part, Situation, fail, ok, own_address, part_of, skip, text_of
 from infernet.engines.contract import EngineConfig
 from infernet.engines.frames import Load, LoadFailed, Ready
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
@@ -108,14 +108,13 @@ def _judged(output_tokens: int, text: str) -> Finding:
 async def _answers(situation: Situation) -> Finding:
     if situation.status is None:
         return situation.answer or skip("no engine was started")
-    addresses = situation.status.get("addresses")
-    first = next((each for each in addresses if isinstance(each, str)), None) if isinstance(addresses, list) else None
-    if first is None:
+    address = own_address(situation.status)
+    if address is None:
         return skip("the running node listens on no port; `infernet stop`, then ask the doctor again")
     if not situation.listens:
         return skip("not looked at: port.listen comes first")
     try:
-        return await _asked(situation.config, first)
+        return await _asked(situation.config, address)
     except (TransportError, LocalProtocolError) as error:
         return fail(f"the running node cannot be asked: {error}", "restart it: `infernet stop`, then `infernet start`")
 
@@ -169,7 +168,8 @@ CHECKS: Final = (
         id="engine.answers",
         title="Engine answers a question",
         looks=f"Asks a real question and wants up to {_TOKENS} tokens. A running node is asked over its own port by a "
-        "key that is used once; if it answers for money only, this is skipped.",
+        "key that is used once, and notes that in its log like any other question; if it answers for money only, this "
+        "is skipped.",
         remedy="See the log, and serve another model if it goes on.",
         examine=_answers,
         needs=("engine.loads",),

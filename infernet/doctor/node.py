@@ -121,6 +121,9 @@ async def _peers(situation: Situation) -> Finding:
         return skip("no node is running")
     if not situation.config.p2p_enabled:
         return skip("libp2p is off here")
+    link = situation.status.get("coordinator")
+    if isinstance(link, dict) and text_of(link, "state") != "connected":
+        return skip("not looked at: node.heartbeat comes first")
     count = situation.status.get("peers")
     if not isinstance(count, int) or count < 1:
         return warn(
@@ -185,7 +188,8 @@ CHECKS: Final = (
         looks="Whether the running node's link to its coordinator is up; heartbeats travel over it.",
         remedy="The line says why not. The other checks of the coordinator and of the clock may say more.",
         examine=_heartbeat,
-        needs=("config.readable", "ipc.answers"),
+        # Without these there can be no link, and they say why.
+        needs=("config.readable", "ipc.answers", "coordinator.key", "clock.skew"),
         part=Part.NETWORK,
     ),
     Check(

@@ -11,7 +11,20 @@ from typing import Final
 import psutil
 import trio
 
-from infernet.doctor.contract import Check, Finding, Part, Situation, fail, in_thread, ok, part_of, skip, text_of, warn
+from infernet.doctor.contract import (
+    Check,
+    Finding,
+    Part,
+    Situation,
+    fail,
+    in_thread,
+    ok,
+    own_address,
+    part_of,
+    skip,
+    text_of,
+    warn,
+)
 from protocol.formats.text import clean_line
 
 # What every libp2p listener says first: its length, the name, a newline.
@@ -99,14 +112,13 @@ def _holder(port: int) -> str:
 async def _listens(situation: Situation) -> Finding:
     if situation.status is None:
         return skip("no node is running")
-    addresses = situation.status.get("addresses")
-    first = next((each for each in addresses if isinstance(each, str)), "") if isinstance(addresses, list) else ""
-    if not first:
+    address = own_address(situation.status)
+    if address is None:
         if situation.config.p2p_enabled and situation.config.listen_hosts:
             return fail("the running node listens on no port", "restart it: `infernet stop`, then `infernet start`")
         return skip("this node listens on no port")
     try:
-        _, _, host, _, port, *_ = first.split("/")
+        _, _, host, _, port, *_ = address.split("/")
         stream = await trio.open_tcp_stream(host, int(port))
         async with stream:
             await stream.send_all(_GREETING)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infernet.doctor.contract import own_address
 from infernet.lock import hold_lock
 from protocol.ids import peer_id
 from tests.helpers_cli import Home, running
@@ -115,6 +116,30 @@ async def test_one_without_its_link(well: Home, capsys: pytest.CaptureFixture[st
             assert "does not answer" in report.told("node.heartbeat")
             node.state["coordinator"] = down | {"state": "connected", "last_error": ""}
             assert (await examine_beside(capsys, "--skip-engine")).faults == {}
+
+
+async def test_one_whose_coordinator_is_gone(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """That the link is down follows from it, and so does that nobody is there."""
+    put(well, **HIDDEN, coordinator_url="http://127.0.0.1:9", coordinator_key="ab" * 32)
+    down = {"url": "http://127.0.0.1:9", "state": "waiting", "last_error": "it is gone"}
+    async with running(double(well, coordinator=down, coordinator_url="http://127.0.0.1:9", peers=0), well.config):
+        report = await examine_beside(capsys, "--skip-engine")
+    assert report.faults == {"coordinator.reachable": "fail"}
+
+
+@pytest.mark.parametrize(
+    ("addresses", "chosen"),
+    [
+        (["/ip4/192.0.2.1/tcp/1", "/ip4/127.0.0.1/tcp/2"], "/ip4/127.0.0.1/tcp/2"),
+        (["/ip6/fe80::1/tcp/1", "/ip6/::1/tcp/2"], "/ip6/::1/tcp/2"),
+        ([7, "/ip4/192.0.2.1/tcp/1"], "/ip4/192.0.2.1/tcp/1"),
+        ([], None),
+        ("/ip4/127.0.0.1/tcp/1", None),
+        (None, None),
+    ],
+)
+async def test_it_is_asked_where_programs_of_this_machine_are_known(addresses: object, chosen: str | None) -> None:
+    assert own_address({"addresses": addresses}) == chosen
 
 
 async def test_one_that_the_coordinator_does_not_list(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
