@@ -160,7 +160,7 @@ KINDS: dict[str, Make] = {
     "bearer token": _bearer,
     "labelled secret": _labelled,
     "API key": _api_key,
-    **{f"{pair.asset} address": lambda rng, pair=pair: _one(_ADDRESS_OF[pair.network](rng)) for pair in PAIRS},  # type: ignore[misc]
+    **{f"{pair.asset} address": lambda rng, pair=pair: _one(_ADDRESS_OF[pair.network](rng)) for pair in PAIRS},
 }
 
 

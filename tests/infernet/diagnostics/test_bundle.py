@@ -22,7 +22,7 @@ from infernet.settings import SETTINGS
 from protocol.ids import bech32_encode, npub, peer_id, short
 from tests.helpers_cli import Home
 from tests.helpers_node import key_of
-from tests.helpers_secrets import KINDS, Make, Secret, leaked, letters
+from tests.helpers_secrets import KINDS, Secret, leaked, letters
 
 GOLDEN = Path(__file__).with_name("golden_report.md")
 COUNT = 1000
@@ -208,7 +208,11 @@ def test_names_that_only_this_machine_knows_never_come_out(home: Home, monkeypat
     """Words that look like any other: host, user, node and the value of a secret variable."""
     rng = random.Random(5)
     home.config.state_dir.mkdir(parents=True)
-    make: Make = lambda rng: (text := letters(rng, 7, 12)) and Secret(text, (text,))  # noqa: E731
+
+    def make(rng: random.Random) -> Secret:
+        text = letters(rng, 7, 12)
+        return Secret(text, (text,))
+
     for _ in range(COUNT // 20):
         host, user, name, token = (make(rng) for _ in range(4))
         monkeypatch.setattr(socket, "gethostname", lambda host=host: f"{host.text}.example")

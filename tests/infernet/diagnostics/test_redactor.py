@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from infernet.diagnostics.log_lines import redacted
 from infernet.diagnostics.redactor import TEXT_CHARACTERS_MAX, Redactor
 from protocol.formats.addresses import BadAddress, check_address
-from protocol.formats.coins import PAIRS
+from protocol.formats.coins import PAIRS, Pair
 from protocol.ids import npub, peer_id, short
 from tests.helpers_node import key_of
 from tests.helpers_secrets import KINDS, Secret, leaked
@@ -64,18 +64,18 @@ def test_a_thousand_secrets_of_each_kind_never_come_out(kind: str) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.asset)
-def test_the_wallets_that_are_made_up_are_wallets(pair: object) -> None:
+def test_the_wallets_that_are_made_up_are_wallets(pair: Pair) -> None:
     """Else the test above would prove less than it says."""
     rng = random.Random(1)
     found = 0
     for _ in range(20):
         try:
-            check_address(pair, KINDS[f"{pair.asset} address"](rng).text)  # type: ignore[attr-defined, arg-type]
+            check_address(pair, KINDS[f"{pair.asset} address"](rng).text)
             found += 1
         except BadAddress:
             continue
     # Half of all 32 bytes are no point of Solana's curve.
-    assert found == 20 or (pair.network == "solana" and found > 3)  # type: ignore[attr-defined]
+    assert found == 20 or (pair.network == "solana" and found > 3)
 
 
 @pytest.mark.parametrize(
