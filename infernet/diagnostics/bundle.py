@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -165,7 +166,8 @@ def _counters(here: Config | None, redactor: Redactor) -> dict[str, Any]:
     )
     counters: dict[str, Any] = _numbers(status, _COUNTERS)
     uptime_s = status.get("uptime_s")
-    counters["uptime_minutes"] = round(uptime_s / 60) if isinstance(uptime_s, (int, float)) else None
+    if isinstance(uptime_s, (int, float)) and math.isfinite(uptime_s):
+        counters["uptime_minutes"] = round(uptime_s / 60)
     counters["models"] = len(models) if isinstance(models := status.get("models"), list) else None
     counters |= {"engine": _state(engine.get("state")), "coordinator": _state(link.get("state"))}
     counters["reached"] = _state(reached.get("reachability"))

@@ -20,6 +20,8 @@ _SECRET_VARIABLE: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CRED|COOKIE|MNE
 _GENERIC: Final = frozenset(
     {"root", "infernet", "nobody", "localhost", "localhost.localdomain", "/", "/root", "/nonexistent"}
 )
+# What variables are often set to that sound secret and are switches.
+_SWITCHES: Final = frozenset({"true", "false", "yes", "no", "on", "off", "none", "null", "auto", "default"})
 _PATH_VARIABLES: Final = ("HOME", "INFERNET_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_DATA_HOME")
 _USER_VARIABLES: Final = ("USER", "LOGNAME", "SUDO_USER")
 
@@ -28,7 +30,7 @@ def known_names(environ: Mapping[str, str], config: Config | None) -> dict[str, 
     """Text -> what kind of thing it names."""
     names: dict[str, str] = {}
     for name, value in environ.items():
-        if _SECRET_VARIABLE.search(name):
+        if _SECRET_VARIABLE.search(name) and value.lower() not in _SWITCHES:
             # Also its lines and words: a log may quote a part.
             names |= dict.fromkeys([value, *(word for word in value.split() if len(word) > 5)], "secret")
     names |= dict.fromkeys(_users(environ), "user")

@@ -9,7 +9,8 @@ _HEAD: Final = """\
 # Infernet report
 
 Made to be read by others. Keys, names, hosts, users, paths, addresses and whatever is no plain word were taken out;
-the same number means the same thing (`<node-1>` is one node). Read it before you post it all the same.
+the same number means the same thing (`<node-1>` is one node). A name that is a plain word, and that this machine does
+not know for one, may have stayed: read it before you post it.
 """
 
 

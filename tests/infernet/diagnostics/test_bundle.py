@@ -22,7 +22,7 @@ from infernet.settings import SETTINGS
 from protocol.ids import bech32_encode, npub, peer_id, short
 from tests.helpers_cli import Home
 from tests.helpers_node import key_of
-from tests.helpers_secrets import KINDS, Secret, leaked, letters
+from tests.helpers_secrets import ALICES_HOME, KINDS, Secret, leaked, letters
 
 GOLDEN = Path(__file__).with_name("golden_report.md")
 COUNT = 1000
@@ -46,7 +46,7 @@ def plant_everything(home: Home, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         "peers": [f"/ip4/203.0.113.7/tcp/46337/p2p/{peer_id(PEER.node)}"],
         "allow": [PEER.node.hex()],
         "price_out_usd": "0.77",
-        "model": "/home/alice/secret-project.gguf",
+        "model": f"{ALICES_HOME}/secret-project.gguf",
     }
     save(here.config_file, settings, keep=False)
     with here.config_file.open("a") as file:
@@ -64,7 +64,7 @@ def plant_everything(home: Home, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
             "exception": "KeyError at x.py:7 y",
         },
         {"event": "dht.begun", "addresses": ["/ip4/203.0.113.7/tcp/1"], "unknown_field": "letmein-alice"},
-        "ggml: cannot open /home/alice/secret-project.gguf on falcon (letmein2)",
+        f"ggml: cannot open {ALICES_HOME}/secret-project.gguf on falcon (letmein2)",
         "{broken json with Bearer abcdef",
     ]
     stamped = [
@@ -75,7 +75,7 @@ def plant_everything(home: Home, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     ]
     here.state_dir.mkdir(parents=True)
     here.log_file.write_text("\n".join(stamped) + "\n")
-    (here.state_dir / "crash.log").write_text("KeyError at wallet.py:7 run > /home/alice/x.py\n")
+    (here.state_dir / "crash.log").write_text(f"KeyError at wallet.py:7 run > {ALICES_HOME}/x.py\n")
     monkeypatch.setattr(socket, "gethostname", lambda: "falcon.alice.example")
     monkeypatch.setattr(bundle, "_versions", lambda: {"infernet": "0.1.0"})
     monkeypatch.setattr(bundle, "_machine", lambda: {"system": "Linux"})
@@ -87,7 +87,7 @@ def plant_everything(home: Home, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         "jobs_asked": "letmein",
         "addresses": ["/ip4/203.0.113.9/tcp/46337"],
         "models": ["secret-project"],
-        "engine": {"state": "ready", "runs_total": 9, "restarts": 1, "last_error": "died at /home/alice/x"},
+        "engine": {"state": "ready", "runs_total": 9, "restarts": 1, "last_error": f"died at {ALICES_HOME}/x"},
         "coordinator": {"state": "letmein", "url": "https://market.alice.example", "last_error": "no 203.0.113.9"},
         "reached": {"reachability": "not_reached", "advice": "forward to 192.168.7.7"},
         "transport": {"connections": 4, "bytes_in": True, "letmein": 5},
@@ -97,11 +97,11 @@ def plant_everything(home: Home, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
 
 
 RESULTS = (
-    result("config.known", Status.WARN, "/home/alice/config.toml: unknown setting 'hf_abcDEF123456' is kept"),
+    result("config.known", Status.WARN, f"{ALICES_HOME}/config.toml: unknown setting 'hf_abcDEF123456' is kept"),
     result(
         "coordinator.key", Status.FAIL, f"the coordinator shows the key {npub(PEER.node)}, not {npub(KEY.node)}", 12
     ),
-    result("disk.free", Status.OK, "9 MB are free at /home/alice"),
+    result("disk.free", Status.OK, f"9 MB are free at {ALICES_HOME}"),
 )
 
 

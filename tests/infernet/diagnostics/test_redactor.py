@@ -15,7 +15,7 @@ from protocol.formats.addresses import BadAddress, check_address
 from protocol.formats.coins import PAIRS, Pair
 from protocol.ids import npub, peer_id, short
 from tests.helpers_node import key_of
-from tests.helpers_secrets import KINDS, Secret, leaked
+from tests.helpers_secrets import ALICES_HOME, KINDS, Secret, leaked
 
 COUNT = 1000
 NODE = key_of(7).node
@@ -99,7 +99,7 @@ def test_what_names_nobody_stays(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("at /home/alice/x y", "at <path> y"),
+        (f"at {ALICES_HOME}/x y", "at <path> y"),
         ("at /srv/a/state/daemon.log: full", "at <path>/daemon.log: full"),
         ("from 8.8.8.8 port 46337", "from <ip-1 public> port 46337"),
         ("from 10.0.0.7 and 10.0.0.8", "from <ip-1 private> and <ip-2 private>"),

@@ -7,6 +7,7 @@ import pytest
 from infernet.config import load
 from infernet.diagnostics import settings_shown
 from infernet.settings import SETTINGS
+from tests.helpers_secrets import ALICES_HOME
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from infernet.settings import SETTINGS
             "127.0.0.1,::,10.0.0.1,fe80::1",
             "this machine, all IPv6, a private IPv4 address, a private IPv6 address",
         ),
-        ("INFERNET_MODEL", "/home/alice/m.gguf", "another file"),
+        ("INFERNET_MODEL", f"{ALICES_HOME}/m.gguf", "another file"),
         ("INFERNET_MODEL", "smollm2-135m-instruct", "smollm2-135m-instruct"),
         ("INFERNET_PRICE_OUT_USD", "0.5", "set"),
         ("INFERNET_PRICE_OUT_USD", "0", "not set"),
