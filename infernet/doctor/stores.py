@@ -15,21 +15,24 @@ from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread,
 from infernet.money_store import MoneyStore
 from infernet.store import StoreError
 
-COPY_BYTES_MAX: Final = 256 * 1024 * 1024
+COPY_BYTES_MAX: Final = 128 * 1024 * 1024
 _COPY_DEADLINE_S: Final = 20.0
 
 
 class _TooLarge(Exception):
-    """The file would take too long to copy."""
+    """The file would take too long to copy, or more room than there is."""
 
 
 @contextmanager
 def _copied(path: Path) -> Iterator[Path]:
     """A copy of a database, with what its log holds. Raises OSError and _TooLarge."""
     sources = [path, path.with_name(path.name + "-wal")]
-    if sum(source.stat().st_size for source in sources if source.is_file()) > COPY_BYTES_MAX:
+    size = sum(source.stat().st_size for source in sources if source.is_file())
+    if size > COPY_BYTES_MAX:
         raise _TooLarge
     with tempfile.TemporaryDirectory(prefix="infernet-doctor-") as folder:
+        if shutil.disk_usage(folder).free < 2 * size:
+            raise _TooLarge
         for source in sources:
             if source.is_file():
                 shutil.copyfile(source, Path(folder) / source.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import stat
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from tests.helpers_cli import Home, invoke
 from tests.helpers_doctor import QUICK, make_well
+from tests.helpers_secrets import KINDS, leaked
 
 
 def test_it_is_printed_and_names_nobody(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +49,28 @@ def test_as_json(home: Home, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     }  # fmt: skip
     path = tmp_path / "r.md"
     assert invoke(capsys, "report", "--json", "--output", str(path), *QUICK).json == {"file": str(path)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_whole_run_shows_none_of_what_was_planted(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Real checks over a home that is full of secrets; what they quote is redacted like everything else."""
+    make_well(home, capsys)
+    rng = random.Random(seed)
+    secrets = [make(rng) for make in KINDS.values() for _ in range(2)]
+    rng.shuffle(secrets)
+    with home.config.config_file.open("a") as file:
+        file.writelines(f"{json.dumps(secret.text)} = {json.dumps(secret.text)}\n" for secret in secrets[:12])
+    home.config.state_dir.mkdir(exist_ok=True)
+    home.config.log_file.write_text("".join(f"it met {secret.text}\n" for secret in secrets))
+    (home.config.state_dir / "crash.log").write_text(secrets[12].text)
+    for number, name in enumerate(("HTTP_PROXY", "ALL_PROXY", "INFERNET_MODEL", "USER", "GITHUB_TOKEN", "NO_PROXY")):
+        monkeypatch.setenv(name, secrets[20 + number].text)
+    monkeypatch.setenv("INFERNET_" + secrets[30].text.replace("=", ""), secrets[31].text)
+    outcome = invoke(capsys, "report", "--skip-engine")
+    assert outcome.code == 0
+    assert "warn config.known" in outcome.out
+    for secret in secrets:
+        assert not leaked(secret, outcome.out + outcome.err), secret

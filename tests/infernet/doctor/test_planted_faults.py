@@ -17,6 +17,7 @@ import pytest
 
 from infernet.config import FILE_NAME
 from infernet.doctor import engine
+from infernet.doctor.stores import COPY_BYTES_MAX
 from infernet.lock import hold_lock
 from infernet.log import FILE_BYTES_MAX
 from infernet.money_store import MoneyStore
@@ -412,3 +413,14 @@ def test_a_real_model_answers(home: Home, capsys: pytest.CaptureFixture[str], st
     assert report.faults == {}
     assert "8 tokens" in report.told("engine.answers")
     assert list(home.config.models_dir.iterdir()) == [home.config.models_dir / starter_model_path.name]
+
+
+@pytest.mark.parametrize("name", ["store.whole", "money.store"])
+def test_a_database_that_is_too_large_to_copy(well: Home, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = well.config.store_file if name == "store.whole" else well.config.money_file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    os.truncate(path, COPY_BYTES_MAX + 1)
+    report = examine(capsys)
+    assert report.faults == {}
+    assert report.checks[name]["status"] == "skip"
