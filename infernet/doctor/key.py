@@ -46,6 +46,8 @@ def _complaint(path: Path, what: str, mode: int) -> Finding | None:
             f"the {what} {path} has mode {stat.S_IMODE(status.st_mode):04o}, so others may have read the key",
             f"run `chmod {mode:o} {quoted}` if you are sure that nobody has, else make a new key (`infernet init`)",
         )
+    if not os.access(path, os.R_OK):
+        return fail(f"the {what} {path} cannot be read by you", f"run `chmod {mode:o} {quoted}`")
     return None
 
 

@@ -424,3 +424,49 @@ def test_a_database_that_is_too_large_to_copy(well: Home, capsys: pytest.Capture
     report = examine(capsys)
     assert report.faults == {}
     assert report.checks[name]["status"] == "skip"
+
+
+# ---------------------------------------------------------------- owners, and a user who is not root
+
+SOMEBODY = 12_345
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    ("place", "name"), [("config_file", "config.mode"), ("key_file", "key.mode"), ("config_dir", "key.mode")]
+)
+def test_a_file_of_another_user(well: Home, capsys: pytest.CaptureFixture[str], place: str, name: str) -> None:
+    path: Path = getattr(well.config, place)
+    os.chown(path, SOMEBODY, SOMEBODY)
+    report = examine(capsys)
+    assert report.faults == {name: "fail"}
+    assert "belongs to another user" in report.told(name)
+    assert f"chown 0 {path}" in report.told(name)
+    os.chown(path, 0, 0)
+    assert examine(capsys).faults == {}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root becomes somebody else")
+@pytest.mark.parametrize(
+    ("place", "mode", "name", "words"),
+    [
+        ("config_file", 0o000, "config.readable", "check its owner and mode"),
+        ("key_file", 0o000, "key.mode", "chmod 600"),
+        ("state_dir", 0o500, "home.writable", f"chown -R {SOMEBODY}"),
+        ("state_dir", 0o000, "home.writable", f"chown -R {SOMEBODY}"),
+    ],
+)
+def test_what_a_user_may_not_read_or_write(well: Home, place: str, mode: int, name: str, words: str) -> None:
+    well.config.state_dir.mkdir(exist_ok=True)
+    for path in [well.path, *well.path.rglob("*")]:
+        os.chown(path, SOMEBODY, SOMEBODY)
+    as_somebody = ("setpriv", f"--reuid={SOMEBODY}", f"--regid={SOMEBODY}", "--clear-groups")
+    path = getattr(well.config, place)
+    before = path.stat().st_mode
+    path.chmod(mode)
+    report = examine_under(well, *as_somebody)
+    path.chmod(before)
+    assert report.faults == {name: "fail"}
+    assert words in report.told(name)
+    assert examine_under(well, *as_somebody).faults == {}
