@@ -124,6 +124,8 @@ class FakeCoordinator:
     listed: list[dict[str, Any]] = field(default_factory=list)
     #: Answers everything with this instead.
     body: bytes | None = None
+    #: Paths that are answered with an error, and which.
+    errors: dict[str, int] = field(default_factory=dict)
 
     def answer(self, path: str) -> bytes:
         """The body for a path."""
@@ -149,7 +151,7 @@ def fake_coordinator() -> Iterator[FakeCoordinator]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = double.answer(self.path)
-            self.send_response(200)
+            self.send_response(double.errors.get(self.path.partition("?")[0], 200))
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -88,6 +88,24 @@ def test_something_that_is_no_coordinator(
     assert "--url URL" in report.told("coordinator.reachable")
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "status"),
+    [
+        ("/api/v1/coordinator", "coordinator.reachable", "fail"),
+        ("/api/health", "coordinator.healthy", "warn"),
+    ],
+)
+def test_one_that_refuses(
+    well: Home, capsys: pytest.CaptureFixture[str], coordinator: FakeCoordinator, path: str, name: str, status: str
+) -> None:
+    coordinator.errors[path] = 503
+    report = examine(capsys, SKIP)
+    assert report.faults == {name: status}
+    assert "503" in report.told(name)
+    coordinator.errors.clear()
+    assert examine(capsys, SKIP).faults == {}
+
+
 def test_a_key_that_is_none(well: Home, capsys: pytest.CaptureFixture[str], coordinator: FakeCoordinator) -> None:
     coordinator.body = b'{"key": "nonsense\\u001b[2J", "protocol_version": 1}'
     report = examine(capsys, SKIP)

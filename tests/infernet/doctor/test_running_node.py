@@ -155,6 +155,9 @@ async def test_one_that_the_coordinator_does_not_list(well: Home, capsys: pytest
             assert report.faults == {"coordinator.listed": "fail"}
             coordinator.listed = [{"pubkey": node_of(well).hex()}]
             assert (await examine_beside(capsys, "--skip-engine")).faults == {}
+            coordinator.errors["/api/peers"] = 500
+            assert (await examine_beside(capsys, "--skip-engine")).faults == {"coordinator.listed": "warn"}
+            coordinator.errors.clear()
             # Nobody can tell from the beginning of a long list.
             coordinator.listed = [{"pubkey": "ab" * 32}] * 100
             assert (await examine_beside(capsys, "--skip-engine")).checks["coordinator.listed"]["status"] == "skip"
