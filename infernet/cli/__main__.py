@@ -21,6 +21,8 @@ VERBS: Final = {
     "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
+    "doctor": "find out what is wrong here, and what to do about it",
+    "report": "write down what others need to help, and nothing that says whose it is",
     "model": "fetch the starter model",
     "gpu": "the GPUs of this machine, and what others are told of them",
     "config": "show every setting and where it came from, or change some",

@@ -138,6 +138,14 @@ def verify(path: Path, sha256: bytes) -> None:
         )
 
 
+def marked(path: Path) -> bytes | None:
+    """What the file's SHA-256 was when it was last read whole, if its size and time are as they were; reads no more."""
+    try:
+        return _read_marker(path, path.stat())
+    except OSError:
+        return None
+
+
 _HOW_TO_GET: Final = (
     "run `infernet model pull`, give the path of a model that you have (--model), or only ask others (--role client)"
 )

@@ -33,6 +33,8 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["start", "--help"]),
         ("infernet.cli.__main__", ["chat", "--help"]),
         ("infernet.cli.__main__", ["gpu", "--help"]),
+        ("infernet.cli.__main__", ["doctor", "--help"]),
+        ("infernet.cli.__main__", ["report", "--help"]),
         ("infernet.cli.__main__", ["version"]),
     ],
 )

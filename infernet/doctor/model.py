@@ -1,0 +1,92 @@
+"""Checks of the model's file. It is read whole: the marker beside it only remembers that it was right once."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import time
+from pathlib import Path
+from typing import Final
+
+from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
+from infernet.engines import models
+from protocol.records import Role
+
+HASH_DEADLINE_S: Final = 60.0
+_PIECE_BYTES: Final = 4 * 1024 * 1024
+_MAGIC: Final = b"GGUF"
+
+
+def _present(situation: Situation) -> Finding:
+    config = situation.config
+    if config.engine == "none" or config.role is not Role.PROVIDER:
+        return skip("this node serves no model")
+    is_starter = config.model == models.STARTER.name
+    path = models.starter_path(config.models_dir) if is_starter else Path(config.model).expanduser()
+    how = "run `infernet model pull`" if is_starter else "correct the path (`infernet config set --model FILE`)"
+    try:
+        if not path.is_file():
+            return fail(f"there is no model at {path}", how)
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        return fail(f"the model {path} cannot be read ({(error.strerror or 'an error').lower()})", how)
+    situation.model_file = path
+    return ok(f"the model is at {path}")
+
+
+def _verified(situation: Situation) -> Finding:
+    path = situation.model_file
+    assert path is not None
+    is_starter = situation.config.model == models.STARTER.name
+    expected = bytes.fromhex(models.STARTER.sha256) if is_starter else models.marked(path)
+    quoted = shlex.quote(str(path))
+    again = f"run `rm {quoted}`, then `infernet model pull`" if is_starter else "fetch the file again"
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return fail(f"{path} is no GGUF model", again)
+    if expected is None:
+        return ok("nobody has said what the file must be; it looks like a model")
+    digest = _digest(path)
+    if digest is None:
+        return warn(
+            f"{path} is too large to be read within {HASH_DEADLINE_S:.0f} s",
+            f"compare it with its source yourself: `sha256sum {quoted}`",
+        )
+    if digest != expected:
+        return fail(f"{path} is corrupt (its sha256 differs)", again)
+    return ok(f"{path} is what it should be (sha256 {digest.hex()[:16]}...)")
+
+
+def _digest(path: Path) -> bytes | None:
+    deadline = time.monotonic() + HASH_DEADLINE_S
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            if time.monotonic() > deadline:
+                return None
+    return digest.digest()
+
+
+CHECKS: Final = (
+    Check(
+        id="model.present",
+        title="Model is there",
+        looks="Whether the file of the model that this node is to serve can be read.",
+        remedy="`infernet model pull` fetches the starter model; another one is named with `infernet config set "
+        "--model FILE`.",
+        examine=in_thread(_present),
+        needs=("config.readable",),
+    ),
+    Check(
+        id="model.verified",
+        title="Model is whole",
+        looks="Reads the whole file and compares its hash: with the known one of the starter model, or with what it "
+        "was when it was first served. A damaged model often loads, and answers nonsense.",
+        remedy="Delete the file and fetch it again.",
+        examine=in_thread(_verified),
+        needs=("model.present",),
+        deadline_s=HASH_DEADLINE_S + 5.0,
+    ),
+)
