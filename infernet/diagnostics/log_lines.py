@@ -18,18 +18,18 @@ TAIL_BYTES_MAX: Final = 256 * 1024
 #: Everything that our code logs, so that only texts of libraries and natives have to be redacted. A test keeps it.
 EVENTS: Final = frozenset(
     {
-        "claim.failed", "claim.lost", "claim.put_off", "claim.refused", "coordinator.link_lost",
-        "coordinator.linked", "coordinator.no_peers", "dht.bad_record", "dht.begun", "dht.close_failed", "dht.ended",
-        "dht.handshake_failed", "dht.no_addresses", "dht.no_heartbeat", "dht.not_begun", "dht.not_met",
-        "dht.not_published", "dht.not_told", "dht.peers_lost", "dht.reset_failed", "dht.stream_failed",
-        "discovery.failed", "discovery.too_many", "engine.slow_cancel", "gossip.records_skipped", "head.bad",
-        "head.from_the_future", "ipc.failed", "job.attempt_failed", "job.forward_failed", "job.forwarded",
+        "claim.failed", "claim.lost", "claim.put_off", "claim.refused", "coordinator.link_lost", "coordinator.linked",
+        "coordinator.no_peers", "dht.bad_record", "dht.begun", "dht.close_failed", "dht.ended", "dht.handshake_failed",
+        "dht.no_addresses", "dht.no_heartbeat", "dht.not_begun", "dht.not_met", "dht.not_published", "dht.not_told",
+        "dht.peers_lost", "dht.reset_failed", "dht.stream_failed", "discovery.failed", "discovery.too_many",
+        "engine.slow_cancel", "gossip.records_skipped", "hardware.changed", "hardware.gone", "hardware.udev_lost",
+        "head.bad", "head.from_the_future", "ipc.failed", "job.attempt_failed", "job.forward_failed", "job.forwarded",
         "job.not_reserved", "job.refused", "job.reserved", "lease.bad", "lease.not_restored", "mdns.not_sent",
         "mdns.unavailable", "money.bad_close", "money.claimed", "money.equivocation", "money.no_lease",
         "money.not_stored", "money.nothing_heard", "money.rejected", "money.restored", "money.stored_again",
-        "node.caught_up", "node.drained", "node.draining", "node.not_drained", "node.overloaded",
-        "node.reachability", "node.started", "node.stopped", "node.stopping", "peer.banned", "peer.clock_skew",
-        "peer.fault", "peer.hang_up", "peer.misbehaved", "record.bad", "store.failed", "stream.failed",
+        "node.caught_up", "node.drained", "node.draining", "node.not_drained", "node.overloaded", "node.reachability",
+        "node.started", "node.stopped", "node.stopping", "peer.banned", "peer.clock_skew", "peer.fault", "peer.hang_up",
+        "peer.misbehaved", "record.bad", "store.failed", "stream.failed",
     }
 )  # fmt: skip
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical"})
