@@ -13,6 +13,7 @@ VERBS: Final = {
     "start": "run the node",
     "stop": "end the running node",
     "status": "what the running node is doing",
+    "logs": "what the running node has written down",
     "chat": "ask a question",
     "wallet": "money of this node: what it has, spends and earns",
     "payments": "deposits and payouts",
