@@ -13,6 +13,7 @@ VERBS: Final = {
     "start": "run the node",
     "stop": "end the running node",
     "status": "what the running node is doing",
+    "stats": "what the running node has done so far, in numbers",
     "logs": "what the running node has written down",
     "chat": "ask a question",
     "wallet": "money of this node: what it has, spends and earns",
@@ -89,8 +90,12 @@ def _complain(verb: str) -> int:
     if not verb:
         print(HELP, end="", file=sys.stderr)
         return 2
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f"did you mean {near[0]}?" if near else 'to ask a question: infernet chat "..."'
+    near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.7)
+    hint = (
+        f"did you mean {' or '.join(sorted(near, key=list(VERBS).index))}?"
+        if near
+        else 'to ask a question: infernet chat "..."'
+    )
     print(f"infernet: there is no verb {verb[:40]!r}; {hint} (infernet --help lists them)", file=sys.stderr)
     return 2
 

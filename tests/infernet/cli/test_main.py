@@ -46,7 +46,12 @@ def test_without_a_verb_help_is_shown_and_it_counts_as_misuse(capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("strat", "did you mean start?"), ("Why is the sky blue?", 'infernet chat "..."'), ("\x1b[2J", "")],
+    [
+        ("strat", "did you mean start or stats?"),
+        ("stoop", "did you mean stop?"),
+        ("Why is the sky blue?", 'infernet chat "..."'),
+        ("\x1b[2J", ""),
+    ],
 )
 def test_an_unknown_verb_gets_a_hint_in_one_line(capsys: pytest.CaptureFixture[str], word: str, hint: str) -> None:
     outcome = invoke(capsys, word)
