@@ -169,6 +169,10 @@ class Node:
         """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
         self._stop_requested.set()
 
+    async def wait_stopping(self) -> None:
+        """Wait until the node begins to end."""
+        await self._stop_requested.wait()
+
     def drain(self, limit_s: float) -> None:
         """Take no more jobs, and `stop` when the last one has ended or after this long."""
         self._draining.begin(limit_s)

@@ -23,6 +23,7 @@ VERBS: Final = {
     "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
+    "service": "have systemd or launchd run the node",
     "firewall": "the commands that let peers in; it changes nothing",
     "model": "fetch the starter model",
     "config": "show every setting and where it came from, or change some",

@@ -34,11 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How much, and whether to go on."""
     parser.add_argument("-f", "--follow", action="store_true", help="go on with the lines that come")
     parser.add_argument(
-        "--lines", type=_count, default=LINES_DEFAULT, metavar="N", help="how many to begin with (default: %(default)d)"
+        "--lines",
+        type=read_count,
+        default=LINES_DEFAULT,
+        metavar="N",
+        help="how many to begin with (default: %(default)d)",
     )
 
 
-def _count(word: str) -> int:
+def read_count(word: str) -> int:
+    """A number of lines, from the command line."""
     count = int(word) if word.isascii() and word.isdigit() and len(word) <= 9 else -1
     if not 0 <= count <= LINES_MAX:
         raise argparse.ArgumentTypeError(f"a number of lines is 0 to {LINES_MAX}")
@@ -50,11 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     path = places().log_file
     show = for_programs if arguments.json else for_people
     try:
-        with LogReader(path) as reader:
-            for line in reader.last(arguments.lines, with_unfinished=not arguments.follow):
-                print(show(line))
-            if arguments.follow:
-                _follow(reader, show, _wait)
+        show_file(path, arguments.lines, show, follow=arguments.follow)
     except FileNotFoundError:
         raise Failure(no_log(path), log_file=str(path)) from None
     return 0
@@ -66,6 +67,15 @@ def no_log(path: Path) -> str:
         f"there is no log in {path}: `infernet start` begins one; a node in the foreground, in a container or under "
         "systemd (`infernet service logs`) writes to its standard error instead"
     )
+
+
+def show_file(path: Path, lines: int, show: Callable[[str], str], *, follow: bool) -> None:
+    """Print the last lines, and those that come. Raises FileNotFoundError where there is no log."""
+    with LogReader(path) as reader:
+        for line in reader.last(lines, with_unfinished=not follow):
+            print(show(line))
+        if follow:
+            _follow(reader, show, _wait)
 
 
 def _follow(reader: LogReader, show: Callable[[str], str], wait: Callable[[], None]) -> None:
