@@ -27,6 +27,7 @@ VERBS: Final = {
     "firewall": "the commands that let peers in; it changes nothing",
     "model": "fetch the starter model",
     "config": "show every setting and where it came from, or change some",
+    "completion": "have your shell complete verbs and flags",
     "version": "the version of this program",
 }
 # Started by the program itself, never by people.
@@ -37,7 +38,7 @@ usage: infernet VERB [OPTIONS]
 
 One peer-to-peer inference market out of GPUs anywhere: run models for others, or ask a question.
 
-{chr(10).join(f"  {verb:9} {summary}" for verb, summary in VERBS.items())}
+{chr(10).join(f"  {verb:10} {summary}" for verb, summary in VERBS.items())}
 
 Begin with:
   infernet init                  answer a few questions

@@ -144,6 +144,8 @@ def test_the_journal_in_words_and_for_programs(ready: FakeSystemd, capsys: pytes
         "--user --unit infernet.service --output=cat --no-pager --quiet --lines=7",
         "--user --unit infernet.service --output=cat --no-pager --quiet --lines=200 --follow",
     ]
+    ready.write_journal("")
+    assert "the journal has nothing" in invoke(capsys, "service", "logs").err
     ready.write_journal("", code=1)
     failed = invoke(capsys, "service", "logs")
     assert (failed.code, failed.err.count("\n")) == (1, 1)
