@@ -248,16 +248,17 @@ def _logs(arguments: argparse.Namespace) -> int:
 def _journal(words: list[str], show: Callable[[str], str]) -> int:
     """Show what the journal says, line by line, until it ends or we are interrupted."""
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        count = 0
+        is_empty = True
         try:
-            for count, line in enumerate(_lines(process), start=1):
+            for line in _lines(process):
                 print(show(line), flush=True)
+                is_empty = False
         except BaseException:
             process.terminate()
             raise
     if process.returncode:
         raise Failure(f"journalctl ended with {process.returncode}: may this user read the journal?")
-    if not count:
+    if is_empty:
         warn("the journal has nothing of this service: `infernet service status` says whether it has run")
     return 0
 
