@@ -32,6 +32,7 @@ VERBS: Final = {
     "model": "fetch the starter model",
     "config": "show every setting and where it came from, or change some",
     "completion": "have your shell complete verbs and flags",
+    "remove": "wipe this node from this machine",
     "upgrade": "how to get a newer version; it changes nothing",
     "version": "the version of this program",
 }

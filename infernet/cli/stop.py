@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     pid = running_pid(config.pid_file)
     if pid is None:
         raise Failure("no node is running here", running=False)
-    how = _end(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
+    how = end_node(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
     if arguments.json:
         print_json({"stopped": True, "pid": pid, "how": how})
     else:
@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _end(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
+def end_node(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
+    """End the node that runs, and say how it went. Raises Failure when it does not end."""
     with contextlib.suppress(ipc.IpcError):
         if wait_s:
             _drain(config, wait_s, quiet=quiet)
