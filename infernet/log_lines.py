@@ -57,7 +57,8 @@ def for_people(line: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    text = clean_line(str(value), _VALUE_CHARACTERS_MAX)
+    is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    text = clean_line(",".join(value) if is_list else str(value), _VALUE_CHARACTERS_MAX)
     return json.dumps(text, ensure_ascii=False) if any(letter in ' "=' for letter in text) else text
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from infernet import service_units as units
+from infernet.service_units import LAUNCHD_LABEL, MARK, START_LIMIT_S, STOP_LIMIT_S, UNIT_NAME
 from infernet.tools import Ended, ToolError, run_tool
 
 TOOL_TIMEOUT_S: Final = 30.0
-START_TIMEOUT_S: Final = units.START_TIMEOUT_S + 10.0
-STOP_TIMEOUT_S: Final = units.STOP_TIMEOUT_S + 10.0
+START_TIMEOUT_S: Final = START_LIMIT_S + 10.0
+STOP_TIMEOUT_S: Final = STOP_LIMIT_S + 10.0
 _FILE_BYTES_MAX: Final = 256 * 1024
 _LINGER: Final = Path("/var/lib/systemd/linger")
 _SHOWN: Final = (
@@ -86,7 +86,7 @@ def read_ours(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise ServiceError(f"cannot read {path} ({_reason(error)}): check its owner and mode") from None
-    if units.MARK.encode() not in b"".join(data.splitlines()[:2]).replace(b"Written", b"written"):
+    if MARK.encode() not in b"".join(data.splitlines()[:2]).replace(b"Written", b"written"):
         raise ServiceError(f"{path} was not written by this program: move it away, then try again")
     return data
 
@@ -133,7 +133,7 @@ class Systemd:
 
     def __init__(self, config_home: Path, run: Run = run_tool, linger: Path = _LINGER) -> None:
         self._folder = config_home / "systemd" / "user"
-        self.path = self._folder / units.UNIT_NAME
+        self.path = self._folder / UNIT_NAME
         self._run = run
         self._linger = linger
 
@@ -146,12 +146,12 @@ class Systemd:
             write_whole(self.path, text)
         try:
             self._systemctl("daemon-reload")
-            self._systemctl("enable", units.UNIT_NAME)
+            self._systemctl("enable", UNIT_NAME)
         except ServiceError:
             self._put_back(before)
             raise
         if start and not was_active:
-            self._systemctl("start", units.UNIT_NAME, timeout_s=START_TIMEOUT_S)
+            self._systemctl("start", UNIT_NAME, timeout_s=START_TIMEOUT_S)
         return Installed(before != text, start and not was_active, was_active and before != text)
 
     def _put_back(self, before: bytes | None) -> None:
@@ -167,25 +167,25 @@ class Systemd:
     @property
     def _wanted(self) -> Path:
         """The link with which systemd remembers that the unit is enabled."""
-        return self._folder / "default.target.wants" / units.UNIT_NAME
+        return self._folder / "default.target.wants" / UNIT_NAME
 
     def uninstall(self) -> bool:
         """End the service and remove its unit; gives whether there was one. Raises ServiceError."""
         was_there = read_ours(self.path) is not None
         is_reachable = self._reach() is None
         if was_there and is_reachable:
-            self._systemctl("disable", "--now", units.UNIT_NAME, timeout_s=STOP_TIMEOUT_S)
+            self._systemctl("disable", "--now", UNIT_NAME, timeout_s=STOP_TIMEOUT_S)
         was_there |= _remove(self.path)
         was_there |= _remove(self._wanted)
         if was_there and is_reachable:
             self._systemctl("daemon-reload")
             # It is an error where nothing has failed.
-            self._tool("reset-failed", units.UNIT_NAME)
+            self._tool("reset-failed", UNIT_NAME)
         return was_there
 
     def state(self) -> State:
         """How the service is. Raises ServiceError when systemd does not say."""
-        ended = self._tool("show", units.UNIT_NAME, f"--property={','.join(_SHOWN)}")
+        ended = self._tool("show", UNIT_NAME, f"--property={','.join(_SHOWN)}")
         if ended.code:
             raise ServiceError(self._unreachable(ended.last_line))
         shown = dict(line.split("=", 1) for line in ended.text.splitlines() if "=" in line)
@@ -256,9 +256,9 @@ class Launchd:
     """The user's own launchd. Written to launchctl(1), and not run on a real macOS."""
 
     def __init__(self, home: Path, uid: int, run: Run = run_tool) -> None:
-        self.path = home / "Library" / "LaunchAgents" / f"{units.LAUNCHD_LABEL}.plist"
+        self.path = home / "Library" / "LaunchAgents" / f"{LAUNCHD_LABEL}.plist"
         self._domain = f"gui/{uid}"
-        self._target = f"{self._domain}/{units.LAUNCHD_LABEL}"
+        self._target = f"{self._domain}/{LAUNCHD_LABEL}"
         self._run = run
 
     def install(self, text: bytes, *, start: bool) -> Installed:

@@ -23,9 +23,9 @@ LAUNCHD_LABEL: Final = "infernet.node"
 SYSTEM_HOME: Final = "/var/lib/infernet"
 
 # The engine's model is read before the node says that it is ready.
-START_TIMEOUT_S: Final = 180
+START_LIMIT_S: Final = 180
 # Jobs that run get 30 s after the first signal, then come the farewells.
-STOP_TIMEOUT_S: Final = 60
+STOP_LIMIT_S: Final = 60
 RESTART_PAUSE_S: Final = 10
 # Standing still for this long, the node serves nobody, and its peers have gone elsewhere.
 WATCHDOG_S: Final = 60
@@ -115,8 +115,8 @@ ExecStart={command}
 RestartSec={RESTART_PAUSE_S}
 RestartPreventExitStatus=2
 WatchdogSec={WATCHDOG_S}
-TimeoutStartSec={START_TIMEOUT_S}
-TimeoutStopSec={STOP_TIMEOUT_S}
+TimeoutStartSec={START_LIMIT_S}
+TimeoutStopSec={STOP_LIMIT_S}
 KillMode=mixed
 {writes}{more}{_HARDENING}
 [Install]
@@ -145,7 +145,7 @@ def launchd_list(service: Service, log_file: Path) -> bytes:
         # After a failure only: `infernet stop` ends it until the next login.
         "KeepAlive": {"SuccessfulExit": False},
         "ThrottleInterval": RESTART_PAUSE_S,
-        "ExitTimeOut": STOP_TIMEOUT_S,
+        "ExitTimeOut": STOP_LIMIT_S,
         "ProcessType": "Standard",
         "Umask": 0o077,
         # Where native code speaks its last words; the node itself keeps this file small.

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from infernet.cli.command import Failure
 from infernet.cli.money import ask_coordinator, fields_of
 from infernet.cli.output import print_json, size
 from infernet.cli.questions import confirm
-from infernet.cli.stop import WAIT_S_DEFAULT, end_node
+from infernet.cli.stop import POLL_INTERVAL_S, WAIT_S_DEFAULT, end_node
 from infernet.cli.wallet import vouchers
 from infernet.config import Config, ConfigError, load, places
 from infernet.ipc import IpcError
-from infernet.lock import hold_lock, running_pid
+from infernet.lock import AlreadyRunning, hold_lock, running_pid
 from infernet.store import StoreError
 from infernet.wiping import CannotWipe, check, size_of, wipe
 from protocol.formats.amounts import format_usd
@@ -29,6 +30,7 @@ from protocol.ids import npub
 
 _KEYS: Final = "identity.key*"
 _UUSD_MAX: Final = 2**63
+_LOCK_TIMEOUT_S: Final = 5.0
 
 USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--abandon-money] [--json]"
 DESCRIPTION: Final = """\
@@ -104,7 +106,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     if service is not None:
         removed.service = _uninstall(service)
     if here.state_dir in there:
-        with hold_lock(here.pid_file):
+        with _alone(here):
             _wipe(there, removed)
     else:
         _wipe(there, removed)
@@ -261,6 +263,23 @@ def _deregister(config: Config) -> bool:
     except (CoordinatorError, Failure) as error:
         raise Failure(f"{error}; no file was removed: try again, or leave its entry there with --keep-remote") from None
     return answer.get("deleted") is True
+
+
+@contextlib.contextmanager
+def _alone(here: Config) -> Iterator[None]:
+    """Hold the lock of this node, so that none is started meanwhile. Raises AlreadyRunning."""
+    # One that has just ended may hold it for a moment longer than it says.
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold_lock(here.pid_file))
+                break
+            except AlreadyRunning:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_INTERVAL_S)
+        yield
 
 
 def _wipe(there: dict[Path, str], removed: Removed) -> None:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from infernet import identity
-from infernet import service_units as units
+from infernet import identity, service_units
 from infernet.cli.command import Failure, Misuse, self_command, warn
 from infernet.cli.logs import LINES_DEFAULT, no_log, read_count, show_file
 from infernet.cli.output import print_fields, print_json
@@ -23,6 +22,7 @@ from infernet.log_lines import LINE_BYTES_MAX, for_people, for_programs
 from infernet.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd
 from infernet.settings import BY_NAME
 
+SYSTEM_PATH: Final = f"/etc/systemd/system/{service_units.UNIT_NAME}"
 ACTIONS: Final = ("install", "uninstall", "status", "logs", "unit")
 
 USAGE: Final = "install|uninstall|status|logs|unit [--system] [--no-start] [-f] [--lines N] [--json]"
@@ -47,9 +47,9 @@ in our tests: tell us if yours refuses them."""
 
 _SYSTEM_STEPS: Final = f"""\
 # As root, after writing this file:
-#   useradd --system --home-dir {units.SYSTEM_HOME} --shell /usr/sbin/nologin infernet
-#   install -d -m 700 -o infernet -g infernet {units.SYSTEM_HOME}
-#   runuser -u infernet -- env INFERNET_HOME={units.SYSTEM_HOME} {{command}} init
+#   useradd --system --home-dir {service_units.SYSTEM_HOME} --shell /usr/sbin/nologin infernet
+#   install -d -m 700 -o infernet -g infernet {service_units.SYSTEM_HOME}
+#   runuser -u infernet -- env INFERNET_HOME={service_units.SYSTEM_HOME} {{command}} init
 #   systemctl daemon-reload && systemctl enable --now infernet
 # The user `infernet` must be able to read the program."""
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     actions = {"install": _install, "uninstall": _uninstall, "status": _status, "logs": _logs, "unit": _unit}
     try:
         return actions[arguments.action](arguments)
-    except (ServiceError, units.Unwritable) as error:
+    except (ServiceError, service_units.Unwritable) as error:
         raise Failure(str(error)) from None
 
 
@@ -97,24 +97,24 @@ def manager() -> Manager:
     )
 
 
-def service(config: Config) -> units.Service:
+def service(config: Config) -> service_units.Service:
     """What the manager is to run."""
     words = ["start", "--foreground", *(["--log-to-file"] if sys.platform == "darwin" else [])]
     environment = {"INFERNET_HOME": str(config.config_dir.parent)} if os.environ.get("INFERNET_HOME") else {}
-    folder = Path(units.__file__).resolve().parents[1]
+    folder = Path(service_units.__file__).resolve().parents[1]
     if not getattr(sys, "frozen", False) and str(folder) not in map(sysconfig.get_path, ("purelib", "platlib")):
         environment["PYTHONPATH"] = str(folder)
     writes = [config.config_dir, config.state_dir, config.data_dir]
     if config.socket_path.parent not in writes:
         writes.append(config.socket_path.parent)
-    return units.Service([*self_command(), *words], environment, writes)
+    return service_units.Service([*self_command(), *words], environment, writes)
 
 
 def text_for_user(config: Config) -> bytes:
     """What is written for this system's manager. Raises Unwritable."""
     if sys.platform == "darwin":
-        return units.launchd_list(service(config), config.log_file)
-    return units.user_unit(service(config)).encode()
+        return service_units.launchd_list(service(config), config.log_file)
+    return service_units.user_unit(service(config)).encode()
 
 
 # ---------------------------------------------------------------- the actions
@@ -125,7 +125,10 @@ def _unit(arguments: argparse.Namespace) -> int:
     if arguments.system:
         of_system = service(config)
         steps = _SYSTEM_STEPS.format(command=" ".join(self_command()))
-        text, path = f"{units.system_unit(of_system)}\n{steps}\n", f"/etc/systemd/system/{units.UNIT_NAME}"
+        text, path = (
+            f"{service_units.system_unit(of_system)}\n{steps}\n",
+            f"/etc/systemd/system/{service_units.UNIT_NAME}",
+        )
     else:
         text, path = text_for_user(config).decode(), str(manager().path)
     if arguments.json:
@@ -240,7 +243,7 @@ def _logs(arguments: argparse.Namespace) -> int:
     program = find_program("journalctl")
     if program is None:
         raise Failure("journalctl is not here, so there is no journal to read: `infernet logs` reads the log file")
-    words = [program, "--user", "--unit", units.UNIT_NAME, "--output=cat", "--no-pager", "--quiet"]
+    words = [program, "--user", "--unit", service_units.UNIT_NAME, "--output=cat", "--no-pager", "--quiet"]
     words += [f"--lines={arguments.lines}", *(["--follow"] if arguments.follow else [])]
     return _journal(words, show)
 

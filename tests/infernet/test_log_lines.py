@@ -151,7 +151,7 @@ EVENT = {"timestamp": "2026-11-29T09:34:17.5Z", "level": "warning", "event": "pe
 
 def test_an_event_in_words() -> None:
     line = json.dumps(EVENT | {"ip": "192.0.2.1", "reason": "two words", "detail": "", "addresses": ["a", "b"]})
-    shown = """2026-11-29 09:34:17 warning peer.banned  ip=192.0.2.1 reason="two words" addresses="['a', 'b']\""""
+    shown = """2026-11-29 09:34:17 warning peer.banned  ip=192.0.2.1 reason="two words" addresses=a,b"""
     assert for_people(line) == shown
 
 

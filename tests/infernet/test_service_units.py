@@ -78,9 +78,9 @@ def test_the_systems_unit_is_of_a_user_of_its_own() -> None:
     assert values(unit, "WantedBy") == ["multi-user.target"]
 
 
-@pytest.mark.parametrize(("program", "protect"), [("/usr/bin/infernet", "yes"), ("/home/x/bin/infernet", "read-only")])
-def test_a_program_in_somebodys_home_can_still_be_read(program: str, protect: str) -> None:
-    assert values(system_unit(Service([program])), "ProtectHome") == [protect]
+@pytest.mark.parametrize(("folder", "protect"), [("/usr", "yes"), ("/home", "read-only"), ("/homes", "yes")])
+def test_a_program_in_somebodys_home_can_still_be_read(folder: str, protect: str) -> None:
+    assert values(system_unit(Service([f"{folder}/x/infernet"])), "ProtectHome") == [protect]
 
 
 @pytest.mark.parametrize(("folder", "private"), [("/tmp/x/state", "no"), ("/tmpfs/x", "yes"), ("/var/tmp/x", "no")])
