@@ -32,6 +32,9 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["--help"]),
         ("infernet.cli.__main__", ["start", "--help"]),
         ("infernet.cli.__main__", ["chat", "--help"]),
+        ("infernet.cli.__main__", ["service", "--help"]),
+        ("infernet.cli.__main__", ["remove", "--help"]),
+        ("infernet.cli.__main__", ["logs", "--help"]),
         ("infernet.cli.__main__", ["version"]),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 import infernet
 from infernet.cli.__main__ import HIDDEN, VERBS
-from tests.helpers_cli import Home, Outcome, invoke
+from tests.helpers_cli import ROOT, Home, Outcome, invoke
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["help", "nonsense"]])
@@ -31,6 +31,11 @@ def test_every_verb_teaches_itself(capsys: pytest.CaptureFixture[str], verb: str
     assert f"infernet {verb}" in outcome.out.partition("example")[2]
     assert "--json" in outcome.out
     assert invoke(capsys, "help", verb).out == outcome.out
+
+
+def test_the_readme_names_every_verb() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    assert [verb for verb in VERBS if f"`infernet {verb}" not in table] == ["version"]
 
 
 @pytest.mark.parametrize("verb", HIDDEN)
