@@ -14,6 +14,7 @@ systemd or launchd here. What is switched on is what the node can live with:
 
 from __future__ import annotations
 
+import hashlib
 import plistlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,22 +65,30 @@ _HOMES: Final = ("/home", "/root", "/run/user")
 _TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - nothing is put there
 
 
+def home_mark(state_dir: Path) -> str:
+    """What stands in the first lines of a unit for the node with this folder: there is one service, and homes may be
+    several.
+    """
+    return f"home {hashlib.sha256(bytes(state_dir)).hexdigest()[:16]}"
+
+
 class Unwritable(ValueError):
     """A path or a value that no unit can hold."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is to be run: the command, its environment, and the folders that it writes."""
+    """What is to be run: the command, its environment, and the folders that it writes. `mark` is of `home_mark`."""
 
     command: Sequence[str]
     environment: dict[str, str] = field(default_factory=dict)
     writes: Sequence[Path] = ()
+    mark: str = ""
 
 
 def user_unit(service: Service) -> str:
     """The unit for the manager of one user. Raises Unwritable."""
-    head = f"# {MARK.capitalize()}: changes belong in `systemctl --user edit infernet`.\n"
+    head = f"# {MARK.capitalize()} ({service.mark}); changes belong in `systemctl --user edit infernet`.\n"
     # What lies in the folder for temporary files of all must be found there.
     is_temporary = any(path.is_relative_to(folder) for path in service.writes for folder in _TEMPORARY)
     return _unit(service, head, network="", more=f"PrivateTmp={'no' if is_temporary else 'yes'}\n", target="default")
@@ -158,4 +167,4 @@ def launchd_list(service: Service, log_file: Path) -> bytes:
     }
     text = plistlib.dumps(document, fmt=plistlib.FMT_XML, sort_keys=False).decode()
     declaration, _, rest = text.partition("\n")
-    return f"{declaration}\n<!-- {MARK.capitalize()} -->\n{rest}".encode()
+    return f"{declaration}\n<!-- {MARK.capitalize()} ({service.mark}) -->\n{rest}".encode()

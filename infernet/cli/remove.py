@@ -205,16 +205,13 @@ def _refuse_loss(losses: tuple[Loss, ...]) -> None:
 
 def _service(here: Config) -> Path | None:
     """The unit of this node, if a service manager has one."""
-    from infernet.cli.service import manager
-    from infernet.service_manager import ServiceError, read_ours
+    from infernet.cli.service import installed_for, manager
+    from infernet.service_manager import ServiceError
 
     try:
-        path = manager().path
-        data = read_ours(path)
+        return manager().path if installed_for(here) else None
     except (Failure, ServiceError):
         return None  # there is no manager, or the unit is somebody else's
-    # A node with another home has a unit of the same name.
-    return path if data is not None and str(here.state_dir).encode() in data else None
 
 
 def _announcement(

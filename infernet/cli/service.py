@@ -19,7 +19,7 @@ from infernet.config import Config, load, make_private_directory, places
 from infernet.firewalls import find_program
 from infernet.lock import running_pid
 from infernet.log_lines import LINE_BYTES_MAX, for_people, for_programs
-from infernet.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd
+from infernet.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd, read_ours
 from infernet.settings import BY_NAME
 
 SYSTEM_PATH: Final = f"/etc/systemd/system/{service_units.UNIT_NAME}"
@@ -107,7 +107,8 @@ def service(config: Config) -> service_units.Service:
     writes = [config.config_dir, config.state_dir, config.data_dir]
     if config.socket_path.parent not in writes:
         writes.append(config.socket_path.parent)
-    return service_units.Service([*self_command(), *words], environment, writes)
+    mark = service_units.home_mark(config.state_dir)
+    return service_units.Service([*self_command(), *words], environment, writes, mark)
 
 
 def text_for_user(config: Config) -> bytes:
@@ -115,6 +116,20 @@ def text_for_user(config: Config) -> bytes:
     if sys.platform == "darwin":
         return service_units.launchd_list(service(config), config.log_file)
     return service_units.user_unit(service(config)).encode()
+
+
+def installed_for(here: Config) -> bool | None:
+    """Whether the service that is installed is this node's; None when none is. Raises ServiceError or Failure."""
+    data = read_ours(manager().path)
+    return service_units.home_mark(here.state_dir).encode() in data if data is not None else None
+
+
+def _require_ours(here: Config) -> None:
+    if installed_for(here) is False:
+        raise Failure(
+            f"the service that is installed runs a node with another home ({manager().path}): give the command with "
+            "the INFERNET_HOME of that one"
+        )
 
 
 # ---------------------------------------------------------------- the actions
@@ -141,6 +156,7 @@ def _unit(arguments: argparse.Namespace) -> int:
 def _install(arguments: argparse.Namespace) -> int:
     config = load().config
     identity.load(config.key_file)  # a service that fails at once, and again and again, helps nobody
+    _require_ours(config)
     chosen = manager()
     text = text_for_user(config)
     for folder in service(config).writes:
@@ -183,6 +199,7 @@ def _what_next(installed: Installed, elsewhere: int | None, *, lingers: bool | N
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:
+    _require_ours(places())
     chosen = manager()
     was_there = chosen.uninstall()
     drop_ins = chosen.path.with_name(f"{chosen.path.name}.d")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infernet.service_units import MARK, Service, Unwritable, launchd_list, system_unit, user_unit
+from infernet.service_units import MARK, Service, Unwritable, home_mark, launchd_list, system_unit, user_unit
 
 SERVICE = Service(
     [sys.executable, "-P", "-m", "infernet.cli", "start", "--foreground"],
@@ -66,6 +66,14 @@ def test_a_users_unit_may_write_its_own_folders_only() -> None:
     assert values(unit, "Environment") == ["INFERNET_HOME=/srv/infernet"]
     assert values(unit, "WantedBy") == ["default.target"]
     assert MARK.lower() in unit.splitlines()[0].lower()
+
+
+def test_the_home_is_told_apart_in_the_first_lines() -> None:
+    one, two = home_mark(Path("/srv/one")), home_mark(Path("/srv/two"))
+    assert one != two
+    marked = Service(["/bin/x"], {}, (), one)
+    assert one in user_unit(marked).splitlines()[0]
+    assert one in launchd_list(marked, Path("/x")).decode().splitlines()[1]
 
 
 def test_the_systems_unit_is_of_a_user_of_its_own() -> None:

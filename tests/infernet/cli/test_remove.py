@@ -15,6 +15,7 @@ from infernet.cli import remove, service
 from infernet.config import make_private_directory, save
 from infernet.lock import running_pid
 from infernet.money_store import MoneyStore
+from infernet.service_units import home_mark
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server
@@ -271,7 +272,8 @@ def test_its_service_goes_with_it(ready: Home, fake: FakeSystemd, capsys: Captur
 def test_another_service_stays(ready: Home, fake: FakeSystemd, capsys: Capture, whose: str) -> None:
     assert invoke(capsys, "service", "install").code == 0
     text = fake.unit.read_text()
-    old, new = (str(ready.path), "/srv/other") if whose == "another home" else ("ritten by", "ritten for")
+    ours = home_mark(ready.config.state_dir)
+    old, new = (ours, home_mark(Path("/srv/other"))) if whose == "another home" else ("ritten by", "ritten for")
     fake.unit.write_text(text.replace(old, new))
     assert invoke(capsys, "remove", "--yes").code == 0
     assert fake.unit.exists()

@@ -64,6 +64,20 @@ def test_it_is_installed_shown_and_removed(ready: FakeSystemd, home: Home, capsy
     assert "`infernet service install`" in invoke(capsys, "service", "status").out
 
 
+@pytest.mark.parametrize("action", ["install", "uninstall"])
+def test_the_service_of_another_home_is_left_alone(
+    ready: FakeSystemd, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, action: str
+) -> None:
+    assert invoke(capsys, "service", "install").code == 0
+    before = ready.unit.read_bytes()
+    monkeypatch.setenv("INFERNET_HOME", str(tmp_path / "another"))
+    assert main(["init", "--yes"]) == 0
+    outcome = invoke(capsys, "service", action)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (1, "", 1)
+    assert "another home" in outcome.err
+    assert ready.unit.read_bytes() == before
+
+
 def test_without_a_key_nothing_is_installed(fake: FakeSystemd, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = invoke(capsys, "service", "install")
     assert (outcome.code, outcome.out) == (1, "")
