@@ -45,7 +45,8 @@ examples:
   infernet remove
   infernet remove --keep-config --keep-models     only records, peers and log: a fresh start under the same key
   infernet remove --yes --keep-remote             the coordinator is not there to be told
-  infernet payout request && infernet remove      take the money out first
+  infernet wallet claim                           before that, where vouchers were not redeemed
+  infernet payout request 25                      before that, where there is money; `infernet wallet` says when it is out
 
 Exits with 1 when nothing, or not all, was removed; in that case the same command goes on where it was."""
 
@@ -180,7 +181,7 @@ def _held_by_coordinator(url: str) -> Iterator[Loss]:
         yield Loss(f"{url} does not say what it holds ({clean_line(str(error), 300)})", None)
         return
     names = {
-        "available_uusd": "available (`infernet payout request`)",
+        "available_uusd": "available (`infernet payout request AMOUNT`)",
         "locked_uusd": "locked in leases (`infernet wallet close`)",
         "payout_pending_uusd": "on its way out, which comes back here if it fails",
     }
