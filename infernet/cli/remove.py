@@ -46,7 +46,7 @@ examples:
   infernet remove --keep-config --keep-models     only records, peers and log: a fresh start under the same key
   infernet remove --yes --keep-remote             the coordinator is not there to be told
   infernet wallet claim                           before that, where vouchers were not redeemed
-  infernet payout request 25                      before that, where there is money; `infernet wallet` says when it is out
+  infernet payout request 25                      before that, where there is money; wait until it is out
 
 Exits with 1 when nothing, or not all, was removed; in that case the same command goes on where it was."""
 
