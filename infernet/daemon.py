@@ -27,6 +27,7 @@ from infernet.ipc_server import (
 )
 from infernet.money_client import TARGETS
 from infernet.node import Node, run_node
+from infernet.notify import Notifier
 from infernet.own_addresses import peer_of
 from infernet.settings import read_node, read_peer
 from protocol.envelope import SigningKey
@@ -50,9 +51,11 @@ async def run_daemon(
 ) -> None:
     """Run the node with its socket and its signals until it is stopped. The caller holds the lock.
 
-    `ready` is called once with the node's status. Raises what `run` raises, ConfigError or OSError.
+    `ready` is called once with the node's status, and a service manager that started this process is told, too.
+    Raises what `run` raises, ConfigError or OSError.
     """
     forbid_core_dumps()
+    notifier = Notifier.of(os.environ, os.getpid())
     async with trio.open_nursery() as nursery:
         stop = _Stop(nursery.cancel_scope)
         await nursery.start(stop.on_signals)
@@ -68,6 +71,9 @@ async def run_daemon(
             pid=os.getpid(),
         )
         ready(status_of(node))
+        nursery.start_soon(notifier.run)
+        nursery.start_soon(_tell_the_end, node, notifier)
+        notifier.ready(f"{config.role.name.lower()} {config.name}")
         # What is there now stays to the end. Without this, the garbage collector looks through all of it again and
         # again, and nobody is answered meanwhile: a quarter of a second each time.
         gc.collect()
@@ -105,6 +111,12 @@ async def _run_to_its_end(
 ) -> None:
     await run(config, key, task_status=task_status)
     scope.cancel()
+
+
+async def _tell_the_end(node: Node, notifier: Notifier) -> None:
+    # Not before: from then on systemd counts how long the end takes, and jobs that drain may take longer.
+    await node.wait_stopping()
+    notifier.stopping()
 
 
 def status_of(node: Node) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from infernet.driver import Driver
 from infernet.engines.contract import Engine
 from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
+from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from infernet.why import Situation, WhyRequest, asking, serving
+from protocol.counting import JobCounts
 from protocol.gpus import as_words
 from protocol.ids import npub, peer_id
 from protocol.records import Availability, Gpu, ModelOffer, Role
@@ -44,6 +46,7 @@ class Inspection:
         discovery: Discovery,
         dht: Dht | None,
         draining: Draining,
+        tally: Tally,
         money: Money | None = None,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
@@ -58,6 +61,7 @@ class Inspection:
         self._draining = draining
         self._money = money
         self._gpus = gpus
+        self._tally = tally
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -111,9 +115,18 @@ class Inspection:
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
             "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
+            "counts": self._counts(statistics.jobs),
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,
+        }
+
+    def _counts(self, jobs: JobCounts) -> dict[str, Any]:
+        """What has been done since the start."""
+        return {
+            "jobs": structs.asdict(jobs),
+            "asked": self._tally.asked(),
+            "heartbeats": self._tally.heartbeats(trio.current_time()),
         }
 
     def why(self, request: WhyRequest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ a library's may quote its input.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -143,6 +144,17 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=_open_private)
+
+    def doRollover(self) -> None:  # noqa: N802 - the name that the library gives it
+        """Begin the file anew, also for what is not logged and goes into it by way of standard output or error."""
+        before = os.fstat(self.stream.fileno()) if self.stream is not None else None
+        super().doRollover()
+        if before is None or self.stream is None:
+            return
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # closed: then nothing goes into it
+                if os.path.samestat(os.fstat(descriptor), before):
+                    os.dup2(self.stream.fileno(), descriptor)
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""What a node asks its coordinator about money, over HTTP. Claims go over the link where one stands.
+"""What a node asks its coordinator about money and its own entry, over HTTP. Claims go over the link where one stands.
 
 Everything is signed with `X-Infernet-Auth` version 2. A request that is refused for its time is signed once more by the
 coordinator's clock: a machine whose clock is wrong can still redeem what it earned. Asking twice is safe everywhere.
@@ -62,6 +62,9 @@ TARGETS: Final = {
     "payout-set": "/api/v1/node/payouts/set",
     "payout-remove": "/api/v1/node/payouts/remove",
     "payout-request": "/api/v1/node/payouts/request",
+    "me": "/api/v1/node/me",
+    "register": "/api/v1/node/register",
+    "remove": "/api/v1/node/remove",
 }
 
 
@@ -93,6 +96,9 @@ class MoneyClient:
 
     async def ask(self, name: str, fields: dict[str, Any]) -> Any:
         """What stands under `data` in the answer to one of `TARGETS`. Raises CoordinatorError."""
+        if name == "register":
+            # What is published of this node follows from its settings, whatever whoever asks has in mind.
+            fields = fields | self._registration()
         answer = read_json(await self._post(TARGETS[name], msgspec.json.encode(fields), None))
         if "data" not in answer:
             raise CoordinatorError("the coordinator's answer has no data: is the URL right?")

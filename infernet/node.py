@@ -43,6 +43,7 @@ from infernet.money_client import MoneyClient
 from infernet.money_store import MoneyStore
 from infernet.own_addresses import peer_of, uses_local_network
 from infernet.store import Store
+from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.yamux_session import YamuxConfig
@@ -110,6 +111,7 @@ class Node:
         self._answers = Answers(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
+        self._tally = Tally()
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
         # One for everything: the coordinator takes each number of this key once.
@@ -131,6 +133,7 @@ class Node:
             draining=self._draining,
             money=self._money,
             gpus=self._gpus,
+            tally=self._tally,
         )
 
     # ------------------------------------------------------------ life
@@ -175,6 +178,10 @@ class Node:
     def stop(self) -> None:
         """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
         self._stop_requested.set()
+
+    async def wait_stopping(self) -> None:
+        """Wait until the node begins to end."""
+        await self._stop_requested.wait()
 
     def drain(self, limit_s: float) -> None:
         """Take no more jobs, and `stop` when the last one has ended or after this long."""
@@ -366,6 +373,8 @@ class Node:
 
     def _observe(self, effect: AppEffect) -> None:
         """Take what the peer says to the application."""
+        is_linked = self._link.connected if self._link is not None else None
+        self._tally.observe(effect, trio.current_time(), is_linked=is_linked)
         if isinstance(effect, HeartbeatSigned):
             self._heartbeat = effect.record
             if self._link is not None:

@@ -19,6 +19,7 @@ from protocol import events as e
 from protocol.announcing import Announcing
 from protocol.asking import Asking
 from protocol.contacts import Contacts
+from protocol.counting import JobCounts
 from protocol.directory import Directory, HeartbeatReader
 from protocol.effects import Drained, Effect, HeartbeatSigned, JobDone, Note, RecordLearnt, ResetStream
 from protocol.envelope import Signer
@@ -89,6 +90,7 @@ class PeerStatistics:
     queries: int
     neighbours: int
     forwards: ForwardStatistics
+    jobs: JobCounts
 
 
 class Peer:
@@ -251,6 +253,7 @@ class Peer:
             queries=self._finding.active,
             neighbours=len(self._gossip.neighbours),
             forwards=self._forwarding.statistics(),
+            jobs=self._providing.counts,
         )
 
     def forward_accounts(self) -> list[tuple[NodeId, NodeId, Account]]:

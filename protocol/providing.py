@@ -14,6 +14,7 @@ from collections.abc import Callable
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
 from protocol.codec import encode_message
+from protocol.counting import JobCounts
 from protocol.effects import Effect, Send
 from protocol.envelope import Signer, open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
@@ -92,6 +93,11 @@ class Providing:
     def active(self) -> int:
         """Orders that hold a slot of the engine or wait for one."""
         return len(self._runs)
+
+    @property
+    def counts(self) -> JobCounts:
+        """What became of all orders so far."""
+        return self._running.counting.snapshot()
 
     @property
     def waiting(self) -> int:
@@ -220,6 +226,7 @@ class Providing:
             self._forwarded.add(stream)
         offer = self._admission.admit(order, message.lease, peer, local, self._held(order), now)
         if not isinstance(offer, ModelOffer):
+            self._running.counting.refused()
             return self._reject(stream, order, message.order, offer, now)
         effects = self._fence(order, now)
         is_known = self._admission.knows(order.asker, peer, local)
@@ -228,6 +235,7 @@ class Providing:
         why = self._full() or (None if has_slot else self._queue_refusal(order, offer, is_known))
         why = why or self._admission.remember(order, "" if is_known else self._network_of(peer), now)
         if why is not None:
+            self._running.counting.refused()
             return effects + self._reject(stream, order, message.order, why, now)
         self._reserving.use(order)
         hash_ = order_hash(message.order.body)
@@ -425,6 +433,7 @@ class Providing:
     def _fail_offer(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
         """An order that the engine never got ends with a refusal."""
         run.state = advance(run.state, JobState.FAILED)
+        self._running.counting.refused()
         self._forget(run, now)
         return self._refuse(run, code, text, now)
 

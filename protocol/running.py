@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from protocol import constants as c
 from protocol.codec import encode_message
+from protocol.counting import JobCounting
 from protocol.effects import CancelEngine, ContinueEngine, Effect, FinishStream, Note, RunEngine, Send
 from protocol.envelope import Signer, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
@@ -126,6 +127,7 @@ class Running:
         self._refused = refused
         self._freed = freed
         self._ended = ended
+        self.counting = JobCounting()
         self._runs: dict[RunId, Run] = {}
         self._timers: Timers[tuple[str, RunId]] = Timers()
 
@@ -139,6 +141,7 @@ class Running:
         run.engine_runs = True
         run.engine_holds = run.meter is not None
         self._runs[run.run] = run
+        self.counting.took()
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
         self._timers.set(("sign", run.run), run.said_at_s + c.SIGN_INTERVAL_S)
         return [
@@ -398,6 +401,7 @@ class Running:
         if run.state is JobState.OFFERED:
             assert isinstance(event, EngineFailed)
             run.state = advance(run.state, JobState.FAILED)
+            self.counting.ended(Outcome.FAILED, 0, 0)
             return self._refused(run, event.code, event.text, now)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
@@ -415,6 +419,7 @@ class Running:
             Outcome.UNPAID: JobState.FAILED,
         }.get(outcome, JobState.DONE)
         run.state = advance(run.state, ended)
+        self.counting.ended(outcome, run.prompt_tokens, run.sent_tokens)
         if run.stream is None:
             return []
         if run.accepted_at_ms == 0:

@@ -12,20 +12,31 @@ VERBS: Final = {
     "init": "make this node's key and configuration",
     "start": "run the node",
     "stop": "end the running node",
+    "drain": "let the running node finish its jobs, and end",
     "status": "what the running node is doing",
+    "stats": "what the running node has done so far, in numbers",
+    "logs": "what the running node has written down",
     "chat": "ask a question",
     "wallet": "money of this node: what it has, spends and earns",
     "payments": "deposits and payouts",
     "payout": "where earned money goes, and having it sent",
     "peers": "whom the running node knows",
+    "register": "enter this node at its coordinator, or bring its entry up to date",
+    "update": "the same as register",
     "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
     "doctor": "find out what is wrong here, and what to do about it",
     "report": "write down what others need to help, and nothing that says whose it is",
+    "service": "have systemd or launchd run the node",
+    "firewall": "the commands that let peers in; it changes nothing",
+    "price": "what this node asks for its work",
     "model": "fetch the starter model",
     "gpu": "the GPUs of this machine, and what others are told of them",
     "config": "show every setting and where it came from, or change some",
+    "completion": "have your shell complete verbs and flags",
+    "remove": "wipe this node from this machine",
+    "upgrade": "how to get a newer version; it changes nothing",
     "version": "the version of this program",
 }
 # Started by the program itself, never by people.
@@ -36,7 +47,7 @@ usage: infernet VERB [OPTIONS]
 
 One peer-to-peer inference market out of GPUs anywhere: run models for others, or ask a question.
 
-{chr(10).join(f"  {verb:9} {summary}" for verb, summary in VERBS.items())}
+{chr(10).join(f"  {verb:10} {summary}" for verb, summary in VERBS.items())}
 
 Begin with:
   infernet init                  answer a few questions
@@ -91,8 +102,12 @@ def _complain(verb: str) -> int:
     if not verb:
         print(HELP, end="", file=sys.stderr)
         return 2
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f"did you mean {near[0]}?" if near else 'to ask a question: infernet chat "..."'
+    near = difflib.get_close_matches(verb, VERBS, n=2, cutoff=0.7)
+    hint = (
+        f"did you mean {' or '.join(sorted(near, key=list(VERBS).index))}?"
+        if near
+        else 'to ask a question: infernet chat "..."'
+    )
     print(f"infernet: there is no verb {verb[:40]!r}; {hint} (infernet --help lists them)", file=sys.stderr)
     return 2
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from infernet.cli.command import Failure, explain, innermost, self_command, self_environment
+from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config, make_private_directory
@@ -25,7 +25,7 @@ START_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 5.0
 _MESSAGE_BYTES_MAX: Final = 1024 * 1024
 
-USAGE: Final = "[--foreground] [SETTINGS] [--json]"
+USAGE: Final = "[--foreground [--log-to-file]] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 Run the node. Without --foreground it goes on after this command, which returns once the node is up, or says why it is
 not. Only one process runs a node. Settings given here hold for this run, and the file stays as it is; but whether
@@ -33,7 +33,7 @@ this node advertises itself, and whether it is found by mDNS, is kept there unti
 EXAMPLES: Final = """\
 examples:
   infernet start
-  infernet start --foreground              for systemd (Type=exec), containers, and looking at the log
+  infernet start --foreground              for containers, and looking at the log; `infernet service` is for systemd
   infernet start --p2p-port 46400 --model ~/models/qwen.gguf --free-for all
   infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs
   infernet start --no-mdns                 neither look for nodes on the local network nor be found there"""
@@ -42,6 +42,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How to run, and the settings."""
     parser.add_argument("--foreground", action="store_true", help="stay in this terminal; the log goes to stderr")
+    parser.add_argument("--log-to-file", action="store_true", help="with --foreground: the log goes to its file")
     # How the detached process is told where to report; nothing that people give.
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     add_settings(parser, "settings for this run")
@@ -51,10 +52,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Start it."""
     if arguments.ready_fd is not None:
         return _run_detached(arguments)
+    if arguments.log_to_file and not arguments.foreground:
+        raise Misuse("--log-to-file goes with --foreground: a node that is detached logs to its file anyhow")
     config, key = load_node(arguments)
     keep_choices(config, arguments)
     if arguments.foreground:
-        _run_here(config, key, lambda status: _tell(config, status, None, as_json=arguments.json), log_to_file=False)
+        log_file = config.log_file if arguments.log_to_file else None
+        _run_here(
+            config,
+            key,
+            lambda status: _tell(config, status, log_file, as_json=arguments.json),
+            log_to_file=arguments.log_to_file,
+        )
     else:
         _tell(config, _detach(config, arguments), config.log_file, as_json=arguments.json)
     return 0

@@ -78,7 +78,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),
         ("coordinator", _coordinator(status)),
-        ("earned", _earned(status["money"]) if status.get("money") else ""),
+        ("earned", earned(status["money"]) if status.get("money") else ""),
         ("money", (status.get("money") or {}).get("trouble")),
         ("log", config.log_file),
         ("process", status.get("pid")),
@@ -137,7 +137,7 @@ def _coordinator(status: dict[str, Any]) -> str:
     return f"{text} ({coordinator['last_error']})" if coordinator.get("last_error") else text
 
 
-def _earned(money: dict[str, Any]) -> str:
+def earned(money: dict[str, Any]) -> str:
     """What the coordinator has acknowledged; what is only vouched for is not earned yet, and shown apart."""
     parts = [f"{format_usd(money.get('earned_uusd', 0))} redeemed"]
     unclaimed_uusd = money.get("unclaimed_uusd", 0) + money.get("unclaimed_elsewhere_uusd", 0)

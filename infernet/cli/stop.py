@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     patience.add_argument("--now", action="store_true", help="do not wait for running jobs")
     patience.add_argument(
         "--wait",
-        type=_seconds,
+        type=seconds,
         default=WAIT_S_DEFAULT,
         metavar="S",
         help="how long running jobs may take (default: %(default)g)",
@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="kill it if it does not end when asked")
 
 
-def _seconds(word: str) -> float:
+def seconds(word: str) -> float:
+    """A wait, from the command line."""
     try:
         seconds = float(word)
     except ValueError:
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     pid = running_pid(config.pid_file)
     if pid is None:
         raise Failure("no node is running here", running=False)
-    how = _end(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
+    how = end_node(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
     if arguments.json:
         print_json({"stopped": True, "pid": pid, "how": how})
     else:
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _end(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
+def end_node(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
+    """End the node that runs, and say how it went. Raises Failure when it does not end."""
     with contextlib.suppress(ipc.IpcError):
         if wait_s:
             _drain(config, wait_s, quiet=quiet)
@@ -102,7 +104,7 @@ def _drain(config: Config, wait_s: float, *, quiet: bool) -> None:
     try:
         for _, left in ipc.stream(config.socket_path, "drain", {"limit_s": wait_s}, silence_s=SHUTDOWN_TIMEOUT_S):
             has_begun = True
-            text = _jobs_left(left)
+            text = jobs_left(left)
             if text and text != said and not quiet:
                 said = text
                 print(f"waiting for {text} to end ({left.get('seconds_left')} s at most)", file=sys.stderr, flush=True)
@@ -112,7 +114,8 @@ def _drain(config: Config, wait_s: float, *, quiet: bool) -> None:
             raise
 
 
-def _jobs_left(left: dict[str, Any]) -> str:
+def jobs_left(left: dict[str, Any]) -> str:
+    """What a node that drains still does, in words; empty when that is nothing."""
     counts = (("running", "job"), ("asked", "question"), ("forwarded", "forwarded job"))
     parts = [f"{left[key]} {word}{'s' if left[key] != 1 else ''}" for key, word in counts if left.get(key)]
     return ", ".join(parts)

@@ -110,7 +110,7 @@ def _coordinator_of(config: Config) -> str | None:
 
 def _show(arguments: argparse.Namespace) -> None:
     config = load().config
-    held = _vouchers(config)
+    held = vouchers(config)
     wallet = fields_of(ask_coordinator("wallet"))
     url = _coordinator_of(config)
     if arguments.json:
@@ -135,7 +135,7 @@ def _show(arguments: argparse.Namespace) -> None:
     print(f"Held here, not redeemed yet: {usd(held['unclaimed_uusd'])} in {leases} lease{'' if leases == 1 else 's'}")
 
 
-def _vouchers(config: Config) -> dict[str, int]:
+def vouchers(config: Config) -> dict[str, int]:
     """What this node holds in vouchers: the running node's word, or what its file says. Raises Failure, StoreError."""
     if running_pid(config.pid_file) is not None:
         money = ipc.call(config.socket_path, "status").get("money") or {}

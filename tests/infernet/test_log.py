@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import stat
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,3 +224,22 @@ def test_everything_that_our_code_logs_is_on_the_list() -> None:
     ]
     assert unknown == []
     assert list(logged_fields("log.info('x', prompt=1)\nlogger.debug('y', exc_info=True)")) == ["prompt", "exc_info"]
+
+
+def test_what_is_not_logged_goes_into_the_new_file_when_the_old_one_is_full(tmp_path: Path) -> None:
+    """A native library writes to standard error, which a detached node has sent to its log."""
+    log = tmp_path / "daemon.log"
+    program = f"""
+import logging, os, sys
+from pathlib import Path
+from infernet import log
+log.FILE_BYTES_MAX = 300
+log.configure("info", file=Path({str(log)!r}))
+for number in range(3):
+    logging.getLogger("infernet").info("word " * 40)
+    os.write(2, b"native %d\\n" % number)
+"""
+    with log.open("wb") as file:
+        subprocess.run([sys.executable, "-c", program], check=True, stderr=file, cwd=ROOT)
+    texts = [log.with_name(name).read_text() for name in ("daemon.log", "daemon.log.1", "daemon.log.2")]
+    assert [[number for number in range(3) if f"native {number}" in text] for text in texts] == [[2], [1], [0]]

@@ -136,3 +136,10 @@ async def test_nobody_there_is_not_final() -> None:
 @pytest.mark.parametrize("word", [None, 5, "", "====", "not base64", "AAAA", "é"])
 def test_what_is_no_record_in_json_is_none(word: object) -> None:
     assert read_signed(word) is None
+
+
+async def test_what_a_registration_says_follows_from_the_node_and_not_from_whoever_asks() -> None:
+    async with talking() as (server, client):
+        await client.ask("register", {"status": "offline", "role": "provider", "address": "203.0.113.7"})
+        (registered,) = server.to("/register")
+    assert registered.fields == {"status": "offline", "address": "203.0.113.7", "role": "client"}

@@ -11,7 +11,7 @@ import pytest
 
 import infernet
 from infernet.cli.__main__ import HIDDEN, VERBS
-from tests.helpers_cli import Home, Outcome, invoke
+from tests.helpers_cli import ROOT, Home, Outcome, invoke
 
 
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["help", "nonsense"]])
@@ -33,6 +33,11 @@ def test_every_verb_teaches_itself(capsys: pytest.CaptureFixture[str], verb: str
     assert invoke(capsys, "help", verb).out == outcome.out
 
 
+def test_the_readme_names_every_verb() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
+    assert [verb for verb in VERBS if f"`infernet {verb}" not in table] == ["version"]
+
+
 @pytest.mark.parametrize("verb", HIDDEN)
 def test_hidden_verbs_exist(verb: str) -> None:
     assert callable(importlib.import_module(f"infernet.cli.{verb.replace('-', '_')}").run)
@@ -46,7 +51,12 @@ def test_without_a_verb_help_is_shown_and_it_counts_as_misuse(capsys: pytest.Cap
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("strat", "did you mean start?"), ("Why is the sky blue?", 'infernet chat "..."'), ("\x1b[2J", "")],
+    [
+        ("strat", "did you mean start or stats?"),
+        ("stoop", "did you mean stop?"),
+        ("Why is the sky blue?", 'infernet chat "..."'),
+        ("\x1b[2J", ""),
+    ],
 )
 def test_an_unknown_verb_gets_a_hint_in_one_line(capsys: pytest.CaptureFixture[str], word: str, hint: str) -> None:
     outcome = invoke(capsys, word)

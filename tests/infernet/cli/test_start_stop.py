@@ -108,6 +108,24 @@ def test_it_stays_in_the_foreground_and_ends_on_ctrl_c(ready_home: Home) -> None
     assert events[-4:] == ["node.stopping", "node.draining", "node.drained", "node.stopped"]
 
 
+@pytest.mark.slow
+def test_in_the_foreground_the_log_goes_to_its_file_when_that_is_asked_for(ready_home: Home) -> None:
+    command = ready_home.command("start", "--foreground", "--log-to-file", "--json", *QUICK)
+    with subprocess.Popen(
+        command, env=ready_home.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert json.loads(read_object(process))["log_file"] == str(ready_home.config.log_file)
+        process.terminate()
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, err) == (0, "")
+    assert [line["event"] for line in log_lines(ready_home)][-1] == "node.stopped"
+
+
+def test_a_detached_node_logs_to_its_file_anyhow(ready_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = invoke(capsys, "start", "--log-to-file")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
 def read_object(process: subprocess.Popen[str]) -> str:
     """The lines of one indented JSON object."""
     lines: list[str] = []

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from protocol.codec import encode_message
+from protocol.counting import JobCounts
 from protocol.effects import HangUp, JobDone, JobFailed, JobResumed, JobText, Misbehaved, Note, RunEngine, Send, Served
 from protocol.envelope import sign_record
 from protocol.events import EngineFinished, EngineText, Refusal
@@ -52,6 +53,7 @@ CLEAN = PeerStatistics(
     queries=0,
     neighbours=1,
     forwards=ForwardStatistics(0, 0, 0, 0, 0),
+    jobs=JobCounts(),
 )
 
 

@@ -1,0 +1,125 @@
+"""`infernet price`: what this node asks for its work, and how to change it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final, NamedTuple
+
+from infernet.cli.command import Misuse, warn
+from infernet.cli.output import print_fields, print_json
+from infernet.cli.settings_flags import warn_if_running
+from infernet.config import Config, load, save
+from infernet.settings import BY_NAME, NO_MONEY, Dollars, as_plain
+from protocol.formats.amounts import format_usd
+
+# An answer of some length to a question of some length, so that prices for a million tokens mean something.
+_SAMPLE_TOKENS: Final = 500
+_FLAGS: Final = {"price_in_usd": "in_usd", "price_out_usd": "out_usd", "price_job_usd": "job_usd"}
+
+USAGE: Final = "[show | set [--in USD] [--out USD] [--job USD] | free] [--json]"
+DESCRIPTION: Final = """\
+What this node asks of others for the model that it serves, in dollars: for a million tokens of a prompt (--in), for a
+million tokens of an answer (--out), and for each job beside that (--job). Whoever pays must have money at the same
+coordinator.
+
+show   the prices (this is the default)
+set    write those that are given into the file; the others stay
+free   ask nothing: jobs run without payment, for those whom --free-for lets in"""
+EXAMPLES: Final = """\
+examples:
+  infernet price
+  infernet price set --in 0.10 --out 0.40
+  infernet price free
+  infernet price --json | jq -r .out_usd
+
+A node that is running goes on with its prices until it is started anew; jobs that have begun keep theirs."""
+
+
+class Prices(NamedTuple):
+    """As an order has them, in micro-USD."""
+
+    price_in_uusd: int
+    price_out_uusd: int
+    price_job_uusd: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, and the prices."""
+    parser.add_argument("action", nargs="?", choices=("show", "set", "free"), default="show", help="default: show")
+    for name, dest in _FLAGS.items():
+        flag = f"--{dest.removesuffix('_usd')}"
+        parser.add_argument(flag, dest=dest, metavar="USD", help=BY_NAME[name].help.replace(" (default: 0)", ""))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show or set them."""
+    given = {name: word for name, dest in _FLAGS.items() if (word := getattr(arguments, dest)) is not None}
+    if given and arguments.action != "set":
+        raise Misuse("prices are written with `infernet price set`")
+    if arguments.action == "set" and not given:
+        raise Misuse("nothing to set: give --in, --out or --job, or `infernet price free`")
+    changes = dict.fromkeys(_FLAGS, NO_MONEY) if arguments.action == "free" else _read(given)
+    # Read and checked together with what is set elsewhere.
+    config = load(changes).config
+    if changes:
+        save(config.config_file, changes, keep=True)
+    _tell(config, as_json=arguments.json)
+    if changes:
+        origins = load().origins
+        for name in changes:
+            if origins[name] == "environment":
+                warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
+        warn_if_running(config)
+    return 0
+
+
+def _read(given: dict[str, str]) -> dict[str, Dollars]:
+    prices: dict[str, Dollars] = {}
+    for name, word in given.items():
+        try:
+            prices[name] = BY_NAME[name].read(word)
+        except ValueError as error:
+            raise Misuse(f"--{_FLAGS[name].removesuffix('_usd')} {error}") from None
+    return prices
+
+
+def _tell(config: Config, *, as_json: bool) -> None:
+    dollars = config.price_in_usd, config.price_out_usd, config.price_job_usd
+    prices = Prices(*map(int, dollars))
+    sample_uusd = sample(prices)
+    if as_json:
+        plain = [as_plain(price) for price in dollars]
+        print_json(
+            {
+                "model": config.model if config.engine != "none" else None,
+                **dict(zip(_FLAGS.values(), plain, strict=True)),
+                "free": not any(prices),
+                "free_for": config.free_for,
+                "coordinator": config.coordinator_url,
+                "sample_tokens": _SAMPLE_TOKENS,
+                "sample_uusd": sample_uusd,
+            }
+        )
+        return
+    if any(prices) and config.coordinator_url is None:
+        warn("this node has no coordinator, so nobody can pay it: `infernet init --url URL`")
+    if not any(prices):
+        print(f"This node asks nothing. Its jobs are for: {config.free_for} (--free-for).")
+        return
+    print_fields(
+        [
+            ("model", config.model if config.engine != "none" else None),
+            ("prompts", f"{format_usd(prices[0])} for a million tokens"),
+            ("answers", f"{format_usd(prices[1])} for a million tokens"),
+            ("each job", format_usd(prices[2])),
+            ("for example", f"{format_usd(sample_uusd)} for {_SAMPLE_TOKENS} tokens in and {_SAMPLE_TOKENS} out"),
+            ("paid at", config.coordinator_url),
+        ]
+    )
+
+
+def sample(prices: Prices) -> int:
+    """What a job of some length costs at these prices, in micro-USD."""
+    from protocol.jobs import cost_uusd
+
+    return cost_uusd(prices, _SAMPLE_TOKENS, _SAMPLE_TOKENS)

@@ -1,0 +1,80 @@
+"""`infernet register`: this node's entry at its coordinator, made or brought up to date."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from infernet import ipc
+from infernet.cli.command import Failure
+from infernet.cli.money import ask_coordinator, fields_of
+from infernet.cli.output import print_fields, print_json
+from infernet.config import Config, load
+from infernet.lock import running_pid
+
+USAGE: Final = "[--json]"
+DESCRIPTION: Final = """\
+Enter this node at its coordinator, or bring its entry up to date, and show what the coordinator then has. A node that
+runs does this by itself whenever it links to the coordinator; this is for a look, or before the first start. What is
+published follows from the settings alone: a node that was set to --no-advertise publishes no address here either."""
+EXAMPLES: Final = """\
+examples:
+  infernet register
+  infernet register --json | jq .row.node_id
+  infernet config set --no-advertise && infernet register"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """None but --json."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Register, and show the entry."""
+    config = load().config
+    is_running = running_pid(config.pid_file) is not None
+    if is_running:
+        _check_hidden(config)
+        ask_coordinator("register")
+    else:
+        # Nobody is to think that it takes jobs.
+        ask_coordinator("register", status="offline")
+    row = fields_of(ask_coordinator("me", role=config.role.name.lower())).get("row")
+    if not isinstance(row, dict):
+        raise Failure(
+            "the coordinator took the registration and does not know this node: was it started with another role than "
+            "its file says?"
+        )
+    url = config.coordinator_url
+    if arguments.json:
+        print_json({"registered": True, "running": is_running, "coordinator": url, "row": row})
+        return 0
+    print(f"Registered{f' at {url}' if url is not None else ''}.")
+    print_fields(_fields(row))
+    if not is_running:
+        print("It is entered as offline: `infernet start` brings it to life.")
+    return 0
+
+
+def _check_hidden(config: Config) -> None:
+    """A node that was started before it was told to hide would register with its address. Raises Failure."""
+    if config.advertise:
+        return
+    status = ipc.call(config.socket_path, "status")
+    if isinstance(status, dict) and status.get("advertised_addresses"):
+        raise Failure(
+            "this node is set to --no-advertise, and the one that runs was started before that and publishes its "
+            "address: `infernet stop`, then `infernet start`, and try again"
+        )
+
+
+def _fields(row: dict[str, Any]) -> list[tuple[str, object]]:
+    address, port = row.get("address"), row.get("port")
+    return [
+        ("entry", row.get("node_id")),
+        ("name", row.get("name")),
+        ("role", row.get("role")),
+        ("state", row.get("status")),
+        ("address", f"{address} port {port}" if address else "none is published"),
+        ("gpu", row.get("gpu_model")),
+        ("since", row.get("created_at")),
+    ]

@@ -1,0 +1,316 @@
+"""`infernet remove`: wipe this node from this machine, and say first what would be lost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from infernet import identity
+from infernet.cli.command import Failure
+from infernet.cli.money import ask_coordinator, fields_of
+from infernet.cli.output import print_json, size
+from infernet.cli.questions import confirm
+from infernet.cli.stop import POLL_INTERVAL_S, WAIT_S_DEFAULT, end_node
+from infernet.cli.wallet import vouchers
+from infernet.config import Config, ConfigError, load, places
+from infernet.ipc import IpcError
+from infernet.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.store import StoreError
+from infernet.wiping import CannotWipe, check, size_of, wipe
+from protocol.formats.amounts import format_usd
+from protocol.formats.text import clean_line
+from protocol.ids import npub
+
+_KEYS: Final = "identity.key*"
+_UUSD_MAX: Final = 2**63
+_LOCK_TIMEOUT_S: Final = 5.0
+
+USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--abandon-money] [--json]"
+DESCRIPTION: Final = """\
+Wipe this node from this machine: end it if it runs, take its service away, have its coordinator forget it, and remove
+its settings, its key, its records and its models. It says what goes, and asks. There is no way back: without a copy of
+the key nobody gets this identity again, nor what it owns. The program itself stays.
+
+Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and vouchers that were
+not redeemed. So it does when that cannot be found out. --abandon-money gives it up."""
+EXAMPLES: Final = """\
+examples:
+  infernet remove
+  infernet remove --keep-config --keep-models     only records, peers and log: a fresh start under the same key
+  infernet remove --yes --keep-remote             the coordinator is not there to be told
+  infernet wallet claim                           before that, where vouchers were not redeemed
+  infernet payout request 25                      before that, where there is money; wait until it is out
+
+Exits with 1 when nothing, or not all, was removed; in that case the same command goes on where it was."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to keep, and what to agree to in advance."""
+    parser.add_argument("--yes", action="store_true", help="do not ask; end the node if it runs")
+    parser.add_argument("--keep-config", action="store_true", help="keep the settings and the key")
+    parser.add_argument("--keep-models", action="store_true", help="keep the models")
+    parser.add_argument("--keep-remote", action="store_true", help="leave the entry at the coordinator as it is")
+    parser.add_argument("--abandon-money", action="store_true", help="give up money that would be lost")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, ask, end, wipe."""
+    here = places()
+    try:
+        return _remove(here, arguments)
+    except CannotWipe as error:
+        raise Failure(str(error)) from None
+
+
+def _remove(here: Config, arguments: argparse.Namespace) -> int:
+    # The key goes last: as long as something else is left, the same command can be given again.
+    folders = {here.state_dir: "records, peers and log"}
+    if not arguments.keep_models:
+        folders[here.data_dir] = "models"
+    if not arguments.keep_config:
+        folders[here.config_dir] = "settings and key"
+    there = {folder: what for folder, what in folders.items() if check(folder)}
+    service = _service(here)
+    if not there and service is None:
+        _tell(Removed(), as_json=arguments.json)
+        return 0
+    config, key, trouble = _settings(here)
+    losses = _losses(here, config, key, trouble, keeps_key=arguments.keep_config)
+    if not arguments.abandon_money:
+        _refuse_loss(losses)
+    pid = running_pid(here.pid_file)
+    tells_remote = key is not None and config is not None and config.coordinator_url is not None
+    tells_remote = tells_remote and not arguments.keep_remote
+    if not arguments.yes:
+        for line in _announcement(there, pid, service, config if tells_remote else None, key, losses):
+            print(line, file=sys.stderr)
+        if not confirm("Remove all this for good?", "--yes"):
+            raise Failure("nothing was removed")
+    removed = Removed()
+    if (pid := running_pid(here.pid_file)) is not None:
+        end_node(here, pid, WAIT_S_DEFAULT, force=False, quiet=arguments.json)
+        removed.stopped = pid
+        # Jobs that have ended since may have earned something.
+        losses = _losses(here, config, key, trouble, keeps_key=arguments.keep_config)
+        if not arguments.abandon_money:
+            _refuse_loss(losses)
+    removed.lost = losses
+    if tells_remote and config is not None:
+        removed.deregistered = _deregister(config)
+    if service is not None:
+        removed.service = _uninstall(service)
+    if here.state_dir in there:
+        with _alone(here):
+            _wipe(there, removed)
+    else:
+        _wipe(there, removed)
+    _tell(removed, as_json=arguments.json)
+    return 0
+
+
+# ---------------------------------------------------------------- what there is
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Money that would be lost; without an amount, what cannot be found out."""
+
+    what: str
+    uusd: int | None
+
+    def __str__(self) -> str:
+        return f"{format_usd(self.uusd)} {self.what}" if self.uusd is not None else self.what
+
+
+@dataclass
+class Removed:
+    """What was done."""
+
+    folders: tuple[Path, ...] = ()
+    stopped: int | None = None
+    service: str | None = None
+    deregistered: bool = False
+    lost: tuple[Loss, ...] = ()
+
+
+def _settings(here: Config) -> tuple[Config | None, str | None, str]:
+    """The settings and this node's npub as far as they can be read, and why not."""
+    trouble = ""
+    try:
+        key: str | None = npub(identity.load(here.key_file).node)
+    except identity.NoIdentity:
+        key = None
+    except identity.IdentityError as error:
+        key, trouble = None, str(error)
+    try:
+        return load().config, key, trouble
+    except ConfigError as error:
+        return None, key, str(error)
+
+
+def _losses(here: Config, config: Config | None, key: str | None, trouble: str, *, keeps_key: bool) -> tuple[Loss, ...]:
+    """All that would be lost, as far as it can be found out; `trouble` says why it cannot."""
+    losses: list[Loss] = []
+    try:
+        if unclaimed_uusd := vouchers(config or here)["unclaimed_uusd"]:
+            losses.append(Loss("in vouchers that were not redeemed (`infernet wallet claim`)", unclaimed_uusd))
+    except (StoreError, IpcError) as error:
+        losses.append(Loss(f"the records of money cannot be read ({clean_line(str(error), 300)})", None))
+    if keeps_key:
+        return tuple(losses)
+    if trouble:
+        losses.append(Loss(f"what this key owns cannot be found out ({clean_line(trouble, 300)})", None))
+    elif key is not None and config is not None and config.coordinator_url is not None:
+        losses += _held_by_coordinator(config.coordinator_url)
+    return tuple(losses)
+
+
+def _held_by_coordinator(url: str) -> Iterator[Loss]:
+    from infernet.coordinator_client import CoordinatorError
+
+    try:
+        wallet = fields_of(ask_coordinator("wallet"))
+    except (CoordinatorError, Failure, IpcError) as error:
+        yield Loss(f"{url} does not say what it holds ({clean_line(str(error), 300)})", None)
+        return
+    names = {
+        "available_uusd": "available (`infernet payout request AMOUNT`)",
+        "locked_uusd": "locked in leases (`infernet wallet close`)",
+        "payout_pending_uusd": "on its way out, which comes back here if it fails",
+    }
+    for name, what in names.items():
+        uusd = wallet.get(name)
+        if isinstance(uusd, bool) or not isinstance(uusd, int) or not 0 <= uusd < _UUSD_MAX:
+            yield Loss(f"{url} does not say in numbers what is {what}", None)
+        elif uusd:
+            yield Loss(f"{what} at {url}", uusd)
+
+
+def _refuse_loss(losses: tuple[Loss, ...]) -> None:
+    if losses:
+        amounts = [loss.uusd for loss in losses if loss.uusd is not None]
+        raise Failure(
+            f"nothing was removed, for MONEY WOULD BE LOST: {'; '.join(map(str, losses))}. Take it out first, or give "
+            "it up with --abandon-money",
+            lost_uusd=sum(amounts),
+            is_known=len(amounts) == len(losses),
+        )
+
+
+def _service(here: Config) -> Path | None:
+    """The unit of this node, if a service manager has one."""
+    from infernet.cli.service import installed_for, manager
+    from infernet.service_manager import ServiceError
+
+    try:
+        return manager().path if installed_for(here) else None
+    except (Failure, ServiceError):
+        return None  # there is no manager, or the unit is somebody else's
+
+
+def _announcement(
+    there: dict[Path, str],
+    pid: int | None,
+    service: Path | None,
+    remote: Config | None,
+    key: str | None,
+    losses: tuple[Loss, ...],
+) -> Iterator[str]:
+    if pid is not None:
+        yield f"The node runs (process {pid}) and is ended first."
+    yield "This is removed:"
+    for folder, what in there.items():
+        yield f"  {clean_line(str(folder), 500)}  ({what}, {size(size_of(folder))})"
+    if service is not None:
+        yield f"  {clean_line(str(service), 500)}  (the service)"
+    if remote is not None:
+        yield f"  the entry at {remote.coordinator_url}"
+    if key is not None and any("key" in what for what in there.values()):
+        yield f"The key {key} goes with it. Without a copy nobody ever is this node again."
+    for loss in losses:
+        yield f"LOST: {loss}"
+
+
+# ---------------------------------------------------------------- doing it
+
+
+def _uninstall(path: Path) -> str:
+    from infernet.cli.service import manager
+    from infernet.service_manager import ServiceError
+
+    try:
+        manager().uninstall()
+    except ServiceError as error:
+        raise Failure(f"the service cannot be taken away: {error}; no file was removed") from None
+    return str(path)
+
+
+def _deregister(config: Config) -> bool:
+    """Have the coordinator forget this node; gives whether it knew it. Raises Failure."""
+    from infernet.coordinator_client import CoordinatorError
+
+    try:
+        answer = fields_of(ask_coordinator("remove", role=config.role.name.lower()))
+    except (CoordinatorError, Failure) as error:
+        raise Failure(f"{error}; no file was removed: try again, or leave its entry there with --keep-remote") from None
+    return answer.get("deleted") is True
+
+
+@contextlib.contextmanager
+def _alone(here: Config) -> Iterator[None]:
+    """Hold the lock of this node, so that none is started meanwhile. Raises AlreadyRunning."""
+    # One that has just ended may hold it for a moment longer than it says.
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold_lock(here.pid_file))
+                break
+            except AlreadyRunning:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_INTERVAL_S)
+        yield
+
+
+def _wipe(there: dict[Path, str], removed: Removed) -> None:
+    for folder in there:
+        wipe(folder, _KEYS)
+        removed.folders += (folder,)
+    home = os.environ.get("INFERNET_HOME")
+    if home:
+        # Somebody else's files may lie there, too.
+        with contextlib.suppress(OSError):
+            Path(home).expanduser().rmdir()
+
+
+def _tell(removed: Removed, *, as_json: bool) -> None:
+    if as_json:
+        done: dict[str, Any] = {
+            "removed": [str(folder) for folder in removed.folders],
+            "stopped": removed.stopped,
+            "service": removed.service,
+            "deregistered": removed.deregistered,
+            "lost_uusd": sum(loss.uusd or 0 for loss in removed.lost),
+            "lost_is_known": all(loss.uusd is not None for loss in removed.lost),
+        }
+        print_json(done)
+        return
+    if not removed.folders and removed.service is None:
+        print("There is nothing of a node here.")
+        return
+    for folder in removed.folders:
+        print(f"Removed {clean_line(str(folder), 500)}.")
+    if removed.service is not None:
+        print(f"Removed {clean_line(removed.service, 500)}.")
+    if removed.deregistered:
+        print("The coordinator has forgotten this node.")
+    for loss in removed.lost:
+        print(f"Given up: {loss}")

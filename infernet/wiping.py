@@ -1,0 +1,76 @@
+"""Removing a node's folders for good: only what is this user's own, and keys are overwritten before they go.
+
+Overwriting does what a program can do. A disk that writes elsewhere each time, a snapshot or a backup may keep a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Final
+
+_KEY_BYTES_MAX: Final = 64 * 1024
+
+
+class CannotWipe(Exception):
+    """Something cannot or must not be removed; one line for people."""
+
+
+def check(folder: Path) -> bool:
+    """Whether there is such a folder. Raises CannotWipe for what is no folder of this user's."""
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CannotWipe(f"cannot look at {folder} ({_reason(error)}): check its owner and mode") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise CannotWipe(f"{folder} is not a folder but leads elsewhere: remove it yourself")
+    if status.st_uid != os.getuid():
+        raise CannotWipe(f"{folder} belongs to another user, who alone may remove it")
+    return True
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder, as far as they can be looked at."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(where) / name).lstat().st_size
+    return total
+
+
+def wipe(folder: Path, keys: str) -> None:
+    """Remove a folder with all that is in it; files that `keys` (a pattern) names are overwritten first.
+
+    Raises CannotWipe; what is left then can be removed by another try.
+    """
+    if not check(folder):
+        return
+    try:
+        for key in folder.glob(keys):
+            if key.is_file() and not key.is_symlink():
+                _overwrite(key)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CannotWipe(f"cannot remove all of {folder} ({_reason(error)}): put that right and try again") from None
+
+
+def _overwrite(path: Path) -> None:
+    # Never what a link leads to.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode):
+            os.pwrite(descriptor, bytes(min(status.st_size, _KEY_BYTES_MAX)), 0)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "an error").lower()

@@ -1,0 +1,290 @@
+"""infernet/cli/remove.py: a node goes for good, and no money with it unless that was said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from infernet.cli import remove, service
+from infernet.config import make_private_directory, save
+from infernet.lock import running_pid
+from infernet.money_store import MoneyStore
+from infernet.service_units import home_mark
+from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
+from tests.helpers_ipc import FakeNode
+from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server
+from tests.helpers_money_store import claimed, paid
+from tests.helpers_systemd import FakeSystemd, fake_systemd
+
+pytestmark = pytest.mark.anyio
+Capture = pytest.CaptureFixture[str]
+
+NOTHING = {"available_uusd": 0, "locked_uusd": 0, "payout_pending_uusd": 0}
+
+
+@pytest.fixture(autouse=True)
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystemd:
+    """No test asks the real service manager of whoever runs it."""
+    fake = fake_systemd(tmp_path)
+    monkeypatch.setattr(service.sys, "platform", "linux")
+    monkeypatch.setenv("PATH", f"{fake.programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(fake.config_home))
+    return fake
+
+
+@pytest.fixture
+def ready(home: Home, capsys: Capture) -> Home:
+    """A home after init, with something in each folder."""
+    assert invoke(capsys, "init", "--yes").code == 0
+    for folder in (home.config.state_dir, home.config.models_dir):
+        make_private_directory(folder)
+        (folder / "file").write_text("x")
+    return home
+
+
+@asynccontextmanager
+async def coordinator(home: Home, wallet: Any = NOTHING) -> AsyncIterator[MoneyServer]:
+    async with money_server(answers={"node/wallet": wallet, "node/remove": {"deleted": True}}) as server:
+        save(home.config.config_file, {"coordinator_url": server.url, "coordinator_key": BANK.node}, keep=True)
+        yield server
+
+
+def folders(home: Home) -> list[str]:
+    """What is left of a node."""
+    return sorted(path.name for path in home.path.iterdir()) if home.path.exists() else []
+
+
+ALL = ["config", "data", "state"]
+
+
+def test_a_node_without_money_goes_for_good(ready: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "remove", "--yes")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("Removed ") == 3
+    assert not ready.path.exists()
+    again = invoke(capsys, "remove", "--yes")
+    assert (again.code, again.out) == (0, "There is nothing of a node here.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["--keep-config"], ["config"]),
+        (["--keep-models"], ["data"]),
+        (["--keep-config", "--keep-models"], ["config", "data"]),
+    ],
+)
+def test_what_is_to_be_kept_stays(ready: Home, capsys: Capture, words: list[str], left: list[str]) -> None:
+    key = ready.config.key_file.read_bytes()
+    shown = invoke(capsys, "remove", "--yes", "--json", *words).json
+    assert folders(ready) == left
+    assert [Path(folder).name for folder in shown["removed"]] == [
+        n for n in ("state", "data", "config") if n not in left
+    ]
+    if "config" in left:
+        assert ready.config.key_file.read_bytes() == key
+
+
+def test_files_of_somebody_else_in_the_home_stay(ready: Home, capsys: Capture) -> None:
+    (ready.path / "mine").write_text("x")
+    assert invoke(capsys, "remove", "--yes").code == 0
+    assert folders(ready) == ["mine"]
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 1), ("\n", 1), ("", 2), ("y\n", 0)])
+def test_it_asks_and_only_a_yes_is_one(ready: Home, answer: str, code: int) -> None:
+    outcome = ready.run("remove", stdin=answer, XDG_CONFIG_HOME=str(ready.path / "none"))
+    assert outcome.code == code
+    assert "This is removed:" in outcome.err
+    assert str(ready.config.state_dir) in outcome.err
+    assert "Without a copy nobody ever is this node again" in outcome.err
+    assert (folders(ready) == ALL) == (code != 0)
+
+
+# ---------------------------------------------------------------- the coordinator
+
+
+async def test_the_coordinator_forgets_it_before_its_key_goes(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready) as server:
+        outcome = await invoke_beside(capsys, "remove", "--yes")
+        assert outcome.code == 0, outcome.err
+        assert [asked.target.rpartition("/")[2] for asked in server.asked] == ["wallet", "remove"]
+        assert server.asked[-1].fields == {"role": "provider"}
+    assert "has forgotten this node" in outcome.out
+    assert folders(ready) == []
+
+
+async def test_its_entry_can_be_kept(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready) as server:
+        assert (await invoke_beside(capsys, "remove", "--yes", "--keep-remote")).code == 0
+        assert server.to("/remove") == []
+
+
+async def test_where_the_coordinator_does_not_forget_it_nothing_is_removed(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready) as server:
+        server.answers["node/remove"] = Refusal(500, "out of order")
+        outcome = await invoke_beside(capsys, "remove", "--yes")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "out of order" in outcome.err
+    assert "--keep-remote" in outcome.err
+    assert folders(ready) == ALL
+
+
+# ---------------------------------------------------------------- money
+
+
+async def refused(capsys: Capture, *words: str) -> Outcome:
+    outcome = await invoke_beside(capsys, "remove", "--yes", *words)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "MONEY WOULD BE LOST" in outcome.err
+    assert "--abandon-money" in outcome.err
+    return outcome
+
+
+@pytest.mark.parametrize(
+    ("wallet", "words"),
+    [
+        ({"available_uusd": 5_000_000}, "$5.00 available"),
+        ({"locked_uusd": 250}, "$0.00025 locked in leases"),
+        ({"payout_pending_uusd": 1}, "$0.000001 on its way out"),
+        ({"available_uusd": -1}, "does not say in numbers"),
+        ({"available_uusd": "lots"}, "does not say in numbers"),
+        ({"available_uusd": 10**400}, "does not say in numbers"),
+    ],
+)
+async def test_what_the_coordinator_holds_is_not_lost_by_mistake(
+    ready: Home, capsys: Capture, wallet: dict[str, Any], words: str
+) -> None:
+    async with coordinator(ready, NOTHING | wallet) as server:
+        outcome = await refused(capsys)
+        assert words in outcome.err
+        assert server.to("/remove") == []
+        assert folders(ready) == ALL
+        given_up = await invoke_beside(capsys, "remove", "--yes", "--abandon-money")
+    assert given_up.code == 0
+    assert words in given_up.out.partition("Given up: ")[2]
+    assert folders(ready) == []
+
+
+async def test_with_the_key_kept_the_coordinators_money_is_not_lost(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready, NOTHING | {"available_uusd": 5_000_000}):
+        assert (await invoke_beside(capsys, "remove", "--yes", "--keep-config", "--keep-remote")).code == 0
+    assert folders(ready) == ["config"]
+
+
+@pytest.mark.parametrize("words", [[], ["--keep-config"]])
+async def test_vouchers_that_were_not_redeemed_are_not_lost_by_mistake(
+    ready: Home, capsys: Capture, words: list[str]
+) -> None:
+    with closing(MoneyStore(ready.config.money_file)) as store:
+        store.apply([paid(90), claimed(40)])
+    outcome = await refused(capsys, *words, "--json")
+    assert "$0.00005 in vouchers" in outcome.err
+    assert (outcome.json["lost_uusd"], outcome.json["is_known"]) == (50, True)
+    assert folders(ready) == ALL
+
+
+async def test_a_coordinator_that_cannot_be_asked_may_hold_something(ready: Home, capsys: Capture) -> None:
+    save(ready.config.config_file, {"coordinator_url": "http://127.0.0.1:9", "coordinator_key": BANK.node}, keep=True)
+    outcome = await refused(capsys, "--json")
+    assert "does not say what it holds" in outcome.err
+    assert outcome.json["is_known"] is False
+    assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money")).code == 1, "it cannot be told either"
+    assert folders(ready) == ALL
+    assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money", "--keep-remote")).code == 0
+    assert folders(ready) == []
+
+
+@pytest.mark.parametrize("spoilt", ["config.toml", "identity.key", "money.sqlite3"])
+async def test_what_cannot_be_read_may_be_worth_something_and_goes_when_that_is_said(
+    ready: Home, capsys: Capture, spoilt: str
+) -> None:
+    folder = ready.config.state_dir if spoilt.startswith("money") else ready.config.config_dir
+    (folder / spoilt).write_text("= nonsense [")
+    (folder / spoilt).chmod(0o600)
+    await refused(capsys)
+    assert folders(ready) == ALL
+    assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money")).code == 0
+    assert folders(ready) == []
+
+
+# ---------------------------------------------------------------- a node that runs, or is a service
+
+
+async def test_a_node_that_runs_is_ended_first(ready: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+    ended = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def end(config: Any, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
+        assert (pid, force) == (os.getpid(), False)
+        trio.from_thread.run_sync(ended.set, trio_token=token)
+        while running_pid(config.pid_file) is not None:
+            trio.from_thread.run(trio.lowlevel.checkpoint, trio_token=token)
+        return "asked"
+
+    monkeypatch.setattr(remove, "end_node", end)
+    outcome: list[Outcome] = []
+
+    async def ask() -> None:
+        outcome.append(await invoke_beside(capsys, "remove", "--yes", "--json"))
+
+    async with trio.open_nursery() as nursery, running(node, ready.config):
+        nursery.start_soon(ask)
+        await ended.wait()
+    assert outcome[0].code == 0, outcome[0].err
+    assert outcome[0].json["stopped"] == os.getpid()
+    assert folders(ready) == []
+
+
+async def test_vouchers_of_the_last_jobs_are_seen_after_the_end(
+    ready: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids = [4711, 4711, 4711, None]
+    monkeypatch.setattr(remove, "running_pid", lambda _: pids.pop(0) if pids else None)
+
+    def end(*_: Any, **__: Any) -> str:
+        with closing(MoneyStore(ready.config.money_file)) as store:
+            store.apply([paid(90)])
+        return "asked"
+
+    monkeypatch.setattr(remove, "end_node", end)
+    outcome = await refused(capsys)
+    assert "$0.00009 in vouchers" in outcome.err
+    assert folders(ready) == ALL
+
+
+def test_its_service_goes_with_it(ready: Home, fake: FakeSystemd, capsys: Capture) -> None:
+    assert invoke(capsys, "service", "install").code == 0
+    shown = invoke(capsys, "remove", "--yes", "--json").json
+    assert shown["service"] == str(fake.unit)
+    assert not fake.unit.exists()
+    assert "disable --now infernet.service" in fake.calls()
+
+
+@pytest.mark.parametrize("whose", ["another home", "somebody else"])
+def test_another_service_stays(ready: Home, fake: FakeSystemd, capsys: Capture, whose: str) -> None:
+    assert invoke(capsys, "service", "install").code == 0
+    text = fake.unit.read_text()
+    ours = home_mark(ready.config.state_dir)
+    old, new = (ours, home_mark(Path("/srv/other"))) if whose == "another home" else ("ritten by", "ritten for")
+    fake.unit.write_text(text.replace(old, new))
+    assert invoke(capsys, "remove", "--yes").code == 0
+    assert fake.unit.exists()
+    assert folders(ready) == []
+
+
+def test_a_folder_that_leads_elsewhere_is_not_followed(ready: Home, capsys: Capture, tmp_path: Path) -> None:
+    ready.config.data_dir.rename(tmp_path / "models")
+    ready.config.data_dir.symlink_to(tmp_path / "models")
+    outcome = invoke(capsys, "remove", "--yes")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "leads elsewhere" in outcome.err
+    assert (tmp_path / "models" / "models" / "file").exists()
+    assert folders(ready) == ALL
