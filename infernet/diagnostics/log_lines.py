@@ -28,8 +28,8 @@ EVENTS: Final = frozenset(
         "mdns.unavailable", "money.bad_close", "money.claimed", "money.equivocation", "money.no_lease",
         "money.not_stored", "money.nothing_heard", "money.rejected", "money.restored", "money.stored_again",
         "node.caught_up", "node.drained", "node.draining", "node.not_drained", "node.overloaded", "node.reachability",
-        "node.started", "node.stopped", "node.stopping", "peer.banned", "peer.clock_skew", "peer.fault", "peer.hang_up",
-        "peer.misbehaved", "record.bad", "store.failed", "stream.failed",
+        "node.started", "node.stopped", "node.stopping", "notify.failed", "peer.banned", "peer.clock_skew",
+        "peer.fault", "peer.hang_up", "peer.misbehaved", "record.bad", "store.failed", "stream.failed",
     }
 )  # fmt: skip
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical"})
