@@ -89,7 +89,10 @@ class Killer:
         answer = self._process.stdout.readline()
         if not answer:
             raise CannotFollow("the process that kills has ended; its errors are on standard error")
-        return Killed(**json.loads(answer))
+        told = json.loads(answer)
+        # What it wrote until then is no answer to anything; why it ended is on standard error.
+        assert told["exit_code"] in (None, 0), f"it was not killed, and ended with exit code {told['exit_code']}"
+        return Killed(told["lines"], told["calls"], was_killed=told["exit_code"] is None)
 
 
 def run_until_killed(argv: Sequence[str], syscalls: Collection[str], at_call: int, after_lines: int = 0) -> Killed:
@@ -132,10 +135,10 @@ def _carry_out(request: dict[str, Any], calls: list[int], function: Callable[...
         return not request["after_lines"] or _written(output).count(b"\n") >= request["after_lines"]
 
     pid = helpers_ptrace.fork_stopped(calls, body)
-    reached, was_killed = helpers_ptrace.follow(pid, request["at_call"], counts)
+    reached, exit_code = helpers_ptrace.follow(pid, request["at_call"], counts)
     whole = _written(output).decode().split("\n")[:-1]
     os.close(output)
-    return {"lines": whole, "calls": reached, "was_killed": was_killed}
+    return {"lines": whole, "calls": reached, "exit_code": exit_code}
 
 
 def _written(output: int) -> bytes:

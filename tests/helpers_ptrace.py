@@ -80,10 +80,10 @@ def fork_stopped(calls: list[int], body: Callable[[], None]) -> int:
         os._exit(1)  # body ends the process itself when all went well
 
 
-def follow(pid: int, kill_at: int, counts: Callable[[], bool]) -> tuple[int, bool]:
+def follow(pid: int, kill_at: int, counts: Callable[[], bool]) -> tuple[int, int | None]:
     """Let a forked process run until its n-th call that counts, and kill it before it makes the call.
 
-    Returns how many calls it came to, and whether it was killed rather than ended by itself.
+    Returns how many calls it came to, and with which exit code it ended by itself; None when it was killed.
     """
     os.waitpid(pid, 0)
     _check(_libc.ptrace(PTRACE_SETOPTIONS, pid, None, OPTIONS))
@@ -101,7 +101,8 @@ def follow(pid: int, kill_at: int, counts: Callable[[], bool]) -> tuple[int, boo
             # New threads begin with a SIGSTOP that is the tracer's alone.
             _resume(stopped, 0 if event or number == signal.SIGSTOP else number)
         elif stopped == pid:
-            return reached, os.WIFSIGNALED(status) and reached >= kill_at
+            is_killed = os.WIFSIGNALED(status) and reached >= kill_at
+            return reached, None if is_killed else os.waitstatus_to_exitcode(status)
 
 
 def _resume(pid: int, signal_number: int = 0) -> None:
