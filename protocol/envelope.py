@@ -25,6 +25,7 @@ from protocol import codec
 from protocol.errors import BadFrame, BadSignature, LocalProtocolError, Stale
 from protocol.ids import NodeId
 from protocol.records import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
+from protocol.structs import prepare
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -336,3 +337,6 @@ class ReplayWindow:
             return False
         self.bitmap |= 1 << offset
         return True
+
+
+prepare(globals())

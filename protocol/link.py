@@ -27,6 +27,7 @@ from protocol.errors import BadFrame, BadSignature, LocalProtocolError, Stale
 from protocol.events import BytesReceived, OutboxFull, StreamBroken, StreamFinished, StreamOpened
 from protocol.ids import NodeId, StreamId
 from protocol.records import Hash, NodeKey, Record, Signed, Text, UnsignedInteger, Version1
+from protocol.structs import prepare
 
 # ---------------------------------------------------------------- specification constants (specs/07)
 
@@ -522,3 +523,6 @@ class Link:
         if self._by_id.pop(stream.id, None) is not None:
             del self._by_link_id[stream.link_id]
             self._on_closed(stream.id)
+
+
+prepare(globals())

@@ -32,6 +32,7 @@ from protocol.records import (
     TokenCount,
     UnsignedInteger,
 )
+from protocol.structs import prepare
 
 Fingerprint = Annotated[bytes, Meta(min_length=8, max_length=8)]
 
@@ -422,3 +423,6 @@ MESSAGES_OF_PROTOCOL: dict[str, tuple[type[Message], ...]] = {
         Forward,
     ),
 }
+
+
+prepare(globals())

@@ -29,6 +29,7 @@ from protocol.records import (
     Version1,
     WireEnum,
 )
+from protocol.structs import prepare
 
 RequestKey = Annotated[bytes, Meta(min_length=16, max_length=16)]
 BasisPoints = Annotated[int, Meta(ge=0, le=c.BASIS_POINTS)]
@@ -229,3 +230,6 @@ class LedgerHeadRecord(Record, frozen=True):
     head: Hash
     signed_at_ms: UnsignedInteger
     extensions: Extensions
+
+
+prepare(globals())

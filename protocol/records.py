@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from protocol import constants as c
 from protocol.ids import JobId, LeaseId, NodeId
+from protocol.structs import prepare
 
 UnsignedInteger = Annotated[int, Meta(ge=0, le=c.INTEGER_MAX)]
 Version1 = Annotated[int, Meta(ge=1, le=1)]
@@ -433,3 +434,6 @@ class ChunkBody(Struct, frozen=True, array_like=True):
 
     def __repr__(self) -> str:
         return "ChunkBody(...)"
+
+
+prepare(globals())

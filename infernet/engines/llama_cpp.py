@@ -34,6 +34,7 @@ from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
 from protocol.records import Kind, Outcome, Sampling
+from protocol.structs import prepare
 
 # A cancel takes effect after the batch under way and the next. On a CPU 16 tokens take a sixth of a second with the
 # starter model, and larger ones are read no faster (100 tokens/s from 8 to 128). A GPU is far quicker and wants large
@@ -443,3 +444,6 @@ class _Generation:
         """Note which tokens are this text. Of a character that took several, llama.cpp tells only the last."""
         if self._spelling is not None and text:
             self._spelling.sampled(text, tokens if len(tokens) == sampled else self._text_tokens(text))
+
+
+prepare(globals())

@@ -29,6 +29,7 @@ from msgspec import Struct
 from infernet.engines.spelling import unpack
 from protocol.errors import Refusal
 from protocol.records import ChatMessage, JobRequest, Kind
+from protocol.structs import prepare
 
 _ROLES: Final = ("system", "user", "assistant")
 # Tokenising a prompt of the largest size takes about a second.
@@ -217,3 +218,6 @@ class Prompter:
             text = f"the prompt has {len(prompt)} tokens, and the context of this model holds {self.context_tokens}"
             raise Refused(Refusal.CONTEXT_EXCEEDED, text)
         return prompt
+
+
+prepare(globals())

@@ -16,6 +16,7 @@ from protocol import constants as c
 from protocol.formats.text import clean_name
 from protocol.gpus import tier_of
 from protocol.records import Gpu, GpuVendor
+from protocol.structs import prepare
 
 # More than any machine has; a tool that tells of more is not believed.
 CARDS_MAX: Final = 64
@@ -83,3 +84,6 @@ def topology_of(pairs: Iterable[tuple[int, int]], cards: int) -> str:
     if cards == 2:
         return "pair"
     return "all-to-all" if len(distinct) == cards * (cards - 1) // 2 else "mesh"
+
+
+prepare(globals())
