@@ -30,6 +30,8 @@ SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "config.toml"
 # `sun_path` has 108 bytes on Linux and 104 on macOS, the final zero included.
 SOCKET_PATH_BYTES_MAX: Final = 99
+#: No setting, because settings are shown: the API key of the engine's server.
+ENGINE_KEY_VARIABLE: Final = "INFERNET_ENGINE_KEY"
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
@@ -78,6 +80,9 @@ class Config:
     spend_usd_max: Dollars = NO_MONEY
     reports: bool = True
     engine: str = "llama"
+    engine_url: str | None = None
+    engine_models: tuple[str, ...] = ()
+    engine_key_file: str | None = None
     model: str = STARTER_MODEL
     context_tokens: int = 2048
     slots: int = 4
@@ -301,7 +306,7 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [
         f"unknown variable {prefix}{word} has no effect; did you mean {BY_NAME[near[0]].variable}?"
         for word in words
-        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_")
+        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_") and prefix + word != ENGINE_KEY_VARIABLE
         if (near := difflib.get_close_matches(word.lower(), BY_NAME, n=1, cutoff=0.8))
     ]
 

@@ -22,6 +22,7 @@ VERBS: Final = {
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
     "model": "fetch the starter model",
+    "engine": "what could run models here, and whether it does",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
 }

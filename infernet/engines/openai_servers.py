@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import trio
 from msgspec import Meta, Struct
 
-from infernet.engines.openai_http import Server, ServerBroken, ServerError, ServerRefused
+from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerRefused
 from infernet.engines.openai_shapes import (
     Count,
     Dialect,
@@ -166,12 +166,12 @@ async def _has(server: Server, path: str, type_: type[Struct]) -> bool:
     return True
 
 
-async def look_around(urls: Sequence[str]) -> list[Found | tuple[str, ServerError]]:
-    """What answers at these addresses, in their order, asked all at once; or why not."""
+async def look_around(urls: Sequence[str], key: ApiKey | None = None) -> list[Found | tuple[str, ServerError]]:
+    """What answers at these addresses, in their order, asked all at once; or why not. All are shown the key."""
     results: dict[str, Found | tuple[str, ServerError]] = {}
 
     async def look(url: str) -> None:
-        async with Server(url) as server:
+        async with Server(url, key) as server:
             try:
                 results[url] = await identify(server)
             except ServerError as error:

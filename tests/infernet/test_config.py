@@ -116,8 +116,10 @@ def test_text_from_the_environment_gets_its_type(home: Path) -> None:
         ("peers", ["1.2.3.4:46337"], "must be like /ip4/"),
         ("free_for", "some", "one of nobody, known, all"),
         ("allow", ["friend"], "must be a public key"),
-        ("engine", "magic", "one of llama, none"),
+        ("engine", "magic", "one of llama, openai, none"),
         ("model", " ", "the path of a GGUF file"),
+        ("engine_url", "localhost:11434", "like http://127.0.0.1:11434"),
+        ("engine_models", [""], "names of models"),
         ("context_tokens", 10, "of tokens from 128"),
         ("slots", 0, "from 1 to 256"),
         ("threads", 0, "from 1 to 1024"),
@@ -183,7 +185,9 @@ def test_unknown_settings_are_warned_about_and_survive_a_save(home: Path) -> Non
 
 
 def test_a_misspelt_variable_is_warned_about(home: Path) -> None:
-    result = loaded(home, INFERNET_P2PPORT="1", INFERNET_DEBUG="1", INFERNET_COORDINATOR_PORT="1")
+    result = loaded(
+        home, INFERNET_P2PPORT="1", INFERNET_DEBUG="1", INFERNET_COORDINATOR_PORT="1", INFERNET_ENGINE_KEY="k"
+    )
     assert result.warnings == ("unknown variable INFERNET_P2PPORT has no effect; did you mean INFERNET_P2P_PORT?",)
 
 
