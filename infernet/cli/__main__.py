@@ -21,7 +21,7 @@ VERBS: Final = {
     "why": "why whom it would ask, and why others do not ask it",
     "invite": "make a line with which somebody else's node joins",
     "join": "connect with such a line",
-    "model": "fetch the starter model",
+    "model": "the models of this machine: list, fetch, choose, remove",
     "engine": "what could run models here, and whether it does",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",

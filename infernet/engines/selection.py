@@ -11,12 +11,11 @@ import trio
 from msgspec.structs import replace
 
 from infernet.config import ENGINE_KEY_VARIABLE, Config
-from infernet.engines import models
+from infernet.engines import models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
 from infernet.engines.openai_http import ApiKey
-from protocol import constants as c
 from protocol.records import Role
 
 _KEY_BYTES_MAX: Final = 4096
@@ -75,14 +74,15 @@ def _read_key(path: Path) -> str:
 
 
 def _engine_config(config: Config) -> EngineConfig:
-    if config.model == models.STARTER.name:
-        path = models.starter_path(config.models_dir)
-        models.verify(path, bytes.fromhex(models.STARTER.sha256))
+    path = shelf.path_of(config.models_dir, config.model)
+    origin = shelf.origin_of(path)
+    if origin is not None:
+        models.verify(path, bytes.fromhex(origin.sha256))
+    if config.model.lower() == models.STARTER.name:
         engine = models.STARTER.engine_config(path, config.slots, config.threads)
     else:
-        path = Path(config.model).expanduser()
-        name = path.stem[: c.MODEL_NAME_CHARACTERS_MAX].lower()
-        engine = EngineConfig(name, str(path), models.fingerprint(path), slots=config.slots, threads=config.threads)
+        name, digest = shelf.name_of(path), models.fingerprint(path)
+        engine = EngineConfig(name, str(path), digest, slots=config.slots, threads=config.threads)
     return replace(
         engine,
         context_tokens=config.context_tokens,
