@@ -82,11 +82,11 @@ async def test_a_vllm_is_offered_for_chats_and_completions_with_its_own_context(
 
 
 async def test_a_path_of_this_machine_is_never_published() -> None:
-    server = ollama().serves("/v1/models", {"data": [{"id": "/home/alice/secret/Qwen2-7B.Q4.gguf"}]})
+    server = ollama().serves("/v1/models", {"data": [{"id": "/srv/private/Qwen2-7B.Q4.gguf"}]})
     async with engine_on(server) as bench:
         assert bench.model == "qwen2-7b.q4"
         await bench.do(Kind.CHAT, chat("hello"))
-    assert server.asked_for("/v1/chat/completions")[-1].body["model"] == "/home/alice/secret/Qwen2-7B.Q4.gguf"
+    assert server.asked_for("/v1/chat/completions")[-1].body["model"] == "/srv/private/Qwen2-7B.Q4.gguf"
 
 
 async def test_of_several_models_those_that_are_named_and_answer_are_offered() -> None:

@@ -77,7 +77,7 @@ async def test_a_model_of_lm_studio_has_the_context_that_it_was_loaded_with() ->
     [
         ("qwen2.5:7b", "qwen2.5:7b"),
         ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct"),
-        ("/home/alice/models/Llama-3.Q4_K_M.gguf", "llama-3.q4_k_m"),
+        ("/srv/private/Llama-3.Q4_K_M.gguf", "llama-3.q4_k_m"),
         ("C:\\Users\\alice\\m.gguf", "m"),
         ("~/models/thing", "thing"),
         ("../x/y", "y"),
