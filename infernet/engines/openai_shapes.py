@@ -117,7 +117,7 @@ class Chunk(Struct, frozen=True):
     usage: Usage | None = None
     timings: Timings | None = None
     prompt_progress: PromptProgress | None = None
-    error: msgspec.Raw | None = None
+    error: object = None
 
 
 # ---------------------------------------------------------------- requests

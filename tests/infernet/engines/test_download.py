@@ -221,6 +221,12 @@ async def test_what_is_of_no_use_is_told_in_one_line_and_not_kept(tmp_path: Path
     assert names(tmp_path) == set()
 
 
+async def test_a_part_that_is_called_the_whole_is_no_model_yet(tmp_path: Path) -> None:
+    server = says(206, WEIGHTS[:1000], content_length="1000", content_range=f"bytes 0-999/{len(WEIGHTS)}")
+    assert "ended early: run this again" in str(await fetched(server, tmp_path))
+    assert names(tmp_path) == {".tiny.gguf.part", ".tiny.gguf.part.note"}
+
+
 async def test_redirects_are_followed_and_not_for_ever(tmp_path: Path) -> None:
     server, _ = serves()
 

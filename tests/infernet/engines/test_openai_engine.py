@@ -348,13 +348,14 @@ SECRET = "the prompt, quoted"
 WRONG = {
     "usage above the order": [piece("a"), piece("", "stop"), chunk(usage=usage(9, 5000)), "[DONE]"],
     "usage below the pieces": [piece("a"), piece("b"), piece("c"), piece("", "stop"), chunk(usage=usage(9, 1))],
-    "more pieces than ordered": [piece("a") for _ in range(40)],
+    "usage a little above the order": [piece("a" * 300), piece("", "stop"), chunk(usage=usage(9, 18)), "[DONE]"],
+    "more pieces than ordered": [*(piece("a") for _ in range(17)), piece("", "stop"), "[DONE]"],
     "not JSON": [piece("a"), SECRET],
     "not an object": [piece("a"), [1]],
     "a type that is wrong": [{"choices": [{"delta": {"content": 7}}]}],
     "a lone surrogate": ['{"choices":[{"delta":{"content":"\\ud800"}}]}'],
     "deep": ["[" * 100_000],
-    "an error in the middle": [piece("a"), {"error": {"message": SECRET}}],
+    "an error in the middle": [piece("a"), {"error": {"message": SECRET}}, piece("", "stop"), "[DONE]"],
     "an end before the end": [piece("a")],
     "only the mark of the end": ["[DONE]"],
     "an unknown end": [piece("a"), piece("", "content_filter"), "[DONE]"],
@@ -370,6 +371,12 @@ async def test_a_server_that_answers_nonsense_costs_the_run_and_no_more(said: li
         # It still says a token when it is asked for one, so it is still offered.
         assert await failure(bench) == EngineFailed(RunId(2), end.code, end.text)
         assert bench.engine.statistics().runs_active == 0
+
+
+async def test_more_tokens_than_the_text_can_have_taken_cost_the_run() -> None:
+    async with engine_on(ollama(piece("a"), piece("", "stop"), chunk(usage=usage(9, 259)), "[DONE]")) as bench:
+        end = await bench.recorder.end_of(bench.start(Kind.CHAT, chat("hello"), tokens=1000))
+    assert isinstance(end, EngineFailed)
 
 
 async def test_a_line_without_end_is_cut_off() -> None:
@@ -508,18 +515,11 @@ async def test_a_server_that_is_busy_answering_is_not_called_gone() -> None:
         await reply.event(piece("", "stop"))
         await reply.end()
 
-    looks = 0
-
-    async def models(_asked: Asked, reply: Reply) -> None:
-        nonlocal looks
-        looks += 1
-        await reply.until_hung_up()
-
     server = after_it_was_probed(page)
     async with engine_on(server) as bench:
         run = bench.start(Kind.CHAT, chat("hello"), tokens=100_000)
         await bench.recorder.until(lambda: len(bench.recorder.texts(run)) > 2)
-        server.pages["/v1/models"] = models
+        server.pages["/v1/models"] = _broken
         await bench.recorder.until(lambda: len(bench.recorder.texts(run)) > 40)
         assert bench.engine.statistics().state is EngineState.READY
         go_on.set()
