@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
 import trio
 
 from infernet.engines.contract import EngineState, EngineStatistics, EngineUnavailable, Report
@@ -37,6 +38,8 @@ from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted
 from protocol.ids import RunId
 from protocol.records import Kind, ModelOffer, Outcome
+
+log = structlog.get_logger(__name__)
 
 _NO_FINGERPRINT: Final = bytes(32)
 # What tells that a prompt is too long: llama-server's, vLLM's and OpenAI's words for it.
@@ -147,7 +150,8 @@ class OpenAiEngine:
             return Refusal.NO_MODEL, f"this engine serves {', '.join(self._served)}"[:256]
         if run.kind not in served.kinds:
             return Refusal.UNSUPPORTED, f"{served.name} is not offered for this kind of job"
-        if len(self._runs) >= self._config.slots:
+        # Of each model so many, as they are offered; a server that is asked for more lets them wait.
+        if sum(active.served.name == served.name for active in self._runs.values()) >= self._config.slots:
             return Refusal.BUSY, f"all {self._config.slots} slots of the engine are in use"
         return None
 
@@ -196,11 +200,14 @@ class OpenAiEngine:
                         is_first = False
                         task_status.started()
                     wait_s = patience.again_first_s
+                    log.info("engine.server_answers", url=url, kind=self._dialect.value, count=len(self._offers))
                     await self._watch(self._server)
             except ServerError as error:
                 self._last_error = self._told(error)
                 if is_first:
                     return
+                if self._state is EngineState.READY:
+                    log.warning("engine.server_gone", reason=self._last_error)
             self._withdraw(EngineState.WAITING)
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, patience.again_max_s)

@@ -274,7 +274,10 @@ def chosen(found: Found, names: Sequence[str]) -> list[ListedModel]:
         missing = [name for name in names if found.named(name) is None]
         if missing:
             raise ServerBroken(f"it has no model {clean_line(missing[0])}")
-        return list({model.id: model for name in names if (model := found.named(name)) is not None}.values())
+        models = {model.id: model for name in names if (model := found.named(name)) is not None}
+        if len(models) > MODELS_MAX:
+            raise ServerBroken(f"more than {MODELS_MAX} models cannot be offered: name fewer with --engine-models")
+        return list(models.values())
     if not found.models:
         raise ServerBroken("it lists no model")
     if len(found.models) > 1:

@@ -330,6 +330,26 @@ async def test_what_would_be_done_otherwise_than_asked_is_refused(request_: JobR
         assert len(server.asked) == before
 
 
+async def test_each_model_has_its_own_slots() -> None:
+    server = ollama().serves("/v1/models", {"data": [{"id": "a"}, {"id": "b"}]})
+
+    async def page(asked: Asked, reply: Reply) -> None:
+        if asked.body["stream"]:
+            await reply.begin()
+            await reply.event(piece("one"))
+            await reply.until_hung_up()
+        else:
+            await answer_once(asked, reply)
+
+    server.pages["/v1/chat/completions"] = page
+    async with engine_on(server, Patience(), models=("a", "b"), slots=1) as bench:
+        run = bench.start(Kind.CHAT, chat("hello"), model="a")
+        await bench.recorder.until(lambda: bool(bench.recorder.texts(run)))
+        assert (await bench.refusal(Kind.CHAT, chat("hello"), model="a")).code is Refusal.BUSY
+        other = bench.start(Kind.CHAT, chat("hello"), model="b")
+        await bench.recorder.until(lambda: bool(bench.recorder.texts(other)))
+
+
 # ---------------------------------------------------------------- servers that do it wrong
 
 

@@ -122,6 +122,12 @@ def test_models_are_chosen_by_either_name_and_once() -> None:
         chosen(found, ["a", "c"])
 
 
+def test_no_more_models_are_chosen_than_a_heartbeat_holds() -> None:
+    models = tuple(ListedModel(f"m{number}") for number in range(c.HEARTBEAT_MODELS_MAX + 1))
+    with pytest.raises(ServerBroken, match="name fewer with --engine-models"):
+        chosen(Found("http://127.0.0.1:9", Dialect.OTHER, models), [model.id for model in models])
+
+
 # ---------------------------------------------------------------- the real thing
 
 
