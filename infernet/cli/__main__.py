@@ -23,6 +23,7 @@ VERBS: Final = {
     "join": "connect with such a line",
     "model": "the models of this machine: list, fetch, choose, remove",
     "engine": "what could run models here, and whether it does",
+    "benchmark": "how fast the models of this node are",
     "config": "show every setting and where it came from, or change some",
     "version": "the version of this program",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from infernet.cli.command import Failure, Misuse
@@ -50,12 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it."""
+    quiet_log()
     config = load_config(arguments).config
     if arguments.action == "test":
         return _test(config, arguments)
     if arguments.name is not None:
         raise Misuse("list takes no name: it shows all engines")
     return _list(config, as_json=arguments.json)
+
+
+def quiet_log() -> None:
+    """Let engines that run within a command say nothing but what they say to people."""
+    from infernet import log
+
+    log.configure("debug" if os.environ.get("INFERNET_DEBUG") else "error")
 
 
 # ---------------------------------------------------------------- list
@@ -159,7 +168,7 @@ async def _try(config: Config, timeout_s: float) -> list[Trial]:
 
     engine = await open_engine(config)
     assert engine is not None, "a provider with an engine has one"
-    return await try_engine(engine, question(), _OUTPUT_TOKENS, timeout_s, timeout_s)
+    return await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
 
 
 def _named(config: Config, name: str | None) -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Final
 
@@ -48,9 +48,13 @@ class Trial(Struct, frozen=True):
 
 
 async def try_engine(
-    engine: Engine, request: JobRequest, output_tokens: int, start_s: float, answer_s: float
+    engine: Engine,
+    requests: Callable[[ModelOffer], Sequence[JobRequest]],
+    output_tokens: int,
+    start_s: float,
+    answer_s: float,
 ) -> list[Trial]:
-    """Start an engine, have each of its models answer within the time, and end it.
+    """Start an engine, have each of its models answer each request within the time, and end it.
 
     Raises EngineUnavailable when it does not start, TrialFailed when a model does not answer.
     """
@@ -63,8 +67,11 @@ async def try_engine(
         if starting.cancelled_caught:
             failure = TrialFailed(f"the engine was not ready within {start_s:.0f} s: give it more with --timeout")
         try:
-            for number, offer in zip(count(1), engine.models(), strict=False):
-                trials.append(await _ask(engine, reports, offer, RunId(number), request, output_tokens, answer_s))
+            numbers = count(1)
+            for offer in engine.models():
+                for request in requests(offer):
+                    run = RunId(next(numbers))
+                    trials.append(await _ask(engine, reports, offer, run, request, output_tokens, answer_s))
         except TrialFailed as error:
             failure = error
         nursery.cancel_scope.cancel()
