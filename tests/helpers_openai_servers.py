@@ -190,8 +190,19 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
+def is_probe(asked: Asked) -> bool:
+    """Whether one token is asked for, to see whether the model answers or how long the prompt is."""
+    return bool(asked.body["max_tokens"] == 1)
+
+
 async def answer_once(asked: Asked, reply: Reply) -> None:
-    """What a request without streaming gets: one token, and the count."""
+    """One token and the counts, streamed or not."""
+    if asked.body["stream"]:
+        await reply.begin()
+        for event in (piece("Hello"), piece("", "length"), chunk(usage=usage(PROMPT_TOKENS, 1)), "[DONE]"):
+            await reply.event(event)
+        await reply.end()
+        return
     await reply.json(
         {
             "object": "chat.completion",
@@ -203,10 +214,10 @@ async def answer_once(asked: Asked, reply: Reply) -> None:
 
 
 def talks(*events: object, whole: bool = True) -> Page:
-    """A page of chats: one token when it is asked without streaming, else these events."""
+    """A page of chats: one token when it is asked for one, else these events."""
 
     async def page(asked: Asked, reply: Reply) -> None:
-        if not asked.body["stream"]:
+        if is_probe(asked):
             await answer_once(asked, reply)
             return
         await reply.begin()
@@ -257,7 +268,7 @@ def vllm(*events: object) -> OddServer:
     server.pages["/v1/chat/completions"] = talks(*said)
 
     async def complete(asked: Asked, reply: Reply) -> None:
-        if not asked.body["stream"]:
+        if is_probe(asked):
             await answer_once(asked, reply)
             return
         await reply.begin()

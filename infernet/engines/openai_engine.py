@@ -20,7 +20,6 @@ from infernet.engines.contract import EngineState, EngineStatistics, EngineUnava
 from infernet.engines.openai_answer import Answer
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerGone, ServerRefused
 from infernet.engines.openai_servers import (
-    CHAT_PROBE,
     Found,
     Served,
     chosen,
@@ -29,6 +28,7 @@ from infernet.engines.openai_servers import (
     identify,
     look_around,
     probe,
+    say_a_token,
     usual_urls,
 )
 from infernet.engines.openai_shapes import Dialect, check_request, generate_body, path_of
@@ -37,7 +37,7 @@ from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted
 from protocol.ids import RunId
-from protocol.records import Kind, ModelOffer, Outcome
+from protocol.records import ModelOffer, Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -248,6 +248,8 @@ class OpenAiEngine:
             served.setdefault(one.name, one)
         if not served:
             raise why or ServerBroken("it lists no model")
+        if why is not None:
+            self._last_error = self._told(why)
         self._served = served
         self._offers = tuple(map(self._offer, served.values()))
         self._state = EngineState.READY
@@ -300,7 +302,7 @@ class OpenAiEngine:
     async def _examine(self, server: Server) -> None:
         """Have each model say a token, after a run that failed. Raises ServerError when one does not."""
         for served in list(self._served.values()):
-            await count_by_asking(server, served.id, Kind.CHAT, CHAT_PROBE, self._patience.doubt_s)
+            await say_a_token(server, self._dialect, served.id, self._patience.doubt_s)
 
     # ------------------------------------------------------------ runs
 

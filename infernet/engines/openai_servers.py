@@ -11,6 +11,7 @@ Ollama, vLLM, SGLang, LM Studio and NIM were not at hand: what is read of their 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Final
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Final
 import trio
 from msgspec import Meta, Struct
 
+from infernet.engines.openai_answer import Answer
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerRefused
 from infernet.engines.openai_shapes import (
     Count,
@@ -25,13 +27,16 @@ from infernet.engines.openai_shapes import (
     ListedModel,
     ModelList,
     Usage,
+    generate_body,
     one_token_body,
     path_of,
     prompt_fields,
 )
 from protocol import constants as c
+from protocol.effects import RunEngine
 from protocol.formats.text import clean_line
-from protocol.records import ChatMessage, JobRequest, Kind
+from protocol.ids import RunId
+from protocol.records import ChatMessage, JobRequest, Kind, Sampling
 
 # Where these servers listen unless they are told otherwise.
 USUAL_PORTS: Final = (
@@ -48,6 +53,7 @@ COUNT_TIMEOUT_S: Final = 60.0
 PROBE_TIMEOUT_S: Final = 300.0
 MODELS_MAX: Final = c.HEARTBEAT_MODELS_MAX
 CHAT_PROBE: Final = JobRequest(messages=(ChatMessage("user", "Say hello."),))
+_GREEDY: Final = Sampling(0, 1000, 0, 0, 0, 0, 1000, 0)
 _COMPLETION_PROBE: Final = JobRequest(prompt="Once upon a time")
 _OWNERS: Final = {"vllm": Dialect.VLLM, "sglang": Dialect.SGLANG, "llamacpp": Dialect.LLAMA}
 
@@ -186,6 +192,7 @@ async def look_around(urls: Sequence[str], key: ApiKey | None = None) -> list[Fo
 async def probe(server: Server, dialect: Dialect, model: ListedModel) -> Served:
     """Have a model say one token of each kind that it may be asked for. Raises ServerError when it does not chat."""
     chat_tokens = await count_by_asking(server, model.id, Kind.CHAT, CHAT_PROBE, PROBE_TIMEOUT_S)
+    await say_a_token(server, dialect, model.id, PROBE_TIMEOUT_S)
     kinds: tuple[Kind, ...] = (Kind.CHAT,)
     if dialect.takes_raw_prompts:
         try:
@@ -203,6 +210,16 @@ async def probe(server: Server, dialect: Dialect, model: ListedModel) -> Served:
         pass
     context_tokens = await _context_of(server, dialect, model)
     return Served(model.id, public_name(model.id), kinds, context_tokens, counts_first)
+
+
+async def say_a_token(server: Server, dialect: Dialect, model: str, timeout_s: float) -> None:
+    """Have a model begin an answer, in the very way in which it will be asked. Raises ServerError."""
+    run = RunEngine(RunId(0), Kind.CHAT, model, CHAT_PROBE, _GREEDY, 0, 1)
+    answer = Answer(run, 1, lambda _event: None)
+    body = generate_body(dialect, model, run, 1, secrets.token_hex(16))
+    deadline_s = trio.current_time() + timeout_s
+    await server.stream(path_of(Kind.CHAT), body, answer.take, lambda: max(0.0, deadline_s - trio.current_time()))
+    answer.end()
 
 
 async def count_before(server: Server, dialect: Dialect, model: str, kind: Kind, request: JobRequest) -> int:

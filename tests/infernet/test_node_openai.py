@@ -8,7 +8,7 @@ from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Patience
 from protocol.effects import JobAccepted, JobDone, JobText
 from protocol.records import Outcome
 from tests.helpers_node import ask, assert_idle, question, settle, world
-from tests.helpers_openai_servers import ANSWER, PROMPT_TOKENS, Asked, OddServer, Reply, answer_once, ollama
+from tests.helpers_openai_servers import ANSWER, PROMPT_TOKENS, Asked, OddServer, Reply, answer_once, is_probe, ollama
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +39,7 @@ async def test_an_answer_comes_with_the_counts_of_the_server() -> None:
 
 async def test_a_server_that_breaks_costs_the_attempt_and_another_provider_answers() -> None:
     async def breaks(asked: Asked, reply: Reply) -> None:
-        if asked.body["stream"]:
+        if not is_probe(asked):
             await reply.json({"error": "out of memory"}, 500)
         else:
             await answer_once(asked, reply)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from tests.helpers_openai_servers import (
     Reply,
     answer_once,
     chunk,
+    is_probe,
     ollama,
     piece,
     usage,
@@ -39,7 +41,8 @@ from tests.infernet.engines.conftest import Bench, running
 
 pytestmark = pytest.mark.anyio
 
-QUICK = Patience(look_interval_s=0.02, doubt_s=0.5, first_s=0.4, next_s=0.4, counts_s=0.2, again_first_s=0.01)
+QUICK = Patience(look_interval_s=0.02, doubt_s=5.0, again_first_s=0.01)
+IMPATIENT = replace(QUICK, first_s=0.4, next_s=0.4, counts_s=0.2)
 GONE = "the engine broke down during the answer"
 
 
@@ -114,6 +117,11 @@ async def test_of_several_models_those_that_are_named_and_answer_are_offered() -
         ({"/v1/models": {"data": "no"}}, (), "not the JSON"),
         ({"/v1/models": ["no"]}, (), "not the JSON"),
         ({"/v1/models": {"data": [{"id": "a"}]}, "/v1/chat/completions": {"choices": []}}, (), "how many tokens"),
+        (
+            {"/v1/models": {"data": [{"id": "a"}]}, "/v1/chat/completions": {"usage": usage(9, 1)}},
+            (),
+            "ended an answer before its end",
+        ),
     ],
 )
 async def test_nothing_is_offered_that_does_not_answer(
@@ -256,7 +264,7 @@ async def test_a_stop_string_is_found_here_and_the_server_is_left() -> None:
     hung_up = trio.Event()
 
     async def page(asked: Asked, reply: Reply) -> None:
-        if not asked.body["stream"]:
+        if is_probe(asked):
             await answer_once(asked, reply)
             return
         await reply.begin()
@@ -278,7 +286,7 @@ async def test_a_cancel_hangs_up_and_counts_what_came() -> None:
     hung_up = trio.Event()
 
     async def page(asked: Asked, reply: Reply) -> None:
-        if not asked.body["stream"]:
+        if is_probe(asked):
             await answer_once(asked, reply)
             return
         await reply.begin()
@@ -306,7 +314,7 @@ async def test_a_run_that_holds_is_read_when_it_may_and_not_before() -> None:
         bench.engine.start(order)
         await bench.recorder.until(lambda: bool(bench.recorder.of(order.run)))
         await trio.testing.wait_all_tasks_blocked()
-        assert not any(asked.body["stream"] for asked in server.asked_for("/v1/chat/completions"))
+        assert all(map(is_probe, server.asked_for("/v1/chat/completions")))
         bench.engine.proceed(order.run)
         end = await bench.recorder.end_of(order.run)
     assert isinstance(end, EngineFinished)
@@ -334,7 +342,7 @@ async def test_each_model_has_its_own_slots() -> None:
     server = ollama().serves("/v1/models", {"data": [{"id": "a"}, {"id": "b"}]})
 
     async def page(asked: Asked, reply: Reply) -> None:
-        if asked.body["stream"]:
+        if not is_probe(asked):
             await reply.begin()
             await reply.event(piece("one"))
             await reply.until_hung_up()
@@ -357,7 +365,7 @@ def after_it_was_probed(page: Any) -> OddServer:
     """An Ollama whose streams do what a test says."""
 
     async def both(asked: Asked, reply: Reply) -> None:
-        await (page if asked.body["stream"] else answer_once)(asked, reply)
+        await (answer_once if is_probe(asked) else page)(asked, reply)
 
     server = ollama()
     server.pages["/v1/chat/completions"] = both
@@ -423,7 +431,7 @@ async def test_noise_is_no_progress(noise: bytes) -> None:
             await reply.send(noise)
             await trio.sleep(0.01)
 
-    async with engine_on(after_it_was_probed(page)) as bench:
+    async with engine_on(after_it_was_probed(page), IMPATIENT) as bench:
         assert (await failure(bench)).code is Refusal.ENGINE_FAILED
 
 
@@ -436,7 +444,7 @@ async def test_a_server_that_hangs_is_left(after: list[object]) -> None:
             await reply.event(event)
         await reply.until_hung_up()
 
-    async with engine_on(after_it_was_probed(page)) as bench:
+    async with engine_on(after_it_was_probed(page), IMPATIENT) as bench:
         assert (await failure(bench)).code is Refusal.ENGINE_FAILED
 
 
@@ -447,7 +455,7 @@ async def test_an_answer_whose_counts_never_come_is_whole_all_the_same() -> None
         await reply.event(piece("", "stop"))
         await reply.until_hung_up()
 
-    async with engine_on(after_it_was_probed(page)) as bench:
+    async with engine_on(after_it_was_probed(page), IMPATIENT) as bench:
         text, end = await bench.do(Kind.CHAT, chat("hello"))
     assert (text, end.outcome, end.output_tokens) == ("all of it", Outcome.STOP, 1)
 
