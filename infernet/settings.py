@@ -253,7 +253,9 @@ ENGINE_URL_HELP: Final = (
     "usual ports of this machine)"
 )
 ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 (default: its only one)"
-ENGINE_KEY_FILE_HELP: Final = "file with the API key that this server wants, or set INFERNET_ENGINE_KEY to the key"
+ENGINE_KEY_FILE_HELP: Final = (
+    "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),

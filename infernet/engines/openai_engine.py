@@ -194,7 +194,9 @@ class OpenAiEngine:
         while True:
             try:
                 url = self._config.url or await self._find()
-                async with Server(url, self._config.key) as self._server:
+                # Who listens on a usual port may be anybody of this machine: the key is for the named one alone.
+                key = self._config.key if self._config.url is not None else None
+                async with Server(url, key) as self._server:
                     await self._look(self._server)
                     if is_first:
                         is_first = False
@@ -218,7 +220,10 @@ class OpenAiEngine:
         if isinstance(error, ServerGone) or where is None:
             return f"{error}: start it, or name another one with --engine-url"
         if isinstance(error, ServerRefused) and error.status in (401, 403):
-            return f"the server at {where} wants another API key: give the file that holds it, with --engine-key-file"
+            return (
+                f"the server at {where} wants another API key: give the file that holds it, with --engine-key-file, "
+                "and name the server, with --engine-url"
+            )
         return f"the server at {where} cannot be used: {error}"
 
     async def _find(self) -> str:

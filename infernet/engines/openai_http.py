@@ -181,6 +181,9 @@ class Server:
         except httpx.HTTPError as error:
             # Its text may quote what was sent.
             raise ServerBroken(f"it broke off its answer to {path} ({type(error).__name__})") from None
+        except (OSError, ValueError) as error:
+            # A name that no resolver takes, above all; whatever it is, it is the server's and not the node's end.
+            raise ServerBroken(f"{path} cannot be asked for ({type(error).__name__})") from None
 
 
 async def _read(

@@ -163,6 +163,14 @@ async def test_a_wrong_key_is_told_and_the_key_is_shown_to_nobody(caplog: pytest
     assert KEY not in caplog.text + error + repr(key) + repr(OpenAiConfig(key=key))
 
 
+async def test_a_server_that_was_only_found_is_not_shown_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with ollama().running() as server:
+        monkeypatch.setattr("infernet.engines.openai_engine.usual_urls", lambda: (server.url,))
+        async with running(OpenAiEngine(OpenAiConfig(key=ApiKey(KEY)), QUICK)) as bench:
+            await bench.do(Kind.CHAT, chat("hello"))
+    assert not any("authorization" in asked.headers for asked in server.asked)
+
+
 async def test_a_redirect_takes_the_key_nowhere() -> None:
     async def page(_asked: Asked, reply: Reply) -> None:
         await reply.begin(307, location=f"{elsewhere.url}/v1/models")

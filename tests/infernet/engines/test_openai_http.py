@@ -138,6 +138,13 @@ async def test_nobody_there_and_no_http_are_told_apart() -> None:
         await get(page)
 
 
+@pytest.mark.parametrize("host", ["a" * 70, "xn--\u0131", "..", "a..b", "[::1%25x]"])
+async def test_a_name_that_no_resolver_takes_is_an_error_of_the_server(host: str) -> None:
+    async with Server(f"http://{host}:9") as server:
+        with pytest.raises(ServerError):
+            await server.get("/page", dict, 5)
+
+
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 async def test_no_proxy_sees_the_prompt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "http://127.0.0.1:9")
