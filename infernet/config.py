@@ -229,6 +229,11 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
         sources.warnings.append(
             "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
         )
+    if config.engine_url is not None and _is_open(config.engine_url):
+        sources.warnings.append(
+            f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can read "
+            "every prompt and the API key on the way: use https"
+        )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
 
@@ -263,6 +268,11 @@ def _is_market_of_ones_own(values: Mapping[str, Any]) -> bool:
         return _is_private(urlsplit(url).hostname)
     peers = [str(ip_of(peer) or "") for peer in values.get("peers", ())]
     return all(map(_is_private, hosts)) if (hosts := peers or values.get("listen_hosts", ())) else False
+
+
+def _is_open(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_private(parts.hostname)
 
 
 def _is_private(host: str | None) -> bool:

@@ -191,6 +191,22 @@ def test_a_misspelt_variable_is_warned_about(home: Path) -> None:
     assert result.warnings == ("unknown variable INFERNET_P2PPORT has no effect; did you mean INFERNET_P2P_PORT?",)
 
 
+@pytest.mark.parametrize(
+    ("url", "is_warned"),
+    [
+        ("http://gpu.example:8000", True),
+        ("http://8.8.8.8", True),
+        ("https://gpu.example/v1", False),
+        ("http://127.0.0.1:11434", False),
+        ("http://192.168.1.7:8000", False),
+        ("http://localhost:8000", False),
+    ],
+)
+def test_prompts_that_anybody_could_read_on_the_way_are_warned_about(home: Path, url: str, is_warned: bool) -> None:
+    warnings = loaded(home, INFERNET_ENGINE_URL=url).warnings
+    assert any("use https" in warning for warning in warnings) is is_warned
+
+
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     home = tmp_path / "new"
     path = home / "config" / "config.toml"
