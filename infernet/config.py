@@ -231,8 +231,8 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
         )
     if config.engine_url is not None and _is_open(config.engine_url):
         sources.warnings.append(
-            f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can read "
-            "every prompt and the API key on the way: use https"
+            f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can "
+            "read every prompt and the API key on the way: use https"
         )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
