@@ -30,6 +30,8 @@ SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "config.toml"
 # `sun_path` has 108 bytes on Linux and 104 on macOS, the final zero included.
 SOCKET_PATH_BYTES_MAX: Final = 99
+#: No setting, because settings are shown: the API key of the engine's server.
+ENGINE_KEY_VARIABLE: Final = "INFERNET_ENGINE_KEY"
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
@@ -78,6 +80,9 @@ class Config:
     spend_usd_max: Dollars = NO_MONEY
     reports: bool = True
     engine: str = "llama"
+    engine_url: str | None = None
+    engine_models: tuple[str, ...] = ()
+    engine_key_file: str | None = None
     model: str = STARTER_MODEL
     context_tokens: int = 2048
     slots: int = 4
@@ -224,6 +229,11 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
         sources.warnings.append(
             "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
         )
+    if config.engine_url is not None and _is_open(config.engine_url):
+        sources.warnings.append(
+            f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can "
+            "read every prompt and the API key on the way: use https"
+        )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
 
@@ -258,6 +268,11 @@ def _is_market_of_ones_own(values: Mapping[str, Any]) -> bool:
         return _is_private(urlsplit(url).hostname)
     peers = [str(ip_of(peer) or "") for peer in values.get("peers", ())]
     return all(map(_is_private, hosts)) if (hosts := peers or values.get("listen_hosts", ())) else False
+
+
+def _is_open(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_private(parts.hostname)
 
 
 def _is_private(host: str | None) -> bool:
@@ -301,7 +316,7 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [
         f"unknown variable {prefix}{word} has no effect; did you mean {BY_NAME[near[0]].variable}?"
         for word in words
-        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_")
+        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_") and prefix + word != ENGINE_KEY_VARIABLE
         if (near := difflib.get_close_matches(word.lower(), BY_NAME, n=1, cutoff=0.8))
     ]
 

@@ -22,7 +22,7 @@ from protocol.ids import NodeId, node_id_from_text
 from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
-ENGINES: Final = ("llama", "none")
+ENGINES: Final = ("llama", "openai", "none")
 RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ROLES: Final = ("provider", "aggregator", "client")
@@ -147,6 +147,23 @@ def read_url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
+def read_engine_url(value: object) -> str:
+    """An HTTP address of an engine's server, `/v1` at its end left out. Raises ValueError."""
+    allowed = "must be like http://127.0.0.1:11434 or https://gpu.example/v1"
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        raise ValueError(allowed)
+    try:
+        parts = urlsplit(value.strip())
+        port = parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in value.strip():
+        raise ValueError(allowed)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{allowed}, without user name, query or fragment")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
 def read_node(value: object) -> NodeId:
     """A public key in any of its forms. Raises ValueError."""
     try:
@@ -227,6 +244,18 @@ SPEND_MAX_HELP: Final = (
     "dollars that one answer may cost at most, where `infernet chat` is not told otherwise (default: 0, so that only "
     "providers are asked that answer for nothing)"
 )
+ENGINE_HELP: Final = (
+    "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
+    "SGLang, LM Studio, NIM) or none"
+)
+ENGINE_URL_HELP: Final = (
+    "address of the server of --engine openai; whoever answers there reads all prompts (default: the first on the "
+    "usual ports of this machine)"
+)
+ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 (default: its only one)"
+ENGINE_KEY_FILE_HELP: Final = (
+    "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -266,8 +295,11 @@ SETTINGS: Final = (
     Setting("price_job_usd", "--price-job", read_dollars, "dollars for each job, beside its tokens (default: 0)"),
     Setting("spend_usd_max", "--spend-max", read_dollars, SPEND_MAX_HELP),
     Setting("reports", "--reports", _yes_or_no, REPORTS_HELP),
-    Setting("engine", "--engine", _one_of(*ENGINES), "what runs models: llama or none"),
-    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model to serve"),
+    Setting("engine", "--engine", _one_of(*ENGINES), ENGINE_HELP),
+    Setting("engine_url", "--engine-url", read_engine_url, ENGINE_URL_HELP),
+    Setting("engine_models", "--engine-models", _list_of(_text("names of models")), ENGINE_MODELS_HELP),
+    Setting("engine_key_file", "--engine-key-file", _text("the path of a file"), ENGINE_KEY_FILE_HELP),
+    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model llama serves"),
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
     Setting("slots", "--slots", _whole_number(1, SLOTS_MAX), "jobs that run at once"),
     Setting("threads", "--threads", _whole_number(1, THREADS_MAX), "threads of the engine (default: one core spared)"),

@@ -263,6 +263,6 @@ def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: boo
 
 
 def _model_is_there(here: Config, values: dict[str, Any]) -> bool:
-    if values.get("engine", "llama") == "none" or "model" in values:
+    if values.get("engine", "llama") != "llama" or "model" in values:
         return True
     return any(here.models_dir.glob("*.gguf"))

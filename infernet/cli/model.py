@@ -3,32 +3,332 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-USAGE: Final = "pull [--json]"
+from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.output import print_fields, print_json, print_table, size
+from infernet.config import Config
+
+if TYPE_CHECKING:
+    from infernet.engines.shelf import Model
+
+USAGE: Final = "list | pull [WHAT] | show MODEL | use MODEL | remove MODEL [OPTIONS] [--json]"
 DESCRIPTION: Final = """\
-Fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download), into the model store. Its hash is
-checked; what is there already and whole is kept. To serve another one, give its file: infernet start --model FILE."""
+The models that the embedded engine can serve: GGUF files in the model store.
+
+list    what is here: size, quantisation, context, whether it is what it should be, whether it fits this machine
+pull    fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download), or a GGUF file by its address;
+        what is there already and whole is kept, what was broken off is gone on with
+show    what the header of a model says
+use     serve this model from the next start on: one of the store, or a file by its path
+remove  delete a model, but never the one that is being served
+
+A hash tells whether a file is what it should be: the starter model's is known; of another file, give it (--sha256),
+or else the one that its server tells is taken. Where nobody tells one, the file is taken as it comes, and shown so."""
 EXAMPLES: Final = """\
 examples:
   infernet model pull
-  infernet model pull --json"""
+  infernet model pull https://models.example/qwen2.5-7b-instruct-q4_k_m.gguf --sha256 9f86d08...
+  infernet model use qwen2.5-7b-instruct-q4_k_m
+  infernet model list --json | jq '.models[] | select(.fits == "fits") | .name'
+  infernet model remove smollm2-135m-instruct --yes"""
+
+_ACTIONS: Final = ("list", "pull", "show", "use", "remove")
+
+Value = TypeVar("Value")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to do."""
-    parser.add_argument("action", choices=["pull"], help="pull: have the starter model")
+    """What to do, and with which model."""
+    parser.add_argument("action", choices=_ACTIONS, help="what to do")
+    parser.add_argument("what", metavar="MODEL", nargs="?", help="a name in the store; of pull: an address, too")
+    parser.add_argument("--sha256", metavar="HEX", help="of pull: the hash that the file must have")
+    parser.add_argument("--name", metavar="NAME", help="of pull: how to call it (default: as its file is called)")
+    parser.add_argument("--force", action="store_true", help="of pull and use: although it does not fit this machine")
+    parser.add_argument("--yes", action="store_true", help="of remove: do not ask")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch it."""
-    from infernet.cli.output import print_json
+    """Do it."""
+    action, what = arguments.action, arguments.what
+    if action == "list" and what is not None:
+        raise Misuse("list takes no name: `infernet model show MODEL` shows one")
+    if action in ("show", "use", "remove") and what is None:
+        raise Misuse(f"name the model: infernet model {action} MODEL (`infernet model list` shows those there are)")
+    for flag, actions in (("sha256", ("pull",)), ("name", ("pull",)), ("force", ("pull", "use")), ("yes", ("remove",))):
+        if getattr(arguments, flag) and action not in actions:
+            raise Misuse(f"--{flag} is of {' and '.join(actions)}")
+    if action == "pull":
+        return _pull(arguments)
+    act = {"list": _list, "show": _show, "use": _use, "remove": _remove}[action]
+    act(arguments)
+    return 0
+
+
+def _config() -> Config:
+    from infernet.config import load
+
+    loaded = load()
+    for warning in loaded.warnings:
+        warn(warning)
+    return loaded.config
+
+
+# ---------------------------------------------------------------- looking
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from infernet.engines import models, shelf
+    from infernet.engines.fitting import machine_memory
+
+    config = _config()
+    memory = machine_memory()
+    found = shelf.models_in(config.models_dir)
+    served = _path_set(config)
+    if served is not None and served.is_file() and all(model.path != served for model in found):
+        found.append(shelf.look(served))
+    rows = [_fields(model, config, memory) for model in found]
+    if arguments.json:
+        print_json({"store": str(config.models_dir), "models": rows})
+        return
+    columns = ("name", "size", "quantisation", "context_tokens", "check", "fits", "is_set")
+    if rows:
+        print_table(
+            ("name", "size", "quantisation", "context", "is what it should be", "fits here", "set"),
+            [[size(row["file_bytes"]) if name == "size" else row[name] for name in columns] for row in rows],
+        )
+        for row in rows:
+            if row["problem"]:
+                warn(f"{row['path']} {row['problem']}")
+    if all(model.name != models.STARTER.name for model in found):
+        licence, megabytes = models.STARTER.licence, round(models.STARTER.package_bytes / 1e6)
+        print(f"{models.STARTER.name} ({licence}, {megabytes} MB) is not here: infernet model pull")
+
+
+def _fields(model: Model, config: Config, memory: Any) -> dict[str, Any]:
+    """A model as JSON holds it."""
+    from infernet.engines.fitting import fit, needed_bytes
+    from infernet.engines.shelf import Check
+
+    header = model.header
+    needed = needed_bytes(model.file_bytes, header, config.context_tokens, config.slots)
+    origin = model.origin
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "file_bytes": model.file_bytes,
+        "architecture": header.architecture if header is not None else "",
+        "title": header.name if header is not None else "",
+        "quantisation": header.quantisation if header is not None else "",
+        "licence": header.licence if header is not None else "",
+        "context_tokens": header.context_tokens if header is not None else None,
+        "layers": header.layers if header is not None else None,
+        "has_chat_template": header.has_chat_template if header is not None else None,
+        "problem": model.problem,
+        "check": model.check.value,
+        "is_verified": model.check is Check.VERIFIED,
+        "sha256": origin.sha256 if origin is not None else None,
+        "vouched_by": origin.vouched_by.value if origin is not None else None,
+        "from": origin.url if origin is not None else None,
+        "needed_bytes": needed,
+        "fits": fit(needed, memory).value,
+        "is_set": config.engine == "llama" and model.path == _path_set(config),
+    }
+
+
+def _path_set(config: Config) -> Path | None:
+    """The file that the settings name; None when they name none of the store's."""
+    from infernet.engines import models, shelf
+
+    try:
+        return shelf.path_of(config.models_dir, config.model)
+    except models.ModelMissing:
+        return None
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from infernet.engines import models, shelf
+    from infernet.engines.fitting import machine_memory
+
+    config = _config()
+    path = shelf.path_of(config.models_dir, arguments.what)
+    # Hashes it, if that was not done before.
+    models.fingerprint(path)
+    fields = _fields(shelf.look(path), config, machine_memory())
+    if arguments.json:
+        print_json(fields)
+        return
+    print(fields["name"])
+    vouched = f" (its hash is known from {fields['vouched_by']})" if fields["vouched_by"] else ""
+    print_fields(
+        [
+            ("title", fields["title"]),
+            ("architecture", fields["architecture"]),
+            ("quantisation", fields["quantisation"]),
+            ("licence", fields["licence"]),
+            ("context", f"{fields['context_tokens']} tokens at most" if fields["context_tokens"] else ""),
+            ("layers", fields["layers"]),
+            ("chats", "yes" if fields["has_chat_template"] else "no, it has no chat template"),
+            ("file", fields["path"]),
+            ("size", size(fields["file_bytes"])),
+            ("sha256", fields["sha256"] or models.fingerprint(path).hex()),
+            ("check", f"{fields['check']}{vouched}"),
+            ("from", fields["from"]),
+            ("needs", f"{size(fields['needed_bytes'])} with --slots {config.slots}: {fields['fits']}"),
+            ("problem", f"the file {fields['problem']}" if fields["problem"] else ""),
+        ]
+    )
+
+
+# ---------------------------------------------------------------- fetching
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from infernet.engines.models import STARTER
+
+    what = arguments.what
+    if what is None or what.lower() in ("starter", STARTER.name):
+        if arguments.sha256 or arguments.name:
+            raise Misuse("the starter model has a name and a hash of its own: leave --name and --sha256 out")
+        return _pull_starter(as_json=arguments.json)
+    _pull_url(what, arguments)
+    return 0
+
+
+def _pull_starter(*, as_json: bool) -> int:
     from infernet.config import places
     from infernet.engines import models
 
     store = places().models_dir
-    if not arguments.json:
+    if not as_json:
         return models.main(["fetch", "--store", str(store)])
     path = models.fetch_starter(store, lambda _done, _total: None)
     print_json({"model": models.STARTER.name, "path": str(path)})
     return 0
+
+
+def _pull_url(what: str, arguments: argparse.Namespace) -> None:
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    from infernet.engines import download, models
+    from infernet.engines.shelf import Voucher
+
+    url = _read("what to pull", download.read_url, what)
+    if arguments.name is not None:
+        name = _read("--name", download.read_name, arguments.name)
+    else:
+        name = _read("the name of the file (give another one with --name)", download.name_in, url)
+    sha256 = _read("--sha256", download.read_sha256, arguments.sha256) if arguments.sha256 is not None else None
+    store = _config().models_dir
+    check_size = (lambda _bytes: None) if arguments.force else _refuse_too_large
+    console = Console(soft_wrap=True, highlight=False, stderr=True)
+    shown = nullcontext(lambda _done, _total: None) if arguments.json else models.shown_progress(console, name)
+    with shown as progress:
+        fetched = download.fetch(store, url, name, sha256, progress, check_size)
+    origin = fetched.origin
+    if arguments.json:
+        fields = {"sha256": origin.sha256, "vouched_by": origin.vouched_by.value}
+        print_json({"model": name, "path": str(fetched.path), **fields})
+        return
+    print(fetched.path)
+    print_fields([("sha256", origin.sha256), ("known from", origin.vouched_by.value)])
+    if origin.vouched_by is Voucher.NOBODY:
+        warn("nobody told the hash of this file: compare it with what its maker says, before you serve it")
+    print(f"To serve it: infernet model use {name}")
+
+
+def _read(what: str, read: Callable[[str], Value], text: str) -> Value:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise Misuse(f"{what} {error}") from None
+
+
+def _refuse_too_large(file_bytes: int) -> None:
+    """Before a download: only its size is known by then. Raises FetchFailed."""
+    from infernet.engines.fitting import Fit, fit, machine_memory, needed_bytes
+    from infernet.engines.models import FetchFailed
+
+    if fit(needed_bytes(file_bytes, None, 0, 0), machine_memory()) is Fit.TOO_LARGE:
+        raise FetchFailed(f"the model has {size(file_bytes)}, more than the memory of this machine: --force fetches it")
+
+
+# ---------------------------------------------------------------- choosing and removing
+
+
+def _use(arguments: argparse.Namespace) -> None:
+    from infernet.cli.settings_flags import warn_if_running
+    from infernet.config import save
+    from infernet.engines import models, shelf
+    from infernet.engines.fitting import Fit, machine_memory
+    from infernet.engines.shelf import Check
+
+    config = _config()
+    path = shelf.path_of(config.models_dir, arguments.what)
+    models.fingerprint(path)
+    model = shelf.look(path)
+    if model.problem:
+        raise Failure(f"the file {path} {model.problem}: it cannot be served")
+    if model.check is Check.DAMAGED:
+        raise Failure(f"the file {path} is damaged (its sha256 differs): remove it, and pull it again")
+    fields = _fields(model, config, machine_memory())
+    if fields["fits"] == Fit.TOO_LARGE.value and not arguments.force:
+        raise Failure(
+            f"{model.name} needs {size(fields['needed_bytes'])} with --slots {config.slots} and --context-tokens "
+            f"{config.context_tokens}, more than this machine has: set fewer, or give --force",
+            needed_bytes=fields["needed_bytes"],
+        )
+    in_store = path.parent == config.models_dir
+    value = model.name if in_store else str(path.absolute())
+    save(config.config_file, {"engine": "llama", "model": value}, keep=True)
+    if arguments.json:
+        print_json({"model": model.name, "path": str(path), "fits": fields["fits"], "file": str(config.config_file)})
+    else:
+        print(f"{model.name} is served from the next `infernet start` on (written to {config.config_file}).")
+    if fields["fits"] == Fit.TIGHT.value:
+        warn(f"{model.name} fits this machine only if other programs give up memory")
+    warn_if_running(config)
+
+
+def _remove(arguments: argparse.Namespace) -> None:
+    from infernet.cli.questions import confirm
+    from infernet.engines import shelf
+
+    config = _config()
+    path = shelf.path_of(config.models_dir, arguments.what)
+    if path.parent != config.models_dir:
+        raise Failure(f"{path} is not in the model store, so it is not ours to remove: delete it yourself")
+    model = shelf.look(path)
+    if _is_served(config, path, model.name):
+        raise Failure(f"{model.name} is being served: run `infernet stop` first, or `infernet model use` another one")
+    is_set = config.engine == "llama" and path == _path_set(config)
+    note = ", which the settings say to serve," if is_set else ""
+    if not arguments.yes and not confirm(f"Remove {model.name}{note} ({size(model.file_bytes)})?", "--yes"):
+        raise Failure(f"{model.name} was kept")
+    shelf.remove(path)
+    if arguments.json:
+        print_json({"model": model.name, "path": str(path), "removed": True})
+    else:
+        print(f"{model.name} is removed.")
+    if is_set:
+        warn("no model is set that is here: `infernet model pull`, or `infernet model use` another one")
+
+
+def _is_served(config: Config, path: Path, name: str) -> bool:
+    """Whether a running node has this model: by what it says, or if it does not answer, by what is set."""
+    from infernet.cli.status import node_status
+    from infernet.ipc import IpcError
+    from infernet.lock import running_pid
+
+    if running_pid(config.pid_file) is None:
+        return False
+    try:
+        status = node_status(config)
+    except (Failure, IpcError):
+        return path == _path_set(config)
+    # While the engine is down the node offers nothing, and will load the same file again.
+    return name in (status.get("models") or []) or (not status.get("models") and path == _path_set(config))

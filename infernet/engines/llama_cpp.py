@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
+from infernet.engines.fitting import refuse_too_large
 from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
 from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
@@ -96,6 +97,7 @@ class LlamaCpp:
     def __init__(self, config: EngineConfig, directory: str) -> None:
         """Load the model; sockets go into `directory`. Raises EngineUnavailable."""
         self._xllamacpp = import_xllamacpp()
+        refuse_too_large(config)
         self._config = config
         self._directory = directory
         self._server, private = self._serve("text", self._text_parameters())

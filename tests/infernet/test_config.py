@@ -116,8 +116,10 @@ def test_text_from_the_environment_gets_its_type(home: Path) -> None:
         ("peers", ["1.2.3.4:46337"], "must be like /ip4/"),
         ("free_for", "some", "one of nobody, known, all"),
         ("allow", ["friend"], "must be a public key"),
-        ("engine", "magic", "one of llama, none"),
+        ("engine", "magic", "one of llama, openai, none"),
         ("model", " ", "the path of a GGUF file"),
+        ("engine_url", "localhost:11434", "like http://127.0.0.1:11434"),
+        ("engine_models", [""], "names of models"),
         ("context_tokens", 10, "of tokens from 128"),
         ("slots", 0, "from 1 to 256"),
         ("threads", 0, "from 1 to 1024"),
@@ -183,8 +185,26 @@ def test_unknown_settings_are_warned_about_and_survive_a_save(home: Path) -> Non
 
 
 def test_a_misspelt_variable_is_warned_about(home: Path) -> None:
-    result = loaded(home, INFERNET_P2PPORT="1", INFERNET_DEBUG="1", INFERNET_COORDINATOR_PORT="1")
+    result = loaded(
+        home, INFERNET_P2PPORT="1", INFERNET_DEBUG="1", INFERNET_COORDINATOR_PORT="1", INFERNET_ENGINE_KEY="k"
+    )
     assert result.warnings == ("unknown variable INFERNET_P2PPORT has no effect; did you mean INFERNET_P2P_PORT?",)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_warned"),
+    [
+        ("http://gpu.example:8000", True),
+        ("http://8.8.8.8", True),
+        ("https://gpu.example/v1", False),
+        ("http://127.0.0.1:11434", False),
+        ("http://192.168.1.7:8000", False),
+        ("http://localhost:8000", False),
+    ],
+)
+def test_prompts_that_anybody_could_read_on_the_way_are_warned_about(home: Path, url: str, is_warned: bool) -> None:
+    warnings = loaded(home, INFERNET_ENGINE_URL=url).warnings
+    assert any("use https" in warning for warning in warnings) is is_warned
 
 
 def test_what_is_saved_is_read_back(tmp_path: Path) -> None:

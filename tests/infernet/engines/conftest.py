@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 
-from infernet.engines.contract import Engine, EngineConfig
+from infernet.engines.contract import Engine, EngineConfig, EngineState
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.models import STARTER
 from protocol.effects import RunEngine
@@ -34,6 +34,19 @@ class Bench:
     recorder: Recorder
     changes: list[int]
     numbers: count[int] = field(default_factory=lambda: count(1))
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def on_change(self) -> None:
+        """What the engine is given to call."""
+        self.changes.append(len(self.engine.models()))
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until_state(self, state: EngineState) -> None:
+        """Wait for a state that comes with a change of what is offered."""
+        with trio.fail_after(10):
+            while self.engine.statistics().state is not state:
+                await self.changed.wait()
 
     @property
     def model(self) -> str:
@@ -50,10 +63,25 @@ class Bench:
         model: str | None = None,
     ) -> int:
         """Start a run with the next number."""
-        number = next(self.numbers)
+        order = self.order(kind, request, tokens, sampling, prompt_tokens_max, model)
+        self.engine.start(order)
+        return order.run
+
+    def order(
+        self,
+        kind: Kind,
+        request: JobRequest,
+        tokens: int = 16,
+        sampling: Sampling = GREEDY,
+        prompt_tokens_max: int = 1_000_000,
+        model: str | None = None,
+        *,
+        holds: bool = False,
+    ) -> RunEngine:
+        """An order with the next number."""
         name = self.model if model is None else model
-        self.engine.start(RunEngine(RunId(number), kind, name, request, sampling, prompt_tokens_max, tokens))
-        return number
+        number = RunId(next(self.numbers))
+        return RunEngine(number, kind, name, request, sampling, prompt_tokens_max, tokens, holds)
 
     async def do(
         self, kind: Kind, request: JobRequest, tokens: int = 16, sampling: Sampling = GREEDY
@@ -77,7 +105,7 @@ class Bench:
 async def running(engine: Engine) -> AsyncIterator[Bench]:
     """Run an engine until the block is left."""
     bench = Bench(engine, Recorder(), [])
-    engine.on_change = lambda: bench.changes.append(len(engine.models()))
+    engine.on_change = bench.on_change
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run, bench.recorder.report)
         yield bench

@@ -207,6 +207,15 @@ def test_what_a_killed_fetch_left_is_removed_when_it_is_old(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("starter")
+def test_what_pip_removes_while_we_look_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_folder: Path, _pattern: str) -> list[Path]:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "rglob", gone)
+    assert fetch(tmp_path / "store")
+
+
+@pytest.mark.usefixtures("starter")
 def test_in_a_pipe_progress_is_plain_lines_and_the_last_is_the_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

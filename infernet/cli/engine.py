@@ -1,0 +1,189 @@
+"""`infernet engine`: what could run models here, and whether it does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from infernet.cli.command import Failure, Misuse
+from infernet.cli.output import print_fields, print_json, print_table
+from infernet.cli.settings_flags import add_settings, load_config
+from infernet.config import Config
+
+if TYPE_CHECKING:
+    from infernet.engines.openai_servers import Found
+    from infernet.engines.trial import Trial
+
+USAGE: Final = "list | test [NAME] [SETTINGS] [--json]"
+DESCRIPTION: Final = """\
+list: the engines of this machine: the embedded llama.cpp, and OpenAI-compatible servers (Ollama, vLLM, NIM,
+llama-server, SGLang, LM Studio) on their usual ports and at --engine-url; what they have, or why they are of no use.
+test: start the engine that is set, or the one that is named (llama, openai, or the address of a server), have each of
+its models answer a question, and show the answer and its speed. A running node goes on meanwhile, and is slower."""
+EXAMPLES: Final = """\
+examples:
+  infernet engine list
+  infernet engine test                            what `infernet start` would use
+  infernet engine test http://127.0.0.1:11434 --engine-models qwen2.5:7b
+  infernet config set --engine openai --engine-models qwen2.5:7b      serve it from then on
+  INFERNET_ENGINE_KEY=... infernet engine test https://gpu.example/v1 --json"""
+
+_ACTIONS: Final = ("list", "test")
+_OUTPUT_TOKENS: Final = 48
+_TIMEOUT_S: Final = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, with which engine."""
+    parser.add_argument("action", choices=_ACTIONS, help="show what there is, or try one out")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of test: llama, openai, or the address of a server")
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=_TIMEOUT_S,
+        help=f"of test: how long loading, and then each answer, may take (default: {_TIMEOUT_S:.0f})",
+    )
+    add_settings(parser, "settings")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    quiet_log()
+    config = load_config(arguments).config
+    if arguments.action == "test":
+        return _test(config, arguments)
+    if arguments.name is not None:
+        raise Misuse("list takes no name: it shows all engines")
+    return _list(config, as_json=arguments.json)
+
+
+def quiet_log() -> None:
+    """Let engines that run within a command say nothing but what they say to people."""
+    from infernet import log
+
+    log.configure("debug" if os.environ.get("INFERNET_DEBUG") else "error")
+
+
+# ---------------------------------------------------------------- list
+
+
+def _list(config: Config, *, as_json: bool) -> int:
+    import trio
+
+    engines = [_embedded(), *trio.run(_servers, config)]
+    for engine in engines:
+        engine["is_set"] = engine["engine"] == config.engine and config.engine_url in (None, engine["where"])
+    if as_json:
+        print_json({"engine": config.engine, "engines": engines})
+        return 0
+    rows = [
+        (engine["engine"], engine["kind"], engine["where"], engine["models"] or "-", engine["why_not"] or "usable")
+        for engine in engines
+    ]
+    print_table(("engine", "is", "where", "models", "state"), rows)
+    print(f"\nSet is --engine {config.engine}. `infernet engine test NAME` tries one out.")
+    return 0
+
+
+def _row(engine: str, kind: str, where: str, models: list[str], why_not: str) -> dict[str, Any]:
+    return {"engine": engine, "kind": kind, "where": where, "models": models, "why_not": why_not}
+
+
+def _embedded() -> dict[str, Any]:
+    from importlib import metadata
+
+    from infernet.engines.contract import EngineUnavailable
+    from infernet.engines.llama_cpp import import_xllamacpp
+
+    try:
+        import_xllamacpp()
+    except EngineUnavailable as error:
+        return _row("llama", "embedded llama.cpp", "", [], str(error))
+    return _row("llama", "embedded llama.cpp", f"xllamacpp {metadata.version('xllamacpp')}", [], "")
+
+
+async def _servers(config: Config) -> list[dict[str, Any]]:
+    from infernet.engines.openai_servers import USUAL_PORTS, look_around, usual_urls
+    from infernet.engines.selection import openai_config
+
+    named = config.engine_url
+    usual = dict(zip(usual_urls(), (name for _, name in USUAL_PORTS), strict=True))
+    # The key is the named server's, and nobody else's to see.
+    answers = await look_around([named], openai_config(config).key) if named is not None else []
+    answers += await look_around([url for url in usual if url != named])
+    return [_server_row(answer, usual) for answer in answers]
+
+
+def _server_row(answer: Found | tuple[str, Exception], usual: dict[str, str]) -> dict[str, Any]:
+    from infernet.engines.openai_http import ServerGone
+    from infernet.engines.openai_servers import public_name
+
+    if isinstance(answer, tuple):
+        url, error = answer
+        kind = f"{usual[url]} would be" if url in usual else "the server of --engine-url"
+        return _row("openai", kind, url, [], "nobody answers" if isinstance(error, ServerGone) else str(error))
+    models = [public_name(model.id) for model in answer.models]
+    return _row("openai", answer.dialect.value, answer.url, models, "" if models else "it lists no model")
+
+
+# ---------------------------------------------------------------- test
+
+
+def _test(config: Config, arguments: argparse.Namespace) -> int:
+    import msgspec
+    import trio
+
+    from infernet.engines.trial import TrialFailed
+
+    config = _named(config, arguments.name)
+    if not 0 < arguments.timeout <= 86_400:
+        raise Misuse("--timeout must be seconds, from 1 to 86400")
+    try:
+        trials = trio.run(_try, config, arguments.timeout)
+    except TrialFailed as error:
+        raise Failure(f"the engine {config.engine} does not work: {error}", engine=config.engine) from None
+    if arguments.json:
+        print_json({"engine": config.engine, "answers": msgspec.to_builtins(trials)})
+        return 0
+    for trial in trials:
+        print(f"{trial.model} answers.")
+        print_fields(
+            [
+                ("said", trial.text),
+                ("context", f"{trial.context_tokens} tokens"),
+                ("prompt", f"{trial.prompt_tokens} tokens, {trial.prompt_s:.2f} s to the first of the answer"),
+                ("answer", f"{trial.output_tokens} tokens"),
+                ("speed", f"{trial.tokens_per_s:.1f} tokens/s" if trial.tokens_per_s else "too short to tell"),
+            ]
+        )
+    return 0
+
+
+async def _try(config: Config, timeout_s: float) -> list[Trial]:
+    from infernet.engines.selection import open_engine
+    from infernet.engines.trial import question, try_engine
+
+    engine = await open_engine(config)
+    assert engine is not None, "a provider with an engine has one"
+    return await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
+
+
+def _named(config: Config, name: str | None) -> Config:
+    """The configuration of a provider with this engine. Raises Misuse."""
+    from infernet.settings import read_engine_url
+    from protocol.records import Role
+
+    if name is None:
+        if config.engine == "none":
+            raise Misuse("this node has no engine: name one to test (`infernet engine list` shows what there is)")
+        return dataclasses.replace(config, role=Role.PROVIDER)
+    if name in ("llama", "openai"):
+        return dataclasses.replace(config, role=Role.PROVIDER, engine=name)
+    try:
+        url = read_engine_url(name)
+    except ValueError:
+        raise Misuse("NAME is llama, openai, or the address of a server, such as http://127.0.0.1:11434") from None
+    return dataclasses.replace(config, role=Role.PROVIDER, engine="openai", engine_url=url)
