@@ -7,49 +7,67 @@ import importlib
 import sys
 from typing import Final
 
-# What each verb does, in the order in which somebody meets them. The module has the verb's name.
-VERBS: Final = {
-    "init": "make this node's key and configuration",
-    "start": "run the node",
-    "stop": "end the running node",
-    "drain": "let the running node finish its jobs, and end",
-    "status": "what the running node is doing",
-    "stats": "what the running node has done so far, in numbers",
-    "logs": "what the running node has written down",
-    "chat": "ask a question",
-    "wallet": "money of this node: what it has, spends and earns",
-    "payments": "deposits and payouts",
-    "payout": "where earned money goes, and having it sent",
-    "peers": "whom the running node knows",
-    "register": "enter this node at its coordinator, or bring its entry up to date",
-    "update": "the same as register",
-    "why": "why whom it would ask, and why others do not ask it",
-    "invite": "make a line with which somebody else's node joins",
-    "join": "connect with such a line",
-    "doctor": "find out what is wrong here, and what to do about it",
-    "report": "write down what others need to help, and nothing that says whose it is",
-    "service": "have systemd or launchd run the node",
-    "firewall": "the commands that let peers in; it changes nothing",
-    "price": "what this node asks for its work",
-    "gpu": "the GPUs of this machine, and what others are told of them",
-    "model": "the models of this machine: list, fetch, choose, remove",
-    "engine": "what could run models here, and whether it does",
-    "benchmark": "how fast the models of this node are",
-    "config": "show every setting and where it came from, or change some",
-    "completion": "have your shell complete verbs and flags",
-    "remove": "wipe this node from this machine",
-    "upgrade": "how to get a newer version; it changes nothing",
-    "version": "the version of this program",
+# What each verb does, by what somebody is after. The module has the verb's name.
+GROUPS: Final = {
+    "Run a node": {
+        "init": "make this node's key and configuration",
+        "start": "run the node",
+        "stop": "end the running node",
+        "drain": "let the running node finish its jobs, and end",
+        "service": "have systemd or launchd run the node",
+        "config": "show every setting and where it came from, or change some",
+        "remove": "wipe this node from this machine",
+    },
+    "Ask": {
+        "chat": "ask a question",
+    },
+    "See what it does": {
+        "status": "what the running node is doing",
+        "stats": "what the running node has done so far, in numbers",
+        "logs": "what the running node has written down",
+        "peers": "whom the running node knows",
+        "why": "why whom it would ask, and why others do not ask it",
+        "doctor": "find out what is wrong here, and what to do about it",
+        "report": "write down what others need to help, and nothing that says whose it is",
+    },
+    "What it offers": {
+        "gpu": "the GPUs of this machine, and what others are told of them",
+        "engine": "what could run models here, and whether it does",
+        "model": "the models of this machine: list, fetch, choose, remove",
+        "benchmark": "how fast the models of this node are",
+        "price": "what this node asks for its work",
+    },
+    "Money": {
+        "wallet": "money of this node: what it has, spends and earns",
+        "payments": "deposits and payouts",
+        "payout": "where earned money goes, and having it sent",
+    },
+    "Reach others": {
+        "invite": "make a line with which somebody else's node joins",
+        "join": "connect with such a line",
+        "register": "enter this node at its coordinator, or bring its entry up to date",
+        "update": "the same as register",
+        "firewall": "the commands that let peers in; it changes nothing",
+    },
+    "This program": {
+        "completion": "have your shell complete verbs and flags",
+        "upgrade": "how to get a newer version; it changes nothing",
+        "version": "the version of this program",
+    },
 }
+VERBS: Final = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
 # Started by the program itself, never by people.
 HIDDEN: Final = ("engine-worker", "dht-worker", "hardware-worker")
 
+_LISTED: Final = "\n".join(
+    f"\n{title}:\n" + "\n".join(f"  {verb:10}  {summary}" for verb, summary in group.items())
+    for title, group in GROUPS.items()
+)
 HELP: Final = f"""\
 usage: infernet VERB [OPTIONS]
 
 One peer-to-peer inference market out of GPUs anywhere: run models for others, or ask a question.
-
-{chr(10).join(f"  {verb:10} {summary}" for verb, summary in VERBS.items())}
+{_LISTED}
 
 Begin with:
   infernet init                  answer a few questions

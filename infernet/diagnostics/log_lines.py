@@ -22,14 +22,15 @@ EVENTS: Final = frozenset(
         "coordinator.no_peers", "dht.bad_record", "dht.begun", "dht.close_failed", "dht.ended", "dht.handshake_failed",
         "dht.no_addresses", "dht.no_heartbeat", "dht.not_begun", "dht.not_met", "dht.not_published", "dht.not_told",
         "dht.peers_lost", "dht.reset_failed", "dht.stream_failed", "discovery.failed", "discovery.too_many",
-        "engine.slow_cancel", "gossip.records_skipped", "hardware.changed", "hardware.gone", "hardware.udev_lost",
-        "head.bad", "head.from_the_future", "ipc.failed", "job.attempt_failed", "job.forward_failed", "job.forwarded",
-        "job.not_reserved", "job.refused", "job.reserved", "lease.bad", "lease.not_restored", "mdns.not_sent",
-        "mdns.unavailable", "money.bad_close", "money.claimed", "money.equivocation", "money.no_lease",
-        "money.not_stored", "money.nothing_heard", "money.rejected", "money.restored", "money.stored_again",
-        "node.caught_up", "node.drained", "node.draining", "node.not_drained", "node.overloaded", "node.reachability",
-        "node.started", "node.stopped", "node.stopping", "notify.failed", "peer.banned", "peer.clock_skew",
-        "peer.fault", "peer.hang_up", "peer.misbehaved", "record.bad", "store.failed", "stream.failed",
+        "engine.server_answers", "engine.server_gone", "engine.slow_cancel", "gossip.records_skipped",
+        "hardware.changed", "hardware.gone", "hardware.udev_lost", "head.bad", "head.from_the_future", "ipc.failed",
+        "job.attempt_failed", "job.forward_failed", "job.forwarded", "job.not_reserved", "job.refused", "job.reserved",
+        "lease.bad", "lease.not_restored", "mdns.not_sent", "mdns.unavailable", "money.bad_close", "money.claimed",
+        "money.equivocation", "money.no_lease", "money.not_stored", "money.nothing_heard", "money.rejected",
+        "money.restored", "money.stored_again", "node.caught_up", "node.drained", "node.draining", "node.not_drained",
+        "node.overloaded", "node.reachability", "node.started", "node.stopped", "node.stopping", "notify.failed",
+        "peer.banned", "peer.clock_skew", "peer.fault", "peer.hang_up", "peer.misbehaved", "record.bad", "store.failed",
+        "stream.failed",
     }
 )  # fmt: skip
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical"})
