@@ -7,6 +7,7 @@ a batch is large enough, and without one, for whatever reason, the threads check
 
 from __future__ import annotations
 
+import os
 import pickle
 import queue
 import select
@@ -32,6 +33,9 @@ PROCESS_CLAIMS_MIN: Final = 32
 ANSWER_S_MAX: Final = 10.0
 # After one has failed: what is wrong with the machine will not be right at once.
 RESTART_S: Final = 60.0
+_ENVIRONMENT: Final = frozenset(
+    {"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR"}
+)
 HEADER: Final = struct.Struct(">I")
 
 Checked = CheckedClaim | RemoteProtocolError
@@ -65,6 +69,8 @@ class CheckProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(coordinator.__file__).parents[1],
+            # What Python needs to start. The gateway's keys are in there, too, and none of its business.
+            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             # Ctrl-C is for the coordinator, which finishes what it has.
             start_new_session=True,
         )

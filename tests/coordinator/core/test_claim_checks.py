@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,14 @@ def test_a_process_ends_with_whoever_started_it_however_that_ends() -> None:
         return  # it is gone already
     with closing(os.fdopen(watch)):
         assert select.select([watch], [], [], 10)[0], "it still runs"
+
+
+def test_its_environment_has_no_secrets(checks: ClaimChecks, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COINPAY_API_KEY", "sk-secret")
+    checks.check(CLAIMS)
+    environment = Path(f"/proc/{started.processes[0].pid}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"sk-secret" not in environment
 
 
 def test_ctrl_c_on_the_terminal_is_not_for_it() -> None:
