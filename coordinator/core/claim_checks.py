@@ -18,12 +18,10 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final, cast
 
 import structlog
 
-import coordinator
 from protocol.claims import CheckedClaim, check_claim
 from protocol.errors import RemoteProtocolError
 from protocol.records import Signed
@@ -33,9 +31,8 @@ PROCESS_CLAIMS_MIN: Final = 32
 ANSWER_S_MAX: Final = 10.0
 # After one has failed: what is wrong with the machine will not be right at once.
 RESTART_S: Final = 60.0
-_ENVIRONMENT: Final = frozenset(
-    {"HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR"}
-)
+# What it needs of the environment. The gateway's keys are in there, too, and none of its business.
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 HEADER: Final = struct.Struct(">I")
 
 Checked = CheckedClaim | RemoteProtocolError
@@ -65,12 +62,10 @@ class CheckProcess:
     def __init__(self) -> None:
         """Start it. Raises OSError."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "coordinator.core.claim_check_process"],
+            [sys.executable, "-P", "-m", "coordinator.core.claim_check_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=Path(coordinator.__file__).parents[1],
-            # What Python needs to start. The gateway's keys are in there, too, and none of its business.
-            env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
+            env=_environment(),
             # Ctrl-C is for the coordinator, which finishes what it has.
             start_new_session=True,
         )
@@ -98,6 +93,12 @@ class CheckProcess:
             assert pipe is not None
             with suppress(OSError):  # what it has not read is of no use to anybody
                 pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
+    # It finds the modules that this process has found.
+    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def encode_part(value: object) -> bytes:
