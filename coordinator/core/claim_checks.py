@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import select
 import struct
 import subprocess
 import sys
@@ -74,15 +73,19 @@ class CheckProcess:
         """As `check_all`. Raises ProcessFailed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        # Neither writing to it nor reading from it waits for longer.
+        deadline = threading.Timer(ANSWER_S_MAX, self._process.kill)
+        deadline.daemon = True
+        deadline.start()
         try:
             self._process.stdin.write(encode_part([(claim.body, claim.signature) for claim in claims]))
             self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], ANSWER_S_MAX)[0]:
-                raise ProcessFailed(f"no answer within {ANSWER_S_MAX:g} s")
             (length,) = HEADER.unpack(self._process.stdout.read(HEADER.size))
             checked = pickle.loads(self._process.stdout.read(length))  # noqa: S301 - our own process wrote it
         except (OSError, ValueError, EOFError, struct.error, pickle.UnpicklingError) as error:
             raise ProcessFailed(str(error) or type(error).__name__) from None
+        finally:
+            deadline.cancel()
         return cast("list[Checked]", checked)
 
     def end(self) -> None:

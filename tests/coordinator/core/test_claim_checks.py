@@ -104,13 +104,14 @@ def test_when_a_process_is_killed_the_thread_checks_and_no_other_is_started_at_o
     assert len(started.processes) == 2
 
 
+@pytest.mark.parametrize("times", [1, 20], ids=["that it has room for", "that fill its pipe"])
 def test_a_process_that_does_not_answer_is_given_up(
-    checks: ClaimChecks, started: Started, monkeypatch: pytest.MonkeyPatch
+    checks: ClaimChecks, started: Started, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     checks.check(CLAIMS)
     monkeypatch.setattr(claim_checks, "ANSWER_S_MAX", 0.05)
     os.kill(started.processes[0].pid, signal.SIGSTOP)
-    assert said(checks.check(CLAIMS)) == said(check_all(CLAIMS))
+    assert said(checks.check(CLAIMS * times)) == said(check_all(CLAIMS)) * times
     assert started.processes[0].wait(10) == -signal.SIGKILL
 
 
