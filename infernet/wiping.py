@@ -9,10 +9,16 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 _KEY_BYTES_MAX: Final = 64 * 1024
+# What nodes write, by folder; with drafts, older files, and what a damaged database was moved aside as.
+OF_SETTINGS: Final = ("config.toml*", ".config.toml.*", "identity.key*", ".identity.key.*")
+OF_RECORDS: Final = ("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*")
+OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.fetch-*", "models/.fetch-*/*")
 
 
 class CannotWipe(Exception):
@@ -42,6 +48,27 @@ def size_of(folder: Path) -> int:
             with contextlib.suppress(OSError):
                 total += (Path(where) / name).lstat().st_size
     return total
+
+
+def strangers(folder: Path, ours: Sequence[str]) -> list[Path]:
+    """What lies in a folder and was not written by a node: names that none of these patterns knows.
+
+    INFERNET_HOME may be a folder in which people keep other things, under names as common as `config` and `data`.
+    Raises CannotWipe.
+    """
+    found: list[Path] = []
+
+    def fail(error: OSError) -> None:
+        raise CannotWipe(f"cannot look into {folder} ({_reason(error)}): check its owner and mode")
+
+    for where, folders, names in os.walk(folder, onerror=fail):
+        for name in sorted((*folders, *names)):
+            path = Path(where) / name
+            if not any(fnmatchcase(str(path.relative_to(folder)), pattern) for pattern in ours):
+                found.append(path)
+        # Of a folder that is not ours one name says enough.
+        folders[:] = [name for name in folders if Path(where) / name not in found]
+    return found
 
 
 def wipe(folder: Path, keys: str) -> None:

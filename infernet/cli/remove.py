@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from infernet.config import Config, ConfigError, load, places
 from infernet.ipc import IpcError
 from infernet.lock import AlreadyRunning, hold_lock, running_pid
 from infernet.store import StoreError
-from infernet.wiping import CannotWipe, check, size_of, wipe
+from infernet.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
 from protocol.formats.amounts import format_usd
 from protocol.formats.text import clean_line
 from protocol.ids import npub
@@ -31,6 +31,7 @@ from protocol.ids import npub
 _KEYS: Final = "identity.key*"
 _UUSD_MAX: Final = 2**63
 _LOCK_TIMEOUT_S: Final = 5.0
+_STRANGERS_SHOWN: Final = 3
 
 USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--abandon-money] [--json]"
 DESCRIPTION: Final = """\
@@ -81,6 +82,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     if not there and service is None:
         _tell(Removed(), as_json=arguments.json)
         return 0
+    _refuse_strangers(here, there)
     config, key, trouble = _settings(here)
     losses = _losses(here, config, key, trouble, keeps_key=arguments.keep_config)
     if not arguments.abandon_money:
@@ -116,6 +118,18 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------- what there is
+
+
+def _refuse_strangers(here: Config, there: Iterable[Path]) -> None:
+    """Raises Failure where a folder holds what no node has written: its owner will not get it back."""
+    ours = {here.config_dir: OF_SETTINGS, here.state_dir: OF_RECORDS, here.data_dir: OF_MODELS}
+    found = [path for folder in there for path in strangers(folder, ours[folder])]
+    if found:
+        shown = ", ".join(clean_line(str(path), 200) for path in found[:_STRANGERS_SHOWN])
+        more = f" and {len(found) - _STRANGERS_SHOWN} more" if len(found) > _STRANGERS_SHOWN else ""
+        raise Failure(
+            f"{shown}{more}: no node has written this, and nothing was removed; move it away, or remove it yourself"
+        )
 
 
 @dataclass(frozen=True)

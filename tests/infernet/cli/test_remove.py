@@ -42,9 +42,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystemd:
 def ready(home: Home, capsys: Capture) -> Home:
     """A home after init, with something in each folder."""
     assert invoke(capsys, "init", "--yes").code == 0
-    for folder in (home.config.state_dir, home.config.models_dir):
-        make_private_directory(folder)
-        (folder / "file").write_text("x")
+    for file in (home.config.state_dir / "daemon.log.1", home.config.models_dir / "some.gguf.origin"):
+        make_private_directory(file.parent)
+        file.write_text("x")
     return home
 
 
@@ -89,6 +89,45 @@ def test_what_is_to_be_kept_stays(ready: Home, capsys: Capture, words: list[str]
     ]
     if "config" in left:
         assert ready.config.key_file.read_bytes() == key
+
+
+@pytest.mark.parametrize("name", ["config/nginx.conf", "state/notes", "data/holidays/1.jpg", "data/models/bert.bin"])
+def test_where_a_folder_holds_what_no_node_has_written_nothing_goes(ready: Home, capsys: Capture, name: str) -> None:
+    """INFERNET_HOME may be a folder in which somebody keeps a folder `data` of their own."""
+    theirs = ready.path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("x")
+    outcome = invoke(capsys, "remove", "--yes")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert str(theirs.parent if "holidays" in name else theirs) in outcome.err
+    assert folders(ready) == ALL
+    assert ready.config.key_file.exists()
+    theirs.unlink()
+    if "holidays" in name:
+        theirs.parent.rmdir()
+    assert invoke(capsys, "remove", "--yes").code == 0
+
+
+def test_everything_that_nodes_write_is_known(ready: Home, capsys: Capture) -> None:
+    config = ready.config
+    for path in (
+        config.config_file.with_name(".config.toml.0a1b2c3d"),
+        config.config_file.with_name("config.toml.old"),
+        config.key_file.with_name("identity.key.0123456789abcdef"),
+        config.pid_file,
+        config.log_file.with_name("daemon.log.3"),
+        config.store_file.with_name("node.sqlite3-wal"),
+        config.store_file.with_name("node.sqlite3.damaged-20260101-000000-7"),
+        config.money_file.with_name("money.sqlite3-shm"),
+        config.models_dir / "some.gguf.verified",
+        config.models_dir / ".some.gguf.part.note",
+        config.models_dir / ".fetch-x1" / "some.whl",
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    outcome = invoke(capsys, "remove", "--yes")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert not ready.path.exists()
 
 
 def test_files_of_somebody_else_in_the_home_stay(ready: Home, capsys: Capture) -> None:
@@ -286,5 +325,5 @@ def test_a_folder_that_leads_elsewhere_is_not_followed(ready: Home, capsys: Capt
     outcome = invoke(capsys, "remove", "--yes")
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert "leads elsewhere" in outcome.err
-    assert (tmp_path / "models" / "models" / "file").exists()
+    assert (tmp_path / "models" / "models" / "some.gguf.origin").exists()
     assert folders(ready) == ALL
