@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -85,11 +85,20 @@ def test_few_claims_need_no_process(checks: ClaimChecks, started: Started) -> No
     assert started.processes == []
 
 
-def test_two_threads_have_a_process_each(checks: ClaimChecks, started: Started) -> None:
+def test_two_threads_have_a_process_each(
+    checks: ClaimChecks, started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, check = threading.Barrier(2, timeout=10), CheckProcess.check
+
+    def check_together(process: CheckProcess, claims: Sequence[Signed]) -> list[claim_checks.Checked]:
+        together.wait()
+        return check(process, claims)
+
+    monkeypatch.setattr(CheckProcess, "check", check_together)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(checks.check, [CLAIMS] * 8))
     assert all(said(each) == said(check_all(CLAIMS)) for each in found)
-    assert 1 <= len(started.processes) <= 2
+    assert len(started.processes) == 2, "and they are used again"
 
 
 def test_when_a_process_is_killed_the_thread_checks_and_no_other_is_started_at_once(

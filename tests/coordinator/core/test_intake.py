@@ -10,7 +10,6 @@ import pytest
 
 from coordinator.core import intake
 from coordinator.core.http import ApiError
-from coordinator.core.intake import ClaimRequest
 from coordinator.store.db import StoreClosed
 from coordinator.store.ledger import LedgerTransaction
 from protocol.envelope import open_record
@@ -102,13 +101,24 @@ async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch
 async def test_a_caller_that_gives_up_leaves_the_claim_settled(served: Served) -> None:
     market = await Market.opened(served)
     lease = await market.lease()
+    settled = asyncio.Event()
+    write = served.app.core.database.write
+
+    async def watched(closure: Any) -> Any:
+        done = await write(closure)
+        settled.set()
+        return done
+
+    served.app.core.database.write = watched  # type: ignore[method-assign]  # tells, and does the real thing
     task = asyncio.create_task(served.app.core.settlement.claim(market.provider.key.node, market.claim_of(lease, 5)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    async with asyncio.timeout(10):
+        await settled.wait()
+    assert await balance(served, available(market.provider.key.node)) == 5
     assert (await market.claim(lease, 6)).claimed_uusd == 6
-    assert ClaimRequest(market.provider.key.node, market.claim_of(lease, 5)).mark is None
 
 
 async def test_when_it_is_closed_nobody_waits_for_an_answer_that_will_not_come(served: Served) -> None:
