@@ -22,7 +22,16 @@ import structlog
 
 from coordinator.core.claim_checks import Checked, ClaimChecks
 from coordinator.core.http import ApiError
-from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of_verdict, unknown_lease, wrong_sender
+from coordinator.core.money import (
+    INTERNAL,
+    INTERNAL_TEXT,
+    MoneyRefused,
+    busy,
+    of_protocol,
+    of_verdict,
+    unknown_lease,
+    wrong_sender,
+)
 from coordinator.store.db import Database, StoreClosed
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
 from protocol.claims import CheckedClaim, command_of
@@ -181,7 +190,7 @@ class ClaimIntake:
         except (AssertionError, sqlite3.IntegrityError):
             log.exception("claims_failed", claims=len(requests))
         if len(requests) == 1:
-            return [MoneyRefused(500, INTERNAL, "internal error; it has been logged")]
+            return [MoneyRefused(500, INTERNAL, INTERNAL_TEXT)]
         return [(await self._write([request], [claim]))[0] for request, claim in zip(requests, checked, strict=True)]
 
     def _acknowledge_all(self, groups: list[_Group], parts: list[list[LeaseRow | ApiError]]) -> list[list[Outcome]]:
