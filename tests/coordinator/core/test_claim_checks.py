@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from structlog.testing import capture_logs
 
 from coordinator.core import claim_checks
 from coordinator.core.claim_checks import PROCESS_CLAIMS_MIN, CheckProcess, ClaimChecks, check_all, encode_part
@@ -107,9 +108,11 @@ def test_when_a_process_is_killed_the_thread_checks_and_no_other_is_started_at_o
     checks.check(CLAIMS)
     os.kill(started.processes[0].pid, signal.SIGKILL)
     started.processes[0].wait()
-    for _ in range(2):
-        assert said(checks.check(CLAIMS)) == said(check_all(CLAIMS))
+    with capture_logs() as logs:
+        for _ in range(2):
+            assert said(checks.check(CLAIMS)) == said(check_all(CLAIMS))
     assert len(started.processes) == 1
+    assert [(line["event"], "unpack" in line["reason"]) for line in logs] == [("process_for_checks_failed", False)]
     monkeypatch.setattr(checks, "_not_before_s", 0.0)
     assert said(checks.check(CLAIMS)) == said(check_all(CLAIMS))
     assert len(started.processes) == 2
