@@ -128,6 +128,16 @@ async def test_more_than_a_frame_takes_goes_into_the_next_and_more_than_a_link_t
 
 
 @pytest.mark.anyio
+async def test_what_is_on_its_way_takes_room_on_the_link_until_it_is_answered_also_where_nobody_waits_for_it() -> None:
+    async with bench() as b:
+        await b.send(*range(40))
+        await b.send(*range(30))
+        assert sum(len(claims) for claims in b.link.sent.values()) == LINK_CLAIMS_MAX
+        assert len(b.client.asked) == 40 + 30 - LINK_CLAIMS_MAX
+        assert len(b.claims) == LINK_CLAIMS_MAX - 30
+
+
+@pytest.mark.anyio
 async def test_a_claim_in_place_of_an_earlier_one_is_the_only_one_that_ends() -> None:
     async with bench() as b:
         await b.send(1, 2)
