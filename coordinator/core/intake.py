@@ -170,7 +170,13 @@ class ClaimIntake:
         return await loop.run_in_executor(self._pool, self._acknowledge_all, groups, parts)
 
     def _check_all(self, requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:
-        found = self._checks.check([request.signed for request in requests])
+        try:
+            found = self._checks.check([request.signed for request in requests])
+        except Exception:
+            log.exception("claims_not_checked", claims=len(requests))
+            if len(requests) == 1:
+                return [MoneyRefused(500, INTERNAL, INTERNAL_TEXT)]
+            return [self._check_all([request])[0] for request in requests]
         return [_of_sender(request, checked) for request, checked in zip(requests, found, strict=True)]
 
     async def _write(

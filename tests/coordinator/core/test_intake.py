@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.core import intake
+from coordinator.core import claim_checks, intake
 from coordinator.core.http import ApiError
 from coordinator.store.db import StoreClosed
 from coordinator.store.ledger import LedgerTransaction
+from protocol.claims import CheckedClaim, check_claim
 from protocol.envelope import open_record
 from protocol.ids import LeaseId
 from protocol.ledger import available
@@ -84,6 +85,22 @@ async def test_one_that_breaks_an_invariant_takes_no_other_with_it(
     assert await balance(served, available(market.provider.key.node)) == 6
     monkeypatch.undo()
     assert (await market.claim(poisoned, 5)).claimed_uusd == 5
+
+
+async def test_one_that_cannot_be_checked_for_a_fault_of_ours_takes_no_other_with_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    claims = [market.claim_of(lease, paid) for paid in (5, 6, 7)]
+
+    def broken(signed: Signed) -> CheckedClaim:
+        assert signed != claims[1], "a bug of ours"
+        return check_claim(signed)
+
+    monkeypatch.setattr(claim_checks, "check_claim", broken)
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert [claimed(outcome, lease) for outcome in outcomes] == [7, "internal", 7]
 
 
 async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
