@@ -121,7 +121,8 @@ class Money:
         """Redeem what can be redeemed, and put on disk what is not there yet; for the end of a node."""
         self._driver.command(ClaimNow())
         await self._writer.flush()
-        await self._driver.wait_for(lambda: not self._claims)
+        # The peer must have heard of each answer as well: what it says to it is what goes to disk.
+        await self._driver.wait_for(lambda: not self._claims and not self._driver.peer.till.claims_sent)
         await self._writer.flush()
 
     async def flush(self) -> None:

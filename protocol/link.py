@@ -46,8 +46,10 @@ LINK_SILENCE_S_MAX: Final = 50.0
 # The largest sealed prompt and its frames fit, so that only a reader that stands still overflows.
 OUTBOX_STREAM_BYTES_MAX: Final = c.SEALED_BYTES_MAX + 256 * 1024
 OUTBOX_BYTES_MAX: Final = 4 * OUTBOX_STREAM_BYTES_MAX
-# Pongs and resets that the other side provokes and does not read.
+# Pongs, resets and answers to claims that the other side provokes and does not read; in bytes, too, because one answer
+# may be as long as a thousand pongs. It is twice what all claims take that a node may have on their way.
 CONTROL_QUEUE_MAX: Final = 1024
+CONTROL_BYTES_MAX: Final = 2 * LINK_CLAIMS_MAX * c.RECORD_BYTES_MAX
 
 # The largest is an answer that refuses every claim of a frame.
 _LIMITS: Final = codec.Limits(LINK_MESSAGE_BYTES_MAX, LINK_MESSAGE_BYTES_MAX, c.CLAIMS_MAX, 4, 160)
@@ -329,6 +331,7 @@ class Link:
         self._by_link_id: dict[int, _Stream] = {}
         self._turns: deque[_Stream] = deque()
         self._control: deque[bytes] = deque()
+        self._control_bytes = 0
         self._queued_bytes = 0
         # The other side makes us answer and does not read the answers: the driver closes such a link.
         self.is_clogged = False
@@ -456,11 +459,12 @@ class Link:
         self._queued_bytes += len(message)
 
     def _put_control(self, frame: Frame) -> None:
-        if len(self._control) >= CONTROL_QUEUE_MAX:
+        message = encode_frame(frame)
+        if len(self._control) >= CONTROL_QUEUE_MAX or self._control_bytes + len(message) > CONTROL_BYTES_MAX:
             self.is_clogged = True
             return
-        message = encode_frame(frame)
         self._control.append(message)
+        self._control_bytes += len(message)
         self._queued_bytes += len(message)
 
     def ping(self, number: int) -> None:
@@ -486,6 +490,7 @@ class Link:
         """The next message to write, or None. Answers and resets go first, then the streams take turns."""
         if self._control:
             message = self._control.popleft()
+            self._control_bytes -= len(message)
             self._queued_bytes -= len(message)
             return message
         while self._turns:
@@ -509,7 +514,7 @@ class Link:
         for stream in list(self._by_id.values()):
             self._forget(stream)
         self._control.clear()
-        self._queued_bytes = 0
+        self._control_bytes = self._queued_bytes = 0
         return broken
 
     def _forget_if_over(self, stream: _Stream) -> None:

@@ -63,6 +63,11 @@ class Till:
         """Every lease that was given to us."""
         return list(self._sides.values())
 
+    @property
+    def claims_sent(self) -> int:
+        """How many claims are on their way, or have an answer that was not looked at yet."""
+        return len(self._sent)
+
     def next_deadline(self) -> float | None:
         return self._timers.next_deadline()
 

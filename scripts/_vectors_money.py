@@ -260,6 +260,12 @@ def _voucher_records() -> Iterator[Vector]:
     yield from bad_fields(VOUCHER, PAYER, *(("paid_uusd", value) for value in totals))
     yield from bad_fields(CLOSE, PAYER, *(("paid_uusd", value) for value in totals))
     yield good("one acknowledgement for as many leases as it can name", FULL_ACK, COORDINATOR)
+    twice = (replace(CREDITED, claimed_uusd=1_233, entry=17), CREDITED)
+    yield good(
+        "an acknowledgement that names a lease twice, of which the higher entry counts",
+        replace(ACK, credited=twice),
+        COORDINATOR,
+    )
     yield from _bad_credits()
     yield from bad_fields(VOUCHER, PAYER, ("lease", bytes(31)), ("attempt", 0), ("running_hash", b""), ("sequence", -1))
     yield from bad_fields(RECEIPT, PROVIDER, *(("owed_uusd", value) for value in totals), ("paid_before_uusd", -1))

@@ -60,6 +60,9 @@ class CheckProcess:
 
     def __init__(self) -> None:
         """Start it. Raises OSError."""
+        # In one that is frozen the same name would start another coordinator.
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise OSError("no Python is known that could run it")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "coordinator.core.claim_check_process"],
             stdin=subprocess.PIPE,
@@ -72,21 +75,33 @@ class CheckProcess:
     def check(self, claims: Sequence[Signed]) -> list[Checked]:
         """As `check_all`. Raises ProcessFailed."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         # Neither writing to it nor reading from it waits for longer.
         deadline = threading.Timer(ANSWER_S_MAX, self._process.kill)
         deadline.daemon = True
-        deadline.start()
         try:
+            deadline.start()
             self._process.stdin.write(encode_part([(claim.body, claim.signature) for claim in claims]))
             self._process.stdin.flush()
-            (length,) = HEADER.unpack(self._process.stdout.read(HEADER.size))
-            checked = pickle.loads(self._process.stdout.read(length))  # noqa: S301 - our own process wrote it
-        except (OSError, ValueError, EOFError, struct.error, pickle.UnpicklingError) as error:
+            (length,) = HEADER.unpack(self._read(HEADER.size))
+            checked = pickle.loads(self._read(length))  # noqa: S301 - our own process wrote it
+        # A pipe that has ended, a pickle that has, no thread to be had: whatever it is, this process is of no more use.
+        except Exception as error:  # noqa: BLE001
             raise ProcessFailed(str(error) or type(error).__name__) from None
         finally:
             deadline.cancel()
+        # It was started from what is on disk, which may be a later version by now.
+        if type(checked) is not list or len(checked) != len(claims):
+            raise ProcessFailed("its answer is not one for each claim")
+        if not all(isinstance(each, CheckedClaim | RemoteProtocolError) for each in checked):
+            raise ProcessFailed("its answer is of another kind than asked for")
         return cast("list[Checked]", checked)
+
+    def _read(self, size_bytes: int) -> bytes:
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size_bytes)
+        if len(data) < size_bytes:
+            raise ProcessFailed(f"it has ended, or did not answer within {ANSWER_S_MAX:g} s")
+        return data
 
     def end(self) -> None:
         """End it, whatever it is doing, and whoever waits for it hears ProcessFailed."""

@@ -22,7 +22,16 @@ import structlog
 
 from coordinator.core.claim_checks import Checked, ClaimChecks
 from coordinator.core.http import ApiError
-from coordinator.core.money import INTERNAL, MoneyRefused, busy, of_protocol, of_verdict, unknown_lease, wrong_sender
+from coordinator.core.money import (
+    INTERNAL,
+    INTERNAL_TEXT,
+    MoneyRefused,
+    busy,
+    of_protocol,
+    of_verdict,
+    unknown_lease,
+    wrong_sender,
+)
 from coordinator.store.db import Database, StoreClosed
 from coordinator.store.ledger import LeaseRow, Ledger, LedgerTransaction
 from protocol.claims import CheckedClaim, command_of
@@ -161,7 +170,13 @@ class ClaimIntake:
         return await loop.run_in_executor(self._pool, self._acknowledge_all, groups, parts)
 
     def _check_all(self, requests: list[ClaimRequest]) -> list[CheckedClaim | ApiError]:
-        found = self._checks.check([request.signed for request in requests])
+        try:
+            found = self._checks.check([request.signed for request in requests])
+        except Exception:
+            log.exception("claims_not_checked", claims=len(requests))
+            if len(requests) == 1:
+                return [MoneyRefused(500, INTERNAL, INTERNAL_TEXT)]
+            return [self._check_all([request])[0] for request in requests]
         return [_of_sender(request, checked) for request, checked in zip(requests, found, strict=True)]
 
     async def _write(
@@ -181,7 +196,7 @@ class ClaimIntake:
         except (AssertionError, sqlite3.IntegrityError):
             log.exception("claims_failed", claims=len(requests))
         if len(requests) == 1:
-            return [MoneyRefused(500, INTERNAL, "internal error; it has been logged")]
+            return [MoneyRefused(500, INTERNAL, INTERNAL_TEXT)]
         return [(await self._write([request], [claim]))[0] for request, claim in zip(requests, checked, strict=True)]
 
     def _acknowledge_all(self, groups: list[_Group], parts: list[list[LeaseRow | ApiError]]) -> list[list[Outcome]]:

@@ -16,7 +16,7 @@ import structlog
 
 from coordinator.core.driver import PeerDriver
 from coordinator.core.http import ApiError
-from coordinator.core.money import BUSY, INTERNAL
+from coordinator.core.money import BUSY, INTERNAL, INTERNAL_TEXT
 from coordinator.store.db import StoreBusy, StoreClosed, StoreFailed
 from protocol import constants as c
 from protocol import events as e
@@ -238,6 +238,10 @@ class Links:
         except (StoreBusy, StoreClosed, StoreFailed, sqlite3.Error):
             log.exception("claims_not_settled", claims=len(frame.claims))
             outcomes = [ApiError(503, UNAVAILABLE_TEXT, code=UNAVAILABLE)] * len(frame.claims)
+        # A fault of ours may meet the claims of many nodes together: none of them loses its link, and its jobs, for it.
+        except Exception:
+            log.exception("claims_not_settled", claims=len(frame.claims))
+            outcomes = [ApiError(500, INTERNAL_TEXT, code=INTERNAL)] * len(frame.claims)
         connection.claims_unanswered -= len(frame.claims)
         connection.link.tell(_answer(frame.number, outcomes))
         connection.wake_writer.set()

@@ -14,6 +14,7 @@ STALE: Final = "stale"
 STOPPED: Final = "ledger_stopped"
 BUSY: Final = "busy"
 INTERNAL: Final = "internal"
+INTERNAL_TEXT: Final = "internal error; it has been logged"
 WRONG_SENDER: Final = "wrong_sender"
 CONFLICTING_REQUEST: Final = MoneyRefusal.CONFLICT.value
 TOO_MANY_LEASES: Final = "too_many_leases"

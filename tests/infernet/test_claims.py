@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from infernet.claims import CLAIM_TIMEOUT_S, Claims
@@ -126,6 +128,16 @@ async def test_more_than_a_frame_takes_goes_into_the_next_and_more_than_a_link_t
 
 
 @pytest.mark.anyio
+async def test_what_is_on_its_way_takes_room_on_the_link_until_it_is_answered_also_where_nobody_waits_for_it() -> None:
+    async with bench() as b:
+        await b.send(*range(40))
+        await b.send(*range(30))
+        assert sum(len(claims) for claims in b.link.sent.values()) == LINK_CLAIMS_MAX
+        assert len(b.client.asked) == 40 + 30 - LINK_CLAIMS_MAX
+        assert len(b.claims) == LINK_CLAIMS_MAX - 30
+
+
+@pytest.mark.anyio
 async def test_a_claim_in_place_of_an_earlier_one_is_the_only_one_that_ends() -> None:
     async with bench() as b:
         await b.send(1, 2)
@@ -195,3 +207,52 @@ async def test_a_node_that_is_ending_sends_nothing() -> None:
     b.claims.send(effect(1))
     assert b.ended == [(lease_of(1), None, "this node is ending", False)]
     assert len(b.claims) == 0
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("send"), st.lists(st.integers(0, 90), min_size=1, max_size=40)),
+    st.tuples(st.just("answer"), st.integers(0, 5), st.booleans(), st.lists(st.integers(0, CLAIMS_MAX - 1))),
+    st.tuples(st.just("link"), st.booleans()),
+)
+
+
+@given(st.lists(STEPS, max_size=12))
+@settings(deadline=None)
+def test_whatever_a_coordinator_answers_each_claim_ends_once_and_none_is_waited_for_for_ever(steps: list[Any]) -> None:
+    trio.run(each_ends_once, steps)
+
+
+async def each_ends_once(steps: list[Any]) -> None:
+    async with bench() as b:
+        waiting: set[LeaseId] = set()
+        unanswered: list[int] = []
+
+        def settle() -> None:
+            ended = [lease for lease, *_ in b.ended]
+            assert len(set(ended)) == len(ended)
+            assert set(ended) <= waiting, "it has ended before"
+            waiting.difference_update(ended)
+            b.ended.clear()
+            assert len(b.claims) == len(waiting)
+
+        for name, *words in steps:
+            sent = set(b.link.sent)
+            if name == "send":
+                waiting.update(map(lease_of, words[0]))
+                await b.send(*words[0])
+                assert sum(len(b.link.sent[number]) for number in unanswered) <= LINK_CLAIMS_MAX
+            elif name == "answer":
+                number = unanswered.pop(words[0]) if words[0] < len(unanswered) else 10_000
+                refusals = tuple(ClaimRefusal(position, "busy", "later") for position in words[2])
+                b.claims.on_answer(ClaimAnswer(number, acknowledgement(9) if words[1] else None, refusals))
+            elif not words[0]:
+                b.link.stands = False
+                b.claims.on_link_lost()
+                unanswered.clear()
+            else:
+                b.link.stands = True
+            unanswered += set(b.link.sent) - sent
+            settle()
+        b.claims.on_link_lost()
+        settle()
+        assert waiting == set()

@@ -14,20 +14,22 @@ import trio
 from msgspec import structs
 
 from infernet.coordinator_client import CoordinatorRefused, RequestSigner
-from infernet.driver import Driver, wall_ms
+from infernet.driver import EVENTS_PER_TURN, Driver, wall_ms
 from infernet.money import Money, close_of
 from infernet.money_client import MoneyClient
 from infernet.money_store import MoneyStore
 from infernet.store import StoreError
 from protocol import codec
 from protocol import events as e
+from protocol.constants import CLAIMS_MAX
 from protocol.effects import Equivocation, RequestLease, SendClaim
 from protocol.envelope import open_record, sign_record
 from protocol.errors import LocalProtocolError
 from protocol.link import ClaimAnswer, ClaimRefusal
-from protocol.money_records import CloseRecord, LeaseRecord, LeaseRequestRecord
+from protocol.money_records import CloseRecord, Credited, LeaseRecord, LeaseRequestRecord
 from protocol.peer import Peer
 from protocol.records import Signed
+from tests.helpers_claims import acknowledged
 from tests.helpers_machines import ALONE, sealer_of
 from tests.helpers_money_server import MoneyServer, Refusal, money_server
 from tests.helpers_money_store import (
@@ -457,3 +459,24 @@ async def test_at_the_end_what_can_be_redeemed_is_and_all_is_on_disk(tmp_path: P
         with trio.fail_after(20):
             await b.money.settle()
         assert b.store.totals().earned_uusd == 90
+
+
+async def test_the_end_of_a_node_waits_until_all_answers_are_taken_that_have_come(tmp_path: Path) -> None:
+    numbers = range(1, CLAIMS_MAX + 1)
+    async with bench(tmp_path, prepare=[given(90, number) for number in numbers], answers={"list": []}) as b:
+        link = Link()
+        b.money.use_link(link)  # type: ignore[arg-type]
+
+        async def answer() -> None:
+            await b.until(lambda: link.sent)
+            # So many events lie before the answers that the driver takes turns, and looks at what is waited for.
+            for _ in range(20 * EVENTS_PER_TURN):
+                b.driver.post(e.ClaimFailed(lease_of(1000), "of no lease that there is", False))
+            words = [Credited(lease_of(number), 90, 0, number, bytes(32), 1) for number in numbers]
+            b.money.on_claim_answer(ClaimAnswer(next(iter(link.sent)), acknowledged(BANK, *words), ()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            with trio.fail_after(20):
+                await b.money.settle()
+        assert b.store.totals().earned_uusd == 90 * len(numbers)

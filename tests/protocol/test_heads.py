@@ -77,6 +77,13 @@ def test_the_answer_to_claims_is_a_head_for_each_of_them(heads: Heads, entry: in
     assert heads.acknowledged(acknowledged(OTHER, first, second)) == []
 
 
+def test_an_answer_that_contradicts_itself_is_proof_by_itself(heads: Heads) -> None:
+    first = Credited(LeaseId(bytes(32)), 9, 0, 4, b"w" * 32, NOW_MS)
+    signed = acknowledged(BANK, first, replace(first, lease=LeaseId(b"2" * 32), head=b"x" * 32))
+    assert heads.acknowledged(signed) == [Equivocation(BANK.node, 4, signed, signed)]
+    assert heads.acknowledged(signed) == [], "said once"
+
+
 def test_a_bad_signature_is_its_sender_s_fault(heads: Heads) -> None:
     with pytest.raises(RemoteProtocolError):
         heads.take(ASKER.node, [Signed(head(5).body, bytes(64))], now())

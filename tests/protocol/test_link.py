@@ -298,6 +298,29 @@ def test_who_asks_for_answers_and_reads_none_clogs_the_link_and_no_memory() -> N
     assert here.queued_bytes < 64 * 1024
 
 
+def test_answers_that_nobody_reads_are_bounded_in_bytes_too() -> None:
+    here = end(is_coordinator=True)
+    text = "x" * c.TEXT_CHARACTERS_MAX
+    refusals = tuple(ClaimRefusal(position, "internal", text) for position in range(c.CLAIMS_MAX))
+    for number in range(link.CONTROL_QUEUE_MAX):
+        here.tell(ClaimAnswer(number, None, refusals))
+    assert here.is_clogged
+    assert here.queued_bytes <= link.CONTROL_BYTES_MAX
+    while here.take() is not None:
+        pass
+    assert here.queued_bytes == 0
+    here.tell(ClaimAnswer(1, None, refusals))
+    assert here.take() is not None, "what was read makes room"
+
+
+def test_all_claims_that_a_node_may_have_on_their_way_wait_in_one_queue() -> None:
+    here = end(is_coordinator=False)
+    claim = Signed(bytes(c.RECORD_BYTES_MAX), bytes(64))
+    for number, part in enumerate(split_claims([claim] * link.LINK_CLAIMS_MAX)):
+        here.claim(number, part)
+    assert not here.is_clogged
+
+
 def test_closing_tells_of_every_stream_once() -> None:
     closed: list[StreamId] = []
     here = end(is_coordinator=True, closed=closed)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.core import intake
+from coordinator.core import claim_checks, intake
 from coordinator.core.http import ApiError
-from coordinator.core.intake import ClaimRequest
 from coordinator.store.db import StoreClosed
 from coordinator.store.ledger import LedgerTransaction
+from protocol.claims import CheckedClaim, check_claim
 from protocol.envelope import open_record
 from protocol.ids import LeaseId
 from protocol.ledger import available
@@ -87,6 +87,22 @@ async def test_one_that_breaks_an_invariant_takes_no_other_with_it(
     assert (await market.claim(poisoned, 5)).claimed_uusd == 5
 
 
+async def test_one_that_cannot_be_checked_for_a_fault_of_ours_takes_no_other_with_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = await Market.opened(served)
+    lease = await market.lease()
+    claims = [market.claim_of(lease, paid) for paid in (5, 6, 7)]
+
+    def broken(signed: Signed) -> CheckedClaim:
+        assert signed != claims[1], "a bug of ours"
+        return check_claim(signed)
+
+    monkeypatch.setattr(claim_checks, "check_claim", broken)
+    outcomes = await served.app.core.settlement.claim_many(market.provider.key.node, claims)
+    assert [claimed(outcome, lease) for outcome in outcomes] == [7, "internal", 7]
+
+
 async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     market = await Market.opened(served)
     lease = await market.lease()
@@ -102,13 +118,24 @@ async def test_more_than_may_wait_is_refused_at_once(served: Served, monkeypatch
 async def test_a_caller_that_gives_up_leaves_the_claim_settled(served: Served) -> None:
     market = await Market.opened(served)
     lease = await market.lease()
+    settled = asyncio.Event()
+    write = served.app.core.database.write
+
+    async def watched(closure: Any) -> Any:
+        done = await write(closure)
+        settled.set()
+        return done
+
+    served.app.core.database.write = watched  # type: ignore[method-assign]  # tells, and does the real thing
     task = asyncio.create_task(served.app.core.settlement.claim(market.provider.key.node, market.claim_of(lease, 5)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    async with asyncio.timeout(10):
+        await settled.wait()
+    assert await balance(served, available(market.provider.key.node)) == 5
     assert (await market.claim(lease, 6)).claimed_uusd == 6
-    assert ClaimRequest(market.provider.key.node, market.claim_of(lease, 5)).mark is None
 
 
 async def test_when_it_is_closed_nobody_waits_for_an_answer_that_will_not_come(served: Served) -> None:

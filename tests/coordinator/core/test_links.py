@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from coordinator import hypercorn_cures
-from coordinator.core import links
+from coordinator.core import intake, links
 from coordinator.store.db import StoreBusy, StoreFailed
 from coordinator.store.ledger import LedgerTransaction
 from protocol import codec
@@ -421,6 +421,28 @@ async def test_a_claim_that_meets_a_fault_of_ours_is_answered_and_the_link_stays
     assert credited_in(answer.acknowledgement).lease == lease
     assert refused(await market.send(market.claim_of(poisoned, 5))) == (500, "internal")
     await socket.abort()
+
+
+async def test_where_a_fault_of_ours_meets_all_claims_together_the_links_stay(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markets = [await Market.opened(served) for _ in range(2)]
+    claims = [market.claim_of(await market.lease(), 5) for market in markets]
+    sockets = [(await open_link(market.provider))[0] for market in markets]
+    with monkeypatch.context() as patch:
+
+        def broken(*_words: Any) -> None:
+            raise AssertionError("a bug of ours")
+
+        patch.setattr(intake, "acknowledge", broken)
+        for socket, claim in zip(sockets, claims, strict=True):
+            await socket.receive()
+            await socket.send(wire.encode_frame(wire.ClaimFrame(1, (claim,))))
+        assert [codes(await next_answer(socket)) for socket in sockets] == [["internal"], ["internal"]]
+    for socket, claim in zip(sockets, claims, strict=True):
+        await socket.send(wire.encode_frame(wire.ClaimFrame(2, (claim,))))
+        assert codes(await next_answer(socket)) == [], "the same again"
+        await socket.abort()
 
 
 async def test_a_claim_that_meets_a_failed_disk_gets_the_same_answer_over_the_link(served: Served) -> None:
