@@ -160,12 +160,16 @@ class Libp2pTransport:
         connections = Connections(handler, self._limits.connections, exempt_loopback=self._guards.exempt_loopback)
         try:
             async with trio.open_nursery() as nursery:
-                self._running = _Running(nursery, handler, connections)
+                running = self._running = _Running(nursery, handler, connections)
                 if listeners:
                     serve = partial(trio.serve_listeners, handler_nursery=nursery)
                     await nursery.start(serve, self._accept, listeners)
                 task_status.started()
-                await self._close_idle_connections(self._running)
+                try:
+                    await self._close_idle_connections(running)
+                finally:
+                    # Whoever dials now, or has a connection only now, comes too late for this nursery.
+                    running.is_ending = True
         finally:
             self._running = None
             self._listeners = []
@@ -190,6 +194,9 @@ class Libp2pTransport:
                 connection = await self._dialer.dial(peer, addresses, at_once=at_once)
                 if running.connections.has_dialled(peer):
                     await connection.aclose()  # at other addresses it was faster
+                elif running.is_ending:
+                    await connection.aclose()
+                    raise DialFailed(peer, {"this node": "it is ending"})
                 else:
                     self._add_dialled(running, connection)
         except DialFailed:
@@ -490,13 +497,14 @@ class Libp2pTransport:
             await running.handler.stream_opened(stream)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
     """What exists only between start and stop."""
 
     nursery: trio.Nursery
     handler: Handler
     connections: Connections
+    is_ending: bool = False
 
 
 def _plain(error: OSError) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from infernet.transport import yamux_frames as frames
 from infernet.transport.addresses import parse_tcp, tcp_multiaddr
 from infernet.transport.channel import ByteReader, ChannelBroken
 from infernet.transport.connections import ConnectionLimits
-from infernet.transport.contract import DialFailed, NotConnected, StreamBroken
+from infernet.transport.contract import DialFailed, NotConnected, StreamBroken, TransportError
 from infernet.transport.handshakes import HandshakeLimits
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.libp2p_library import IDENTIFY_PROTOCOL, PING_PROTOCOL, Identity
@@ -510,3 +511,26 @@ async def test_we_can_dial_a_stock_host(stock: StockHost) -> None:
         stream = await node.open_stream(identity(51), PING_PROTOCOL)
         await stream.send(bytes(32))
         assert await ByteReader(stream.receive).read(32) == bytes(32)
+
+
+async def test_a_connection_that_comes_when_the_node_is_ending_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody serves it any more; whoever dialled hears so, and the other side that it is gone."""
+    async with our_node() as (world, node, _):
+        ending = await world.start(2, RecordingHandler())
+        dial = ending._dialer.dial
+
+        async def slowly(*words: Any, **more: Any) -> Any:
+            connection = await dial(*words, **more)
+            running = ending._running
+            assert running is not None
+            world.kill(ending)
+            await eventually(lambda: running.is_ending)
+            await eventually(lambda: ending._running is None)
+            return connection
+
+        monkeypatch.setattr(ending._dialer, "dial", slowly)
+        with pytest.raises(DialFailed, match="it is ending"):
+            await ending.dial(node.node_id, node.addresses())
+        await eventually(lambda: not node.peers())
+        with pytest.raises(TransportError):
+            await ending.dial(node.node_id, node.addresses())
