@@ -15,12 +15,14 @@ from msgspec.structs import replace
 
 from protocol import codec
 from protocol.envelope import (
+    AUTH_HEADER,
     AUTH_HEADER_CHARACTERS_MAX,
     HTTP_TAG,
     REPLAY_WINDOW,
     HttpRecord,
     ReplayWindow,
     SigningKey,
+    is_public_key,
     open_record,
     sign_record,
     sign_request,
@@ -416,3 +418,93 @@ def test_the_window_survives_in_two_integers() -> None:
     assert not again.accept(2000)
     assert again.accept(1999)
     assert not again.accept(9)
+
+
+# ---------------------------------------------------------------- edges
+
+
+def test_a_key_that_pays_follows_from_the_secret_and_the_request() -> None:
+    request = bytes(range(16))
+    expected = SigningKey(tagged_hash("infernet/payer-key/1", NODE.secret_bytes() + request), bytes)
+    assert NODE.payer(request).node == expected.node
+    assert NODE.payer(bytes(16)).node != expected.node
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_secret_has_32_bytes(size: int) -> None:
+    with pytest.raises(LocalProtocolError, match="32 bytes"):
+        SigningKey(b"\x01" * size, bytes)
+
+
+def test_a_public_key_is_the_x_of_a_point() -> None:
+    assert is_public_key(NODE.node)
+    assert not is_public_key(bytes(32))
+    assert not is_public_key(b"\xff" * 32)
+
+
+def test_the_header_has_a_name_and_a_longest_value() -> None:
+    assert (AUTH_HEADER, AUTH_HEADER_CHARACTERS_MAX) == ("X-Infernet-Auth", 2048)
+    for length, is_too_long in ((2048, False), (2049, True)):
+        with pytest.raises(BadFrame) as refused:
+            verify_request("A" * length, COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+        assert ("too long" in str(refused.value)) is is_too_long
+
+
+def version_1(**changes: Any) -> str:
+    """The header of version 1 with other fields, in standard base64 with its padding."""
+    header = sign_request_v1(NODE, METHOD, TARGET, BODY, NOW_MS // 1000, "nonce")
+    fields = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    return base64.b64encode(json.dumps(fields | changes).encode()).decode()
+
+
+@pytest.mark.parametrize("created_at", [0, 1, 2**53])
+def test_a_time_that_can_be_is_only_too_far_away(created_at: int) -> None:
+    with pytest.raises(Stale):
+        verify_request(version_1(created_at=created_at), COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+
+
+@pytest.mark.parametrize("created_at", [-1, 2**53 + 1])
+def test_a_time_that_cannot_be_is_none(created_at: int) -> None:
+    with pytest.raises(BadFrame, match="whole seconds"):
+        verify_request(version_1(created_at=created_at), COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+
+
+def test_what_is_json_and_no_object_is_no_header() -> None:
+    header = base64.urlsafe_b64encode(b'{"v":1}').decode()
+    with pytest.raises(BadFrame, match="public key"):
+        verify_request(header, COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+    with pytest.raises(BadFrame, match="not base64url"):
+        verify_request("!" + version_1(), COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+
+
+def test_both_alphabets_are_read_with_padding_and_without() -> None:
+    """A nonce is chosen so that all of the letters in which the alphabets differ stand in the header."""
+    for number in range(2000):
+        header = sign_request_v1(NODE, METHOD, TARGET, BODY, NOW_MS // 1000, f"nonce-{number}-~")
+        raw = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)).replace(b"~", b"")
+        fields = json.loads(raw) | {"note": "\u00fb\u00ff\u00be?>" * (number % 5)}
+        data = json.dumps(fields, ensure_ascii=False).encode()
+        standard = base64.b64encode(data).decode()
+        if {"+", "/", "="} <= set(standard):
+            break
+    assert {"+", "/", "="} <= set(standard)
+    seen = {
+        type(error).__name__ + str(error)
+        for text in (standard, standard.rstrip("="), standard.replace("+", "-").replace("/", "_"), f" {standard} ")
+        for error in [refusal_of(text)]
+    }
+    assert seen == {"BadSignaturethe signature does not verify"}, "each is read, to the same fields"
+
+
+def refusal_of(header: str) -> RemoteProtocolError:
+    with pytest.raises(RemoteProtocolError) as refused:
+        verify_request(header, COORDINATOR, METHOD, TARGET, BODY, NOW_MS)
+    return refused.value
+
+
+def test_a_jump_by_a_whole_window_forgets_everything() -> None:
+    for jump, remembers in ((REPLAY_WINDOW - 1, True), (REPLAY_WINDOW, False), (REPLAY_WINDOW + 1, False)):
+        window = ReplayWindow()
+        assert window.accept(1)
+        assert window.accept(1 + jump)
+        assert window.bitmap == (1 | (1 << jump) if remembers else 1)
