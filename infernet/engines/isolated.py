@@ -248,6 +248,7 @@ class IsolatedEngine:
                     await self._serve(worker)
                     nursery.cancel_scope.cancel()
             case LoadFailed():
+                await worker.hear_reason()
                 worker.kill(loaded.text)
             case None if loading.cancelled_caught:
                 worker.kill(f"the model did not load within {self._timeouts.load_s:.0f} s")

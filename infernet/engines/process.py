@@ -26,6 +26,7 @@ _READ_BYTES: Final = 64 * 1024
 _OUTBOX_COMMANDS_MAX: Final = 4096
 _REASONS_MAX: Final = 16
 _KILL_TIMEOUT_S: Final = 10.0
+_REASON_TIMEOUT_S: Final = 2.0
 # What an engine needs of the environment. Everything else, credentials above all, stays in the node.
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 _ENVIRONMENT_PREFIXES: Final = ("CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "VK_")
@@ -90,6 +91,7 @@ class WorkerProcess:
         self._reader = FrameReader()
         self._received: deque[WorkerReport] = deque()
         self._reasons: deque[str] = deque(maxlen=_REASONS_MAX)
+        self._told = trio.Event()
         self._errors_read = trio.Event()
         self._verdict: str | None = None
 
@@ -130,6 +132,11 @@ class WorkerProcess:
         self._verdict = self._verdict or verdict
         self._process.kill()
 
+    async def hear_reason(self) -> None:
+        """Wait a moment for what the process writes about its trouble; a thread of the engine does, in its own time."""
+        with trio.move_on_after(_REASON_TIMEOUT_S):
+            await self._told.wait()
+
     async def why_gone(self) -> str:
         """Why the process ended, in one line, with the last thing that it told; waits for its end."""
         with trio.move_on_after(_KILL_TIMEOUT_S):
@@ -157,6 +164,8 @@ class WorkerProcess:
                 line = line[-_READ_BYTES:]
                 told = (reason_in(text.decode("utf-8", "replace")) for text in lines)
                 self._reasons.extend(filter(None, told))
+                if self._reasons:
+                    self._told.set()
         except trio.BrokenResourceError:
             pass  # it is gone, as `receive` says
         finally:
