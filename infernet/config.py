@@ -364,21 +364,26 @@ def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
 
 def write_private(path: Path, data: bytes) -> None:
     """Replace a file atomically by one that only its owner can read. Raises ConfigError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         make_private_directory(path.parent)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        replace_whole(path, data, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+
+
+def replace_whole(path: Path, data: bytes, mode: int) -> None:
+    """Have this file, or the one from before, whatever comes between. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def make_private_directory(path: Path) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from infernet.config import replace_whole
 from infernet.service_units import LAUNCHD_LABEL, MARK, START_LIMIT_S, STOP_LIMIT_S, UNIT_NAME
 from infernet.tools import Ended, ToolError, run_tool
 
@@ -93,19 +93,9 @@ def read_ours(path: Path) -> bytes | None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Have this file, or the one from before. Raises ServiceError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        replace_whole(path, data, 0o644)
     except OSError as error:
         raise ServiceError(f"cannot write {path} ({_reason(error)}): make the folder yours") from None
 

@@ -84,8 +84,8 @@ class CheckProcess:
             self._process.stdin.flush()
             (length,) = HEADER.unpack(self._read(HEADER.size))
             checked = pickle.loads(self._read(length))  # noqa: S301 - our own process wrote it
-        # A pipe that has ended, a pickle that has, no thread to be had: whatever it is, this process is of no more use.
-        except Exception as error:  # noqa: BLE001
+        # A pipe that has ended, a pickle that has, no thread to be had.
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process is of no more use
             raise ProcessFailed(str(error) or type(error).__name__) from None
         finally:
             deadline.cancel()
