@@ -62,6 +62,10 @@ def run_main(main: Callable[[], int], name: str = "") -> int:
             file=sys.stderr,
         )
         return 1
+    except BrokenPipeError:
+        # Whoever read has seen enough; what is still in the buffer must not complain when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return 130
 
@@ -185,6 +189,19 @@ class Environment:
         command += ["--no-deps", "--no-build-isolation", "--use-pep517", *arguments]
         with step(title) as show:
             run_quietly(command, lambda seen, name: show(f"{min(seen, packages)}/{packages} {name}"))
+
+
+# What the tests and the checks of this repository run in.
+TEST_ENVIRONMENT = Environment(ROOT / ".venv-test", ("base", "llama", "test", "lint"))
+
+
+def enter_test_environment() -> None:
+    """Return under a Python that has the project's packages; otherwise start this command again under one that has."""
+    if importlib.util.find_spec("msgspec") is not None:
+        return
+    require_python()
+    TEST_ENVIRONMENT.prepare()
+    TEST_ENVIRONMENT.exec(*sys.argv)
 
 
 def run_quietly(pip: list[str], show: Callable[[int, str], None]) -> None:

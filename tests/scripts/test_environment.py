@@ -140,6 +140,19 @@ def test_what_another_user_made_is_told_in_one_line(capsys: pytest.CaptureFixtur
     assert "chown" in line
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    program = "from _environment import run_main\nrun_main(lambda: print('word\\n' * 100_000) or 0)"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, cwd=Path(_environment.__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"word\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with step("Working") as show:
         show("half way")
