@@ -42,5 +42,6 @@ def _line(prompt: str, instead: str) -> str:
         line = ""
     if not line:
         print(file=sys.stderr)
-        raise Misuse(f"the input ended before an answer came: give {instead}, or --yes to take what is offered")
+        or_yes = "" if instead == "--yes" else ", or --yes to take what is offered"
+        raise Misuse(f"the input ended before an answer came: give {instead}{or_yes}")
     return line

@@ -146,6 +146,14 @@ def test_it_asks_and_only_a_yes_is_one(ready: Home, answer: str, code: int) -> N
     assert (folders(ready) == ALL) == (code != 0)
 
 
+def test_an_input_that_ends_is_no_yes(ready: Home) -> None:
+    before = folders(ready)
+    outcome = ready.run("remove", stdin="")
+    assert outcome.code == 2
+    assert outcome.complaint == "infernet: the input ended before an answer came: give --yes"
+    assert folders(ready) == before
+
+
 # ---------------------------------------------------------------- the coordinator
 
 
