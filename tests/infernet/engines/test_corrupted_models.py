@@ -103,15 +103,13 @@ async def outcome(path: Path) -> str:
 
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in range(1, ROUNDS))])
-async def test_a_damaged_model_costs_nothing_but_itself(
-    model: Path, number: int, record_property: Callable[[str, object], None]
-) -> None:
+async def test_a_damaged_model_costs_nothing_but_itself(model: Path, number: int) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     seen: dict[str, str] = {}
     for damage in DAMAGES:
         with damaged(model, damage, random.Random(f"{damage.__name__} {number}")):
             seen[damage.__name__] = await outcome(model)
-    record_property("outcomes", seen)
+    print(seen)  # noqa: T201 - `pytest -rP` shows what became of each
     # Noise among the weights is for a hash to find.
     assert seen["weights"] != "refused"
     # Nothing of any of them runs on, and the file as it was is served.
