@@ -49,7 +49,7 @@ _SYSTEM: Final = (
     *("/proc/sys/vm", "/proc/sys/kernel", "/sys"),
 )
 _GPU_FILES: Final = (
-    *("/opt/rocm*", "/opt/cuda*", "/opt/nvidia*", "/opt/amdgpu*", "/opt/intel"),
+    *(f"/opt{name}" for name in ("/rocm*", "/cuda*", "/nvidia*", "/amdgpu*", "/intel")),
     *("/etc/OpenCL", "/etc/vulkan", "/etc/nvidia*", "/usr/lib/wsl"),
     *("/proc/driver", "/proc/devices", "/proc/modules"),
 )
