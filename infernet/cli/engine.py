@@ -13,6 +13,7 @@ from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
 
 if TYPE_CHECKING:
+    from infernet.confinement.contract import Protection
     from infernet.engines.openai_servers import Found
     from infernet.engines.trial import Trial
 
@@ -79,11 +80,15 @@ def _list(config: Config, *, as_json: bool) -> int:
     if as_json:
         print_json({"engine": config.engine, "engines": engines})
         return 0
+    from infernet.confinement.contract import describe
+    from infernet.confinement.profiles import available
+
     rows = [
         (engine["engine"], engine["kind"], engine["where"], engine["models"] or "-", engine["why_not"] or "usable")
         for engine in engines
     ]
     print_table(("engine", "is", "where", "models", "state"), rows)
+    print(f"\nHere llama's process {describe(available())}.")
     print(f"\nSet is --engine {config.engine}. `infernet engine test NAME` tries one out.")
     return 0
 
@@ -95,6 +100,9 @@ def _row(engine: str, kind: str, where: str, models: list[str], why_not: str) ->
 def _embedded() -> dict[str, Any]:
     from importlib import metadata
 
+    from msgspec import to_builtins
+
+    from infernet.confinement.profiles import available
     from infernet.engines.contract import EngineUnavailable
     from infernet.engines.llama_cpp import import_xllamacpp
 
@@ -102,7 +110,8 @@ def _embedded() -> dict[str, Any]:
         import_xllamacpp()
     except EngineUnavailable as error:
         return _row("llama", "embedded llama.cpp", "", [], str(error))
-    return _row("llama", "embedded llama.cpp", f"xllamacpp {metadata.version('xllamacpp')}", [], "")
+    row = _row("llama", "embedded llama.cpp", f"xllamacpp {metadata.version('xllamacpp')}", [], "")
+    return row | {"protections": to_builtins(available())}
 
 
 async def _servers(config: Config) -> list[dict[str, Any]]:
@@ -136,17 +145,24 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
     import msgspec
     import trio
 
+    from infernet.confinement.contract import describe
     from infernet.engines.trial import TrialFailed
 
     config = _named(config, arguments.name)
     if not 0 < arguments.timeout <= 86_400:
         raise Misuse("--timeout must be seconds, from 1 to 86400")
     try:
-        trials = trio.run(_try, config, arguments.timeout)
+        trials, protections = trio.run(_try, config, arguments.timeout)
     except TrialFailed as error:
         raise Failure(f"the engine {config.engine} does not work: {error}", engine=config.engine) from None
     if arguments.json:
-        print_json({"engine": config.engine, "answers": msgspec.to_builtins(trials)})
+        print_json(
+            {
+                "engine": config.engine,
+                "answers": msgspec.to_builtins(trials),
+                "protections": msgspec.to_builtins(protections),
+            }
+        )
         return 0
     for trial in trials:
         print(f"{trial.model} answers.")
@@ -159,16 +175,19 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
                 ("speed", f"{trial.tokens_per_s:.1f} tokens/s" if trial.tokens_per_s else "too short to tell"),
             ]
         )
+    if protections:
+        print(f"Its process {describe(protections)}.")
     return 0
 
 
-async def _try(config: Config, timeout_s: float) -> list[Trial]:
+async def _try(config: Config, timeout_s: float) -> tuple[list[Trial], tuple[Protection, ...]]:
     from infernet.engines.selection import open_engine
     from infernet.engines.trial import question, try_engine
 
     engine = await open_engine(config)
     assert engine is not None, "a provider with an engine has one"
-    return await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
+    trials = await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
+    return trials, engine.statistics().protections
 
 
 def _named(config: Config, name: str | None) -> Config:

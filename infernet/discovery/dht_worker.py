@@ -22,6 +22,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
+from infernet.confinement.profiles import confine_dht
 from infernet.discovery.dht_frames import (
     ADDRESSES_MAX,
     Begin,
@@ -70,6 +71,8 @@ def main() -> NoReturn:
     harden()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_MAX, FILES_MAX))
+    # What is not on here, `infernet doctor` tells of the engine's process: it is the same kernel.
+    confine_dht()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(file=sys.stderr))
     try:
         trio.run(_serve, frames)

@@ -12,6 +12,8 @@ from typing import Final
 
 import trio
 
+from infernet.confinement.contract import describe
+from infernet.confinement.profiles import available
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
 from infernet.transport.contract import TransportError
 from protocol.records import Role
@@ -79,6 +81,19 @@ def _version(name: str) -> str:
         return "of an unknown version"
 
 
+def _confined(situation: Situation) -> Finding:
+    config = situation.config
+    if config.engine != "llama" or config.role is not Role.PROVIDER:
+        return skip("this node runs no engine in a process of its own")
+    protections = available()
+    if all(each.is_on for each in protections):
+        return ok(f"the engine's process {describe(protections)}")
+    found = f"the engine's process {describe(protections)}"
+    if sys.platform != "linux":
+        return skip(found)
+    return warn(found, "run a kernel of Linux 5.13 or later with Landlock (`lsm=landlock` at boot) and seccomp filters")
+
+
 def _files(_situation: Situation) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= FILES_WANTED:
@@ -138,6 +153,16 @@ CHECKS: Final = (
         looks="Whether the library that runs models is installed, on a provider.",
         remedy="`pip install 'infernet[llama]'`, or `infernet config set --engine none`.",
         examine=in_thread(_engine_library),
+        needs=("config.readable",),
+    ),
+    Check(
+        id="engine.confined",
+        title="Engine is locked in",
+        looks="Whether this system's kernel can keep the engine's process from files, from the network and from other "
+        "programs, on a provider that runs llama. Elsewhere than on Linux there is nothing to look at.",
+        remedy="A newer kernel, or one with Landlock and seccomp filters turned on; the node runs without them, too, "
+        "and a fault in llama.cpp then reaches further.",
+        examine=in_thread(_confined),
         needs=("config.readable",),
     ),
     Check(

@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 import trio
 from msgspec import Struct
 
+from infernet.confinement.contract import Protection
 from protocol.effects import RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
@@ -78,6 +79,8 @@ class EngineStatistics(Struct, frozen=True):
     restarts: int
     slots_leaked: int
     last_error: str
+    #: What the kernel keeps the engine's process from; nothing for an engine that is no process of ours.
+    protections: tuple[Protection, ...] = ()
 
 
 class Engine(Protocol):

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from infernet.confinement.contract import Protection
 from infernet.engines.contract import EngineConfig
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
@@ -40,10 +41,13 @@ class Ping(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """The model is loaded; each slot has a context of this many tokens. Whether GPUs have a part in it."""
+    """The model is loaded; each slot has a context of this many tokens. Whether GPUs have a part in it; what the kernel
+    keeps the process from.
+    """
 
     context_tokens: Annotated[int, Meta(ge=1, le=2**32 - 1)]
     on_cards: bool = False
+    protections: Annotated[tuple[Protection, ...], Meta(max_length=16)] = ()
 
 
 class LoadFailed(Struct, frozen=True):

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 
+from infernet.confinement.contract import Protection, describe
 from infernet.engines import models
 from infernet.engines.contract import (
     EngineConfig,
@@ -31,6 +33,8 @@ from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
 from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class IsolatedEngine:
         self._restarts = 0
         self._slots_leaked = 0
         self._last_error = ""
+        self._protections: tuple[Protection, ...] = ()
 
     @property
     def pid(self) -> int | None:
@@ -179,7 +184,13 @@ class IsolatedEngine:
     def statistics(self) -> EngineStatistics:
         """What the engine did so far."""
         return EngineStatistics(
-            self._state, len(self._runs), self._runs_total, self._restarts, self._slots_leaked, self._last_error
+            state=self._state,
+            runs_active=len(self._runs),
+            runs_total=self._runs_total,
+            restarts=self._restarts,
+            slots_leaked=self._slots_leaked,
+            last_error=self._last_error,
+            protections=self._protections,
         )
 
     # ------------------------------------------------------------ life
@@ -262,6 +273,9 @@ class IsolatedEngine:
         config = self._config
         self._worker = worker
         self._on_cards = loaded.on_cards
+        self._protections = loaded.protections
+        if not all(each.is_on for each in loaded.protections):
+            log.warning("engine.unconfined", reason=describe(loaded.protections))
         self._ping = _Ping()
         self._offer = ModelOffer(
             name=config.name,

@@ -95,12 +95,15 @@ class LlamaCpp:
     """A loaded model. `run` is called on one thread per run."""
 
     def __init__(self, config: EngineConfig, directory: str) -> None:
-        """Load the model; sockets go into `directory`. Raises EngineUnavailable."""
+        """Load the model; sockets go into `directory`, which is empty for the one where this process is.
+
+        Raises EngineUnavailable.
+        """
         self._xllamacpp = import_xllamacpp()
         refuse_too_large(config)
         self._config = config
         self._directory = directory
-        self._server, private = self._serve("text", self._text_parameters())
+        self._server, private = self._serve("t", self._text_parameters())
         self._prompter = Prompter(private, config.system_prompt)
         self.context_tokens = self._prompter.context_tokens
         self.on_cards = self._has_gpu()
@@ -114,7 +117,8 @@ class LlamaCpp:
     # ------------------------------------------------------------ loading
 
     def _serve(self, name: str, parameters: Any) -> tuple[Any, PrivateServer]:
-        private = PrivateServer(f"{self._directory}/{name}.sock", secrets.token_hex(32))
+        # A short name: see SOCKET_NAME_BYTES_MAX. llama.cpp wants the ending.
+        private = PrivateServer(os.path.join(self._directory, f"{name}.sock"), secrets.token_hex(32))
         parameters.hostnames = [private.socket_path]
         parameters.api_keys = [private.key]
         parameters.n_threads_http = _HTTP_THREADS
@@ -251,7 +255,7 @@ class LlamaCpp:
     def _vector(self, tokens: list[int]) -> bytes:
         """The normalised mean of the last hidden states, as little-endian float32."""
         if self._embedder is None:
-            self._embedder, _ = self._serve("embedding", self._embedding_parameters())
+            self._embedder, _ = self._serve("e", self._embedding_parameters())
         body = msgspec.json.encode({"input": tokens, "encoding_format": "base64"})
         answer = msgspec.json.decode(self._embedder.handle_embeddings(body), type=_Embeddings)
         if len(answer.data) != 1:

@@ -184,7 +184,7 @@ async def open_worker(command: Sequence[str]) -> AsyncIterator[WorkerProcess]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=worker_environment(os.environ),
+            env=worker_environment(os.environ) | {"TMPDIR": directory},
             cwd=directory,
         )
         worker = WorkerProcess(process, directory)

@@ -11,9 +11,12 @@ import os
 import shutil
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, NoReturn
 
+from infernet.confinement.contract import Protection
+from infernet.confinement.profiles import confine_engine
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
 from infernet.engines.llama_cpp import LlamaCpp
@@ -59,6 +62,7 @@ class Worker:
         self._frames = frames
         self._writing = threading.Lock()
         self._directory: str | None = None
+        self._protections: tuple[Protection, ...] = ()
         self._engine: LlamaCpp | None = None
         self._lock = threading.Lock()
         self._runs: dict[RunId, Wishes] = {}
@@ -70,6 +74,8 @@ class Worker:
                 self.send(Pong(command.number))
             case Load():
                 self._directory = command.directory
+                # From here on: native code, and what strangers write. No thread has been started before.
+                self._protections = confine_engine(Path(command.config.path), Path(command.directory))
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
             case RunEngine():
                 with self._lock:
@@ -97,11 +103,11 @@ class Worker:
 
     def _load(self, load: Load) -> None:
         try:
-            self._engine = LlamaCpp(load.config, load.directory)
+            self._engine = LlamaCpp(load.config, "")
         except EngineUnavailable as error:
             self.send(LoadFailed(str(error)))
         else:
-            self.send(Ready(self._engine.context_tokens, self._engine.on_cards))
+            self.send(Ready(self._engine.context_tokens, self._engine.on_cards, self._protections))
 
     def _run(self, run: RunEngine, wishes: Wishes) -> None:
         assert self._engine is not None, "the node sends runs only after Ready"

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from infernet.config import FILE_NAME
+from infernet.confinement import seccomp
 from infernet.doctor import engine
 from infernet.doctor.stores import COPY_BYTES_MAX
 from infernet.lock import hold_lock
@@ -289,6 +290,22 @@ def test_few_open_files(well: Home, limit: int, status: str) -> None:
     report = examine_under(well, "sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
     assert report.faults == {"limits.files": status}
     assert "ulimit -n 1024" in report.told("limits.files")
+
+
+@pytest.mark.skipif(not seccomp.is_available(), reason="needs a kernel with seccomp filters")
+def test_a_kernel_without_landlock(well: Home) -> None:
+    """Its first call is refused as an older kernel would."""
+    older = (
+        "import ctypes, errno, os, sys\n"
+        "from infernet.confinement import seccomp, syscalls\n"
+        "syscalls.NUMBERS['landlock_create_ruleset'] = (444, 444)\n"
+        "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n"
+        "seccomp.restrict([seccomp.Refuse('landlock_create_ruleset', error=errno.ENOSYS)])\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    report = examine_under(well, sys.executable, "-c", older)
+    assert report.faults == {"engine.confined": "warn"}
+    assert "is not kept from files (this kernel lacks Landlock" in report.told("engine.confined")
 
 
 @pytest.mark.namespaces

@@ -19,6 +19,7 @@ IDS = {
     "ipc.answers", "network.up", "dns", "proxy", "port.hosts", "port.privileged", "port.taken", "port.listen",
     "port.reached", "coordinator.encrypted", "coordinator.reachable", "coordinator.key", "coordinator.protocol",
     "coordinator.healthy", "coordinator.listed", "model.present", "model.verified", "engine.loads", "engine.answers",
+    "engine.confined",
 }  # fmt: skip
 
 

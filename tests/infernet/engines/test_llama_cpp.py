@@ -17,6 +17,8 @@ import pytest
 import trio
 import trio.testing
 
+from infernet.confinement.contract import MEANINGS
+from infernet.confinement.profiles import available
 from infernet.engines.contract import EngineEvent, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_cpu_features
@@ -66,6 +68,14 @@ async def test_a_chat_without_a_system_message_gets_ours_and_the_right_answer(ll
     assert "Paris" in text
     # The end-of-sequence token was sampled, and is not counted.
     assert (end.outcome, end.output_tokens) == (Outcome.STOP, len(tokens_of(loaded, text)))
+
+
+@pytest.mark.skipif(not all(each.is_on for each in available()), reason="needs a kernel that can confine a process")
+async def test_it_answers_while_the_kernel_keeps_it_from_everything_else(llama: Bench) -> None:
+    told = llama.engine.statistics().protections
+    assert [(each.name, each.is_on, each.why_not) for each in told] == [(name, True, "") for name in MEANINGS]
+    text, _ = await llama.do(Kind.CHAT, chat("What is the capital of France?"), tokens=30)
+    assert "Paris" in text
 
 
 async def test_output_tokens_are_those_of_the_text(llama: Bench, loaded: LlamaCpp) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import trio
 
+from infernet.confinement import seccomp
 from infernet.engines.contract import EngineConfig
 from infernet.engines.frames import FrameReader, Load, LoadFailed, Ping, Pong, encode
 from infernet.engines.process import describe_exit, open_worker, reason_in, worker_command, worker_environment
@@ -80,6 +81,19 @@ def test_it_ends_on_a_command_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.skipif(not seccomp.is_available(), reason="needs a kernel with seccomp filters")
+def test_it_is_confined_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"no weights")
+    with bare_worker(tmp_path) as process:
+        assert "Seccomp:\t0" in Path(f"/proc/{process.pid}/status").read_text("ascii")
+        assert isinstance(ask(process, Load(EngineConfig("m", str(path)), str(tmp_path))), LoadFailed)
+        threads = list(Path(f"/proc/{process.pid}/task").iterdir())
+        assert len(threads) > 0
+        assert all("Seccomp:\t2" in (thread / "status").read_text("ascii") for thread in threads)
+
+
+@pytest.mark.model
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"no weights")
@@ -106,6 +120,7 @@ def test_it_gets_no_secrets_of_the_environment() -> None:
 async def test_it_runs_in_a_folder_of_its_own_which_goes_with_it() -> None:
     async with open_worker([sys.executable, "-c", "import time; time.sleep(600)"]) as worker:
         directory, pid = worker.directory, worker.pid
+        assert psutil.Process(pid).environ()["TMPDIR"] == directory
         assert is_private(directory)
         assert os.readlink(f"/proc/{pid}/cwd") == directory
     assert not is_private(directory)
