@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from infernet.model_settings import ModelSettings
 from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
@@ -84,10 +85,22 @@ class Config:
     engine_models: tuple[str, ...] = ()
     engine_key_file: str | None = None
     model: str = STARTER_MODEL
+    models: tuple[str, ...] = ()
+    model_settings: tuple[ModelSettings, ...] = ()
     context_tokens: int = 2048
     slots: int = 4
     threads: int | None = None
     log_level: str = "info"
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that run models here, in the order in which they are asked."""
+        return tuple(word for word in self.engine.split(",") if word != "none")
+
+    @property
+    def llama_models(self) -> tuple[str, ...]:
+        """The models that the embedded engine is to serve; none where it is not used."""
+        return (self.models or (self.model,)) if "llama" in self.engines else ()
 
     @property
     def config_file(self) -> Path:

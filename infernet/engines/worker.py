@@ -15,8 +15,20 @@ from types import TracebackType
 from typing import BinaryIO, Final, NoReturn
 
 from infernet.engines.contract import EngineUnavailable
-from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
-from infernet.engines.llama_cpp import LlamaCpp
+from infernet.engines.frames import (
+    FrameReader,
+    Idle,
+    Load,
+    LoadFailed,
+    Look,
+    Ping,
+    Pong,
+    Ready,
+    Seen,
+    WorkerReport,
+    encode,
+)
+from infernet.engines.llama_cpp import LlamaCpp, devices
 from infernet.engines.wishes import Wishes
 from infernet.hardening import harden
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
@@ -71,6 +83,8 @@ class Worker:
             case Load():
                 self._directory = command.directory
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
+            case Look():
+                threading.Thread(target=self._look, daemon=True).start()
             case RunEngine():
                 with self._lock:
                     wishes = self._runs[command.run] = Wishes(holds=command.holds)
@@ -102,6 +116,12 @@ class Worker:
             self.send(LoadFailed(str(error)))
         else:
             self.send(Ready(self._engine.context_tokens, self._engine.on_cards))
+
+    def _look(self) -> None:
+        try:
+            self.send(Seen(devices()))
+        except EngineUnavailable as error:
+            self.send(LoadFailed(str(error)))
 
     def _run(self, run: RunEngine, wishes: Wishes) -> None:
         assert self._engine is not None, "the node sends runs only after Ready"
