@@ -89,7 +89,8 @@ def _on_cards(needed: int, rooms: Iterable[Room]) -> dict[str, int] | None:
 
 def _reason(wish: Wish, rooms: Iterable[Room], processor_bytes: int) -> str:
     cards = [room.free_bytes for room in rooms]
-    on_cards = f"{sum(cards) / 1e9:.1f} GB of {len(cards)} GPUs and " if cards else ""
+    gpus = "one GPU" if len(cards) == 1 else f"{len(cards)} GPUs"
+    on_cards = f"{sum(cards) / 1e9:.1f} GB of {gpus} and " if cards else ""
     return (
         f"{wish.model} needs {wish.needed_bytes / 1e9:.1f} GB, and beside the other models {on_cards}"
         f"{processor_bytes / 1e9:.1f} GB of this machine are left: serve fewer models, smaller ones, or with fewer "
