@@ -38,22 +38,25 @@ _Key = str
 
 async def devices_seen(command: Sequence[str] | None = None) -> tuple[Device, ...]:
     """What llama.cpp sees here, told by an engine process that ends at once. Raises EngineUnavailable."""
-    told = None
+    told: object = None
+    why = ""
     try:
         async with open_worker(worker_command() if command is None else command) as worker:
             worker.post(Look())
-            with trio.move_on_after(_LOOK_TIMEOUT_S):
+            with trio.move_on_after(_LOOK_TIMEOUT_S) as looking:
                 told = await worker.receive()
+            if looking.cancelled_caught:
+                worker.kill(f"the engine process did not say within {_LOOK_TIMEOUT_S:.0f} s which GPUs it sees")
             if told is None:
-                worker.kill(f"it did not say within {_LOOK_TIMEOUT_S:.0f} s which devices it sees")
-                raise EngineUnavailable(await worker.why_gone())
+                why = await worker.why_gone()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise EngineUnavailable(f"the engine process cannot be started ({reason})") from None
+        why = f"the engine process cannot be started ({(error.strerror or str(error)).lower()})"
     if isinstance(told, LoadFailed):
-        raise EngineUnavailable(told.text)
+        why = told.text
     if not isinstance(told, Seen):
-        raise EngineUnavailable("the engine process broke its contract (it was asked for devices, and told of none)")
+        raise EngineUnavailable(
+            why or "the engine process broke its contract (it was asked for GPUs, and told of none)"
+        )
     return told.devices
 
 

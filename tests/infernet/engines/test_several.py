@@ -268,7 +268,7 @@ async def test_only_what_ran_on_a_card_that_is_gone_is_moved(tmp_path: Path) -> 
 
 
 async def test_what_has_no_place_once_a_card_is_gone_is_withdrawn_for_good(tmp_path: Path) -> None:
-    several, engines = divided(tmp_path, 4 * GB)
+    several, _engines = divided(tmp_path, 4 * GB)
     async with running(several) as bench:
         run = bench.start(Kind.CHAT, chat("?"), model="large")
         await bench.recorder.until(lambda: bool(bench.recorder.of(run)))
