@@ -20,14 +20,14 @@ from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Terms
 from infernet.engines.openai_http import ApiKey
 from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE
-from infernet.engines.several import Part, SeveralEngines
+from infernet.engines.several import Part, SeveralEngines, Waits
 from infernet.model_settings import ModelSettings, settings_of
 from protocol.records import Role
 
 _KEY_BYTES_MAX: Final = 4096
 
 
-async def open_engine(config: Config) -> Engine | None:
+async def open_engine(config: Config, waits: Waits | None = None) -> Engine | None:
     """The engine that the configuration names, not yet running; None for a node that runs no jobs.
 
     Hashes the model files in a thread, and divides the cards where there are several models. Raises EngineUnavailable:
@@ -43,7 +43,7 @@ async def open_engine(config: Config) -> Engine | None:
             parts.append(Part(word, OpenAiEngine(openai_config(config))))
         else:
             parts += [_part(one, division) for one in configs]
-    return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division)
+    return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division, waits or Waits())
 
 
 def _part(config: EngineConfig, division: Division | None) -> Part:
