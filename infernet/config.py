@@ -238,7 +238,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
-    if config.coordinator_url is None and any((config.price_in_usd, config.price_out_usd, config.price_job_usd)):
+    if config.coordinator_url is None and _has_prices(config):
         sources.warnings.append(
             "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
         )
@@ -249,6 +249,12 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
         )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _has_prices(config: Config) -> bool:
+    if any((config.price_in_usd, config.price_out_usd, config.price_job_usd)):
+        return True
+    return any(any((own.price_in_usd, own.price_out_usd, own.price_job_usd)) for own in config.model_settings)
 
 
 def values_in(path: Path) -> dict[str, Any]:

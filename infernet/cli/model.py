@@ -300,7 +300,7 @@ def _use(arguments: argparse.Namespace) -> None:
     needed = _needed(model, config) + sum(_needed(other, config) for other in others)
     fits = fit(needed, machine_memory())
     if fits is Fit.TOO_LARGE and not arguments.force:
-        beside = f" and {len(others)} other models need" if others else " needs"
+        beside = " and what is set beside it need" if others else " needs"
         raise Failure(
             f"{model.name}{beside} {size(needed)} with --slots {config.slots} and --context-tokens "
             f"{config.context_tokens}, more than this machine has: set fewer, or give --force",
