@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from infernet.model_settings import ModelSettings
 from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
@@ -84,10 +85,22 @@ class Config:
     engine_models: tuple[str, ...] = ()
     engine_key_file: str | None = None
     model: str = STARTER_MODEL
+    models: tuple[str, ...] = ()
+    model_settings: tuple[ModelSettings, ...] = ()
     context_tokens: int = 2048
     slots: int = 4
     threads: int | None = None
     log_level: str = "info"
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that run models here, in the order in which they are asked."""
+        return tuple(word for word in self.engine.split(",") if word != "none")
+
+    @property
+    def llama_models(self) -> tuple[str, ...]:
+        """The models that the embedded engine is to serve; none where it is not used."""
+        return (self.models or (self.model,)) if "llama" in self.engines else ()
 
     @property
     def config_file(self) -> Path:
@@ -225,7 +238,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
-    if config.coordinator_url is None and any((config.price_in_usd, config.price_out_usd, config.price_job_usd)):
+    if config.coordinator_url is None and _has_prices(config):
         sources.warnings.append(
             "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
         )
@@ -236,6 +249,12 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
         )
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _has_prices(config: Config) -> bool:
+    if any((config.price_in_usd, config.price_out_usd, config.price_job_usd)):
+        return True
+    return any(any((own.price_in_usd, own.price_out_usd, own.price_job_usd)) for own in config.model_settings)
 
 
 def values_in(path: Path) -> dict[str, Any]:

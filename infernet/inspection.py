@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import trio
-from msgspec import structs
+from msgspec import structs, to_builtins
 
 import infernet
 from infernet.being_reached import BeingReached
@@ -16,7 +16,7 @@ from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
 from infernet.draining import Draining
 from infernet.driver import Driver
-from infernet.engines.contract import Engine
+from infernet.engines.contract import Engine, TellsParts
 from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
 from infernet.tally import Tally
@@ -93,6 +93,7 @@ class Inspection:
             }
             if engine is not None
             else None,
+            "engines": self._parts(),
             "coordinator": {
                 "url": self._config.coordinator_url,
                 "state": self.link.state,
@@ -120,6 +121,11 @@ class Inspection:
             "bad_frames": statistics.bad_frames,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,
         }
+
+    def _parts(self) -> list[dict[str, Any]]:
+        """Which model runs where, with which engine; where it does not, why."""
+        engine: object = self._engine
+        return [to_builtins(part) for part in engine.parts()] if isinstance(engine, TellsParts) else []
 
     def _counts(self, jobs: JobCounts) -> dict[str, Any]:
         """What has been done since the start."""
@@ -155,7 +161,7 @@ class Inspection:
             is_published=bool(self._reached.advertised()),
             reach_advice="" if reached["reachability"] in ("unknown", "reached") else reached["advice"],
             jobs_running=statistics.jobs_running,
-            slots=self._config.slots,
+            slots=sum(offer.concurrency for offer in self._models()) or self._config.slots,
         )
 
     def _forwarded(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
 from infernet.draining import Draining, JobsLeft
 from infernet.driver import AppEffect, Contact, Driver, MoneyEffect, wall_ms
-from infernet.engines.contract import Engine, RunsOnCards
+from infernet.engines.contract import DividesCards, Engine, RunsOnCards
 from infernet.engines.selection import open_engine
 from infernet.hardware.contract import Card
 from infernet.hardware.watch import Watch
@@ -309,10 +309,12 @@ class Node:
     def _gpus(self) -> tuple[Gpu, ...]:
         return self._hardware.announced if self._hardware is not None else ()
 
-    def _on_cards_gone(self, _cards: Sequence[Card]) -> None:
+    def _on_cards_gone(self, cards: Sequence[Card]) -> None:
         """What was served on a card that is gone is offered no more, before the engine finds out in a job."""
         engine: object = self._engine
-        if isinstance(engine, RunsOnCards):
+        if isinstance(engine, DividesCards):
+            engine.cards_gone(cards)
+        elif isinstance(engine, RunsOnCards):
             engine.card_gone()
 
     def _registration(self) -> dict[str, object]:
@@ -508,5 +510,6 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
 
 def _streams_max(config: Config) -> int:
     """Streams that one connection may have: those that the protocol grants its peer, and some that are just ending."""
-    jobs = max(c.JOB_STREAMS_PER_PEER_MAX, 2 * config.slots)
+    slots = config.slots * max(1, len(config.llama_models))
+    jobs = max(c.JOB_STREAMS_PER_PEER_MAX, 2 * slots)
     return max(YamuxConfig().inbound_streams_max, jobs + 2 * c.CONTROL_STREAMS_PER_PEER_MAX)

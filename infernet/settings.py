@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from infernet.model_settings import MODELS_MAX, ModelSettings, as_table, table_of
 from protocol import constants as c
 from protocol.errors import LocalProtocolError
 from protocol.formats.amounts import BadAmount, format_usd, parse_usd
@@ -74,6 +75,19 @@ def _one_of(*words: str) -> Reader:
         return value.lower()
 
     return read
+
+
+def _engines(value: object) -> str:
+    """One engine, or several in the order in which they are to be asked, as one text."""
+    allowed = f"must be one of {', '.join(ENGINES)}, or several but none, such as llama,openai"
+    if isinstance(value, str):
+        value = [word for word in re.split(r"[\s,]+", value.lower()) if word]
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError(allowed)
+    words = tuple(dict.fromkeys(word.lower() for word in value))
+    if not words or not set(words) <= set(ENGINES) or ("none" in words and len(words) > 1):
+        raise ValueError(allowed)
+    return ",".join(words)
 
 
 def _role(value: object) -> Role:
@@ -219,6 +233,28 @@ def _list_of(read_item: Reader) -> Reader:
 
 
 _TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
+_SLOTS: Final = _whole_number(1, SLOTS_MAX)
+_THREADS: Final = _whole_number(1, THREADS_MAX)
+_MODEL: Final = _text("the name of a model, or the path of a GGUF file")
+
+
+def _models(value: object) -> tuple[str, ...]:
+    models: tuple[str, ...] = _list_of(_MODEL)(value)
+    if len(models) > MODELS_MAX:
+        raise ValueError(f"must be {MODELS_MAX} models at most")
+    return models
+
+
+_MODEL_SETTINGS: Final = table_of(
+    {
+        "context_tokens": _TOKENS,
+        "slots": _SLOTS,
+        "threads": _THREADS,
+        "price_in_usd": read_dollars,
+        "price_out_usd": read_dollars,
+        "price_job_usd": read_dollars,
+    }
+)
 
 FREE_FOR_HELP: Final = (
     "whose jobs run without payment: nobody, known (the coordinator, --allow, and programs of this machine: behind a "
@@ -246,13 +282,21 @@ SPEND_MAX_HELP: Final = (
 )
 ENGINE_HELP: Final = (
     "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
-    "SGLang, LM Studio, NIM) or none"
+    "SGLang, LM Studio, NIM), both at once (llama,openai) or none"
 )
 ENGINE_URL_HELP: Final = (
     "address of the server of --engine openai; whoever answers there reads all prompts (default: the first on the "
     "usual ports of this machine)"
 )
 ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 (default: its only one)"
+MODELS_HELP: Final = (
+    "the models llama serves, several at once, each in a process of its own: names or paths, with commas between them "
+    "(default: the one of --model)"
+)
+MODEL_SETTINGS_HELP: Final = (
+    "what is set for one model alone, as JSON by its name: context_tokens, slots, threads, price_in_usd, "
+    "price_out_usd, price_job_usd"
+)
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
 )
@@ -295,14 +339,16 @@ SETTINGS: Final = (
     Setting("price_job_usd", "--price-job", read_dollars, "dollars for each job, beside its tokens (default: 0)"),
     Setting("spend_usd_max", "--spend-max", read_dollars, SPEND_MAX_HELP),
     Setting("reports", "--reports", _yes_or_no, REPORTS_HELP),
-    Setting("engine", "--engine", _one_of(*ENGINES), ENGINE_HELP),
+    Setting("engine", "--engine", _engines, ENGINE_HELP),
     Setting("engine_url", "--engine-url", read_engine_url, ENGINE_URL_HELP),
     Setting("engine_models", "--engine-models", _list_of(_text("names of models")), ENGINE_MODELS_HELP),
     Setting("engine_key_file", "--engine-key-file", _text("the path of a file"), ENGINE_KEY_FILE_HELP),
-    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model llama serves"),
+    Setting("model", "--model", _MODEL, "the model llama serves"),
+    Setting("models", "--models", _models, MODELS_HELP),
+    Setting("model_settings", "--model-settings", _MODEL_SETTINGS, MODEL_SETTINGS_HELP),
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
-    Setting("slots", "--slots", _whole_number(1, SLOTS_MAX), "jobs that run at once"),
-    Setting("threads", "--threads", _whole_number(1, THREADS_MAX), "threads of the engine (default: one core spared)"),
+    Setting("slots", "--slots", _SLOTS, "jobs that run at once, of each model"),
+    Setting("threads", "--threads", _THREADS, "threads of the engine (default: one core spared)"),
     Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
@@ -317,5 +363,7 @@ def as_plain(value: object) -> Any:
     if isinstance(value, Dollars):
         return format_usd(int(value)).removeprefix("$")
     if isinstance(value, tuple):
+        if value and isinstance(value[0], ModelSettings):
+            return as_table(value, as_plain)
         return [as_plain(item) for item in value]
     return value

@@ -68,13 +68,14 @@ def _measured(config: Config, rounds: int) -> Benchmark:
 
     from infernet.engines.benchmark import OUTPUT_TOKENS, Benchmark, keep, prompts, speeds_of
     from infernet.engines.selection import open_engine
+    from infernet.engines.several import Waits
     from infernet.engines.trial import TrialFailed, try_engine
 
     if running_pid(config.pid_file) is not None:
         warn("the node is running and shares this machine with what is measured: the figures are too low")
 
     async def measure() -> Benchmark:
-        engine = await open_engine(config)
+        engine = await open_engine(config, Waits(others_s=_TIMEOUT_S))
         if engine is None:
             raise Misuse("this node has no engine to measure: give one with --engine, and --role provider")
         trials = await try_engine(engine, partial(prompts, rounds), OUTPUT_TOKENS, _TIMEOUT_S, _TIMEOUT_S)

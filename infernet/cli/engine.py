@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import print_fields, print_json, print_table
+from infernet.cli.running_models import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 USAGE: Final = "list | test [NAME] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 list: the engines of this machine: the embedded llama.cpp, and OpenAI-compatible servers (Ollama, vLLM, NIM,
-llama-server, SGLang, LM Studio) on their usual ports and at --engine-url; what they have, or why they are of no use.
+llama-server, SGLang, LM Studio) on their usual ports and at --engine-url; what they have, or why they are of no use;
+and which model of the running node runs on what.
 test: start the engine that is set, or the one that is named (llama, openai, or the address of a server), have each of
 its models answer a question, and show the answer and its speed. A running node goes on meanwhile, and is slower."""
 EXAMPLES: Final = """\
@@ -29,6 +31,7 @@ examples:
   infernet engine test                            what `infernet start` would use
   infernet engine test http://127.0.0.1:11434 --engine-models qwen2.5:7b
   infernet config set --engine openai --engine-models qwen2.5:7b      serve it from then on
+  infernet config set --engine llama,openai                            serve the embedded engine's models beside it
   INFERNET_ENGINE_KEY=... infernet engine test https://gpu.example/v1 --json"""
 
 _ACTIONS: Final = ("list", "test")
@@ -76,9 +79,11 @@ def _list(config: Config, *, as_json: bool) -> int:
 
     engines = [_embedded(), *trio.run(_servers, config)]
     for engine in engines:
-        engine["is_set"] = engine["engine"] == config.engine and config.engine_url in (None, engine["where"])
+        is_named = engine["engine"] == "llama" or config.engine_url in (None, engine["where"])
+        engine["is_set"] = engine["engine"] in config.engines and is_named
+    running = running_parts(config)
     if as_json:
-        print_json({"engine": config.engine, "engines": engines})
+        print_json({"engine": config.engine, "engines": engines, "running": running})
         return 0
     from infernet.confinement.contract import describe
     from infernet.confinement.profiles import available
@@ -89,6 +94,13 @@ def _list(config: Config, *, as_json: bool) -> int:
     ]
     print_table(("engine", "is", "where", "models", "state"), rows)
     print(f"\nHere llama's process {describe(available())}.")
+    if running:
+        print("\nThe running node has:")
+        columns = ("engine", "models", "state", "where", "runs_active", "trouble")
+        shown = [
+            [part.get(column) or (0 if column == "runs_active" else None) for column in columns] for part in running
+        ]
+        print_table(("engine", "models", "state", "runs on", "runs now", "trouble"), shown)
     print(f"\nSet is --engine {config.engine}. `infernet engine test NAME` tries one out.")
     return 0
 
@@ -182,9 +194,10 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
 
 async def _try(config: Config, timeout_s: float) -> tuple[list[Trial], tuple[Protection, ...]]:
     from infernet.engines.selection import open_engine
+    from infernet.engines.several import Waits
     from infernet.engines.trial import question, try_engine
 
-    engine = await open_engine(config)
+    engine = await open_engine(config, Waits(others_s=timeout_s))
     assert engine is not None, "a provider with an engine has one"
     trials = await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
     return trials, engine.statistics().protections

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json, print_table, size
+from infernet.cli.running_models import parts_in, running_parts, where_of
 from infernet.config import Config
 
 if TYPE_CHECKING:
     from infernet.engines.shelf import Model
 
-USAGE: Final = "list | pull [WHAT] | show MODEL | use MODEL | remove MODEL [OPTIONS] [--json]"
+USAGE: Final = "list | pull [WHAT] | show MODEL | use MODEL [--also] | remove MODEL [OPTIONS] [--json]"
 DESCRIPTION: Final = """\
 The models that the embedded engine can serve: GGUF files in the model store.
 
-list    what is here: size, quantisation, context, whether it is what it should be, whether it fits this machine
+list    what is here: size, quantisation, context, whether it is what it should be, whether it fits this machine; and
+        what it runs on in the running node
 pull    fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download), or a GGUF file by its address;
         what is there already and whole is kept, what was broken off is gone on with
 show    what the header of a model says
-use     serve this model from the next start on: one of the store, or a file by its path
+use     serve this model from the next start on: one of the store, or a file by its path; it alone, or with --also
+        beside those that are set
 remove  delete a model, but never the one that is being served
 
 A hash tells whether a file is what it should be: the starter model's is known; of another file, give it (--sha256),
@@ -32,6 +36,7 @@ examples:
   infernet model pull
   infernet model pull https://models.example/qwen2.5-7b-instruct-q4_k_m.gguf --sha256 9f86d08...
   infernet model use qwen2.5-7b-instruct-q4_k_m
+  infernet model use smollm2-135m-instruct --also
   infernet model list --json | jq '.models[] | select(.fits == "fits") | .name'
   infernet model remove smollm2-135m-instruct --yes"""
 
@@ -47,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sha256", metavar="HEX", help="of pull: the hash that the file must have")
     parser.add_argument("--name", metavar="NAME", help="of pull: how to call it (default: as its file is called)")
     parser.add_argument("--force", action="store_true", help="of pull and use: although it does not fit this machine")
+    parser.add_argument("--also", action="store_true", help="of use: beside the models that are set, each on its own")
     parser.add_argument("--yes", action="store_true", help="of remove: do not ask")
 
 
@@ -57,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise Misuse("list takes no name: `infernet model show MODEL` shows one")
     if action in ("show", "use", "remove") and what is None:
         raise Misuse(f"name the model: infernet model {action} MODEL (`infernet model list` shows those there are)")
-    for flag, actions in (("sha256", ("pull",)), ("name", ("pull",)), ("force", ("pull", "use")), ("yes", ("remove",))):
+    flags = {"sha256": ("pull",), "name": ("pull",), "force": ("pull", "use"), "also": ("use",), "yes": ("remove",)}
+    for flag, actions in flags.items():
         if getattr(arguments, flag) and action not in actions:
             raise Misuse(f"--{flag} is of {' and '.join(actions)}")
     if action == "pull":
@@ -86,17 +93,18 @@ def _list(arguments: argparse.Namespace) -> None:
     config = _config()
     memory = machine_memory()
     found = shelf.models_in(config.models_dir)
-    served = _path_set(config)
-    if served is not None and served.is_file() and all(model.path != served for model in found):
-        found.append(shelf.look(served))
-    rows = [_fields(model, config, memory) for model in found]
+    for served in _paths_set(config):
+        if served.is_file() and all(model.path != served for model in found):
+            found.append(shelf.look(served))
+    running = running_parts(config)
+    rows = [_fields(model, config, memory) | {"runs_on": where_of(running, model.name)} for model in found]
     if arguments.json:
         print_json({"store": str(config.models_dir), "models": rows})
         return
-    columns = ("name", "size", "quantisation", "context_tokens", "check", "fits", "is_set")
+    columns = ("name", "size", "quantisation", "context_tokens", "check", "fits", "is_set", "runs_on")
     if rows:
         print_table(
-            ("name", "size", "quantisation", "context", "is what it should be", "fits here", "set"),
+            ("name", "size", "quantisation", "context", "is what it should be", "fits here", "set", "runs on"),
             [[size(row["file_bytes"]) if name == "size" else row[name] for name in columns] for row in rows],
         )
         for row in rows:
@@ -109,11 +117,11 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _fields(model: Model, config: Config, memory: Any) -> dict[str, Any]:
     """A model as JSON holds it."""
-    from infernet.engines.fitting import fit, needed_bytes
+    from infernet.engines.fitting import fit
     from infernet.engines.shelf import Check
 
     header = model.header
-    needed = needed_bytes(model.file_bytes, header, config.context_tokens, config.slots)
+    needed = _needed(model, config)
     origin = model.origin
     return {
         "name": model.name,
@@ -134,18 +142,29 @@ def _fields(model: Model, config: Config, memory: Any) -> dict[str, Any]:
         "from": origin.url if origin is not None else None,
         "needed_bytes": needed,
         "fits": fit(needed, memory).value,
-        "is_set": config.engine == "llama" and model.path == _path_set(config),
+        "is_set": model.path in _paths_set(config),
     }
 
 
-def _path_set(config: Config) -> Path | None:
-    """The file that the settings name; None when they name none of the store's."""
+def _needed(model: Model, config: Config) -> int:
+    """What it takes with the contexts that are set for it, or for all."""
+    from infernet.engines.fitting import needed_bytes
+    from infernet.model_settings import settings_of
+
+    own = settings_of(config.model_settings, model.name)
+    context_tokens, slots = own.context_tokens or config.context_tokens, own.slots or config.slots
+    return needed_bytes(model.file_bytes, model.header, context_tokens, slots)
+
+
+def _paths_set(config: Config) -> list[Path]:
+    """The files that the embedded engine is to serve, without names that are not in the store."""
     from infernet.engines import models, shelf
 
-    try:
-        return shelf.path_of(config.models_dir, config.model)
-    except models.ModelMissing:
-        return None
+    found: list[Path] = []
+    for name in config.llama_models:
+        with contextlib.suppress(models.ModelMissing):
+            found.append(shelf.path_of(config.models_dir, name))
+    return found
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -264,7 +283,7 @@ def _use(arguments: argparse.Namespace) -> None:
     from infernet.cli.settings_flags import warn_if_running
     from infernet.config import save
     from infernet.engines import models, shelf
-    from infernet.engines.fitting import Fit, machine_memory
+    from infernet.engines.fitting import Fit, fit, machine_memory
     from infernet.engines.shelf import Check
 
     config = _config()
@@ -275,23 +294,49 @@ def _use(arguments: argparse.Namespace) -> None:
         raise Failure(f"the file {path} {model.problem}: it cannot be served")
     if model.check is Check.DAMAGED:
         raise Failure(f"the file {path} is damaged (its sha256 differs): remove it, and pull it again")
-    fields = _fields(model, config, machine_memory())
-    if fields["fits"] == Fit.TOO_LARGE.value and not arguments.force:
+    others = _others(config, path) if arguments.also else []
+    if any(other.name == model.name for other in others):
+        raise Failure(f"another model that is set is called {model.name}, too: rename the file of one")
+    needed = _needed(model, config) + sum(_needed(other, config) for other in others)
+    fits = fit(needed, machine_memory())
+    if fits is Fit.TOO_LARGE and not arguments.force:
+        beside = " and what is set beside it need" if others else " needs"
         raise Failure(
-            f"{model.name} needs {size(fields['needed_bytes'])} with --slots {config.slots} and --context-tokens "
+            f"{model.name}{beside} {size(needed)} with --slots {config.slots} and --context-tokens "
             f"{config.context_tokens}, more than this machine has: set fewer, or give --force",
-            needed_bytes=fields["needed_bytes"],
+            needed_bytes=needed,
         )
-    in_store = path.parent == config.models_dir
-    value = model.name if in_store else str(path.absolute())
-    save(config.config_file, {"engine": "llama", "model": value}, keep=True)
+    value = _value(config, path, model.name)
+    engines = (
+        config.engine if config.llama_models else ",".join((*config.engines, "llama")) if arguments.also else "llama"
+    )
+    changes: dict[str, Any] = {"engine": engines, "model": value, "models": None}
+    if others:
+        values = [_value(config, other.path, other.name) for other in others]
+        changes |= {"model": values[0], "models": (*values, value)}
+    save(config.config_file, changes, keep=True)
     if arguments.json:
-        print_json({"model": model.name, "path": str(path), "fits": fields["fits"], "file": str(config.config_file)})
+        told = {"beside": [other.name for other in others], "fits": fits.value, "file": str(config.config_file)}
+        print_json({"model": model.name, "path": str(path), **told})
     else:
-        print(f"{model.name} is served from the next `infernet start` on (written to {config.config_file}).")
-    if fields["fits"] == Fit.TIGHT.value:
-        warn(f"{model.name} fits this machine only if other programs give up memory")
+        beside = f" beside {', '.join(other.name for other in others)}" if others else ""
+        print(f"{model.name} is served{beside} from the next `infernet start` on (written to {config.config_file}).")
+    if fits is Fit.TIGHT:
+        what = "these models fit" if others else f"{model.name} fits"
+        warn(f"{what} this machine only if other programs give up memory")
     warn_if_running(config)
+
+
+def _others(config: Config, path: Path) -> list[Model]:
+    """The models that are set beside this one, and are here."""
+    from infernet.engines import shelf
+
+    return [shelf.look(other) for other in _paths_set(config) if other != path and other.is_file()]
+
+
+def _value(config: Config, path: Path, name: str) -> str:
+    """How the settings name a model."""
+    return name if path.parent == config.models_dir else str(path.absolute())
 
 
 def _remove(arguments: argparse.Namespace) -> None:
@@ -305,7 +350,7 @@ def _remove(arguments: argparse.Namespace) -> None:
     model = shelf.look(path)
     if _is_served(config, path, model.name):
         raise Failure(f"{model.name} is being served: run `infernet stop` first, or `infernet model use` another one")
-    is_set = config.engine == "llama" and path == _path_set(config)
+    is_set = path in _paths_set(config)
     note = ", which the settings say to serve," if is_set else ""
     if not arguments.yes and not confirm(f"Remove {model.name}{note} ({size(model.file_bytes)})?", "--yes"):
         raise Failure(f"{model.name} was kept")
@@ -329,6 +374,9 @@ def _is_served(config: Config, path: Path, name: str) -> bool:
     try:
         status = node_status(config)
     except (Failure, IpcError):
-        return path == _path_set(config)
-    # While the engine is down the node offers nothing, and will load the same file again.
-    return name in (status.get("models") or []) or (not status.get("models") and path == _path_set(config))
+        return path in _paths_set(config)
+    # A model whose engine is down is not offered, and the same file will be loaded again.
+    parts = [part for part in parts_in(status) if name in (part.get("models") or [])]
+    return (
+        name in (status.get("models") or []) or bool(parts) or (not status.get("models") and path in _paths_set(config))
+    )

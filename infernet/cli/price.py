@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Final, NamedTuple
 
 from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
 from infernet.config import Config, load, save
+from infernet.model_settings import ModelSettings
 from infernet.settings import BY_NAME, NO_MONEY, Dollars, as_plain
 from protocol.formats.amounts import format_usd
 
@@ -21,6 +23,9 @@ DESCRIPTION: Final = """\
 What this node asks of others for the model that it serves, in dollars: for a million tokens of a prompt (--in), for a
 million tokens of an answer (--out), and for each job beside that (--job). Whoever pays must have money at the same
 coordinator.
+
+Of one model alone something else may be asked: `infernet config set --model-settings '{"NAME": {"price_out_usd":
+"0.40"}}'`. What is set here holds for the others, and is shown first.
 
 show   the prices (this is the default)
 set    write those that are given into the file; the others stay
@@ -58,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise Misuse("prices are written with `infernet price set`")
     if arguments.action == "set" and not given:
         raise Misuse("nothing to set: give --in, --out or --job, or `infernet price free`")
-    changes = dict.fromkeys(_FLAGS, NO_MONEY) if arguments.action == "free" else _read(given)
+    changes: dict[str, object] = dict(_read(given))
+    if arguments.action == "free":
+        changes = dict.fromkeys(_FLAGS, NO_MONEY) | _without_prices(load().config)
     # Read and checked together with what is set elsewhere.
     config = load(changes).config
     if changes:
@@ -71,6 +78,17 @@ def run(arguments: argparse.Namespace) -> int:
                 warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
         warn_if_running(config)
     return 0
+
+
+def _without_prices(config: Config) -> dict[str, object]:
+    """The settings of single models without what they cost; nothing where none has a price of its own."""
+    if not _apart(config):
+        return {}
+    free = [
+        dataclasses.replace(own, price_in_usd=None, price_out_usd=None, price_job_usd=None)
+        for own in config.model_settings
+    ]
+    return {"model_settings": tuple(own for own in free if own != ModelSettings(name=own.name))}
 
 
 def _read(given: dict[str, str]) -> dict[str, Dollars]:
@@ -87,13 +105,18 @@ def _tell(config: Config, *, as_json: bool) -> None:
     dollars = config.price_in_usd, config.price_out_usd, config.price_job_usd
     prices = Prices(*map(int, dollars))
     sample_uusd = sample(prices)
+    apart = _apart(config)
+    all_free = not any(prices) and not any(map(any, apart.values()))
     if as_json:
         plain = [as_plain(price) for price in dollars]
         print_json(
             {
-                "model": config.model if config.engine != "none" else None,
+                "model": _models(config),
                 **dict(zip(_FLAGS.values(), plain, strict=True)),
-                "free": not any(prices),
+                "models": {
+                    name: dict(zip(_FLAGS.values(), map(as_plain, own), strict=True)) for name, own in apart.items()
+                },
+                "free": all_free,
                 "free_for": config.free_for,
                 "coordinator": config.coordinator_url,
                 "sample_tokens": _SAMPLE_TOKENS,
@@ -101,21 +124,45 @@ def _tell(config: Config, *, as_json: bool) -> None:
             }
         )
         return
-    if any(prices) and config.coordinator_url is None:
+    if not all_free and config.coordinator_url is None:
         warn("this node has no coordinator, so nobody can pay it: `infernet init --url URL`")
-    if not any(prices):
+    if all_free:
         print(f"This node asks nothing. Its jobs are for: {config.free_for} (--free-for).")
         return
     print_fields(
         [
-            ("model", config.model if config.engine != "none" else None),
+            ("model", _models(config)),
             ("prompts", f"{format_usd(prices[0])} for a million tokens"),
             ("answers", f"{format_usd(prices[1])} for a million tokens"),
             ("each job", format_usd(prices[2])),
+            *((name, _in_words(own)) for name, own in apart.items()),
             ("for example", f"{format_usd(sample_uusd)} for {_SAMPLE_TOKENS} tokens in and {_SAMPLE_TOKENS} out"),
             ("paid at", config.coordinator_url),
         ]
     )
+
+
+def _models(config: Config) -> str | None:
+    models = config.llama_models or ((config.model,) if config.engines else ())
+    return ", ".join(models) or None
+
+
+def _apart(config: Config) -> dict[str, tuple[Dollars, Dollars, Dollars]]:
+    """What is asked for models that have a price of their own."""
+    found: dict[str, tuple[Dollars, Dollars, Dollars]] = {}
+    for own in config.model_settings:
+        if not (own.price_in_usd is own.price_out_usd is own.price_job_usd is None):
+            found[own.name] = (
+                Dollars(config.price_in_usd if own.price_in_usd is None else own.price_in_usd),
+                Dollars(config.price_out_usd if own.price_out_usd is None else own.price_out_usd),
+                Dollars(config.price_job_usd if own.price_job_usd is None else own.price_job_usd),
+            )
+    return found
+
+
+def _in_words(prices: tuple[Dollars, Dollars, Dollars]) -> str:
+    into, out, job = map(format_usd, map(int, prices))
+    return f"{into} in, {out} out, {job} each job"
 
 
 def sample(prices: Prices) -> int:

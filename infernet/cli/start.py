@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment
 from infernet.cli.output import print_fields, print_json
+from infernet.cli.running_models import not_serving, parts_in
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config, make_private_directory
 from infernet.lock import AlreadyRunning, hold_lock, running_pid
@@ -35,6 +36,7 @@ examples:
   infernet start
   infernet start --foreground              for containers, and looking at the log; `infernet service` is for systemd
   infernet start --p2p-port 46400 --model ~/models/qwen.gguf --free-for all
+  infernet start --models smollm2-135m-instruct,qwen2.5-7b --engine llama,openai     several at once
   infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs
   infernet start --no-mdns                 neither look for nodes on the local network nor be found there"""
 
@@ -94,6 +96,7 @@ def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_j
             [
                 ("listening on", status.get("addresses")),
                 ("serving", status.get("models")),
+                ("not serving", not_serving(parts_in(status))),
                 ("coordinator", config.coordinator_url),
                 ("log", log_file),
             ]

@@ -67,6 +67,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("reached", _reached(status.get("reached") or {})),
         ("engine", _engine(engine) if engine else "none"),
         ("models", status.get("models") or "none"),
+        ("run on", _run_on(status)),
         ("gpus", [f"{gpu.get('model')} ({gpu.get('vram_tier')})" for gpu in status.get("gpus") or []]),
         (
             "jobs",
@@ -83,6 +84,13 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("log", config.log_file),
         ("process", status.get("pid")),
     ]
+
+
+def _run_on(status: dict[str, Any]) -> list[str]:
+    """Which model runs on what."""
+    from infernet.cli.running_models import lines_of, parts_in
+
+    return lines_of(parts_in(status))
 
 
 def _reached(reached: dict[str, Any]) -> str:

@@ -63,8 +63,8 @@ def _of_config(config: Config) -> dict[str, str]:
         names[config.address] = "host"
     if config.coordinator_url is not None:
         names[urlsplit(config.coordinator_url).hostname or ""] = "host"
-    if config.model != STARTER.name:
-        # What somebody runs is theirs to tell.
-        path = Path(config.model)
-        names |= {config.model: "path", str(path.expanduser()): "path", path.name: "model", path.stem: "model"}
-    return names
+    # What somebody runs is theirs to tell.
+    for model in {config.model, *config.models} - {STARTER.name}:
+        path = Path(model)
+        names |= {model: "path", str(path.expanduser()): "path", path.name: "model", path.stem: "model"}
+    return names | {one.name: "model" for one in config.model_settings if one.name != STARTER.name}

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
-from infernet.engines import models
+from infernet.config import Config
+from infernet.doctor.contract import Check, Finding, Situation, Status, fail, in_thread, ok, skip, warn
+from infernet.engines import models, shelf
 from protocol.records import Role
 
 HASH_DEADLINE_S: Final = 60.0
@@ -19,26 +20,51 @@ _MAGIC: Final = b"GGUF"
 
 def _present(situation: Situation) -> Finding:
     config = situation.config
-    if config.engine == "none" or config.role is not Role.PROVIDER:
-        return skip("this node serves no model")
-    is_starter = config.model == models.STARTER.name
-    path = models.starter_path(config.models_dir) if is_starter else Path(config.model).expanduser()
-    how = "run `infernet model pull`" if is_starter else "correct the path (`infernet config set --model FILE`)"
+    if not config.llama_models or config.role is not Role.PROVIDER:
+        return skip("this node serves no model of its own")
+    paths = []
+    for model in config.llama_models:
+        is_starter = model.lower() == models.STARTER.name
+        path = _path_of(config, model)
+        how = "run `infernet model pull`" if is_starter else "correct the path (`infernet config set --model FILE`)"
+        try:
+            if not path.is_file():
+                return fail(f"there is no model at {path}", how)
+            with path.open("rb") as file:
+                file.read(1)
+        except OSError as error:
+            return fail(f"the model {path} cannot be read ({(error.strerror or 'an error').lower()})", how)
+        paths.append(path)
+    # The first is what other checks try out.
+    situation.model_file = paths[0]
+    if len(paths) > 1:
+        return ok(f"all {len(paths)} models are there, the first at {paths[0]}")
+    return ok(f"the model is at {paths[0]}")
+
+
+def _path_of(config: Config, model: str) -> Path:
     try:
-        if not path.is_file():
-            return fail(f"there is no model at {path}", how)
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError as error:
-        return fail(f"the model {path} cannot be read ({(error.strerror or 'an error').lower()})", how)
-    situation.model_file = path
-    return ok(f"the model is at {path}")
+        return shelf.path_of(config.models_dir, model)
+    except models.ModelMissing:
+        return Path(model).expanduser()
 
 
 def _verified(situation: Situation) -> Finding:
-    path = situation.model_file
-    assert path is not None
-    is_starter = situation.config.model == models.STARTER.name
+    config = situation.config
+    # One deadline for all of them.
+    deadline_s = time.monotonic() + HASH_DEADLINE_S
+    found = [_verified_one(_path_of(config, model), deadline_s) for model in config.llama_models]
+    for status in (Status.FAIL, Status.WARN):
+        wrong = [finding for finding in found if finding.status is status]
+        if wrong:
+            return wrong[0]
+    if len(found) == 1:
+        return found[0]
+    return ok(f"all {len(found)} models are what they should be, as far as that was said")
+
+
+def _verified_one(path: Path, deadline_s: float) -> Finding:
+    is_starter = path.name == models.STARTER.file_name
     expected = bytes.fromhex(models.STARTER.sha256) if is_starter else models.marked(path)
     quoted = shlex.quote(str(path))
     again = f"run `rm {quoted}`, then `infernet model pull`" if is_starter else "fetch the file again"
@@ -47,7 +73,7 @@ def _verified(situation: Situation) -> Finding:
             return fail(f"{path} is no GGUF model", again)
     if expected is None:
         return ok("nobody has said what the file must be; it looks like a model")
-    digest = _digest(path)
+    digest = _digest(path, deadline_s)
     if digest is None:
         return warn(
             f"{path} is too large to be read within {HASH_DEADLINE_S:.0f} s",
@@ -58,13 +84,12 @@ def _verified(situation: Situation) -> Finding:
     return ok(f"{path} is what it should be (sha256 {digest.hex()[:16]}...)")
 
 
-def _digest(path: Path) -> bytes | None:
-    deadline = time.monotonic() + HASH_DEADLINE_S
+def _digest(path: Path, deadline_s: float) -> bytes | None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):
             digest.update(piece)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline_s:
                 return None
     return digest.digest()
 

@@ -15,9 +15,9 @@ How tokens are counted, in every engine (jobs are paid by these counts):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import trio
 from msgspec import Struct
@@ -27,6 +27,9 @@ from protocol.effects import RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
 from protocol.records import Kind, ModelOffer
+
+if TYPE_CHECKING:
+    from infernet.hardware.contract import Card
 
 EngineEvent = EngineStarted | EngineProgress | EngineText | EngineVector | EngineFinished | EngineFailed
 Report = Callable[[EngineEvent], None]
@@ -64,6 +67,8 @@ class EngineConfig(Struct, frozen=True):
     price_in_uusd: int = 0
     price_out_uusd: int = 0
     price_job_uusd: int = 0
+    #: Leave GPUs alone, though there are some.
+    on_processor: bool = False
 
 
 class EngineStatistics(Struct, frozen=True):
@@ -83,8 +88,23 @@ class EngineStatistics(Struct, frozen=True):
     protections: tuple[Protection, ...] = ()
 
 
+class EnginePart(Struct, frozen=True):
+    """What runs one model or the models of one server: which engine (`llama`, `openai`), and where.
+
+    `models` are those that are offered at this moment, or are to be; `trouble` says in one line why they are not.
+    """
+
+    engine: str
+    models: tuple[str, ...]
+    state: EngineState
+    where: str
+    runs_active: int
+    restarts: int
+    trouble: str
+
+
 class Engine(Protocol):
-    """Something that runs prompts. One model each; a node that serves several has several.
+    """Something that runs prompts, of one model or of several.
 
     `on_change` is called whenever what `models` gives has changed; the node sets it before `run`.
     """
@@ -134,3 +154,19 @@ class RunsOnCards(Protocol):
         An engine that runs on cards ends what runs, offers nothing, and starts again on what is left. One that runs
         on the processor goes on.
         """
+
+
+@runtime_checkable
+class DividesCards(Protocol):
+    """An engine that has given certain GPUs to certain models, and must know which of them is gone."""
+
+    def cards_gone(self, cards: Sequence[Card]) -> None:
+        """These cards are gone; never waits. What ran on others goes on."""
+
+
+@runtime_checkable
+class TellsParts(Protocol):
+    """An engine that tells its owner which model runs where."""
+
+    def parts(self) -> tuple[EnginePart, ...]:
+        """What it is made of, at this moment."""

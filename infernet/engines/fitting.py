@@ -72,14 +72,20 @@ def refuse_too_large(config: EngineConfig) -> None:
 
 def machine_memory() -> Memory:
     """What there is here. Loads llama.cpp to ask it for GPUs, if it is installed."""
+    host = host_memory()
+    gpu_total, gpu_free = _gpu_bytes()
+    return Memory(host.total_bytes, host.free_bytes, gpu_total, gpu_free)
+
+
+def host_memory() -> Memory:
+    """What this process may have of the machine's memory; GPUs are not asked for."""
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
     limit, used = _number_in(_LIMIT_FILES), _number_in(_USE_FILES)
     if limit is not None and limit < total:
         # A container: what it uses includes what the kernel would give up, so more may be free than this.
         total, free = limit, min(free, max(0, limit - (used or 0)))
-    gpu_total, gpu_free = _gpu_bytes()
-    return Memory(total, free, gpu_total, gpu_free)
+    return Memory(total, free)
 
 
 def _number_in(paths: tuple[str, ...]) -> int | None:

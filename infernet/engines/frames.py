@@ -20,6 +20,7 @@ from protocol.events import EngineFailed, EngineFinished, EngineProgress, Engine
 
 # The largest command is a prompt of the size that may be sealed (1 MiB), the largest report an embedding.
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
+DEVICES_MAX: Final = 64
 _HEADER: Final = struct.Struct(">IB")
 
 
@@ -32,6 +33,10 @@ class Load(Struct, frozen=True):
 
     config: EngineConfig
     directory: str
+
+
+class Look(Struct, frozen=True):
+    """Instead of `Load`: tell which GPUs llama.cpp sees. The process serves nothing."""
 
 
 class Ping(Struct, frozen=True):
@@ -56,6 +61,19 @@ class LoadFailed(Struct, frozen=True):
     text: str
 
 
+class Device(Struct, frozen=True):
+    """A GPU that llama.cpp can use: its name there (`CUDA0`), and the memory that it has of its own."""
+
+    name: Annotated[str, Meta(max_length=64)]
+    memory_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class Seen(Struct, frozen=True):
+    """The GPUs that llama.cpp sees."""
+
+    devices: Annotated[tuple[Device, ...], Meta(max_length=DEVICES_MAX)]
+
+
 class Pong(Struct, frozen=True):
     """The process is alive."""
 
@@ -68,10 +86,11 @@ class Idle(Struct, frozen=True):
     slots_busy: Annotated[int, Meta(ge=0)]
 
 
-WorkerCommand = Load | RunEngine | ContinueEngine | CancelEngine | Ping
+WorkerCommand = Load | RunEngine | ContinueEngine | CancelEngine | Ping | Look
 WorkerReport = (
     Ready
     | LoadFailed
+    | Seen
     | Pong
     | Idle
     | EngineStarted
@@ -88,10 +107,12 @@ _KINDS: Final[dict[int, type[WorkerCommand | WorkerReport]]] = {
     3: CancelEngine,
     4: Ping,
     5: ContinueEngine,
+    6: Look,
     16: Ready,
     17: LoadFailed,
     18: Pong,
     19: Idle,
+    20: Seen,
     32: EngineStarted,
     33: EngineProgress,
     34: EngineText,

@@ -15,19 +15,21 @@ from typing import Final
 
 import structlog
 import trio
+from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection, describe
 from infernet.engines import models
 from infernet.engines.contract import (
     EngineConfig,
     EngineEvent,
+    EnginePart,
     EngineState,
     EngineStatistics,
     EngineUnavailable,
     Report,
 )
-from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport
-from infernet.engines.process import WorkerProcess, open_worker, worker_command
+from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, Seen, WorkerReport
+from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
@@ -92,10 +94,16 @@ class IsolatedEngine:
     """`contract.Engine` over an engine process, which is told what to load by an `EngineConfig`."""
 
     def __init__(
-        self, config: EngineConfig, timeouts: Timeouts = Timeouts(), command: Sequence[str] | None = None
+        self,
+        config: EngineConfig,
+        timeouts: Timeouts = Timeouts(),
+        command: Sequence[str] | None = None,
+        place: Place = ANYWHERE,
     ) -> None:
         """`command` starts another process than our own; it must speak `frames`."""
         self._config = config
+        self._place: Place | None = place
+        self._no_place = ""
         self._timeouts = timeouts
         self._command = worker_command() if command is None else list(command)
         self.on_change: Callable[[], None] = _nothing
@@ -118,6 +126,31 @@ class IsolatedEngine:
     def pid(self) -> int | None:
         """The engine process's id, while there is one."""
         return self._worker.pid if self._worker is not None else None
+
+    @property
+    def name(self) -> str:
+        """The model's name, whether or not it is offered now."""
+        return self._config.name
+
+    @property
+    def place(self) -> Place | None:
+        """Where it may run; None once there is no place for it."""
+        return self._place
+
+    def move(self, place: Place | None, reason: str) -> None:
+        """Run elsewhere from now on, or nowhere any more; what runs ends, for this reason. Never waits."""
+        self._place, self._no_place = place, reason
+        if self._worker is not None:
+            self._worker.kill(reason)
+
+    def parts(self) -> tuple[EnginePart, ...]:
+        """What runs where; see `contract.TellsParts`."""
+        where = self._place.words if self._place is not None else ""
+        if not where and self._worker is not None:
+            where = "all GPUs" if self._on_cards else "the processor"
+        trouble = self._last_error if self._state is not EngineState.READY else ""
+        runs, restarts = len(self._runs), self._restarts
+        return (EnginePart("llama", (self.name,), self._state, where, runs, restarts, trouble),)
 
     # ------------------------------------------------------------ the contract
 
@@ -220,6 +253,8 @@ class IsolatedEngine:
                 if not told:
                     raise EngineUnavailable(self._last_error)
                 self._down(EngineState.WAITING, Refusal.ENGINE_FAILED, "the engine broke down during the answer")
+                if self._place is None:
+                    raise EngineUnavailable(self._no_place)
                 if trio.current_time() - started_at_s > self._timeouts.healthy_s:
                     wait_s = self._timeouts.restart_first_s
                 await trio.sleep(wait_s)
@@ -231,9 +266,12 @@ class IsolatedEngine:
     async def _serve_once(self, ready: Callable[[], None]) -> str:
         """One life of the engine process; why it ended, in one line. Raises ModelError."""
         digest = await self._check_file()
+        place = self._place
+        if place is None:
+            return self._no_place
         try:
-            async with open_worker(self._command) as worker:
-                return await self._life(worker, digest, ready)
+            async with open_worker(self._command, place) as worker:
+                return await self._life(worker, place, digest, ready)
         except OSError as error:
             return f"the engine process cannot be started ({(error.strerror or str(error)).lower()})"
 
@@ -244,13 +282,15 @@ class IsolatedEngine:
             await trio.to_thread.run_sync(models.verify, path, self._config.fingerprint, abandon_on_cancel=True)
         return await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
 
-    async def _life(self, worker: WorkerProcess, digest: bytes, ready: Callable[[], None]) -> str:
+    async def _life(self, worker: WorkerProcess, place: Place, digest: bytes, ready: Callable[[], None]) -> str:
         """From loading to the end of the process; why it ended."""
-        worker.post(Load(self._config, worker.directory))
+        worker.post(Load(replace(self._config, on_processor=place.on_processor), worker.directory))
         loaded: WorkerReport | None = None
         with trio.move_on_after(self._timeouts.load_s) as loading:
             loaded = await worker.receive()
         match loaded:
+            case Ready() if self._place is not place:
+                worker.kill("it was given another place while it loaded")
             case Ready():
                 self._up(worker, digest, loaded)
                 ready()
@@ -321,7 +361,7 @@ class IsolatedEngine:
                 if report.slots_busy:
                     self._slots_leaked += report.slots_busy
                     raise _BrokenContract(f"{report.slots_busy} slots are busy without a run")
-            case Ready() | LoadFailed():
+            case Ready() | LoadFailed() | Seen():
                 raise _BrokenContract("the model was loaded already")
             case _:
                 self._pass_on(report)

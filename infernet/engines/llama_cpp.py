@@ -25,6 +25,7 @@ from msgspec import Struct
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
 from infernet.engines.fitting import refuse_too_large
+from infernet.engines.frames import DEVICES_MAX, Device
 from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
 from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
@@ -85,6 +86,18 @@ def import_xllamacpp() -> Any:
     return xllamacpp
 
 
+def devices() -> tuple[Device, ...]:
+    """The GPUs that llama.cpp can run on here. Raises EngineUnavailable."""
+    xllamacpp = import_xllamacpp()
+    kinds = xllamacpp.ggml_backend_dev_type
+    # An integrated one's memory is the machine's, which is counted already.
+    own = {kinds.GGML_BACKEND_DEVICE_TYPE_GPU: True, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU: False}
+    told = [device for device in xllamacpp.get_device_info() if device["type"] in own][:DEVICES_MAX]
+    return tuple(
+        Device(str(device["name"])[:64], int(device["memory_total"]) if own[device["type"]] else 0) for device in told
+    )
+
+
 def default_threads() -> int:
     """All cores that we may use but one: llama.cpp's threads spin, and a busy neighbour costs most of the speed."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -122,6 +135,9 @@ class LlamaCpp:
         parameters.hostnames = [private.socket_path]
         parameters.api_keys = [private.key]
         parameters.n_threads_http = _HTTP_THREADS
+        if self._config.on_processor:
+            # Also where no variable hides the cards, as under Vulkan.
+            parameters.n_gpu_layers = 0
         parameters.ui = parameters.endpoint_slots = False
         parameters.model.path = self._config.path
         parameters.model_alias = {self._config.name}
@@ -157,6 +173,8 @@ class LlamaCpp:
         return parameters
 
     def _has_gpu(self) -> bool:
+        if self._config.on_processor:
+            return False
         kinds = self._xllamacpp.ggml_backend_dev_type
         gpus = (kinds.GGML_BACKEND_DEVICE_TYPE_GPU, kinds.GGML_BACKEND_DEVICE_TYPE_IGPU)
         return any(device["type"] in gpus for device in self._xllamacpp.get_device_info())

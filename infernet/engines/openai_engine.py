@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 
-from infernet.engines.contract import EngineState, EngineStatistics, EngineUnavailable, Report
+from infernet.engines.contract import EnginePart, EngineState, EngineStatistics, EngineUnavailable, Report
 from infernet.engines.openai_answer import Answer
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerGone, ServerRefused
 from infernet.engines.openai_servers import (
@@ -65,6 +65,16 @@ class Patience:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """How many jobs of a model at once, and at which price."""
+
+    slots: int
+    price_in_uusd: int
+    price_out_uusd: int
+    price_job_uusd: int
+
+
+@dataclass(frozen=True)
 class OpenAiConfig:
     """Which server, which of its models, at which price. Without `url` the usual ports of this machine are tried."""
 
@@ -77,6 +87,13 @@ class OpenAiConfig:
     price_in_uusd: int = 0
     price_out_uusd: int = 0
     price_job_uusd: int = 0
+    #: By name, those models for which something else holds.
+    terms: Mapping[str, Terms] = field(default_factory=dict)
+
+    def terms_of(self, model: str) -> Terms:
+        """What holds for this model."""
+        terms = self.terms.get(model.lower())
+        return terms or Terms(self.slots, self.price_in_uusd, self.price_out_uusd, self.price_job_uusd)
 
 
 @dataclass
@@ -151,8 +168,9 @@ class OpenAiEngine:
         if run.kind not in served.kinds:
             return Refusal.UNSUPPORTED, f"{served.name} is not offered for this kind of job"
         # Of each model so many, as they are offered; a server that is asked for more lets them wait.
-        if sum(active.served.name == served.name for active in self._runs.values()) >= self._config.slots:
-            return Refusal.BUSY, f"all {self._config.slots} slots of the engine are in use"
+        slots = self._config.terms_of(served.name).slots
+        if sum(active.served.name == served.name for active in self._runs.values()) >= slots:
+            return Refusal.BUSY, f"all {slots} slots of the engine are in use"
         return None
 
     def cancel(self, run: RunId) -> None:
@@ -172,6 +190,12 @@ class OpenAiEngine:
     def statistics(self) -> EngineStatistics:
         """What the engine did so far. A server's slots are not seen from here."""
         return EngineStatistics(self._state, len(self._runs), self._runs_total, self._restarts, 0, self._last_error)
+
+    def parts(self) -> tuple[EnginePart, ...]:
+        """What the server has of ours; see `contract.TellsParts`."""
+        names = tuple(offer.name for offer in self._offers) or self._config.models
+        trouble = self._last_error if self._state is not EngineState.READY else ""
+        return (EnginePart("openai", names, self._state, self.description, len(self._runs), self._restarts, trouble),)
 
     # ------------------------------------------------------------ life
 
@@ -263,15 +287,16 @@ class OpenAiEngine:
 
     def _offer(self, served: Served) -> ModelOffer:
         config = self._config
+        terms = config.terms_of(served.name)
         return ModelOffer(
             name=served.name,
             fingerprint=_NO_FINGERPRINT,
             kinds=served.kinds,
             context_tokens=served.context_tokens or config.context_tokens,
-            concurrency=config.slots,
-            price_in_uusd=config.price_in_uusd,
-            price_out_uusd=config.price_out_uusd,
-            price_job_uusd=config.price_job_uusd,
+            concurrency=terms.slots,
+            price_in_uusd=terms.price_in_uusd,
+            price_out_uusd=terms.price_out_uusd,
+            price_job_uusd=terms.price_job_uusd,
         )
 
     def _withdraw(self, state: EngineState) -> None:

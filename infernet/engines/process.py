@@ -15,6 +15,7 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -54,8 +55,25 @@ def worker_command() -> list[str]:
     return [sys.executable, "-P", "-m", "infernet.engines.worker"]
 
 
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Place:
+    """Where an engine process may run: what of its environment names cards to it, and how to say so to people.
+
+    A variable that is None is taken out.
+    """
+
+    words: str = ""
+    environ: tuple[tuple[str, str | None], ...] = ()
+    on_processor: bool = False
+
+
+#: Wherever llama.cpp likes: on all cards that there are, and on the processor what does not fit them.
+ANYWHERE: Final = Place()
+
+
+def worker_environment(environ: Mapping[str, str], place: Place = ANYWHERE) -> dict[str, str]:
     """What of `environ` an engine process gets, and where it finds the modules that this process has found."""
+    environ = {name: value for name, value in {**environ, **dict(place.environ)}.items() if value is not None}
     kept = {
         name: value for name, value in environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)
     }
@@ -173,7 +191,7 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def open_worker(command: Sequence[str]) -> AsyncIterator[WorkerProcess]:
+async def open_worker(command: Sequence[str], place: Place = ANYWHERE) -> AsyncIterator[WorkerProcess]:
     """Start an engine process; when the block is left it is ended, waited for and cleaned up after.
 
     Raises OSError when it cannot be started.
@@ -184,7 +202,7 @@ async def open_worker(command: Sequence[str]) -> AsyncIterator[WorkerProcess]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=worker_environment(os.environ) | {"TMPDIR": directory},
+            env=worker_environment(os.environ, place) | {"TMPDIR": directory},
             cwd=directory,
         )
         worker = WorkerProcess(process, directory)

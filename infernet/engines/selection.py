@@ -1,4 +1,4 @@
-"""Which engine a configuration asks for, with its model found and checked before anything is started."""
+"""Which engines a configuration asks for, with their models found and checked before anything is started."""
 
 from __future__ import annotations
 
@@ -13,24 +13,44 @@ from msgspec.structs import replace
 from infernet.config import ENGINE_KEY_VARIABLE, Config
 from infernet.engines import models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
+from infernet.engines.dividing import Division, divide
 from infernet.engines.isolated import IsolatedEngine
-from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
+from infernet.engines.llama_cpp import default_threads
+from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Terms
 from infernet.engines.openai_http import ApiKey
+from infernet.engines.placement import NoPlace
+from infernet.engines.process import ANYWHERE
+from infernet.engines.several import Part, SeveralEngines, Waits
+from infernet.model_settings import ModelSettings, settings_of
 from protocol.records import Role
 
 _KEY_BYTES_MAX: Final = 4096
 
 
-async def open_engine(config: Config) -> Engine | None:
+async def open_engine(config: Config, waits: Waits | None = None) -> Engine | None:
     """The engine that the configuration names, not yet running; None for a node that runs no jobs.
 
-    Hashes the model file in a thread. Raises EngineUnavailable: ModelMissing or ModelCorrupt above all.
+    Hashes the model files in a thread, and divides the cards where there are several models. Raises EngineUnavailable:
+    ModelMissing or ModelCorrupt above all.
     """
-    if config.engine == "none" or config.role is not Role.PROVIDER:
+    if not config.engines or config.role is not Role.PROVIDER:
         return None
-    if config.engine == "openai":
-        return OpenAiEngine(openai_config(config))
-    return IsolatedEngine(await trio.to_thread.run_sync(_engine_config, config))
+    configs = await trio.to_thread.run_sync(engine_configs, config)
+    division = await divide(configs) if len(configs) > 1 else None
+    parts: list[Part] = []
+    for word in config.engines:
+        if word == "openai":
+            parts.append(Part(word, OpenAiEngine(openai_config(config))))
+        else:
+            parts += [_part(one, division) for one in configs]
+    return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division, waits or Waits())
+
+
+def _part(config: EngineConfig, division: Division | None) -> Part:
+    place = division.place(config.name) if division is not None else ANYWHERE
+    if isinstance(place, NoPlace):
+        return Part("llama", IsolatedEngine(config), (config.name,), refusal=place.reason)
+    return Part("llama", IsolatedEngine(config, place=place), (config.name,))
 
 
 def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> OpenAiConfig:
@@ -44,7 +64,25 @@ def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> Op
         price_in_uusd=int(config.price_in_usd),
         price_out_uusd=int(config.price_out_usd),
         price_job_uusd=int(config.price_job_usd),
+        terms={own.name.lower(): _terms(config, own) for own in config.model_settings},
     )
+
+
+def _terms(config: Config, own: ModelSettings) -> Terms:
+    return Terms(_or(own.slots, config.slots), *prices(config, own))
+
+
+def prices(config: Config, own: ModelSettings) -> tuple[int, int, int]:
+    """What is asked for a model, in micro-USD: for a million tokens in, a million out, and each job."""
+    return (
+        int(_or(own.price_in_usd, config.price_in_usd)),
+        int(_or(own.price_out_usd, config.price_out_usd)),
+        int(_or(own.price_job_usd, config.price_job_usd)),
+    )
+
+
+def _or(own: int | None, for_all: int) -> int:
+    return for_all if own is None else own
 
 
 def _api_key(config: Config, environ: Mapping[str, str]) -> ApiKey | None:
@@ -73,20 +111,40 @@ def _read_key(path: Path) -> str:
         raise EngineUnavailable(f"the key file {path} cannot be read ({reason}): check its owner and mode") from None
 
 
-def _engine_config(config: Config) -> EngineConfig:
-    path = shelf.path_of(config.models_dir, config.model)
+def engine_configs(config: Config) -> list[EngineConfig]:
+    """What the embedded engine is to serve, checked. Raises EngineUnavailable."""
+    configs: list[EngineConfig] = []
+    for model in config.llama_models:
+        one = _engine_config(config, model)
+        if any(one.name == other.name for other in configs):
+            raise EngineUnavailable(f"two of the models to serve are called {one.name}: rename the file of one")
+        configs.append(one)
+    return configs
+
+
+def _engine_config(config: Config, model: str) -> EngineConfig:
+    path = shelf.path_of(config.models_dir, model)
     origin = shelf.origin_of(path)
     if origin is not None:
         models.verify(path, bytes.fromhex(origin.sha256))
-    if config.model.lower() == models.STARTER.name:
-        engine = models.STARTER.engine_config(path, config.slots, config.threads)
+    if model.lower() == models.STARTER.name:
+        engine = models.STARTER.engine_config(path)
     else:
-        name, digest = shelf.name_of(path), models.fingerprint(path)
-        engine = EngineConfig(name, str(path), digest, slots=config.slots, threads=config.threads)
+        engine = EngineConfig(shelf.name_of(path), str(path), models.fingerprint(path))
+    own = settings_of(config.model_settings, engine.name)
+    price_in_uusd, price_out_uusd, price_job_uusd = prices(config, own)
     return replace(
         engine,
-        context_tokens=config.context_tokens,
-        price_in_uusd=int(config.price_in_usd),
-        price_out_uusd=int(config.price_out_usd),
-        price_job_uusd=int(config.price_job_usd),
+        context_tokens=_or(own.context_tokens, config.context_tokens),
+        slots=_or(own.slots, config.slots),
+        threads=own.threads or config.threads or _threads(len(config.llama_models)),
+        price_in_uusd=price_in_uusd,
+        price_out_uusd=price_out_uusd,
+        price_job_uusd=price_job_uusd,
     )
+
+
+def _threads(models_in_all: int) -> int | None:
+    """How many each of several models gets; one alone is left its own default."""
+    # Threads of llama.cpp spin: engines that have more of them than there are cores take them from each other.
+    return None if models_in_all == 1 else max(1, default_threads() // models_in_all)

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 from msgspec import Struct
 
-from infernet.engines.contract import Engine, EngineEvent
+from infernet.engines.contract import Engine, EngineEvent, EngineState, TellsParts
 from protocol.effects import RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
 from protocol.ids import RunId
@@ -67,6 +67,7 @@ async def try_engine(
         if starting.cancelled_caught:
             failure = TrialFailed(f"the engine was not ready within {start_s:.0f} s: give it more with --timeout")
         try:
+            _check_all_serve(engine)
             numbers = count(1)
             for offer in engine.models():
                 for request in requests(offer):
@@ -80,6 +81,15 @@ async def try_engine(
     if failure is not None:
         raise failure
     return trials
+
+
+def _check_all_serve(engine: Engine) -> None:
+    """One of several that is down must not hide behind the others. Raises TrialFailed."""
+    told: object = engine
+    parts = told.parts() if isinstance(told, TellsParts) else ()
+    for part in parts:
+        if part.state is not EngineState.READY and part.trouble:
+            raise TrialFailed(f"{', '.join(part.models) or part.engine} is not served: {part.trouble}")
 
 
 async def _ask(

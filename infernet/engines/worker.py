@@ -18,8 +18,20 @@ from typing import BinaryIO, Final, NoReturn
 from infernet.confinement.contract import Protection
 from infernet.confinement.profiles import confine_engine
 from infernet.engines.contract import EngineUnavailable
-from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
-from infernet.engines.llama_cpp import LlamaCpp
+from infernet.engines.frames import (
+    FrameReader,
+    Idle,
+    Load,
+    LoadFailed,
+    Look,
+    Ping,
+    Pong,
+    Ready,
+    Seen,
+    WorkerReport,
+    encode,
+)
+from infernet.engines.llama_cpp import LlamaCpp, devices
 from infernet.engines.wishes import Wishes
 from infernet.hardening import harden
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
@@ -77,6 +89,8 @@ class Worker:
                 # From here on: native code, and what strangers write. No thread has been started before.
                 self._protections = confine_engine(Path(command.config.path), Path(command.directory))
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
+            case Look():
+                threading.Thread(target=self._look, daemon=True).start()
             case RunEngine():
                 with self._lock:
                     wishes = self._runs[command.run] = Wishes(holds=command.holds)
@@ -108,6 +122,12 @@ class Worker:
             self.send(LoadFailed(str(error)))
         else:
             self.send(Ready(self._engine.context_tokens, self._engine.on_cards, self._protections))
+
+    def _look(self) -> None:
+        try:
+            self.send(Seen(devices()))
+        except EngineUnavailable as error:
+            self.send(LoadFailed(str(error)))
 
     def _run(self, run: RunEngine, wishes: Wishes) -> None:
         assert self._engine is not None, "the node sends runs only after Ready"

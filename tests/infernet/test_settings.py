@@ -8,7 +8,7 @@ import pytest
 
 from infernet.config import Config, ConfigError, load, read_file, save
 from infernet.engines import models
-from infernet.engines.selection import _engine_config
+from infernet.engines.selection import engine_configs
 from infernet.settings import Dollars, as_plain, read_dollars
 
 
@@ -58,5 +58,5 @@ def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch
     monkeypatch.setattr(models, "fingerprint", lambda _: bytes(32))
     prices = {"price_in_usd": Dollars(1), "price_out_usd": Dollars(2), "price_job_usd": Dollars(3)}
     config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model="/x/a.gguf", **prices)
-    engine = _engine_config(config)
+    (engine,) = engine_configs(config)
     assert (engine.price_in_uusd, engine.price_out_uusd, engine.price_job_uusd) == (1, 2, 3)

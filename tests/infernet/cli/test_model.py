@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infernet.config import load
+from infernet.config import load, read_file
 from infernet.engines import fitting
 from infernet.engines.fitting import Memory
 from infernet.engines.models import STARTER
@@ -194,6 +194,57 @@ def test_a_model_is_removed_when_that_is_meant(
     assert outcome.json == {"model": "tiny", "path": str(tiny), "removed": True}
     assert "no model is set that is here" in outcome.err
     assert list(tiny.parent.iterdir()) == []
+
+
+def test_models_are_set_beside_each_other_and_one_alone_takes_their_place(
+    home: Home, tiny: Path, capsys: Capture
+) -> None:
+    (tiny.parent / "second.gguf").write_bytes(WEIGHTS)
+    assert invoke(capsys, "model", "use", "tiny").code == 0
+    outcome = invoke(capsys, "model", "use", "second", "--also", "--json")
+    assert (outcome.json["model"], outcome.json["beside"]) == ("second", ["tiny"])
+    assert load().config.llama_models == ("tiny", "second")
+    assert all(row["is_set"] for row in invoke(capsys, "model", "list", "--json").json["models"])
+    again = invoke(capsys, "model", "use", "tiny", "--also")
+    assert "tiny is served beside second from the next" in again.out
+    assert invoke(capsys, "model", "use", "second").code == 0
+    assert load().config.llama_models == ("second",)
+    assert "models" not in (read_file(home.config.config_file) or {})
+
+
+def test_models_that_do_not_fit_together_are_refused_although_each_would(
+    home: Home, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.parent / "second.gguf").write_bytes(WEIGHTS)
+    monkeypatch.setattr(fitting, "machine_memory", lambda: Memory(GB // 2, GB // 2))
+    assert invoke(capsys, "model", "use", "tiny").code == 0
+    refused = invoke(capsys, "model", "use", "second", "--also")
+    assert (refused.code, refused.out) == (1, "")
+    assert "second and what is set beside it need" in refused.complaint
+    assert invoke(capsys, "model", "use", "second", "--also", "--force").code == 0
+
+
+def test_the_embedded_engine_is_set_beside_a_server(home: Home, tiny: Path, capsys: Capture) -> None:
+    assert invoke(capsys, "config", "set", "--engine", "openai").code == 0
+    assert invoke(capsys, "model", "use", "tiny", "--also").code == 0
+    assert (load().config.engines, load().config.llama_models) == (("openai", "llama"), ("tiny",))
+    assert invoke(capsys, "config", "set", "--engine", "openai").code == 0
+    assert invoke(capsys, "model", "use", "tiny").code == 0
+    assert load().config.engines == ("llama",)
+
+
+async def test_what_a_model_runs_on_is_listed_while_the_node_runs(home: Home, tiny: Path, capsys: Capture) -> None:
+    node = FakeNode()
+    part = {"engine": "llama", "models": ["tiny"], "state": "ready", "where": "RTX\x1b[2J (nvidia 0)", "trouble": ""}
+    node.state = {"models": ["tiny"], "engines": [part]}
+    async with running(node, home.config):
+        listed = await invoke_beside(capsys, "model", "list")
+        refused = await invoke_beside(capsys, "model", "remove", "tiny", "--yes")
+        node.state = {"models": [], "engines": [part | {"state": "waiting", "where": "", "trouble": "it broke"}]}
+        down = await invoke_beside(capsys, "model", "remove", "tiny", "--yes")
+    assert "(nvidia 0)" in listed.out
+    assert "\x1b" not in listed.out
+    assert all("tiny is being served" in outcome.complaint for outcome in (refused, down))
 
 
 async def test_a_model_that_is_being_served_is_not_removed(home: Home, tiny: Path, capsys: Capture) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from infernet.cli.price import Prices, sample
 from infernet.config import load, save
 from infernet.lock import hold_lock
+from infernet.model_settings import ModelSettings
 from protocol.formats.amounts import parse_usd
 from tests.helpers_cli import Home, invoke
 from tests.helpers_money_server import BANK
@@ -37,6 +40,24 @@ def test_a_price_is_set_shown_and_taken_back(home: Home, capsys: Capture) -> Non
     assert (outcome.code, outcome.err) == (0, "")
     assert "asks nothing. Its jobs are for: known" in outcome.out
     assert not any((load().config.price_in_usd, load().config.price_out_usd, load().config.price_job_usd))
+
+
+def test_what_is_asked_for_one_model_alone_is_shown_and_is_taken_back_with_the_rest(
+    home: Home, capsys: Capture
+) -> None:
+    table = {"tiny": {"price_out_usd": "0.40", "slots": 2}, "large": {"price_job_usd": "0"}}
+    assert invoke(capsys, "config", "set", "--model-settings", json.dumps(table)).code == 0
+    invoke(capsys, "price", "set", "--in", "0.10")
+    shown = invoke(capsys, "price", "--json").json
+    assert shown["models"] == {
+        "tiny": {"in_usd": "0.10", "out_usd": "0.40", "job_usd": "0.00"},
+        "large": {"in_usd": "0.10", "out_usd": "0.00", "job_usd": "0.00"},
+    }
+    assert "$0.10 in, $0.40 out, $0.00 each job" in invoke(capsys, "price").out
+    freed = invoke(capsys, "price", "free")
+    assert "asks nothing" in freed.out
+    assert invoke(capsys, "price", "--json").json["free"]
+    assert load().config.model_settings == (ModelSettings(name="tiny", slots=2),)
 
 
 def test_what_else_is_in_the_file_stays(home: Home, capsys: Capture) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from infernet.cli.running_models import not_serving
 from infernet.cli.status import fields_of
 from infernet.config import Config
 from tests.helpers_cli import Home, invoke_beside, running
@@ -33,6 +34,27 @@ CONFIG = Config(config_dir=NOWHERE, state_dir=NOWHERE, data_dir=NOWHERE)
 )
 def test_reachability_in_words(reached: dict[str, Any] | None, words: str) -> None:
     assert dict(fields_of({"reached": reached}, CONFIG))["reached"] == words
+
+
+def test_what_each_model_runs_on_and_what_is_wrong_with_it_in_words() -> None:
+    parts = [
+        {"engine": "llama", "models": ["a"], "state": "ready", "where": "RTX (nvidia 0)", "trouble": ""},
+        {"engine": "llama", "models": ["b"], "state": "waiting", "where": "RTX (nvidia 1)", "trouble": "it broke"},
+        {"engine": "llama", "models": ["c"], "state": "stopped", "where": "nowhere", "trouble": "c needs 80.0 GB"},
+        {"engine": "openai", "models": [], "state": "starting", "where": "no server", "trouble": ""},
+    ]
+    assert dict(fields_of({"engines": parts}, CONFIG))["run on"] == [
+        "a: RTX (nvidia 0)",
+        "b: waiting (it broke)",
+        "c: nowhere (c needs 80.0 GB)",
+        "no model of openai: starting",
+    ]
+    assert not_serving(parts) == [
+        "b: waiting (it broke)",
+        "c: nowhere (c needs 80.0 GB)",
+        "no model of openai: starting",
+    ]
+    assert dict(fields_of({"engines": "nonsense"}, CONFIG))["run on"] == []
 
 
 def test_this_node_is_not_among_those_it_knows() -> None:

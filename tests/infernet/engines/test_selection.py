@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infernet.config import ENGINE_KEY_VARIABLE, Config
+from infernet.engines import selection
 from infernet.engines.contract import EngineUnavailable
+from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.models import ModelMissing
-from infernet.engines.openai_engine import OpenAiEngine
-from infernet.engines.selection import open_engine, openai_config
+from infernet.engines.openai_engine import OpenAiEngine, Terms
+from infernet.engines.placement import NoPlace
+from infernet.engines.process import ANYWHERE, Place
+from infernet.engines.selection import engine_configs, open_engine, openai_config
+from infernet.engines.several import SeveralEngines
+from infernet.model_settings import ModelSettings
 from infernet.settings import Dollars, read_engine_url
 from protocol.records import Role
 
@@ -116,3 +123,93 @@ def test_an_address_of_a_server_is_taken_with_or_without_its_last_part(word: str
 def test_what_is_no_address_of_a_server_is_refused(word: object) -> None:
     with pytest.raises(ValueError, match="must be like"):
         read_engine_url(word)
+
+
+@pytest.fixture
+def no_division(monkeypatch: pytest.MonkeyPatch) -> dict[str, Place | NoPlace]:
+    """What the division of this machine's cards says, without asking llama.cpp."""
+    places: dict[str, Place | NoPlace] = {}
+
+    class Told:
+        """Test double: a division that was made beforehand."""
+
+        cards: tuple[()] = ()
+
+        def place(self, model: str) -> Place | NoPlace:
+            """Where a model runs."""
+            return places.get(model, ANYWHERE)
+
+    async def divide(_configs: object) -> Told:
+        return Told()
+
+    monkeypatch.setattr(selection, "divide", divide)
+    return places
+
+
+def model_files(tmp_path: Path, *names: str) -> tuple[str, ...]:
+    paths = [tmp_path / f"{name}.gguf" for name in names]
+    for path in paths:
+        path.write_bytes(b"weights")
+    return tuple(map(str, paths))
+
+
+async def test_several_models_and_a_server_are_served_in_the_order_of_the_setting(
+    tmp_path: Path, no_division: dict[str, Place | NoPlace]
+) -> None:
+    no_division["b"] = NoPlace("b needs 80.0 GB")
+    models = model_files(tmp_path, "a", "b")
+    engine = await open_engine(config_of(tmp_path, engine="openai,llama", models=models, engine_models=("x",)))
+    assert isinstance(engine, SeveralEngines)
+    assert [(part.engine, part.models, part.where, part.trouble) for part in engine.parts()] == [
+        ("openai", ("x",), "no server", ""),
+        ("llama", ("a",), "", ""),
+        ("llama", ("b",), "nowhere", "b needs 80.0 GB"),
+    ]
+    only = await open_engine(config_of(tmp_path, models=models[:1]))
+    assert isinstance(only, IsolatedEngine)
+    assert only.name == "a"
+
+
+async def test_two_models_of_one_name_and_one_that_is_not_there_are_told_at_once(
+    tmp_path: Path, no_division: dict[str, Place | NoPlace]
+) -> None:
+    assert not no_division
+    (tmp_path / "other").mkdir()
+    twice = model_files(tmp_path, "a") + model_files(tmp_path / "other", "A")
+    with pytest.raises(EngineUnavailable, match="two of the models to serve are called a: rename"):
+        await open_engine(config_of(tmp_path, models=twice))
+    with pytest.raises(ModelMissing):
+        await open_engine(config_of(tmp_path, models=(*twice[:1], "missing")))
+
+
+def test_what_is_set_for_one_model_wins_and_the_rest_is_as_for_all(tmp_path: Path) -> None:
+    own = ModelSettings(name="B", slots=1, context_tokens=4096, threads=3, price_out_usd=Dollars(9))
+    config = config_of(
+        tmp_path,
+        models=model_files(tmp_path, "a", "b"),
+        model_settings=(own,),
+        slots=2,
+        context_tokens=512,
+        price_in_usd=Dollars(1),
+        price_out_usd=Dollars(2),
+    )
+    a, b = engine_configs(config)
+    assert (a.slots, a.context_tokens, a.price_in_uusd, a.price_out_uusd) == (2, 512, 1, 2)
+    assert (b.slots, b.context_tokens, b.price_in_uusd, b.price_out_uusd, b.threads) == (1, 4096, 1, 9, 3)
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, None), (2, 3), (4, 1), (9, 1)])
+def test_several_models_share_the_threads_that_one_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, threads: int | None
+) -> None:
+    monkeypatch.setattr(selection, "default_threads", lambda: 7)
+    config = config_of(tmp_path, models=model_files(tmp_path, *"abcdefghi"[:count]))
+    assert {one.threads for one in engine_configs(config)} == {threads}
+    assert {one.threads for one in engine_configs(dataclasses.replace(config, threads=5))} == {5}
+
+
+def test_a_model_of_a_server_has_its_own_price_and_slots(tmp_path: Path) -> None:
+    own = ModelSettings(name="Qwen2.5:7b", slots=1, price_job_usd=Dollars(5))
+    openai = openai_config(config_of(tmp_path, model_settings=(own,), slots=3, price_in_usd=Dollars(2)), {})
+    assert openai.terms_of("qwen2.5:7b") == Terms(1, 2, 0, 5)
+    assert openai.terms_of("another") == Terms(3, 2, 0, 0)

@@ -11,7 +11,20 @@ import struct
 import sys
 import threading
 
-from infernet.engines.frames import FrameReader, Idle, Load, LoadFailed, Ping, Pong, Ready, WorkerReport, encode
+from infernet.engines.frames import (
+    Device,
+    FrameReader,
+    Idle,
+    Load,
+    LoadFailed,
+    Look,
+    Ping,
+    Pong,
+    Ready,
+    Seen,
+    WorkerReport,
+    encode,
+)
 from protocol.effects import CancelEngine, RunEngine
 from protocol.events import EngineFinished, EngineStarted, EngineText
 from protocol.ids import RunId
@@ -44,6 +57,20 @@ def load() -> None:
             say(Ready(512, on_cards=True))
         case _:
             say(Ready(512))
+
+
+def look() -> None:
+    """Answer to `Look`."""
+    match MODE:
+        case "cannot load":
+            say(LoadFailed("llama.cpp is not installed"))
+        case "dies while loading":
+            os._exit(3)
+        case "is good":
+            say(Ready(512))
+        case _:
+            # `sees CUDA0 Vulkan1`: a GPU of 24 GB each.
+            say(Seen(tuple(Device(name, 24 * 10**9) for name in MODE.split()[1:])))
 
 
 def run(command: RunEngine) -> None:
@@ -110,6 +137,8 @@ while data := os.read(0, 65536):
         match command:
             case Load():
                 load()
+            case Look():
+                look()
             case Ping():
                 say(Pong(command.number))
             case RunEngine():
