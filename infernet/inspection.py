@@ -19,6 +19,7 @@ from infernet.driver import Driver
 from infernet.engines.contract import Engine
 from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
+from infernet.opening_hours import OpeningHours
 from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from infernet.why import Situation, WhyRequest, asking, serving
@@ -47,6 +48,7 @@ class Inspection:
         dht: Dht | None,
         draining: Draining,
         tally: Tally,
+        hours: OpeningHours,
         money: Money | None = None,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
@@ -62,6 +64,7 @@ class Inspection:
         self._money = money
         self._gpus = gpus
         self._tally = tally
+        self._hours = hours
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -115,6 +118,7 @@ class Inspection:
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
             "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
+            "hours": self._hours.status(),
             "counts": self._counts(statistics.jobs),
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
@@ -147,6 +151,7 @@ class Inspection:
             engine=engine.state.value if engine is not None else None,
             engine_error=engine.last_error if engine is not None else "",
             availability=own.heartbeat.availability if own is not None else Availability.AVAILABLE,
+            hours="" if self._hours.is_open else self._hours.words(),
             free_for=self._config.free_for,
             peers=statistics.connections,
             coordinator=self._config.coordinator_url if self.link is not None else None,

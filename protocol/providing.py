@@ -25,7 +25,7 @@ from protocol.jobs import JobState, advance, check_request, order_hash, queue_wa
 from protocol.leases import Meter
 from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve, Voucher
 from protocol.queueing import Line, Pace
-from protocol.records import JobOpenRecord, ModelOffer, Signed
+from protocol.records import Availability, JobOpenRecord, ModelOffer, Signed
 from protocol.refusing import Refusing
 from protocol.reserving import Reserving
 from protocol.running import EngineEvent, Run, Running
@@ -72,9 +72,11 @@ class Providing:
     # ------------------------------------------------------------ what others ask of it
 
     def set_offer(self, offer: Offer, now: Now) -> list[Effect]:
-        """Take what we offer from now on; more slots may come with it for those who wait."""
+        """Take what we offer from now on; more slots may come with it for those who wait, or none at all."""
         self._admission.offer = offer
-        return self._fill_slots(now)
+        # Nothing comes of waiting where no job is begun any more.
+        sent_away = [] if offer.availability is Availability.AVAILABLE else self.drain(now)
+        return sent_away + self._fill_slots(now)
 
     def allow(self, nodes: frozenset[NodeId]) -> None:
         self._admission.allowed = nodes

@@ -36,6 +36,7 @@ GROUPS: Final = {
         "model": "the models of this machine: list, fetch, choose, remove",
         "benchmark": "how fast the models of this node are",
         "price": "what this node asks for its work",
+        "schedule": "in which hours this node runs jobs for others",
     },
     "Money": {
         "wallet": "money of this node: what it has, spends and earns",

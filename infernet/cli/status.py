@@ -68,6 +68,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("engine", _engine(engine) if engine else "none"),
         ("models", status.get("models") or "none"),
         ("gpus", [f"{gpu.get('model')} ({gpu.get('vram_tier')})" for gpu in status.get("gpus") or []]),
+        ("hours", (status.get("hours") or {}).get("words")),
         (
             "jobs",
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",
