@@ -411,6 +411,10 @@ class Node:
         """What `infernet status --json` prints."""
         return self._inspection.status()
 
+    def live(self) -> dict[str, Any]:
+        """What `infernet tui` shows. Foreign text is not cleaned."""
+        return self._inspection.live()
+
     def why(self, request: WhyRequest) -> dict[str, Any]:
         """What `infernet why --json` prints. Foreign text is not cleaned."""
         return self._inspection.why(request)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
 from protocol.codec import encode_message
-from protocol.counting import JobCounts
+from protocol.counting import JobCounts, JobNow
 from protocol.effects import Effect, Send
 from protocol.envelope import Signer, open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
@@ -100,6 +100,10 @@ class Providing:
     def counts(self) -> JobCounts:
         """What became of all orders so far."""
         return self._running.counting.snapshot()
+
+    def jobs_now(self, now: Now) -> list[JobNow]:
+        """The orders that hold a slot of the engine or wait for one, in the order in which they came."""
+        return [run.described(now.monotonic_s) for run in self._runs.values()]
 
     @property
     def waiting(self) -> int:
@@ -244,6 +248,7 @@ class Providing:
         run = Run(
             *(RunId(self._next_run), stream, peer, order, message.order, hash_, offer, is_known, has_slot),
             running_hash=hash_,
+            came_at_s=now.monotonic_s,
         )
         self._next_run += 1
         self._runs[run.run] = run

@@ -16,9 +16,10 @@ IDS = {
     "clock.skew", "config.home", "config.readable", "config.known", "config.mode", "key.present", "key.mode",
     "key.whole", "home.writable", "home.private", "disk.free", "disk.inodes", "log.size", "log.crash", "lock.stale",
     "store.whole", "money.store", "node.running", "node.version", "node.settings", "node.heartbeat", "node.peers",
-    "node.hours", "ipc.answers", "network.up", "dns", "proxy", "port.hosts", "port.privileged", "port.taken", "port.listen",
-    "port.reached", "coordinator.encrypted", "coordinator.reachable", "coordinator.key", "coordinator.protocol",
-    "coordinator.healthy", "coordinator.listed", "model.present", "model.verified", "engine.loads", "engine.answers",
+    "node.hours", "ipc.answers", "network.up", "dns", "proxy", "port.hosts", "port.privileged", "port.taken",
+    "port.listen", "port.reached", "coordinator.encrypted", "coordinator.reachable", "coordinator.key",
+    "coordinator.protocol", "coordinator.healthy", "coordinator.listed", "model.present", "model.verified",
+    "engine.loads", "engine.answers",
 }  # fmt: skip
 
 
