@@ -23,6 +23,7 @@ GROUPS: Final = {
     },
     "See what it does": {
         "status": "what the running node is doing",
+        "tui": "the running node as it works, on the whole terminal",
         "stats": "what the running node has done so far, in numbers",
         "logs": "what the running node has written down",
         "peers": "whom the running node knows",

@@ -39,6 +39,7 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["remove", "--help"]),
         ("infernet.cli.__main__", ["logs", "--help"]),
         ("infernet.cli.__main__", ["schedule", "--help"]),
+        ("infernet.cli.__main__", ["tui", "--help"]),
         ("infernet.cli.__main__", ["version"]),
     ],
 )
