@@ -90,6 +90,9 @@ class Config:
     context_tokens: int = 2048
     slots: int = 4
     threads: int | None = None
+    #: Windows as `infernet/hours.py` writes them; none: at any time.
+    serve_hours: tuple[str, ...] = ()
+    serve_zone: str | None = None
     log_level: str = "info"
 
     @property

@@ -166,6 +166,7 @@ def handlers(node: Node) -> Handlers:
     return Handlers(
         status=lambda: status_of(node),
         peers=node.peers,
+        live=node.live,
         shutdown=node.stop,
         drain=node.drain,
         jobs_left=node.jobs_left,

@@ -204,6 +204,10 @@ class Driver:
         """Those that some carrier holds a connection to."""
         return frozenset(self._carrier_of_peer)
 
+    def carrier_of(self, peer: NodeId) -> Carrier | None:
+        """Who holds the connection to a peer."""
+        return self._carrier_of_peer.get(peer)
+
     @property
     def open_streams(self) -> int:
         """Streams that some carrier still works on; for leak tests."""

@@ -19,16 +19,22 @@ from infernet.driver import Driver
 from infernet.engines.contract import Engine, TellsParts
 from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
+from infernet.opening_hours import OpeningHours
 from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from infernet.why import Situation, WhyRequest, asking, serving
 from protocol.counting import JobCounts
 from protocol.gpus import as_words
-from protocol.ids import npub, peer_id
+from protocol.ids import NodeId, npub, peer_id
+from protocol.locality import is_circuit
 from protocol.records import Availability, Gpu, ModelOffer, Role
 
 # Of those for whom jobs were forwarded, the latest are shown.
 FORWARDED_PAIRS_SHOWN: Final = 32
+# Of jobs, of peers, and of the models of one peer.
+LIVE_JOBS_MAX: Final = 64
+LIVE_PEERS_MAX: Final = 128
+LIVE_MODELS_MAX: Final = 4
 
 
 class Inspection:
@@ -47,6 +53,7 @@ class Inspection:
         dht: Dht | None,
         draining: Draining,
         tally: Tally,
+        hours: OpeningHours,
         money: Money | None = None,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
@@ -62,6 +69,7 @@ class Inspection:
         self._money = money
         self._gpus = gpus
         self._tally = tally
+        self._hours = hours
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -116,6 +124,7 @@ class Inspection:
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
             "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
+            "hours": self._hours.status(),
             "counts": self._counts(statistics.jobs),
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
@@ -126,6 +135,38 @@ class Inspection:
         """Which model runs where, with which engine; where it does not, why."""
         engine: object = self._engine
         return [to_builtins(part) for part in engine.parts()] if isinstance(engine, TellsParts) else []
+
+    def live(self) -> dict[str, Any]:
+        """What somebody who watches is shown, again and again: no more rows than a screen has use for."""
+        peer, now = self._driver.peer, self._driver.now()
+        jobs = peer.jobs_now(now)
+        known = [row for row in self.peers() if not row["ourselves"]]
+        known.sort(key=lambda row: (not row["connected"], row["node_id"]))
+        return {
+            "at_s": now.monotonic_s,
+            "wall_ms": now.wall_ms,
+            "status": self.status(),
+            "output_tokens": peer.statistics().jobs.output_tokens + sum(job.output_tokens for job in jobs),
+            "jobs": [
+                structs.asdict(job) | {"asker": job.asker.hex(), "age_s": round(job.age_s, 1)}
+                for job in jobs[:LIVE_JOBS_MAX]
+            ],
+            "jobs_left_out": max(0, len(jobs) - LIVE_JOBS_MAX),
+            "peers": [self._live_peer(row) for row in known[:LIVE_PEERS_MAX]],
+            "peers_left_out": max(0, len(known) - LIVE_PEERS_MAX),
+        }
+
+    def _live_peer(self, row: dict[str, Any]) -> dict[str, Any]:
+        shown = {name: row[name] for name in ("node_id", "name", "role", "availability", "connected", "load", "age_s")}
+        return shown | {"how": self._how_connected(row), "models": row["models"][:LIVE_MODELS_MAX]}
+
+    def _how_connected(self, row: dict[str, Any]) -> str | None:
+        if not row["connected"]:
+            return None
+        node = NodeId(bytes.fromhex(row["node_id"]))
+        if self.link is not None and self._driver.carrier_of(node) is self.link:
+            return "link"
+        return "relay" if is_circuit(self._driver.peer.connected_at(node)) else "direct"
 
     def _counts(self, jobs: JobCounts) -> dict[str, Any]:
         """What has been done since the start."""
@@ -153,6 +194,7 @@ class Inspection:
             engine=engine.state.value if engine is not None else None,
             engine_error=engine.last_error if engine is not None else "",
             availability=own.heartbeat.availability if own is not None else Availability.AVAILABLE,
+            hours="" if self._hours.is_open else self._hours.words(),
             free_for=self._config.free_for,
             peers=statistics.connections,
             coordinator=self._config.coordinator_url if self.link is not None else None,

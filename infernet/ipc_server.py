@@ -42,6 +42,10 @@ REQUEST_TIMEOUT_S: Final = 30.0
 WRITE_TIMEOUT_S: Final = 60.0
 # Longer than nearly all answers take, and shorter than the patience of whoever shuts a machine down.
 DRAIN_LIMIT_S: Final = 30.0
+# Each costs the node a look at all its peers, and the fastest four of them a second.
+SUBSCRIBERS_MAX: Final = 8
+SUBSCRIBER_INTERVAL_S_MIN: Final = 0.25
+SUBSCRIBER_TIMEOUT_S: Final = 5.0
 _DRAIN_REPORT_S: Final = 1.0
 _READ_BYTES: Final = 64 * 1024
 _BACKLOG: Final = 16
@@ -107,6 +111,7 @@ class Handlers:
 
     status: Callable[[], dict[str, Any]]
     peers: Callable[[], list[dict[str, Any]]]
+    live: Callable[[], dict[str, Any]]
     shutdown: Callable[[], None]
     drain: Callable[[float], None]
     jobs_left: Callable[[], JobsLeft]
@@ -159,10 +164,17 @@ class DrainRequest(Struct, frozen=True, forbid_unknown_fields=True):
     limit_s: Annotated[float, Meta(ge=0, le=86_400)] = DRAIN_LIMIT_S
 
 
+class SubscribeRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `subscribe`: how often to be told."""
+
+    interval_s: Annotated[float, Meta(ge=SUBSCRIBER_INTERVAL_S_MIN, le=60)] = 1.0
+
+
 class _Server:
     def __init__(self, handlers: Handlers) -> None:
         self._handlers = handlers
         self._connections = 0
+        self._subscribers = 0
 
     async def connection(self, stream: trio.SocketStream) -> None:
         """Serve one connection; nothing that goes wrong on it concerns the others."""
@@ -204,6 +216,9 @@ class _Server:
                 continue
             if command == "drain":
                 await self._drain(stream, payload)
+                return
+            if command == "subscribe":
+                await self._subscribe(stream, payload)
                 return
             await self._answer(stream, command)
         if lines.too_long:
@@ -271,6 +286,26 @@ class _Server:
         while True:
             await _send(stream, _success(asdict(self._handlers.jobs_left()), "draining"))
             await trio.sleep(_DRAIN_REPORT_S)
+
+    async def _subscribe(self, stream: trio.SocketStream, payload: object) -> None:
+        """Say again and again how things are, to somebody who reads it: others are left as soon as they are behind."""
+        try:
+            request = msgspec.convert({} if payload is None else payload, SubscribeRequest)
+        except msgspec.ValidationError as error:
+            await _send(stream, _failure("bad-payload", clean_line(str(error))))
+            return
+        if self._subscribers >= SUBSCRIBERS_MAX:
+            await _send(stream, _failure("too-many-subscribers"))
+            return
+        self._subscribers += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at_hang_up, stream, nursery.cancel_scope)
+                while True:
+                    await _send(stream, _success(self._handlers.live(), "snapshot"), SUBSCRIBER_TIMEOUT_S)
+                    await trio.sleep(request.interval_s)
+        finally:
+            self._subscribers -= 1
 
     async def _chat(self, stream: trio.SocketStream, payload: object) -> None:
         try:
@@ -380,9 +415,9 @@ async def _cancel_at_hang_up(stream: trio.SocketStream, scope: trio.CancelScope)
     scope.cancel()
 
 
-async def _send(stream: trio.SocketStream, reply: dict[str, Any]) -> None:
+async def _send(stream: trio.SocketStream, reply: dict[str, Any], timeout_s: float = WRITE_TIMEOUT_S) -> None:
     # A text may end in half a character of a broken pair; `ensure_ascii` writes it as an escape.
-    with trio.fail_after(WRITE_TIMEOUT_S):
+    with trio.fail_after(timeout_s):
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 

@@ -41,6 +41,7 @@ from infernet.link_carrier import LinkCarrier
 from infernet.money import Money
 from infernet.money_client import MoneyClient
 from infernet.money_store import MoneyStore
+from infernet.opening_hours import OpeningHours
 from infernet.own_addresses import peer_of, uses_local_network
 from infernet.store import Store
 from infernet.tally import Tally
@@ -111,6 +112,7 @@ class Node:
         self._answers = Answers(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
+        self._hours = OpeningHours(config, clock_ms, changed=self._offer)
         self._tally = Tally()
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
@@ -133,6 +135,7 @@ class Node:
             draining=self._draining,
             money=self._money,
             gpus=self._gpus,
+            hours=self._hours,
             tally=self._tally,
         )
 
@@ -163,6 +166,7 @@ class Node:
             nursery.start_soon(self._discovery.run)
             nursery.start_soon(self._reached.run)
             nursery.start_soon(self._draining.run)
+            nursery.start_soon(self._hours.run)
             if self._kept is not None:
                 nursery.start_soon(self._kept.run)
             self._start_link(nursery)
@@ -287,6 +291,7 @@ class Node:
             role=config.role,
             name=config.name,
             agent=AGENT,
+            availability=self._hours.availability,
             gpus=self._gpus(),
             addresses=tuple(self.advertised_addresses()),
             models=self._models(),
@@ -407,6 +412,10 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What `infernet status --json` prints."""
         return self._inspection.status()
+
+    def live(self) -> dict[str, Any]:
+        """What `infernet tui` shows. Foreign text is not cleaned."""
+        return self._inspection.live()
 
     def why(self, request: WhyRequest) -> dict[str, Any]:
         """What `infernet why --json` prints. Foreign text is not cleaned."""

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from infernet.hours import WINDOWS_MAX, read_window
 from infernet.model_settings import MODELS_MAX, ModelSettings, as_table, table_of
+from infernet.time_zone import read_zone
 from protocol import constants as c
 from protocol.errors import LocalProtocolError
 from protocol.formats.amounts import BadAmount, format_usd, parse_usd
@@ -232,6 +234,17 @@ def _list_of(read_item: Reader) -> Reader:
     return read
 
 
+def read_hours(value: object) -> tuple[str, ...]:
+    """Windows of time, each in its one form; in one text they are separated by semicolons. Raises ValueError."""
+    if isinstance(value, str):
+        value = [item for item in value.split(";") if item.strip()]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise ValueError("must be a list of hours, each in quotes")
+    if len(value) > WINDOWS_MAX:
+        raise ValueError(f"must be {WINDOWS_MAX} at most")
+    return tuple(dict.fromkeys(str(read_window(item)) for item in value))
+
+
 _TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
 _SLOTS: Final = _whole_number(1, SLOTS_MAX)
 _THREADS: Final = _whole_number(1, THREADS_MAX)
@@ -279,6 +292,10 @@ FORWARD_HELP: Final = (
 SPEND_MAX_HELP: Final = (
     "dollars that one answer may cost at most, where `infernet chat` is not told otherwise (default: 0, so that only "
     "providers are asked that answer for nothing)"
+)
+SERVE_HOURS_HELP: Final = (
+    'when to run jobs for others, as on a clock: "22:00-07:00; sat,sun 00:00-24:00" (default: at any time); '
+    "`infernet schedule` shows and sets them"
 )
 ENGINE_HELP: Final = (
     "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
@@ -349,6 +366,8 @@ SETTINGS: Final = (
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
     Setting("slots", "--slots", _SLOTS, "jobs that run at once, of each model"),
     Setting("threads", "--threads", _THREADS, "threads of the engine (default: one core spared)"),
+    Setting("serve_hours", "--serve-hours", read_hours, SERVE_HOURS_HELP),
+    Setting("serve_zone", "--serve-zone", read_zone, "time zone of --serve-hours (default: this machine's)"),
     Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -184,6 +184,8 @@ class Situation:
     reach_advice: str
     jobs_running: int
     slots: int
+    #: Empty, or that it is outside the hours in which its owner lets it serve.
+    hours: str = ""
 
 
 def facts(now: Situation) -> list[dict[str, str]]:
@@ -192,7 +194,9 @@ def facts(now: Situation) -> list[dict[str, str]]:
     if now.role is not Role.PROVIDER:
         found.append((f"this node is {_article(now.role)}, which runs no jobs", "infernet start --role provider"))
         return [{"text": text, "advice": advice} for text, advice in found]
-    if now.availability is not Availability.AVAILABLE:
+    if now.hours:
+        found.append((f"it takes no new jobs: it is {now.hours}", "wait, or change them: `infernet schedule`"))
+    elif now.availability is not Availability.AVAILABLE:
         found.append(("it takes no new jobs: it is stopping", "start it again when it has ended"))
     if not now.models:
         state = f"the engine is {now.engine}" if now.engine is not None else "it has no engine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, structs
 
+from protocol.ids import NodeId
 from protocol.records import Outcome
 
 
@@ -29,6 +30,22 @@ _FIELDS = {
     Outcome.CANCELLED: "cancelled",
     Outcome.UNPAID: "unpaid",
 }
+
+
+class JobNow(Struct, frozen=True):
+    """An order that holds a slot, or waits for one: for its provider's owner, with nothing of what is asked or said.
+
+    `age_s` goes from when it came; `tokens_per_s` is the pace of its answer so far, 0 before the first of it.
+    """
+
+    asker: NodeId
+    model: str
+    waits: bool
+    is_paid: bool
+    prompt_tokens: int
+    output_tokens: int
+    age_s: float
+    tokens_per_s: float
 
 
 class JobCounting:

@@ -19,7 +19,7 @@ from protocol import events as e
 from protocol.announcing import Announcing
 from protocol.asking import Asking
 from protocol.contacts import Contacts
-from protocol.counting import JobCounts
+from protocol.counting import JobCounts, JobNow
 from protocol.directory import Directory, HeartbeatReader
 from protocol.effects import Drained, Effect, HeartbeatSigned, JobDone, Note, RecordLearnt, ResetStream
 from protocol.envelope import Signer
@@ -255,6 +255,14 @@ class Peer:
             forwards=self._forwarding.statistics(),
             jobs=self._providing.counts,
         )
+
+    def jobs_now(self, now: Now) -> list[JobNow]:
+        """What this node runs for others, and who waits for that."""
+        return self._providing.jobs_now(now)
+
+    def connected_at(self, peer: NodeId) -> str | None:
+        """The address of the connection to a peer; None for one without a network address, or without a connection."""
+        return self._address_of(peer)
 
     def forward_accounts(self) -> list[tuple[NodeId, NodeId, Account]]:
         """What this node has carried lately: asker, provider, how much."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from protocol import constants as c
 from protocol.admission import Admission, Held, Why
 from protocol.codec import encode_message
-from protocol.counting import JobCounts
+from protocol.counting import JobCounts, JobNow
 from protocol.effects import Effect, Send
 from protocol.envelope import Signer, open_record
 from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, UnknownVersion
@@ -25,7 +25,7 @@ from protocol.jobs import JobState, advance, check_request, order_hash, queue_wa
 from protocol.leases import Meter
 from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve, Voucher
 from protocol.queueing import Line, Pace
-from protocol.records import JobOpenRecord, ModelOffer, Signed
+from protocol.records import Availability, JobOpenRecord, ModelOffer, Signed
 from protocol.refusing import Refusing
 from protocol.reserving import Reserving
 from protocol.running import EngineEvent, Run, Running
@@ -72,9 +72,11 @@ class Providing:
     # ------------------------------------------------------------ what others ask of it
 
     def set_offer(self, offer: Offer, now: Now) -> list[Effect]:
-        """Take what we offer from now on; more slots may come with it for those who wait."""
+        """Take what we offer from now on; more slots may come with it for those who wait, or none at all."""
         self._admission.offer = offer
-        return self._fill_slots(now)
+        # Nothing comes of waiting where no job is begun any more.
+        sent_away = [] if offer.availability is Availability.AVAILABLE else self.drain(now)
+        return sent_away + self._fill_slots(now)
 
     def allow(self, nodes: frozenset[NodeId]) -> None:
         self._admission.allowed = nodes
@@ -98,6 +100,10 @@ class Providing:
     def counts(self) -> JobCounts:
         """What became of all orders so far."""
         return self._running.counting.snapshot()
+
+    def jobs_now(self, now: Now) -> list[JobNow]:
+        """The orders that hold a slot of the engine or wait for one, in the order in which they came."""
+        return [run.described(now.monotonic_s) for run in self._runs.values()]
 
     @property
     def waiting(self) -> int:
@@ -242,6 +248,7 @@ class Providing:
         run = Run(
             *(RunId(self._next_run), stream, peer, order, message.order, hash_, offer, is_known, has_slot),
             running_hash=hash_,
+            came_at_s=now.monotonic_s,
         )
         self._next_run += 1
         self._runs[run.run] = run

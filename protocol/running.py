@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from protocol import constants as c
 from protocol.codec import encode_message
-from protocol.counting import JobCounting
+from protocol.counting import JobCounting, JobNow
 from protocol.effects import CancelEngine, ContinueEngine, Effect, FinishStream, Note, RunEngine, Send
 from protocol.envelope import Signer, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
@@ -77,6 +77,7 @@ class Run:
     sealed: bytearray = field(default_factory=bytearray)
     next_part: int = 0
     position: int | None = None
+    came_at_s: float = 0.0
     slot_since_s: float = 0.0
     said_at_s: float = 0.0
     cipher: ChunkCipher | None = None
@@ -104,6 +105,21 @@ class Run:
     def waits(self) -> bool:
         """Whether it waits for a slot, and has not had one."""
         return not self.has_slot and self.ending is None
+
+    def described(self, now_s: float) -> JobNow:
+        """What its provider's owner may see of it."""
+        writing_s = now_s - self.accepted_at_s - self.first_token_ms / 1000
+        has_pace = self.output_tokens > 0 and self.accepted_at_ms > 0 and writing_s > 0
+        return JobNow(
+            asker=self.order.asker,
+            model=self.offer.name,
+            waits=self.waits,
+            is_paid=self.meter is not None,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.output_tokens,
+            age_s=now_s - self.came_at_s,
+            tokens_per_s=self.output_tokens / writing_s if has_pace else 0.0,
+        )
 
 
 class Running:

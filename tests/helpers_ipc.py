@@ -48,6 +48,7 @@ class FakeNode:
         self.drained: list[float] = []
         self.state: dict[str, Any] = {"name": "fake", "addresses": []}
         self.known: list[dict[str, Any]] = []
+        self.live: dict[str, Any] = {"status": self.state, "jobs": [], "peers": []}
         self.joined: list[JoinRequest] = []
         self.join_results: dict[str, str] = {}
         self.explained: list[WhyRequest] = []
@@ -61,6 +62,7 @@ class FakeNode:
         return Handlers(
             status=lambda: self.state,
             peers=lambda: self.known,
+            live=lambda: self.live,
             shutdown=self.stopped.set,
             drain=self.drained.append,
             jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, seconds_left=9.5),

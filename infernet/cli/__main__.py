@@ -23,6 +23,7 @@ GROUPS: Final = {
     },
     "See what it does": {
         "status": "what the running node is doing",
+        "tui": "the running node as it works, on the whole terminal",
         "stats": "what the running node has done so far, in numbers",
         "logs": "what the running node has written down",
         "peers": "whom the running node knows",
@@ -36,6 +37,7 @@ GROUPS: Final = {
         "model": "the models of this machine: list, fetch, choose, remove",
         "benchmark": "how fast the models of this node are",
         "price": "what this node asks for its work",
+        "schedule": "in which hours this node runs jobs for others",
     },
     "Money": {
         "wallet": "money of this node: what it has, spends and earns",

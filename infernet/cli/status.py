@@ -69,6 +69,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("models", status.get("models") or "none"),
         ("run on", _run_on(status)),
         ("gpus", [f"{gpu.get('model')} ({gpu.get('vram_tier')})" for gpu in status.get("gpus") or []]),
+        ("hours", (status.get("hours") or {}).get("words")),
         (
             "jobs",
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",

@@ -55,6 +55,8 @@ EVENTS: Final = frozenset(
         "hardware.udev_lost",
         "head.bad",
         "head.from_the_future",
+        "hours.begun",
+        "hours.over",
         "ipc.failed",
         "job.attempt_failed",
         "job.forward_failed",

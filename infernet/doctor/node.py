@@ -13,6 +13,7 @@ from infernet import ipc
 from infernet.config import ConfigError
 from infernet.doctor.contract import Check, Finding, Part, Situation, fail, in_thread, ok, part_of, skip, text_of, warn
 from infernet.lock import running_pid
+from protocol.formats.text import clean_line
 from protocol.records import Role
 
 STATUS_TIMEOUT_S: Final = 3.0
@@ -95,6 +96,19 @@ async def _settings(situation: Situation) -> Finding:
     if changed:
         return warn(f"the running node was started with another {' and '.join(changed)}", _RESTART)
     return ok("the running node has the role, the coordinator and the key that are set")
+
+
+async def _hours(situation: Situation) -> Finding:
+    await trio.lowlevel.checkpoint()
+    if situation.status is None:
+        return skip("no node is running")
+    hours = part_of(situation.status, "hours")
+    if not hours:
+        return ok("the running node serves at any hour")
+    words = clean_line(text_of(hours, "words"))
+    if hours.get("open") is True:
+        return ok(f"the running node is {words}")
+    return ok(f"the running node is {words}, and takes no new jobs")
 
 
 async def _heartbeat(situation: Situation) -> Finding:
@@ -181,6 +195,15 @@ CHECKS: Final = (
         remedy="`infernet stop`, then `infernet start`.",
         examine=_settings,
         needs=("config.readable", "key.whole", "ipc.answers"),
+    ),
+    Check(
+        id="node.hours",
+        title="Node is within its hours",
+        looks="Whether the running node is within the hours in which its owner lets it run jobs for others. Outside of "
+        "them all is well, and no job comes.",
+        remedy="Wait, or change them: `infernet schedule`.",
+        examine=_hours,
+        needs=("ipc.answers",),
     ),
     Check(
         id="node.heartbeat",

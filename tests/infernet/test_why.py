@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,6 +153,13 @@ def test_every_fact_that_explains_has_what_to_do(changes: dict[str, Any], text: 
     (fact,) = facts(Situation(**{name: getattr(WELL, name) for name in WELL.__dataclass_fields__} | changes))
     assert text in fact["text"]
     assert advice in fact["advice"]
+
+
+def test_a_node_outside_its_hours_is_not_taken_for_one_that_is_stopping() -> None:
+    closed = replace(WELL, availability=Availability.DRAINING, hours="outside its hours until 22:00")
+    (fact,) = facts(closed)
+    assert fact["text"] == "it takes no new jobs: it is outside its hours until 22:00"
+    assert "infernet schedule" in fact["advice"]
 
 
 def test_when_nobody_has_said_anything_that_is_said() -> None:

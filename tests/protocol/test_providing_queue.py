@@ -316,6 +316,20 @@ def test_a_node_that_drains_says_so_finishes_what_runs_and_sends_the_rest_elsewh
     assert availability(bench) is Availability.DRAINING
 
 
+def test_an_offer_that_takes_no_jobs_sends_those_who_wait_elsewhere_until_the_next_that_does() -> None:
+    bench = bench_full()
+    waiting, _ = ask(bench, "waits")
+    bench.feed(SetOffer(replace(offer(), availability=Availability.DRAINING)))
+    assert refusal(bench, waiting).code == Refusal.DRAINING
+    assert bench.none_of(CancelEngine, Drained)
+    assert bench.peer.statistics().jobs_running > 0
+    free_a_slot(bench, 1)
+    assert bench.none_of(Drained)
+    bench.feed(SetOffer(offer()))
+    ask(bench, "again")
+    assert bench.one(RunEngine)
+
+
 def test_an_idle_node_is_drained_at_once() -> None:
     bench = Bench()
     bench.provide()

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Each costs tens to hundreds of milliseconds to import.
-HEAVY = ("libp2p", "quart", "hypercorn", "xllamacpp", "httpx", "trio", "rich", "cryptography")
+HEAVY = ("libp2p", "quart", "hypercorn", "xllamacpp", "httpx", "trio", "rich", "cryptography", "textual")
 
 ASK = """
 import json, sys
@@ -38,6 +38,8 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["service", "--help"]),
         ("infernet.cli.__main__", ["remove", "--help"]),
         ("infernet.cli.__main__", ["logs", "--help"]),
+        ("infernet.cli.__main__", ["schedule", "--help"]),
+        ("infernet.cli.__main__", ["tui", "--help"]),
         ("infernet.cli.__main__", ["version"]),
     ],
 )

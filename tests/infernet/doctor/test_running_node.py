@@ -76,6 +76,25 @@ async def test_what_a_running_node_says_of_itself(
         assert (await examine_beside(capsys, "--strict")).faults == {}
 
 
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        ({"open": False, "words": "outside its hours until 22:00"}, "outside its hours until 22:00, and takes no new"),
+        ({"open": True, "words": "within its hours"}, "is within its hours"),
+        ({"open": "\x1b[2J", "words": 7}, "takes no new jobs"),
+        ([], "at any hour"),
+    ],
+)
+async def test_hours_are_as_the_owner_wants_them_and_no_fault(
+    well: Home, capsys: pytest.CaptureFixture[str], hours: object, words: str
+) -> None:
+    put(well, **HIDDEN)
+    async with running(double(well, hours=hours), well.config):
+        report = await examine_beside(capsys, "--strict")
+    assert report.faults == {}
+    assert words in report.checks["node.hours"]["found"]
+
+
 async def test_one_that_others_do_not_reach(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
     reached = {"reachability": "not_reached", "advice": "have your router forward port 46337 to 192.0.2.7"}
     put(well, p2p_enabled=True, listen_hosts=[])
