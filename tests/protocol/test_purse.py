@@ -64,6 +64,25 @@ def test_a_lease_is_asked_for_with_a_key_of_its_own_and_found_afterwards() -> No
     assert side.signer.node == request.payer
 
 
+def test_a_job_waits_until_its_request_is_answered() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    assert bench.purse.waits_for(effect.request) == JOB
+    assert bench.purse.waits_for(bytes(16)) is None
+    bench.grant(effect)
+    assert bench.purse.waits_for(effect.request) is None
+
+
+def test_a_lease_is_kept_before_anything_is_signed_on_it() -> None:
+    bench = Bench()
+    effect = bench.ask()
+    granted = bench.bank.open_lease(effect, NOW_MS)
+    assert isinstance(granted, LeaseGranted)
+    bench.purse.on_granted(granted, now())
+    (side,) = bench.purse.sides()
+    assert bench.purse.take_effects() == [StoreMark(side.record.lease, effect.request, granted.signed, 0, None)]
+
+
 def test_two_leases_have_two_keys() -> None:
     bench = Bench()
     assert bench.grant().signer.node != bench.grant().signer.node
@@ -293,6 +312,7 @@ def test_a_voucher_of_another_lease_is_not_restored() -> None:
     fresh = Purse(ASKER, random.Random(2))
     (note,) = fresh.restore(RestorePayer(number, side.signed, 0, paid))
     assert isinstance(note, Note)
+    assert note.event == "lease.not_restored"
     assert len(fresh) == 0
 
 
