@@ -104,7 +104,7 @@ async def _linked(node: Node) -> None:
             link = node.status()["coordinator"]
     if link is not None and link["state"] != "connected":
         raise CoordinatorError(
-            f"the node was up, and not linked to {link['url']} within {_LINK_TIMEOUT_S:.0f} s "
+            f"the node was up, and not connected to {link['url']} within {_LINK_TIMEOUT_S:.0f} s "
             f"({link['last_error'] or 'it does not answer'}): `infernet doctor` looks further"
         )
 

@@ -87,7 +87,7 @@ def _row(config: Config) -> dict[str, Any]:
     row = fields_of(ask_coordinator("me", role=config.role.name.lower())).get("row")
     if not isinstance(row, dict):
         raise Failure(
-            f"{config.coordinator_url} does not know this key yet: `infernet register` enters it, as `infernet start` does",
+            f"{config.coordinator_url} does not know this key yet: `infernet register` enters it",
             known=False,
         )
     return row
