@@ -17,6 +17,7 @@ from infernet.cli.command import make_parser
 from infernet.cli.start import FOREGROUND_VARIABLE
 from infernet.settings import SETTINGS
 from tests.helpers_cli import ROOT, Home, invoke
+from tests.helpers_processes import free_port
 
 PAGE = ROOT / "docs" / "from-the-earlier-infernet.md"
 Capture = pytest.CaptureFixture[str]
@@ -181,6 +182,16 @@ def test_once_fails_where_the_coordinator_does_not_hear_of_it(home: Home) -> Non
     assert done.returncode == 1
     assert "was up, and not connected to http://127.0.0.1:9" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_port_is_listened_on_and_another_one_told(home: Home) -> None:
+    assert home.run("init", "--yes", "--engine", "none", "--address", "127.0.0.1").code == 0
+    port = free_port()
+    words = ["--bind-port", str(port), "--p2p-port", "6000", "--listen-hosts", "127.0.0.1", "--no-mdns"]
+    outcome = home.run("start", "--once", "--json", *words)
+    assert outcome.code == 0, outcome.err
+    assert [f"/tcp/{port}/" in address for address in outcome.json["addresses"]] == [True]
+    assert ["/tcp/6000/" in address for address in outcome.json["advertised_addresses"]] == [True]
 
 
 def test_the_environment_keeps_a_node_in_the_foreground(home: Home) -> None:
