@@ -16,6 +16,7 @@ import infernet
 from infernet import ipc_server
 from infernet.answers import AnswerEvent, AskOptions
 from infernet.config import Config
+from infernet.coordinator_client import CoordinatorError
 from infernet.identity import forbid_core_dumps
 from infernet.ipc_server import (
     DRAIN_LIMIT_S,
@@ -37,6 +38,8 @@ from protocol.records import ChatMessage
 
 log = structlog.get_logger(__name__)
 
+_LINK_TIMEOUT_S: Final = 20.0
+_LINK_POLL_S: Final = 0.1
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,12 +50,18 @@ class RunNode(Protocol):
 
 
 async def run_daemon(
-    config: Config, key: SigningKey, ready: Callable[[dict[str, Any]], None], run: RunNode = run_node
+    config: Config,
+    key: SigningKey,
+    ready: Callable[[dict[str, Any]], None],
+    run: RunNode = run_node,
+    *,
+    once: bool = False,
 ) -> None:
     """Run the node with its socket and its signals until it is stopped. The caller holds the lock.
 
-    `ready` is called once with the node's status, and a service manager that started this process is told, too.
-    Raises what `run` raises, ConfigError or OSError.
+    `ready` is called once with the node's status, and a service manager that started this process is told, too. With
+    `once` the node is stopped then, which is not before it is linked to its coordinator, if it has one.
+    Raises what `run` raises, ConfigError, OSError, and CoordinatorError where it could not be linked.
     """
     forbid_core_dumps()
     notifier = Notifier.of(os.environ, os.getpid())
@@ -70,6 +79,8 @@ async def run_daemon(
             addresses=node.addresses(),
             pid=os.getpid(),
         )
+        if once:
+            await _linked(node)
         ready(status_of(node))
         nursery.start_soon(notifier.run)
         nursery.start_soon(_tell_the_end, node, notifier)
@@ -78,8 +89,24 @@ async def run_daemon(
         # again, and nobody is answered meanwhile: a quarter of a second each time.
         gc.collect()
         gc.freeze()
+        if once:
+            node.stop()
     gc.unfreeze()
     log.info("node.stopped", pid=os.getpid())
+
+
+async def _linked(node: Node) -> None:
+    """Wait until the coordinator has heard of this node. Raises CoordinatorError."""
+    link = node.status()["coordinator"]
+    with trio.move_on_after(_LINK_TIMEOUT_S):
+        while link is not None and link["state"] != "connected":
+            await trio.sleep(_LINK_POLL_S)
+            link = node.status()["coordinator"]
+    if link is not None and link["state"] != "connected":
+        raise CoordinatorError(
+            f"the node was up, and not connected to {link['url']} within {_LINK_TIMEOUT_S:.0f} s "
+            f"({link['last_error'] or 'it does not answer'}): `infernet doctor` looks further"
+        )
 
 
 class _Stop:

@@ -510,7 +510,7 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
         protocols=c.PROTOCOLS,
         randomness=random.SystemRandom(),
         listen_hosts=config.listen_hosts if listen else (),
-        port=config.p2p_port,
+        port=config.listen_port,
         limits=HostLimits(yamux=YamuxConfig(inbound_streams_max=_streams_max(config))),
         allow_private=config.allow_private,
         watched=(c.JOB_PROTOCOL,),

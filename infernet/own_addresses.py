@@ -21,7 +21,7 @@ def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[s
     """
     if not config.advertise or not listening:
         return []
-    port = port_of(listening[0])
+    port = (config.bind_port is not None and config.p2p_port) or port_of(listening[0])
     if config.address is not None:
         return [multiaddr(config.address, port, node)]
     hosts = [host for host in interface_hosts() if ip_address(host).is_global]

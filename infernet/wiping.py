@@ -16,7 +16,11 @@ from typing import Final
 
 _KEY_BYTES_MAX: Final = 64 * 1024
 # What nodes write, by folder; with drafts, older files, and what a damaged database was moved aside as.
-OF_SETTINGS: Final = ("config.toml*", ".config.toml.*", "identity.key*", ".identity.key.*")
+OF_SETTINGS: Final = (
+    *("config.toml*", ".config.toml.*", "identity.key*", ".identity.key.*"),
+    # What is left of the earlier program's settings.
+    *("config.json.old", ".config.json.old.*"),
+)
 OF_RECORDS: Final = ("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*")
 OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.fetch-*", "models/.fetch-*/*")
 

@@ -47,6 +47,7 @@ GROUPS: Final = {
     "Reach others": {
         "invite": "make a line with which somebody else's node joins",
         "join": "connect with such a line",
+        "login": "who this node is, and what its coordinator knows of it",
         "register": "enter this node at its coordinator, or bring its entry up to date",
         "update": "the same as register",
         "firewall": "the commands that let peers in; it changes nothing",

@@ -98,11 +98,32 @@ def run(verb: str, module: ModuleType, words: list[str]) -> int:
     parser.as_json = "--json" in words
     arguments = parser.parse_args(words)
     try:
+        _take_over(verb)
         code: int = module.run(arguments)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - this is the boundary: what passes it is a traceback
         return report(error, as_json=arguments.json)
     return code
+
+
+# What works without settings, looks only, or is there to put broken ones right.
+_WITHOUT_SETTINGS: Final = frozenset(
+    {
+        "completion", "doctor", "drain", "firewall", "gpu", "logs", "remove", "report", "service", "stats", "status",
+        "stop", "upgrade", "version",
+    }
+)  # fmt: skip
+
+
+def _take_over(verb: str) -> None:
+    """Have the settings of the earlier program, once, where there are none of ours. Raises ConfigError."""
+    if verb in _WITHOUT_SETTINGS:
+        return
+    from infernet.config import places
+    from infernet.earlier_config import take_over
+
+    if (done := take_over(places())) is not None:
+        complain(done.text)
 
 
 def report(error: BaseException, *, as_json: bool) -> int:

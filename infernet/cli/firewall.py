@@ -120,9 +120,9 @@ def need_by_settings(config: Config) -> Need:
         return Need((), False, _LISTENER_OFF)
     if all(ip_address(host).is_loopback for host in config.listen_hosts):
         return Need((), False, _THIS_MACHINE)
-    if config.p2p_port == 0:
+    if config.listen_port == 0:
         return Need((), True, "this node takes another port at each start: give it one of its own with --p2p-port")
-    ports = [config.p2p_port]
+    ports = [config.listen_port]
     if config.dht:
         ports.append(config.dht_port if config.dht_port is not None else config.p2p_port + 1)
     return Need(tuple(port for port in ports if port), True, "")

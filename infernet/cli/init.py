@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
 from infernet.cli.settings_flags import add_settings, settings_given, warn_if_running
 from infernet.config import Config, ConfigError, default_name, places, read_file, save, values_in
-from infernet.settings import BY_NAME, as_plain
+from infernet.settings import BY_NAME, as_plain, read_node
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, npub, peer_id
 from protocol.records import Role
@@ -33,8 +34,10 @@ examples:
   infernet init --yes --url https://c.example --coordinator-key npub1...
   infernet init --yes --no-advertise                         open no port, publish no address
   infernet init --nostr-privkey @key.txt                     use a key that you have
+  INFERNET_NONINTERACTIVE=1 infernet init                    the same as --yes
 
-A key given as a plain argument stays in the shell's history; '-' reads it from standard input, @FILE from a file."""
+A secret key is read from a file (@FILE) or from standard input (-), never from the command line, where other users and
+the shell's history see it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,21 +45,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="ask nothing: take what is given, and defaults for the rest")
     parser.add_argument("--force", action="store_true", help="begin anew; an old file, and an old key, are kept aside")
     parser.add_argument(
-        "--nostr-privkey", metavar="KEY", help="use this secret key (nsec1... or 64 hex digits), '-' or @FILE"
+        "--nostr-privkey",
+        metavar="@FILE",
+        help="use the secret key in this file (nsec1... or 64 hex digits); - reads it",
     )
+    parser.add_argument("--nostr-pubkey", metavar="KEY", help="refuse any key but the one with this public key")
     add_settings(parser, "settings")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, check, and then write."""
     here = places()
+    arguments.yes = arguments.yes or os.environ.get("INFERNET_NONINTERACTIVE", "") not in ("", "0")
     before = {} if arguments.force else values_in(here.config_file)
     given = {name: _checked(name, value) for name, value in settings_given(arguments).items()}
     key = _choose_key(here, arguments)
+    _check_key(key.key, arguments.nostr_pubkey)
     values = before | given if arguments.yes else _walk(before, given)
     values.setdefault("role", Role.PROVIDER)
     if "coordinator_key" not in given:
-        values["coordinator_key"] = _coordinator_key(before, values, yes=arguments.yes)
+        values["coordinator_key"] = pinned_key(before, values, yes=arguments.yes)
     _write(here, key, values, force=arguments.force)
     _tell(here, key.key, values, as_json=arguments.json)
     return 0
@@ -101,8 +109,19 @@ def _choose_key(here: Config, arguments: argparse.Namespace) -> _Key:
     return _Key(chosen, is_new=True, replaces=stored)
 
 
+def _check_key(key: SigningKey, word: str | None) -> None:
+    if word is None:
+        return
+    try:
+        wanted = read_node(word)
+    except ValueError as error:
+        raise Misuse(f"--nostr-pubkey {error}") from None
+    if wanted != key.node:
+        raise Misuse(f"--nostr-pubkey is not the public key of this node's key, which is {npub(key.node)}")
+
+
 def _secret(word: str) -> str:
-    """The secret that a word of the command line stands for."""
+    """The secret that a word of the command line leads to. Raises Misuse."""
     if word == "-":
         return sys.stdin.readline(SECRET_FILE_BYTES_MAX) if sys.stdin is not None else ""
     if word.startswith("@"):
@@ -112,11 +131,11 @@ def _secret(word: str) -> str:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise Misuse(f"--nostr-privkey: cannot read {word[1:]} ({reason.lower()})") from None
-    warn(
-        "the secret key was on the command line, where other users and the shell's history can see it; "
-        "next time give --nostr-privkey - (standard input) or @FILE"
+    # It is not even looked at: whoever gets used to it would do so with the next key, too.
+    raise Misuse(
+        "--nostr-privkey takes no key from the command line, where other users and the shell's history see it: put the "
+        "key into a file of mode 0600 and give --nostr-privkey @FILE, or give --nostr-privkey - and type or pipe it"
     )
-    return word
 
 
 # ---------------------------------------------------------------- the walk
@@ -151,7 +170,7 @@ def _answer(name: str, word: str) -> Any:
 # ---------------------------------------------------------------- the coordinator
 
 
-def _coordinator_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> NodeId | None:
+def pinned_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> NodeId | None:
     """The key to pin: the one that is pinned for this URL, else the one that it shows, if the user trusts it."""
     url = values.get("coordinator_url")
     if url is None:

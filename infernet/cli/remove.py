@@ -33,7 +33,7 @@ _UUSD_MAX: Final = 2**63
 _LOCK_TIMEOUT_S: Final = 5.0
 _STRANGERS_SHOWN: Final = 3
 
-USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--abandon-money] [--json]"
+USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--keep-binary] [--abandon-money] [--json]"
 DESCRIPTION: Final = """\
 Wipe this node from this machine: end it if it runs, take its service away, have its coordinator forget it, and remove
 its settings, its key, its records and its models. It says what goes, and asks. There is no way back: without a copy of
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-config", action="store_true", help="keep the settings and the key")
     parser.add_argument("--keep-models", action="store_true", help="keep the models")
     parser.add_argument("--keep-remote", action="store_true", help="leave the entry at the coordinator as it is")
+    parser.add_argument("--keep-binary", action="store_true", help="keep the program, which this does in any case")
     parser.add_argument("--abandon-money", action="store_true", help="give up money that would be lost")
 
 

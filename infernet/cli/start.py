@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment
+from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_models import not_serving, parts_in
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
@@ -26,7 +27,14 @@ START_TIMEOUT_S: Final = 120.0
 _END_TIMEOUT_S: Final = 5.0
 _MESSAGE_BYTES_MAX: Final = 1024 * 1024
 
-USAGE: Final = "[--foreground [--log-to-file]] [SETTINGS] [--json]"
+FOREGROUND_VARIABLE: Final = "INFERNET_DAEMON_FOREGROUND"
+# What scripts for the earlier Infernet may still give, and why it does nothing here.
+_WITHOUT_EFFECT: Final = {
+    "--heartbeat-interval": "a coordinator hears of a node every 30 s, and takes it for gone after 60",
+    "--poll-interval": "nothing is polled, for jobs come the moment they are there",
+}
+
+USAGE: Final = "[--foreground [--log-to-file]] [--once] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 Run the node. Without --foreground it goes on after this command, which returns once the node is up, or says why it is
 not. Only one process runs a node. Settings given here hold for this run, and the file stays as it is; but whether
@@ -38,6 +46,8 @@ examples:
   infernet start --p2p-port 46400 --model ~/models/qwen.gguf --free-for all
   infernet start --models smollm2-135m-instruct,qwen2.5-7b --engine llama,openai     several at once
   infernet start --no-advertise            open no port: peers are dialled, and the coordinator's link carries jobs
+  infernet start --once                    see whether it comes up and reaches its coordinator, and end it
+  infernet start --p2p-port 6000 --bind-port 46337     where a router leads its port 6000 to this machine's 46337
   infernet start --no-mdns                 neither look for nodes on the local network nor be found there"""
 
 
@@ -45,9 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """How to run, and the settings."""
     parser.add_argument("--foreground", action="store_true", help="stay in this terminal; the log goes to stderr")
     parser.add_argument("--log-to-file", action="store_true", help="with --foreground: the log goes to its file")
+    parser.add_argument(
+        "--once", action="store_true", help="end it as soon as it is up, and linked to its coordinator if it has one"
+    )
+    for flag, why in _WITHOUT_EFFECT.items():
+        parser.add_argument(flag, metavar="MS", type=_milliseconds, help=f"has no effect: {why}")
     # How the detached process is told where to report; nothing that people give.
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     add_settings(parser, "settings for this run")
+
+
+def _milliseconds(word: str) -> int:
+    if not word.isascii() or not word.isdigit() or len(word) > 10:
+        raise argparse.ArgumentTypeError("an interval is a whole number of milliseconds")
+    return int(word)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,22 +77,34 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_detached(arguments)
     if arguments.log_to_file and not arguments.foreground:
         raise Misuse("--log-to-file goes with --foreground: a node that is detached logs to its file anyhow")
+    for flag, why in _WITHOUT_EFFECT.items():
+        if getattr(arguments, flag.removeprefix("--").replace("-", "_")) is not None:
+            warn(f"{flag} has no effect: {why}")
     config, key = load_node(arguments)
     keep_choices(config, arguments)
-    if arguments.foreground:
+    if arguments.foreground or arguments.once or _wants_foreground():
         log_file = config.log_file if arguments.log_to_file else None
         _run_here(
             config,
             key,
             lambda status: _tell(config, status, log_file, as_json=arguments.json),
             log_to_file=arguments.log_to_file,
+            once=arguments.once,
         )
     else:
         _tell(config, _detach(config, arguments), config.log_file, as_json=arguments.json)
     return 0
 
 
-def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool) -> None:
+def _wants_foreground() -> bool:
+    """Whether the environment says so, as containers of the earlier Infernet do. Raises Misuse."""
+    word = os.environ.get(FOREGROUND_VARIABLE, "")
+    if word.lower() not in ("", "0", "false", "no", "off", "1", "true", "yes", "on"):
+        raise Misuse(f"{FOREGROUND_VARIABLE} must be 1 or 0")
+    return word.lower() in ("1", "true", "yes", "on")
+
+
+def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool, once: bool = False) -> None:
     import trio
 
     from infernet import log
@@ -79,7 +112,7 @@ def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool)
 
     with hold_lock(config.pid_file):
         log.configure(config.log_level, file=config.log_file if log_to_file else None)
-        trio.run(run_daemon, config, key, ready)
+        trio.run(partial(run_daemon, config, key, ready, once=once))
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -23,7 +23,9 @@ END_TIMEOUT_S: Final = 15.0
 KILL_TIMEOUT_S: Final = 5.0
 POLL_INTERVAL_S: Final = 0.02
 
-USAGE: Final = "[--now | --wait S] [--force] [--json]"
+_SIGNALS: Final = ("TERM", "INT", "HUP", "KILL")
+
+USAGE: Final = "[--now | --wait S] [--force] [--signal NAME] [--json]"
 DESCRIPTION: Final = """\
 End the running node. It takes no new jobs from this moment on, and ends when those that run have ended, after
 --wait seconds at the latest; jobs that are cut short get their receipts, and their askers go on elsewhere. Peers and
@@ -34,7 +36,8 @@ examples:
   infernet stop
   infernet stop --wait 600   give long answers ten minutes
   infernet stop --now        do not wait for running jobs
-  infernet stop --force      kill it if it does not end by itself"""
+  infernet stop --force      kill it if it does not end by itself
+  infernet stop --signal KILL    do not ask: this very signal, and no other"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long running jobs may take (default: %(default)g)",
     )
     parser.add_argument("--force", action="store_true", help="kill it if it does not end when asked")
+    parser.add_argument(
+        "--signal",
+        type=lambda word: word.upper().removeprefix("SIG"),
+        choices=_SIGNALS,
+        help="send this signal instead of asking: TERM, INT and HUP let jobs finish, KILL loses them",
+    )
 
 
 def seconds(word: str) -> float:
@@ -68,12 +77,26 @@ def run(arguments: argparse.Namespace) -> int:
     pid = running_pid(config.pid_file)
     if pid is None:
         raise Failure("no node is running here", running=False)
+    if arguments.signal is not None:
+        return _tell(_signalled(config, arguments), pid, as_json=arguments.json)
     how = end_node(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
-    if arguments.json:
+    return _tell(how, pid, as_json=arguments.json)
+
+
+def _tell(how: str, pid: int, *, as_json: bool) -> int:
+    if as_json:
         print_json({"stopped": True, "pid": pid, "how": how})
     else:
         print(f"The node has {'ended' if how != 'killed' else 'been killed'} (process {pid}).")
     return 0
+
+
+def _signalled(config: Config, arguments: argparse.Namespace) -> str:
+    """Send the signal that was named, and wait. Raises Failure when the node does not end of it."""
+    _signal(config, signal.Signals[f"SIG{arguments.signal}"])
+    if not _has_ended(config, KILL_TIMEOUT_S if arguments.signal == "KILL" else arguments.wait + END_TIMEOUT_S):
+        raise Failure(f"the node does not end of SIG{arguments.signal}: `infernet stop --force` kills it")
+    return "killed" if arguments.signal == "KILL" else "signalled"
 
 
 def end_node(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:

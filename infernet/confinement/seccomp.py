@@ -20,8 +20,8 @@ from typing import Final
 from infernet.confinement.syscalls import ARCHITECTURES, NEWEST, NUMBERS
 
 _SET_MODE_FILTER: Final = 1
-# All threads; and no slower than without a filter, as Linux before 5.16 made processes with one. That was a fence
-# against other code in the same process, and here is none.
+# All threads; and no slower than without a filter, as Linux before 5.16 made processes with one: a fence against other
+# code in the same process, of which there is none.
 _FLAGS: Final = 1 | 1 << 2
 _GET_ACTION_AVAIL: Final = 2
 _RETURN_ALLOW: Final = 0x7FFF0000

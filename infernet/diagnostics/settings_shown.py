@@ -66,6 +66,7 @@ _SHOWN: Final[dict[str, Show]] = {
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
+            *("bind_port",),
             *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
         ),
         _plain,

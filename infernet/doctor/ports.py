@@ -46,7 +46,7 @@ def _hosts(situation: Situation) -> Finding:
     if reason is not None:
         return skip(reason)
     config = situation.config
-    binding = {host: _try_to_bind(host, config.p2p_port) for host in config.listen_hosts}
+    binding = {host: _try_to_bind(host, config.listen_port) for host in config.listen_hosts}
     situation.binding = binding
     missing = [host for host, error in binding.items() if error in _UNAVAILABLE]
     if len(missing) == len(binding):
@@ -74,14 +74,14 @@ def _try_to_bind(host: str, port: int) -> int:
 
 def _privileged(situation: Situation) -> Finding:
     assert situation.binding is not None
-    port = situation.config.p2p_port
+    port = situation.config.listen_port
     if errno.EACCES in situation.binding.values():
         return fail(
             f"only the system may listen on port {port}", "choose a higher one: `infernet config set --p2p-port 46337`"
         )
-    if 0 < port < 1024:
+    if 0 < situation.config.p2p_port < 1024:
         return warn(
-            f"nodes dial no port below 1024 that others tell them, and this one listens on {port}",
+            f"nodes dial no port below 1024 that others tell them, and this one is at {situation.config.p2p_port}",
             "choose a higher one: `infernet config set --p2p-port 46337`",
         )
     return ok("the port is one that others dial")
@@ -89,7 +89,7 @@ def _privileged(situation: Situation) -> Finding:
 
 def _taken(situation: Situation) -> Finding:
     assert situation.binding is not None
-    port = situation.config.p2p_port
+    port = situation.config.listen_port
     other = port + 1 if port < 65_535 else 0
     if errno.EADDRINUSE not in situation.binding.values():
         return ok(f"port {port} is free" if port else "any free port will do")
