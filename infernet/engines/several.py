@@ -275,7 +275,8 @@ class SeveralEngines:
             for name in sorted(offers.keys() - before):
                 log.info("engine.model_up", model=name)
             for name in sorted(before - offers.keys()):
-                log.warning("engine.model_down", model=name)
+                reason = self._owners[name].engine.statistics().last_error
+                log.warning("engine.model_down", model=name, reason=reason)
         self.on_change()
 
 
