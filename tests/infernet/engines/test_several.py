@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from infernet.engines.contract import DividesCards, EngineConfig, EngineState, EngineUnavailable, Report, TellsParts
 from infernet.engines.dividing import Division
@@ -218,6 +219,28 @@ async def test_a_job_for_one_model_goes_through_while_the_process_of_another_is_
         assert names(several) == ["b"]
         await until(bench, lambda: names(several) == ["a", "b"])
         assert several.statistics().last_error == "a: the engine process was ended by SIGSEGV"
+
+
+async def test_an_engine_process_is_told_where_to_run(tmp_path: Path) -> None:
+    place = Place("x", (("CUDA_VISIBLE_DEVICES", "GPU-a"), ("HIP_VISIBLE_DEVICES", None)), on_processor=True)
+    engine = isolated(tmp_path, "a", "says what it was told", place)
+    with pytest.raises(EngineUnavailable) as told:
+        await engine.run(Recorder().report)
+    assert str(told.value).startswith("{'CUDA_VISIBLE_DEVICES': 'GPU-a'}, on the processor: True")
+
+
+async def test_one_that_is_moved_while_it_loads_is_loaded_again_elsewhere(tmp_path: Path) -> None:
+    engine = isolated(tmp_path, "a", "loads when it may", Place("here"))
+    several = SeveralEngines([Part("llama", engine, ("a",)), part(PacedEngine("good"))], waits=IMPATIENT)
+    async with running(several) as bench:
+        with trio.fail_after(20):
+            while not (tmp_path / "a.begun").exists():
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        engine.move(Place("there"), "a GPU is gone")
+        (tmp_path / "a.go").touch()
+        await until(bench, lambda: "a" in names(several))
+        assert several.parts()[0].where == "there"
+        assert several.statistics().restarts == 1
 
 
 CARDS = [
