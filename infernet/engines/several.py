@@ -123,7 +123,7 @@ class SeveralEngines:
         if part is None or not part.is_running:
             self._refused_total += 1
             names = ", ".join(offer.name for offer in self._offers)
-            code, text = Refusal.NO_MODEL, f"these engines serve {names}"[:256]
+            code, text = Refusal.NO_MODEL, f"this node serves {names}"[:256]
             if part is not None:
                 code, text = Refusal.ENGINE_UNAVAILABLE, f"{run.model} is not loaded: try again in a minute"
             self._report(EngineFailed(run.run, code, text))

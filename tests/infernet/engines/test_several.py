@@ -81,7 +81,7 @@ async def test_each_model_is_run_by_its_engine_and_counted_together() -> None:
             assert await bench.recorder.end_of(run) == EngineFinished(RunId(run), Outcome.LENGTH, 3)
         assert (one.statistics().runs_total, two.statistics().runs_total) == (1, 2)
         refused = await bench.refusal(Kind.CHAT, chat("why"), model="three")
-        assert (refused.code, refused.text) == (Refusal.NO_MODEL, "these engines serve one, two")
+        assert (refused.code, refused.text) == (Refusal.NO_MODEL, "this node serves one, two")
         statistics = several.statistics()
         assert (statistics.state, statistics.runs_total, statistics.runs_active) == (EngineState.READY, 4, 0)
     assert several.models() == ()
