@@ -150,7 +150,7 @@ class SeveralEngines:
         """The sums over all; the state is that of the best."""
         each = [part.engine.statistics() for part in self._parts]
         errors = [
-            f"{part.label}: {error}"
+            part.refusal or f"{part.label}: {error}"
             for part, one in zip(self._parts, each, strict=True)
             if (error := part.refusal or part.trouble or one.last_error)
         ]
@@ -287,10 +287,14 @@ def _told(part: Part) -> tuple[EnginePart, ...]:
     else:
         one, names = part.engine.statistics(), tuple(offer.name for offer in part.engine.models())
         told = (EnginePart(part.word, names or part.names, one.state, "", one.runs_active, one.restarts, ""),)
-    trouble = part.refusal or part.trouble
-    return tuple(
-        replace(one, restarts=one.restarts + part.retries, trouble=trouble or one.trouble, where="nowhere")
-        if part.refusal
-        else replace(one, restarts=one.restarts + part.retries, trouble=trouble or one.trouble)
-        for one in told
-    )
+    return tuple(_with_retries(one, part) for one in told)
+
+
+def _with_retries(one: EnginePart, part: Part) -> EnginePart:
+    """What an engine says of itself, with what only its supervisor knows."""
+    state = one.state
+    if part.refusal:
+        return replace(one, state=EngineState.STOPPED, where="nowhere", trouble=part.refusal)
+    if part.trouble and state is EngineState.STOPPED:
+        state = EngineState.WAITING  # for the next try
+    return replace(one, state=state, restarts=one.restarts + part.retries, trouble=part.trouble or one.trouble)

@@ -139,6 +139,9 @@ async def test_one_that_cannot_load_is_tried_again_while_the_others_serve() -> N
     async with running(several) as bench:
         assert names(several) == ["good"]
         assert several.statistics().last_error == "bad: the file is damaged"
+        told = several.parts()[0]
+        assert (told.models, told.trouble) == (("bad",), "the file is damaged")
+        assert told.state in (EngineState.WAITING, EngineState.STARTING)
         refused = await bench.refusal(Kind.CHAT, chat("why"), model="bad")
         assert (refused.code, refused.text) == (
             Refusal.ENGINE_UNAVAILABLE,
