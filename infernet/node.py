@@ -313,7 +313,7 @@ class Node:
         """What was served on a card that is gone is offered no more, before the engine finds out in a job."""
         engine: object = self._engine
         if isinstance(engine, DividesCards):
-            engine.cards_gone(cards)
+            engine.lose_cards(cards)
         elif isinstance(engine, RunsOnCards):
             engine.card_gone()
 

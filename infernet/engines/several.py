@@ -174,7 +174,7 @@ class SeveralEngines:
         """Which model runs where; see `contract.TellsParts`."""
         return tuple(told for part in self._parts for told in _told(part))
 
-    def cards_gone(self, cards: Sequence[Card]) -> None:
+    def lose_cards(self, cards: Sequence[Card]) -> None:
         """GPUs are gone; see `contract.DividesCards`."""
         if self._division is None or not self._division.cards:
             for part in self._parts:

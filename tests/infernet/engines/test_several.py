@@ -280,7 +280,7 @@ async def test_only_what_ran_on_a_card_that_is_gone_is_moved(tmp_path: Path) -> 
         pid = engines["small"].pid
         runs = {name: bench.start(Kind.CHAT, chat("?"), model=name) for name in engines}
         await bench.recorder.until(lambda: all(bench.recorder.of(run) for run in runs.values()))
-        several.cards_gone(CARDS[:1])
+        several.lose_cards(CARDS[:1])
         end = await bench.recorder.end_of(runs["large"])
         assert isinstance(end, EngineFailed)
         await until(bench, lambda: names(several) == ["large", "small"])
@@ -289,7 +289,7 @@ async def test_only_what_ran_on_a_card_that_is_gone_is_moved(tmp_path: Path) -> 
         assert engines["large"].place is not None
         assert engines["large"].place.on_processor
         assert [one.where for one in several.parts()] == ["the processor", "RTX (nvidia 1)"]
-        several.cards_gone([Card(GpuVendor.AMD, 0, "another", "sysfs")])
+        several.lose_cards([Card(GpuVendor.AMD, 0, "another", "sysfs")])
         assert names(several) == ["large", "small"]
 
 
@@ -298,7 +298,7 @@ async def test_what_has_no_place_once_a_card_is_gone_is_withdrawn_for_good(tmp_p
     async with running(several) as bench:
         run = bench.start(Kind.CHAT, chat("?"), model="large")
         await bench.recorder.until(lambda: bool(bench.recorder.of(run)))
-        several.cards_gone(CARDS[:1])
+        several.lose_cards(CARDS[:1])
         end = await bench.recorder.end_of(run)
         assert isinstance(end, EngineFailed)
         assert end.code is Refusal.ENGINE_FAILED
