@@ -318,7 +318,7 @@ class Node:
         """What was served on a card that is gone is offered no more, before the engine finds out in a job."""
         engine: object = self._engine
         if isinstance(engine, DividesCards):
-            engine.cards_gone(cards)
+            engine.lose_cards(cards)
         elif isinstance(engine, RunsOnCards):
             engine.card_gone()
 
@@ -519,6 +519,7 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
 
 def _streams_max(config: Config) -> int:
     """Streams that one connection may have: those that the protocol grants its peer, and some that are just ending."""
-    slots = config.slots * max(1, len(config.llama_models))
-    jobs = max(c.JOB_STREAMS_PER_PEER_MAX, 2 * slots)
+    of_server = max(1, len(config.engine_models)) if "openai" in config.engines else 0
+    slots = max([config.slots, *(own.slots or 0 for own in config.model_settings)])
+    jobs = max(c.JOB_STREAMS_PER_PEER_MAX, 2 * slots * max(1, len(config.llama_models) + of_server))
     return max(YamuxConfig().inbound_streams_max, jobs + 2 * c.CONTROL_STREAMS_PER_PEER_MAX)

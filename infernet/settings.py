@@ -88,7 +88,7 @@ def _one_of(*words: str) -> Reader:
 
 def _engines(value: object) -> str:
     """One engine, or several in the order in which they are to be asked, as one text."""
-    allowed = f"must be one of {', '.join(ENGINES)}, or several but none, such as llama,openai"
+    allowed = f"must be one of {', '.join(ENGINES)}, or several with commas between them, such as llama,openai"
     if isinstance(value, str):
         value = [word for word in re.split(r"[\s,]+", value.lower()) if word]
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):

@@ -38,7 +38,7 @@ def lines_of(parts: list[dict[str, Any]]) -> list[str]:
     lines = []
     for part in parts:
         trouble = part.get("trouble")
-        models = ", ".join(map(str, part.get("models") or [])) or f"no model of {part.get('engine')}"
+        models = ", ".join(map(str, part.get("models") or [])) or str(part.get("engine"))
         lines.append(f"{models}: {_where(part)}" + (f" ({trouble})" if trouble else ""))
     return lines
 

@@ -160,7 +160,7 @@ class RunsOnCards(Protocol):
 class DividesCards(Protocol):
     """An engine that has given certain GPUs to certain models, and must know which of them is gone."""
 
-    def cards_gone(self, cards: Sequence[Card]) -> None:
+    def lose_cards(self, cards: Sequence[Card]) -> None:
         """These cards are gone; never waits. What ran on others goes on."""
 
 

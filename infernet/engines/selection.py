@@ -41,7 +41,7 @@ async def open_engine(config: Config, waits: Waits | None = None) -> Engine | No
     for word in config.engines:
         if word == "openai":
             parts.append(Part(word, OpenAiEngine(openai_config(config))))
-        else:
+        elif word == "llama":
             parts += [_part(one, division) for one in configs]
     return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division, waits or Waits())
 

@@ -133,7 +133,7 @@ class SeveralEngines:
         if part is None or not part.is_running:
             self._refused_total += 1
             names = ", ".join(offer.name for offer in self._offers)
-            code, text = Refusal.NO_MODEL, f"these engines serve {names}"[:256]
+            code, text = Refusal.NO_MODEL, f"this node serves {names}"[:256]
             if part is not None:
                 code, text = Refusal.ENGINE_UNAVAILABLE, f"{run.model} is not loaded: try again in a minute"
             self._report(EngineFailed(run.run, code, text))
@@ -160,7 +160,7 @@ class SeveralEngines:
         """The sums over all; the state is that of the best."""
         each = [part.engine.statistics() for part in self._parts]
         errors = [
-            f"{part.label}: {error}"
+            part.refusal or f"{part.label}: {error}"
             for part, one in zip(self._parts, each, strict=True)
             if (error := part.refusal or part.trouble or one.last_error)
         ]
@@ -185,7 +185,7 @@ class SeveralEngines:
         """Which model runs where; see `contract.TellsParts`."""
         return tuple(told for part in self._parts for told in _told(part))
 
-    def cards_gone(self, cards: Sequence[Card]) -> None:
+    def lose_cards(self, cards: Sequence[Card]) -> None:
         """GPUs are gone; see `contract.DividesCards`."""
         if self._division is None or not self._division.cards:
             for part in self._parts:
@@ -286,7 +286,8 @@ class SeveralEngines:
             for name in sorted(offers.keys() - before):
                 log.info("engine.model_up", model=name)
             for name in sorted(before - offers.keys()):
-                log.warning("engine.model_down", model=name)
+                reason = self._owners[name].engine.statistics().last_error
+                log.warning("engine.model_down", model=name, reason=reason)
         self.on_change()
 
 
@@ -297,10 +298,14 @@ def _told(part: Part) -> tuple[EnginePart, ...]:
     else:
         one, names = part.engine.statistics(), tuple(offer.name for offer in part.engine.models())
         told = (EnginePart(part.word, names or part.names, one.state, "", one.runs_active, one.restarts, ""),)
-    trouble = part.refusal or part.trouble
-    return tuple(
-        replace(one, restarts=one.restarts + part.retries, trouble=trouble or one.trouble, where="nowhere")
-        if part.refusal
-        else replace(one, restarts=one.restarts + part.retries, trouble=trouble or one.trouble)
-        for one in told
-    )
+    return tuple(_with_retries(one, part) for one in told)
+
+
+def _with_retries(one: EnginePart, part: Part) -> EnginePart:
+    """What an engine says of itself, with what only its supervisor knows."""
+    state = one.state
+    if part.refusal:
+        return replace(one, state=EngineState.STOPPED, where="nowhere", trouble=part.refusal)
+    if part.trouble and state is EngineState.STOPPED:
+        state = EngineState.WAITING  # for the next try
+    return replace(one, state=state, restarts=one.restarts + part.retries, trouble=part.trouble or one.trouble)

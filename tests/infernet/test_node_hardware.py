@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from coordinator.core.specs import from_heartbeat, sanitise
@@ -103,6 +106,23 @@ async def test_an_engine_on_cards_hears_when_one_is_gone_and_another_engine_need
         watch.take(())
         other.take(())
         assert engine.cards_gone == 1
+
+
+async def test_an_engine_that_divides_cards_hears_which_is_gone() -> None:
+    class EngineThatDivides(EngineOnCards):
+        """A paced engine that has given cards to models."""
+
+        lost: Sequence[Card] = ()
+
+        def lose_cards(self, cards: Sequence[Card]) -> None:
+            self.lost = cards
+
+    async with world() as w:
+        engine, watch, other = EngineThatDivides(), ScriptedWatch(), replace(CARD, slot="0000:02:00.0")
+        watch.take((CARD, other))
+        await w.start(engine, hardware=watch)
+        watch.take((CARD,))
+        assert (list(engine.lost), engine.cards_gone) == ([other], 0)
 
 
 async def test_a_node_without_cards_says_so() -> None:

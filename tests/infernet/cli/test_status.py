@@ -47,12 +47,12 @@ def test_what_each_model_runs_on_and_what_is_wrong_with_it_in_words() -> None:
         "a: RTX (nvidia 0)",
         "b: waiting (it broke)",
         "c: nowhere (c needs 80.0 GB)",
-        "no model of openai: starting",
+        "openai: starting",
     ]
     assert not_serving(parts) == [
         "b: waiting (it broke)",
         "c: nowhere (c needs 80.0 GB)",
-        "no model of openai: starting",
+        "openai: starting",
     ]
     assert dict(fields_of({"engines": "nonsense"}, CONFIG))["run on"] == []
 

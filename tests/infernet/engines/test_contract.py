@@ -16,6 +16,7 @@ import trio
 from infernet.engines.contract import EngineState
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import ApiKey, OpenAiConfig, OpenAiEngine
+from infernet.engines.several import Part, SeveralEngines
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineVector
 from protocol.ids import RunId
@@ -35,13 +36,18 @@ _NEEDS_MODEL = [pytest.mark.model, pytest.mark.slow]
 
 @pytest.fixture(
     scope="module",
-    params=["paced", pytest.param("llama", marks=_NEEDS_MODEL), pytest.param("server", marks=_NEEDS_MODEL)],
+    params=["paced", "several", pytest.param("llama", marks=_NEEDS_MODEL), pytest.param("server", marks=_NEEDS_MODEL)],
 )
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """One engine after the other, each loaded once."""
     if request.param == "paced":
         async with running(PacedEngine(context_tokens=CONTEXT_TOKENS, slots=SLOTS)) as paced:
             yield paced
+        return
+    if request.param == "several":
+        one = PacedEngine(context_tokens=CONTEXT_TOKENS, slots=SLOTS)
+        async with running(SeveralEngines([Part("paced", one, (one.offer.name,))])) as several:
+            yield several
         return
     if request.param == "server":
         with llama_server(request.getfixturevalue("starter_model_path"), CONTEXT_TOKENS, SLOTS) as (url, _):

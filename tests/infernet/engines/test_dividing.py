@@ -12,11 +12,14 @@ from infernet.engines.contract import EngineConfig, EngineUnavailable
 from infernet.engines.dividing import Division, devices_seen, divide, divisible, place_of, wish_of
 from infernet.engines.fitting import WORKING_BYTES, Memory
 from infernet.engines.frames import Device
+from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.placement import NoPlace, Placed, Wish
 from infernet.engines.process import ANYWHERE, Place, worker_environment
 from infernet.hardware.contract import Card
-from protocol.records import GpuVendor
+from protocol.records import GpuVendor, Kind
+from tests.helpers_engine import chat
 from tests.helpers_gguf import model
+from tests.infernet.engines.conftest import running, starter_config
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +84,17 @@ async def test_a_command_that_is_not_there_is_told_in_one_line() -> None:
 async def test_the_real_llama_cpp_says_what_it_sees() -> None:
     # Whatever this machine has: an answer, and no engine that stays.
     assert isinstance(await devices_seen(), tuple)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+async def test_a_real_model_that_is_placed_on_the_processor_answers_there(starter_model_path: Path) -> None:
+    place = place_of(Placed({}, 1), divisible([NVIDIA], [CUDA]))
+    async with running(IsolatedEngine(starter_config(starter_model_path, slots=1), place=place)) as bench:
+        text, _ = await bench.do(Kind.CHAT, chat("What is the capital of France?"), 8)
+        assert text.strip()
+        assert isinstance(bench.engine, IsolatedEngine)
+        assert [part.where for part in bench.engine.parts()] == ["the processor"]
 
 
 def test_only_cards_that_llama_cpp_drives_and_whose_memory_is_known_are_divided() -> None:

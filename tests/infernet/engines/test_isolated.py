@@ -156,6 +156,7 @@ async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConf
 async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
     config: EngineConfig, mode: str, told: str
 ) -> None:
+    # A busy machine takes its time to start a process; only one that never loads must be given up on.
     timeouts = Timeouts(load_s=1.0 if mode == "never loads" else 60.0)
     with pytest.raises(EngineUnavailable) as caught:
         await engine(config, mode, timeouts).run(Recorder().report)

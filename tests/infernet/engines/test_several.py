@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection
@@ -90,7 +91,7 @@ async def test_each_model_is_run_by_its_engine_and_counted_together() -> None:
             assert await bench.recorder.end_of(run) == EngineFinished(RunId(run), Outcome.LENGTH, 3)
         assert (one.statistics().runs_total, two.statistics().runs_total) == (1, 2)
         refused = await bench.refusal(Kind.CHAT, chat("why"), model="three")
-        assert (refused.code, refused.text) == (Refusal.NO_MODEL, "these engines serve one, two")
+        assert (refused.code, refused.text) == (Refusal.NO_MODEL, "this node serves one, two")
         statistics = several.statistics()
         assert (statistics.state, statistics.runs_total, statistics.runs_active) == (EngineState.READY, 4, 0)
     assert several.models() == ()
@@ -168,6 +169,9 @@ async def test_one_that_cannot_load_is_tried_again_while_the_others_serve() -> N
     async with running(several) as bench:
         assert names(several) == ["good"]
         assert several.statistics().last_error == "bad: the file is damaged"
+        told = several.parts()[0]
+        assert (told.models, told.trouble) == (("bad",), "the file is damaged")
+        assert told.state in (EngineState.WAITING, EngineState.STARTING)
         refused = await bench.refusal(Kind.CHAT, chat("why"), model="bad")
         assert (refused.code, refused.text) == (
             Refusal.ENGINE_UNAVAILABLE,
@@ -250,6 +254,28 @@ async def test_a_job_for_one_model_goes_through_while_the_process_of_another_is_
         assert several.statistics().last_error == "a: the engine process was ended by SIGSEGV"
 
 
+async def test_an_engine_process_is_told_where_to_run(tmp_path: Path) -> None:
+    place = Place("x", (("CUDA_VISIBLE_DEVICES", "GPU-a"), ("HIP_VISIBLE_DEVICES", None)), on_processor=True)
+    engine = isolated(tmp_path, "a", "says what it was told", place)
+    with pytest.raises(EngineUnavailable) as told:
+        await engine.run(Recorder().report)
+    assert str(told.value).startswith("{'CUDA_VISIBLE_DEVICES': 'GPU-a'}, on the processor: True")
+
+
+async def test_one_that_is_moved_while_it_loads_is_loaded_again_elsewhere(tmp_path: Path) -> None:
+    engine = isolated(tmp_path, "a", "loads when it may", Place("here"))
+    several = SeveralEngines([Part("llama", engine, ("a",)), part(PacedEngine("good"))], waits=IMPATIENT)
+    async with running(several) as bench:
+        with trio.fail_after(20):
+            while not (tmp_path / "a.begun").exists():
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        engine.move(Place("there"), "a GPU is gone")
+        (tmp_path / "a.go").touch()
+        await until(bench, lambda: "a" in names(several))
+        assert several.parts()[0].where == "there"
+        assert several.statistics().restarts == 1
+
+
 CARDS = [
     Card(GpuVendor.NVIDIA, n, "RTX", "nvml", vram_bytes=size * GB, vram_used_bytes=0, slot=f"0000:0{n}:00.0", uuid=uuid)
     for n, size, uuid in ((0, 24, "GPU-a"), (1, 12, "GPU-b"))
@@ -284,7 +310,7 @@ async def test_only_what_ran_on_a_card_that_is_gone_is_moved(tmp_path: Path) -> 
         pid = engines["small"].pid
         runs = {name: bench.start(Kind.CHAT, chat("?"), model=name) for name in engines}
         await bench.recorder.until(lambda: all(bench.recorder.of(run) for run in runs.values()))
-        several.cards_gone(CARDS[:1])
+        several.lose_cards(CARDS[:1])
         end = await bench.recorder.end_of(runs["large"])
         assert isinstance(end, EngineFailed)
         await until(bench, lambda: names(several) == ["large", "small"])
@@ -293,20 +319,25 @@ async def test_only_what_ran_on_a_card_that_is_gone_is_moved(tmp_path: Path) -> 
         assert engines["large"].place is not None
         assert engines["large"].place.on_processor
         assert [one.where for one in several.parts()] == ["the processor", "RTX (nvidia 1)"]
-        several.cards_gone([Card(GpuVendor.AMD, 0, "another", "sysfs")])
+        several.lose_cards([Card(GpuVendor.AMD, 0, "another", "sysfs")])
         assert names(several) == ["large", "small"]
 
 
 async def test_what_has_no_place_once_a_card_is_gone_is_withdrawn_for_good(tmp_path: Path) -> None:
-    several, _engines = divided(tmp_path, 4 * GB)
+    several, engines = divided(tmp_path, 4 * GB)
     async with running(several) as bench:
         run = bench.start(Kind.CHAT, chat("?"), model="large")
         await bench.recorder.until(lambda: bool(bench.recorder.of(run)))
-        several.cards_gone(CARDS[:1])
+        several.lose_cards(CARDS[:1])
         end = await bench.recorder.end_of(run)
         assert isinstance(end, EngineFailed)
         assert end.code is Refusal.ENGINE_FAILED
         await until(bench, lambda: names(several) == ["small"])
+        # Not even tried: what is on the processor would take the memory of others.
+        with trio.fail_after(10):
+            while engines["large"].statistics().state is not EngineState.STOPPED:
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        assert names(several) == ["small"]
         assert "large needs 20.0 GB" in several.statistics().last_error
         refused = await bench.refusal(Kind.CHAT, chat("?"), model="large")
         assert refused.code is Refusal.ENGINE_UNAVAILABLE

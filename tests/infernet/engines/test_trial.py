@@ -10,6 +10,8 @@ from trio.testing import MockClock
 
 from infernet.engines import benchmark
 from infernet.engines.benchmark import Benchmark, Speed, kept, prompts, speeds_of
+from infernet.engines.contract import EngineUnavailable, Report
+from infernet.engines.several import Part, SeveralEngines
 from infernet.engines.trial import Trial, TrialFailed, question, try_engine
 from tests.helpers_engine import PacedEngine
 
@@ -42,6 +44,19 @@ async def test_an_engine_that_refuses_or_says_nothing_is_told() -> None:
         await try_engine(PacedEngine(context_tokens=3), lambda _: [question()], 21, 5, 60)
     with pytest.raises(TrialFailed, match="answered with nothing"):
         await try_engine(PacedEngine(answer_tokens=0), lambda _: [question()], 21, 5, 60)
+
+
+async def test_one_of_several_that_does_not_load_fails_the_trial_of_all() -> None:
+    class Damaged(PacedEngine):
+        """A paced engine that cannot load."""
+
+        async def run(self, report: Report, *, task_status: object = None) -> None:
+            """Say why."""
+            raise EngineUnavailable("the file is damaged")
+
+    parts = [Part("paced", PacedEngine("good"), ("good",)), Part("paced", Damaged("bad"), ("bad",))]
+    with pytest.raises(TrialFailed, match=r"^bad is not served: the file is damaged$"):
+        await try_engine(SeveralEngines(parts), lambda _: [question()], 3, 5, 60)
 
 
 async def test_rounds_are_measured_and_their_medians_kept(tmp_path: Path) -> None:

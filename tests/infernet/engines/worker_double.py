@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 import threading
+from pathlib import Path
 
 from infernet.engines.frames import (
     Device,
@@ -38,9 +39,19 @@ def say(report: WorkerReport) -> None:
     os.write(1, encode(report))
 
 
-def load() -> None:
+def load(command: Load) -> None:
     """Answer to `Load`."""
     match MODE:
+        case "says what it was told":
+            environ = {name: os.environ[name] for name in sorted(os.environ) if name.endswith("VISIBLE_DEVICES")}
+            say(LoadFailed(f"{environ}, on the processor: {command.config.on_processor}"))
+        case "loads when it may":
+            model = Path(command.config.path)
+            model.with_suffix(".begun").touch()
+            pause = threading.Event()
+            while not model.with_suffix(".go").exists():
+                pause.wait(0.01)
+            say(Ready(512))
         case "cannot load":
             sys.stderr.write("E gguf_init_from_reader: failed to read magic\nsomebody's secret prompt\n")
             sys.stderr.flush()
@@ -136,7 +147,7 @@ while data := os.read(0, 65536):
     for command in reader.feed(data):
         match command:
             case Load():
-                load()
+                load(command)
             case Look():
                 look()
             case Ping():
