@@ -103,7 +103,15 @@ class Feed:
         self._spawn(self._drain)
 
     def _spawn(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=f"tui-{work.__name__.strip('_')}", daemon=True).start()
+        threading.Thread(
+            target=self._guarded, args=(work,), name=f"tui-{work.__name__.strip('_')}", daemon=True
+        ).start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - what leaves a thread is a traceback across the screen
+            self._post(Told(f"something unexpected went wrong ({type(error).__name__}): a part of this may be old"))
 
     def _post(self, news: News) -> None:
         if not self._stopped.is_set():

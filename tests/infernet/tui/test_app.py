@@ -213,6 +213,13 @@ async def test_nothing_is_drained_where_nothing_runs() -> None:
         assert "no node to drain" in view.screen
 
 
+@pytest.mark.parametrize("before", ["1", "question_mark", "slash"])
+async def test_ctrl_c_leaves_from_anywhere(before: str) -> None:
+    async with watched() as view:
+        await view.pilot.press(before, "ctrl+c")
+        assert view.view._exit
+
+
 async def test_r_asks_again_and_q_leaves() -> None:
     async with watched() as view:
         await view.press("r")

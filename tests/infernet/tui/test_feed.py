@@ -152,6 +152,20 @@ async def test_gpus_are_told_without_what_names_the_very_card(config: Config) ->
     assert "0000:01" not in repr(told)
 
 
+async def test_what_breaks_in_a_thread_is_one_line_and_the_rest_goes_on(config: Config) -> None:
+    def broken() -> list[Card]:
+        raise ZeroDivisionError
+
+    feed = Feed(config, 0.25, find=broken)
+    heard = Heard(feed)
+    told = await heard.until(lambda news: isinstance(news, Told))
+    assert isinstance(told, Told)
+    assert "ZeroDivisionError" in told.text
+    async with running(FakeNode(), config):
+        await heard.until(is_snapshot)
+    feed.stop()
+
+
 def test_a_card_in_trouble_says_which_and_why() -> None:
     row = as_row(Card(GpuVendor.AMD, 1, "Radeon", "pci", trouble="no driver"))
     assert (row.index, row.trouble) == (1, "Radeon: no driver")
