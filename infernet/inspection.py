@@ -158,15 +158,17 @@ class Inspection:
 
     def _live_peer(self, row: dict[str, Any]) -> dict[str, Any]:
         shown = {name: row[name] for name in ("node_id", "name", "role", "availability", "connected", "load", "age_s")}
-        return shown | {"how": self._how_connected(row), "models": row["models"][:LIVE_MODELS_MAX]}
-
-    def _how_connected(self, row: dict[str, Any]) -> str | None:
+        shown |= {"models": row["models"][:LIVE_MODELS_MAX], "how": None, "round_trip_ms": None}
         if not row["connected"]:
-            return None
+            return shown
         node = NodeId(bytes.fromhex(row["node_id"]))
         if self.link is not None and self._driver.carrier_of(node) is self.link:
-            return "link"
-        return "relay" if is_circuit(self._driver.peer.connected_at(node)) else "direct"
+            return shown | {"how": "link"}
+        round_trip_s = self._transport.round_trip_s(node) if self._transport is not None else None
+        return shown | {
+            "how": "relay" if is_circuit(self._driver.peer.connected_at(node)) else "direct",
+            "round_trip_ms": round(1000 * round_trip_s, 1) if round_trip_s is not None else None,
+        }
 
     def _counts(self, jobs: JobCounts) -> dict[str, Any]:
         """What has been done since the start."""

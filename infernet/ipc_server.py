@@ -415,9 +415,9 @@ async def _cancel_at_hang_up(stream: trio.SocketStream, scope: trio.CancelScope)
     scope.cancel()
 
 
-async def _send(stream: trio.SocketStream, reply: dict[str, Any], timeout_s: float = WRITE_TIMEOUT_S) -> None:
+async def _send(stream: trio.SocketStream, reply: dict[str, Any], timeout_s: float | None = None) -> None:
     # A text may end in half a character of a broken pair; `ensure_ascii` writes it as an escape.
-    with trio.fail_after(timeout_s):
+    with trio.fail_after(WRITE_TIMEOUT_S if timeout_s is None else timeout_s):
         await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 

@@ -65,7 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json or not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") == "dumb":
         raise Misuse("the live view needs a terminal: for programs there is `infernet status --json`")
     config = places()
-    look_has_colour = not os.environ.get("NO_COLOR")
+    has_colour = not os.environ.get("NO_COLOR")
+    if has_colour:
+        # An empty one asks for nothing, and Textual takes it for one.
+        os.environ.pop("NO_COLOR", None)
     try:
         import textual  # noqa: F401 - whether it is there
     except ImportError:
@@ -74,5 +77,5 @@ def run(arguments: argparse.Namespace) -> int:
     from infernet.tui.feed import Feed
     from infernet.tui.panels import Look
 
-    LiveView(Feed(config, arguments.refresh), Look(look_has_colour)).run(mouse=False)
+    LiveView(Feed(config, arguments.refresh), Look(has_colour)).run(mouse=False)
     return 0

@@ -216,6 +216,9 @@ class Transport(Protocol):
     def peers(self) -> list[NodeId]:
         """Those we are connected to."""
 
+    def round_trip_s(self, peer: NodeId) -> float | None:
+        """How long a peer took to answer when it was last asked for a sign of life; None where that is not known."""
+
     def addresses(self) -> list[str]:
         """The multiaddrs we listen on, each ending in our /p2p/ PeerId."""
 

@@ -278,6 +278,11 @@ class Libp2pTransport:
         """As `Transport.peers`."""
         return self._running.connections.peers() if self._running else []
 
+    def round_trip_s(self, peer: NodeId) -> float | None:
+        """As `Transport.round_trip_s`; of the newest connection that knows it."""
+        connections = self._running.connections.of(peer) if self._running else []
+        return next((s for each in connections if (s := each.muxer.round_trip_s) is not None), None)
+
     def addresses(self) -> list[str]:
         """As `Transport.addresses`; a wildcard stands for the addresses that this machine's interfaces have now."""
         # While the transport stops, its listeners are closed one after the other.

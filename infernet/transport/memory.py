@@ -260,6 +260,10 @@ class MemoryTransport:
         """As `Transport.peers`."""
         return list(self._links)
 
+    def round_trip_s(self, peer: NodeId) -> float | None:  # noqa: ARG002 - as the contract has it
+        """As `Transport.round_trip_s`; nobody is asked for a sign of life here."""
+        return None
+
     def addresses(self) -> list[str]:
         """As `Transport.addresses`."""
         return [_PREFIX + peer_id(self.node_id)] if self._nursery else []

@@ -178,6 +178,9 @@ class YamuxConnection:
         self._flushed = trio.Event()
         self._heard_at_s = trio.current_time()
         self._used_at_s = self._heard_at_s
+        #: How long the peer took to answer the last ping; None before the first, which comes after some silence.
+        self.round_trip_s: float | None = None
+        self._pinged_at_s: float | None = None
         self._sending_bytes = 0
         self._control_frames_left = float(CONTROL_FRAMES_BURST)
         self._watched: set[int] = set()
@@ -315,8 +318,11 @@ class YamuxConnection:
             now_s = trio.current_time()
             self._count_control_frames(now_s - self._heard_at_s)
             self._heard_at_s = now_s
+            pongs = self.session.pongs
             for event in self.session.receive(data):
                 self._dispatch(event)
+            if self.session.pongs != pongs and self._pinged_at_s is not None:
+                self.round_trip_s, self._pinged_at_s = now_s - self._pinged_at_s, None
             self.wake_writer()
             self._end_if_drained()
         raise ChannelBroken("the peer closed it")
@@ -382,6 +388,7 @@ class YamuxConnection:
                 continue
             heard_at_s = self._heard_at_s
             self.session.ping(0)
+            self._pinged_at_s = trio.current_time()
             self.wake_writer()
             # In two halves: when this process stood still, the answer may be here and not be read yet.
             for _ in range(2):

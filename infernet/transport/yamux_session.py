@@ -128,6 +128,8 @@ class Session:
         self.control_frames = 0
         self.going_away = False
         self.peer_going_away = False
+        #: Answers to pings so far.
+        self.pongs = 0
         self._peer_parity = 0 if initiator else 1
         self._next_id = 1 if initiator else 2
         # Streams of the peer on which somebody works here, those that are gone already included.
@@ -225,6 +227,8 @@ class Session:
             raise YamuxError(f"a ping names stream {stream_id}")
         if flags & SYN:
             self._answer(header(PING, ACK, SESSION_ID, value))
+        elif flags & ACK:
+            self.pongs += 1
 
     def _on_go_away(self, stream_id: int, code: int, events: list[Event]) -> None:
         if stream_id != SESSION_ID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar, Final, Protocol
 
 from rich.text import Text
@@ -84,6 +85,7 @@ class LiveView(App[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         ("q", "leave", "quit"),
+        Binding("ctrl+c", "leave", "quit", priority=True),
         ("r", "again", "refresh"),
         ("d", "drain", "drain"),
         ("question_mark", "explain", "help"),
@@ -120,12 +122,18 @@ class LiveView(App[None]):
 
     def on_mount(self) -> None:
         self._draw()
-        self._source.start(lambda news: self.post_message(Arrived(news)))
+        self._source.start(self._hear)
 
     def on_unmount(self) -> None:
         self._source.stop()
 
     # ------------------------------------------------------------ news
+
+    def _hear(self, news: News) -> None:
+        """Called from the threads of the source."""
+        # The loop may have ended since they looked.
+        with suppress(RuntimeError):
+            self.post_message(Arrived(news))
 
     def on_arrived(self, message: Arrived) -> None:
         match message.news:

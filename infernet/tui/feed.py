@@ -7,8 +7,8 @@ holds up nobody, and a node that went away is looked for again every second.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -94,15 +94,24 @@ class Feed:
         self._wake.set()
 
     def refresh(self) -> None:
-        """Ask the node anew, now."""
+        """Ask the node anew, now, or look for it at once."""
         self._wake.set()
+        self._spawn(self._look)
 
     def drain(self) -> None:
         """Let the node finish its jobs and end."""
         self._spawn(self._drain)
 
     def _spawn(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, name=f"tui-{work.__name__.strip('_')}", daemon=True).start()
+        threading.Thread(
+            target=self._guarded, args=(work,), name=f"tui-{work.__name__.strip('_')}", daemon=True
+        ).start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - what leaves a thread is a traceback across the screen
+            self._post(Told(f"something unexpected went wrong ({type(error).__name__}): a part of this may be old"))
 
     def _post(self, news: News) -> None:
         if not self._stopped.is_set():
@@ -121,19 +130,28 @@ class Feed:
                 self._post(Away(_explained(error)))
             except ipc.IpcError as error:
                 self._post(Away(str(error)))
-            else:
-                continue  # it was asked for anew
             self._wake.wait(AGAIN_S)
 
     def _read_snapshots(self) -> None:
-        silence_s = self._interval_s + SILENCE_S
-        payload = {"interval_s": self._interval_s}
-        with closing(ipc.stream(self._config.socket_path, "subscribe", payload, silence_s=silence_s)) as events:
+        with closing(self._subscribe()) as events:
+            for name, data in events:
+                if self._stopped.is_set():
+                    return
+                if name == "snapshot":
+                    self._post(Snapshot(data))
+
+    def _look(self) -> None:
+        """One snapshot, beside those that come anyway."""
+        # What goes wrong is told by whoever waits for the others.
+        with suppress(ipc.IpcError), closing(self._subscribe()) as events:
             for name, data in events:
                 if name == "snapshot":
                     self._post(Snapshot(data))
-                if self._wake.is_set() or self._stopped.is_set():
                     return
+
+    def _subscribe(self) -> Generator[tuple[str, dict[str, Any]]]:
+        payload = {"interval_s": self._interval_s}
+        return ipc.stream(self._config.socket_path, "subscribe", payload, silence_s=self._interval_s + SILENCE_S)
 
     def _drain(self) -> None:
         try:

@@ -119,7 +119,7 @@ def overview(model: Model, look: Look, width: int, height: int) -> list[Text]:
             lines += [Text(), *more[: max(2, room // 5)]]
     room = height - len(lines) - 2
     if room > 0:
-        lines += [Text(), look.text(("log", "bold")), *log(model, look, width, is_filtered=False)[-room:]]
+        lines += [Text(), _fit(look.text(("log", "bold")), width), *log(model, look, width, is_filtered=False)[-room:]]
     return lines[:height]
 
 

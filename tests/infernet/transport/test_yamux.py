@@ -153,6 +153,26 @@ async def test_a_silent_peer_is_given_up_sooner_while_somebody_waits_for_it() ->
         nursery.cancel_scope.cancel()
 
 
+async def test_how_long_a_sign_of_life_takes_is_measured_and_one_that_nobody_asked_for_is_not() -> None:
+    async with attacked() as (end, theirs), trio.open_nursery() as nursery:
+
+        async def answer_late() -> None:
+            await theirs.send_all(header(frames.PING, frames.ACK, frames.SESSION_ID, 0))
+            while (data := await theirs.receive_some(65536)) and data != header(
+                frames.PING, frames.SYN, frames.SESSION_ID, 0
+            ):
+                pass
+            assert end.connection.round_trip_s is None
+            await trio.sleep(0.25)
+            await theirs.send_all(header(frames.PING, frames.ACK, frames.SESSION_ID, 0))
+            await swallow(theirs)
+
+        nursery.start_soon(answer_late)
+        await trio.sleep(KEEPALIVE_S + 1)
+        assert end.connection.round_trip_s == pytest.approx(0.25)
+        nursery.cancel_scope.cancel()
+
+
 async def test_nobody_waits_on_a_stream_that_has_ended() -> None:
     async with attacked() as (end, theirs), trio.open_nursery() as nursery:
         nursery.start_soon(swallow, theirs)

@@ -1,7 +1,6 @@
 """infernet/tui/app.py: what the screen shows, at two sizes, and what each key does. Pictures lie in golden/ as text.
 
-`python -m tests.infernet.tui.test_app` is not needed: a picture that is no longer right is written beside its file as
-`.new`, to be looked at and put in its place.
+A picture that is no longer right is written beside its file as `.new`, to be looked at and put in its place.
 """
 
 from __future__ import annotations
@@ -214,6 +213,13 @@ async def test_nothing_is_drained_where_nothing_runs() -> None:
         assert "no node to drain" in view.screen
 
 
+@pytest.mark.parametrize("before", ["1", "question_mark", "slash"])
+async def test_ctrl_c_leaves_from_anywhere(before: str) -> None:
+    async with watched() as view:
+        await view.pilot.press(before, "ctrl+c")
+        assert view.view._exit
+
+
 async def test_r_asks_again_and_q_leaves() -> None:
     async with watched() as view:
         await view.press("r")
@@ -232,5 +238,6 @@ async def test_without_colour_no_cell_has_one() -> None:
             styles = [segment.style for strip in strips for segment in strip if segment.style is not None]
             named = {style.color.name for style in styles if style.color is not None}
             colours[has_colour] = named - {"default", "ansi_default"}
-    assert {"yellow", "cyan", "red"} <= colours[True]
+    # Red, yellow and cyan, as the terminal has them.
+    assert {"color(1)", "color(3)", "color(6)"} <= colours[True]
     assert colours[False] == set()

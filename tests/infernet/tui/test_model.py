@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infernet.tui.model import HISTORY_MAX, LOG_LINES_MAX, ROWS_MAX, Model
@@ -15,7 +15,7 @@ from tests.helpers_tui import HOSTILE, hostile_snapshot, job, line, peer, snapsh
 json_like = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
-    max_leaves=12,
+    max_leaves=4,
 )
 KNOWN = ("status", "jobs", "peers", "at_s", "output_tokens", "jobs_left_out", "peers_left_out")
 IN_STATUS = ("name", "engine", "coordinator", "money", "models", "counts", "hours", "ends_in_s", "uptime_s", "reached")
@@ -30,6 +30,7 @@ snapshots = of(KNOWN, json_like | st.lists(of(ROWS, json_like), max_size=4) | of
 
 
 @given(snapshots, st.integers(1, 130), st.integers(1, 50), st.booleans())
+@settings(deadline=None, max_examples=60)
 def test_whatever_is_said_can_be_drawn(data: dict[str, Any], width: int, height: int, has_colour: bool) -> None:
     model, look = Model(), Look(has_colour)
     for _ in range(2):
