@@ -32,6 +32,7 @@ FILE_NAME: Final = "config.toml"
 SOCKET_PATH_BYTES_MAX: Final = 99
 #: No setting, because settings are shown: the API key of the engine's server.
 ENGINE_KEY_VARIABLE: Final = "INFERNET_ENGINE_KEY"
+_OTHER_VARIABLES: Final = (ENGINE_KEY_VARIABLE, *(name for setting in SETTINGS for name in setting.variables[1:]))
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
@@ -214,8 +215,9 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     _read_document(document or {}, path, sources)
     for setting in SETTINGS:
         # An empty variable counts as unset, as in most programs.
-        if environ.get(setting.variable):
-            sources.read(setting, environ[setting.variable], "environment", setting.variable)
+        variable = next((name for name in setting.variables if environ.get(name)), None)
+        if variable is not None:
+            sources.read(setting, environ[variable], "environment", variable)
         if flags is not None and flags.get(setting.name) is not None:
             sources.read(setting, flags[setting.name], "flag", setting.flag)
     sources.warnings += _unknown_variables(environ)
@@ -316,7 +318,7 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return [
         f"unknown variable {prefix}{word} has no effect; did you mean {BY_NAME[near[0]].variable}?"
         for word in words
-        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_") and prefix + word != ENGINE_KEY_VARIABLE
+        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_") and prefix + word not in _OTHER_VARIABLES
         if (near := difflib.get_close_matches(word.lower(), BY_NAME, n=1, cutoff=0.8))
     ]
 

@@ -48,11 +48,18 @@ class Setting:
     help: str
     #: Whether `infernet start` writes it into the file when its flag is given: what somebody hides stays hidden.
     is_kept: bool = False
+    #: Another name that it had in the environment, and that counts where the one of today is not set.
+    old_variable: str | None = None
 
     @property
     def variable(self) -> str:
         """Its name in the environment."""
         return "INFERNET_" + self.name.upper()
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All its names in the environment; the first that is set counts."""
+        return (self.variable, self.old_variable) if self.old_variable is not None else (self.variable,)
 
 
 def _whole_number(low: int, high: int, unit: str = "") -> Reader:
@@ -258,8 +265,20 @@ ENGINE_KEY_FILE_HELP: Final = (
 )
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
-    Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
-    Setting("coordinator_url", "--url", read_url, "the coordinator to link to (default: none)"),
+    Setting(
+        "name",
+        "--name",
+        _name,
+        "what others see it called (default: its role and the start of its key)",
+        old_variable="INFERNET_NODE_NAME",
+    ),
+    Setting(
+        "coordinator_url",
+        "--url",
+        read_url,
+        "the coordinator to link to (default: none)",
+        old_variable="INFERNET_CONTROL_PLANE_URL",
+    ),
     Setting("coordinator_key", "--coordinator-key", read_node, "its public key; another one is refused"),
     Setting("p2p_enabled", "--p2p", _yes_or_no, "connect to peers over libp2p"),
     Setting("p2p_port", "--p2p-port", _whole_number(0, PORT_MAX), "TCP port to listen on (0: any free one)"),
