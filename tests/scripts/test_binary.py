@@ -1,4 +1,4 @@
-"""scripts/_binary.py and packaging/binary/unpack.sh: one file that unpacks itself once, checked, and becomes what it holds.
+"""scripts/_binary.py and packaging/binary/unpack.sh: one file that unpacks itself once, checked.
 
 The program inside is a double, a shell script. tests/packaging has the real one.
 """
