@@ -177,6 +177,18 @@ def test_a_coordinator_that_is_not_there_is_one_line_and_leaves_nothing(short_ho
     assert list(container.home.rglob("identity.key")) == []
 
 
+def test_a_key_that_was_given_is_not_asked_for(short_home: Path) -> None:
+    """The coordinator is not there, and its key is known: the container gets as far as it can without a model."""
+    key = "02" * 32
+    url = f"http://127.0.0.1:{free_port()}"
+    container = Container(short_home, INFERNET_COORDINATOR_URL=url, INFERNET_COORDINATOR_KEY=key, INFERNET_MODEL="none")
+    done = container.run()
+    assert done.returncode == 1
+    assert "none" in done.stderr.strip().splitlines()[-1]
+    settings = (container.home / "config" / "config.toml").read_text()
+    assert (url in settings, key in settings) == (True, True)
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_two_variables_make_a_node_that_stays_the_same(short_home: Path, starter_model_path: Path) -> None:
