@@ -227,5 +227,7 @@ def self_command() -> list[str]:
 
 def self_environment() -> dict[str, str]:
     """Environment variables under which `self_command` finds the modules that this process has found."""
+    if getattr(sys, "frozen", False):
+        return dict(os.environ)
     folder = str(Path(__file__).resolve().parents[2])
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))}

@@ -19,6 +19,7 @@ from infernet.config import Config, load, make_private_directory, places
 from infernet.firewalls import find_program
 from infernet.lock import running_pid
 from infernet.log_lines import LINE_BYTES_MAX, for_people, for_programs
+from infernet.packaged import is_packaged, program_file, unpacked_beside
 from infernet.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd, read_ours
 from infernet.settings import BY_NAME
 
@@ -102,13 +103,21 @@ def service(config: Config) -> service_units.Service:
     words = ["start", "--foreground", *(["--log-to-file"] if sys.platform == "darwin" else [])]
     environment = {"INFERNET_HOME": str(config.config_dir.parent)} if os.environ.get("INFERNET_HOME") else {}
     folder = Path(service_units.__file__).resolve().parents[1]
-    if not getattr(sys, "frozen", False) and str(folder) not in map(sysconfig.get_path, ("purelib", "platlib")):
+    if not is_packaged() and str(folder) not in map(sysconfig.get_path, ("purelib", "platlib")):
         environment["PYTHONPATH"] = str(folder)
     writes = [config.config_dir, config.state_dir, config.data_dir]
     if config.socket_path.parent not in writes:
         writes.append(config.socket_path.parent)
+    if is_packaged():
+        # What the next version unpacks itself in.
+        writes.append(unpacked_beside())
     mark = service_units.home_mark(config.state_dir)
-    return service_units.Service([*self_command(), *words], environment, writes, mark)
+    return service_units.Service([*_program(), *words], environment, writes, mark)
+
+
+def _program() -> list[str]:
+    """What a unit starts: of a packaged program its file, which stays where it is when it is replaced."""
+    return [str(program_file())] if is_packaged() else self_command()
 
 
 def text_for_user(config: Config) -> bytes:
@@ -139,7 +148,7 @@ def _unit(arguments: argparse.Namespace) -> int:
     config = places()
     if arguments.system:
         of_system = service(config)
-        steps = _SYSTEM_STEPS.format(command=" ".join(self_command()))
+        steps = _SYSTEM_STEPS.format(command=" ".join(_program()))
         text, path = (
             f"{service_units.system_unit(of_system)}\n{steps}\n",
             f"/etc/systemd/system/{service_units.UNIT_NAME}",
@@ -161,7 +170,7 @@ def _install(arguments: argparse.Namespace) -> int:
     text = text_for_user(config)
     for folder in service(config).writes:
         make_private_directory(folder)
-    taken = [setting.variable for setting in BY_NAME.values() if os.environ.get(setting.variable)]
+    taken = [name for setting in BY_NAME.values() for name in setting.variables if os.environ.get(name)]
     if taken:
         warn(f"the service does not see {', '.join(taken)}: what it is to know is in the file (`infernet config set`)")
     pid = running_pid(config.pid_file)

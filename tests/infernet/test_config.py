@@ -66,6 +66,16 @@ def test_every_setting_is_a_field_and_every_field_but_the_folders_is_a_setting(h
     assert fields == set(BY_NAME)
 
 
+def test_a_setting_has_its_old_name_in_the_environment_too(home: Path) -> None:
+    old = {"INFERNET_CONTROL_PLANE_URL": "http://127.0.0.1:8080", "INFERNET_NODE_NAME": "old"}
+    result = loaded(home, {"coordinator_key": NODE.hex()}, **old)
+    assert (result.config.coordinator_url, result.config.name) == ("http://127.0.0.1:8080", "old")
+    assert (result.origins["name"], result.warnings) == ("environment", ())
+    assert loaded(home, INFERNET_NODE_NAME="old", INFERNET_NAME="new").config.name == "new"
+    with pytest.raises(ConfigError, match=r"^INFERNET_CONTROL_PLANE_URL must be like"):
+        loaded(home, INFERNET_CONTROL_PLANE_URL="ftp://x")
+
+
 def test_text_from_the_environment_gets_its_type(home: Path) -> None:
     result = loaded(
         home,

@@ -27,6 +27,8 @@ REGISTRY_HOSTS = (
     "crates" + ".io",
     "hugging" + "face.co",
 )
+# Where a release goes is said there; everything that is fetched comes from whatever index a machine has configured.
+PUBLISHES = {".github/workflows/release.yml"}
 MACHINE_PATH = re.compile(r"(?<![\w.~/:-])/(?:work|root|opt|tmp/env|home/[a-z]\w*)/")
 
 # Protocol modules whose whole behaviour is the types they declare; what uses them is tested.
@@ -75,6 +77,7 @@ def test_no_file_names_a_registry_or_a_path_of_somebodys_machine() -> None:
         for path in tracked()
         if (text := text_of(path)) is not None
         for match in pattern.finditer(text)
+        if str(path.relative_to(ROOT)) not in PUBLISHES
     ]
     assert not found, "\n".join(found)
 

@@ -19,13 +19,14 @@ from infernet.engines.models import STARTER
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ("build", "base", "llama", "test", "lint", "model")
+LOCKS = ("build", "base", "llama", "binary", "test", "lint", "model")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 # lock -> what pyproject.toml says must be in it, and the locks that it is installed together with
 WANTED = {
     "base": (PROJECT["project"]["dependencies"], ("base",)),
     "llama": (PROJECT["project"]["optional-dependencies"]["llama"], ("base", "llama")),
+    "binary": (PROJECT["dependency-groups"]["binary"], ("binary",)),
     "test": (PROJECT["dependency-groups"]["test"], ("base", "test")),
     "lint": (PROJECT["dependency-groups"]["lint"], ("base", "test", "lint")),
     "build": (PROJECT["dependency-groups"]["build"], ("build",)),
@@ -87,7 +88,7 @@ def test_a_lock_satisfies_the_project(lock: str) -> None:
 
 def test_locks_that_are_installed_together_agree() -> None:
     seen: dict[str, Version] = {}
-    for lock in ("build", "base", "llama", "test", "lint"):
+    for lock in ("build", "base", "llama", "binary", "test", "lint"):
         for name, version in pins(lock).items():
             assert seen.setdefault(name, version) == version, f"{name} is {seen[name]} and, in {lock}, {version}"
 

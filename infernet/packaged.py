@@ -1,0 +1,53 @@
+"""This program as one packaged file: whether it is, where that file lies, and what packing left in the environment.
+
+The file is a small shell script with the whole program behind it, which it unpacks once into a folder of this user's
+and then becomes (packaging/binary/unpack.sh). What runs is in that folder; what people keep, name and replace is the
+file, and the script hands its path on in a variable.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Final
+
+#: Set by the script: the path of the file that was started.
+FILE_VARIABLE: Final = "INFERNET_PACKAGED_FILE"
+_LIBRARY_PATHS: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LIBPATH")
+_LOADER_PREFIX: Final = "_PYI_"
+
+
+def is_packaged() -> bool:
+    """Whether this process runs the packaged program."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def program_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """The file to start, to name and to replace: the one that was packaged where it still is there."""
+    told = Path(environ.get(FILE_VARIABLE, ""))
+    if told.is_absolute() and told.is_file() and os.access(told, os.X_OK):
+        return told
+    return Path(sys.executable)
+
+
+def unpacked_beside() -> Path:
+    """The folder in which this version and others are unpacked: a newer one has to be able to write there."""
+    return Path(sys.executable).parent.parent
+
+
+def undo_loader(environ: MutableMapping[str, str]) -> None:
+    """Give programs that this one starts the environment that it was started with, and not our libraries.
+
+    What starts a packaged program points the system's linker at the libraries inside; `nvidia-smi`, `systemctl` or pip
+    would then load them in place of their own. This process has looked at those variables already.
+    """
+    for name in _LIBRARY_PATHS:
+        original = environ.pop(f"{name}_ORIG", None)
+        if original is not None:
+            environ[name] = original
+        else:
+            environ.pop(name, None)
+    for name in [name for name in environ if name.startswith(_LOADER_PREFIX)]:
+        del environ[name]

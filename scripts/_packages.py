@@ -1,0 +1,139 @@
+"""The wheel and the source distribution: built the same twice, and looked at before anybody gets them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from _binary import version
+from _environment import ROOT, Failure, clean_environ, requirement_options, step
+
+PACKAGES: Final = ("protocol", "infernet", "coordinator")
+BUILD_TIMEOUT_S: Final = 300
+RUN_TIMEOUT_S: Final = 60
+_CHECKS: Final = (
+    (("infernet", "version"), f"infernet {version()} "),
+    (("infernet", "--help"), "usage: infernet VERB"),
+    (("infernet", "start", "--help"), "usage: infernet start"),
+    (("infernet-coordinator", "--help"), "usage: infernet-coordinator"),
+)
+
+
+@dataclass(frozen=True)
+class Packages:
+    """The two files that a Python installer takes."""
+
+    wheel: Path
+    sdist: Path
+
+
+def build(python: Path, target: Path, epoch_s: int) -> Packages:
+    """Build both, twice, into the folder `target`. Raises `Failure` also where the second time gives something else."""
+    with (
+        step("Building wheel and source distribution, twice"),
+        tempfile.TemporaryDirectory(prefix="infernet-") as scratch,
+    ):
+        first = _build_once(python, target, epoch_s)
+        second = _build_once(python, Path(scratch), epoch_s)
+        for one, other in ((first.wheel, second.wheel), (first.sdist, second.sdist)):
+            if one.read_bytes() != other.read_bytes():
+                raise Failure(f"{one.name} came out differently the second time: something in it depends on when")
+    look_into(first)
+    return first
+
+
+def _build_once(python: Path, target: Path, epoch_s: int) -> Packages:
+    done = subprocess.run(
+        [str(python), "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", str(target)],
+        cwd=ROOT,
+        env=clean_environ() | {"SOURCE_DATE_EPOCH": str(epoch_s)},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=BUILD_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout[-4000:])
+        raise Failure("hatchling could not build; its words stand above")
+    return Packages(target / f"infernet-{version()}-py3-none-any.whl", target / f"infernet-{version()}.tar.gz")
+
+
+def look_into(packages: Packages) -> None:
+    """Whether everything is in both files that belongs there, and nothing else. Raises `Failure`."""
+    with zipfile.ZipFile(packages.wheel) as wheel:
+        complain_about(packages.wheel.name, wheel.namelist())
+    top = f"infernet-{version()}/"
+    with tarfile.open(packages.sdist) as sdist:
+        names = [name.removeprefix(top) for name in sdist.getnames()]
+    complain_about(packages.sdist.name, names, "pyproject.toml", "LICENSE", "README.md", "requirements/base.txt")
+
+
+def complain_about(name: str, names: Iterable[str], *more: str) -> None:
+    """Raise `Failure` for a file that is missing, or that has no business there."""
+    names = set(names)
+    # Modules, and the pages that the coordinator serves.
+    files = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    missing = {*(str(path) for path in files if "__pycache__" not in path.parts), *more} - names
+    if missing:
+        raise Failure(f"{name} lacks {', '.join(sorted(missing)[:5])}")
+    strange = [entry for entry in names if {"tests", "scripts", "__pycache__", ".cache"} & set(Path(entry).parts)]
+    if strange:
+        raise Failure(f"{name} holds what nobody installs: {', '.join(sorted(strange)[:5])}")
+
+
+def try_out(wheel: Path) -> None:
+    """Install the wheel with its locked dependencies into an environment that has nothing else, and use it."""
+    with tempfile.TemporaryDirectory(prefix="infernet-clean-") as scratch:
+        folder = Path(scratch) / "venv"
+        with step("Making a clean environment"):
+            _quiet([sys.executable, "-m", "venv", str(folder)])
+        pip = [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-input",
+            "install",
+            "-q",
+        ]
+        with step("Installing the wheel there, with what it needs (a minute)"):
+            _quiet([*pip, "--no-deps", *requirement_options("build")])
+            _quiet([*pip, "--no-deps", "--no-build-isolation", "--use-pep517", *requirement_options("base")])
+            _quiet([*pip, "--no-deps", "--no-index", str(wheel)])
+        with step("Using it"):
+            for words, expected in _CHECKS:
+                _expect(folder, words, expected, home=Path(scratch))
+
+
+def _quiet(command: list[str]) -> None:
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environ(), check=False, capture_output=True, text=True, timeout=900
+    )
+    if done.returncode != 0:
+        sys.stderr.write((done.stdout + done.stderr)[-4000:])
+        raise Failure("the clean environment could not be made (pip's words stand above): check the network")
+
+
+def _expect(folder: Path, words: tuple[str, ...], expected: str, home: Path) -> None:
+    program, *arguments = words
+    done = subprocess.run(
+        [str(folder / "bin" / program), *arguments],
+        # Not the checkout, whose packages Python would take instead.
+        cwd=home,
+        env={"PATH": os.defpath, "HOME": str(home)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=RUN_TIMEOUT_S,
+    )
+    if done.returncode != 0 or expected not in done.stdout:
+        raise Failure(f"`{' '.join(words)}` does not do what it should: {(done.stderr or done.stdout).strip()[-300:]}")
