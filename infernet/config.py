@@ -88,6 +88,9 @@ class Config:
     slots: int = 4
     threads: int | None = None
     log_level: str = "info"
+    #: 0: none is opened.
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
 
     @property
     def config_file(self) -> Path:

@@ -4,7 +4,7 @@
     -> {"cmd": "chat", "payload": {...}}        <- {"ok": true, "event": "text", "data": {...}}   several, then
                                                 <- {"ok": true, "event": "done", ...} or {"ok": false, "error": ...}
 
-Commands: ping, status, stats, peers, join, why, drain, shutdown, chat, money, claim, close-leases. Closing the
+Commands: ping, status, stats, metrics, peers, join, why, drain, shutdown, chat, money, claim, close-leases. Closing the
 connection cancels a chat. Errors have the names that existing tools know. Standard library only, so that commands which
 just ask start fast.
 """

@@ -151,7 +151,8 @@ class Node:
                 await self._money.restore()
                 await nursery.start(self._money.run)
             if self._transport is not None:
-                await nursery.start(TransportCarrier(self._transport, self.driver).run)
+                self._inspection.carrier = TransportCarrier(self._transport, self.driver)
+                await nursery.start(self._inspection.carrier.run)
             if self._hardware is not None:
                 # While the engine loads its model, so that the first offer has them.
                 self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
@@ -405,6 +406,10 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What `infernet status --json` prints."""
         return self._inspection.status()
+
+    def find_cards(self) -> tuple[Card, ...]:
+        """The cards of this machine as they are now, where this node has a use for them; waits for their drivers."""
+        return tuple(self._hardware.find(self._hardware.machine)) if self._hardware is not None else ()
 
     def why(self, request: WhyRequest) -> dict[str, Any]:
         """What `infernet why --json` prints. Foreign text is not cleaned."""

@@ -183,6 +183,13 @@ def _host(value: object) -> str:
     raise ValueError("must be an IP address or a host name, without port")
 
 
+def _own_host(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise ValueError("must be an IP address of this machine, or 0.0.0.0 or :: for all of them") from None
+
+
 def _listen_host(value: object) -> str:
     try:
         return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
@@ -256,6 +263,13 @@ ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
 )
+METRICS_PORT_HELP: Final = (
+    "TCP port on which Prometheus may ask this node for its metrics (default: 0, none; `infernet stats --prometheus` "
+    "shows them without)"
+)
+METRICS_HOST_HELP: Final = (
+    "address of this machine for --metrics-port (default: 127.0.0.1; whoever reaches another one reads the metrics)"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -303,6 +317,8 @@ SETTINGS: Final = (
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
     Setting("slots", "--slots", _whole_number(1, SLOTS_MAX), "jobs that run at once"),
     Setting("threads", "--threads", _whole_number(1, THREADS_MAX), "threads of the engine (default: one core spared)"),
+    Setting("metrics_port", "--metrics-port", _whole_number(0, PORT_MAX), METRICS_PORT_HELP),
+    Setting("metrics_host", "--metrics-host", _own_host, METRICS_HOST_HELP),
     Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -60,13 +60,24 @@ def _model(value: Any) -> str:
 _SHOWN: Final[dict[str, Show]] = {
     "coordinator_url": _url,
     "listen_hosts": _hosts,
+    "metrics_host": _kind_of_host,
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
     **dict.fromkeys(("peers", "dht_peers", "allow"), _count),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
-            *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
+            *(
+                "dht_port",
+                "free_for",
+                "reports",
+                "engine",
+                "context_tokens",
+                "slots",
+                "threads",
+                "metrics_port",
+                "log_level",
+            ),
         ),
         _plain,
     ),
