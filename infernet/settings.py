@@ -164,6 +164,40 @@ def read_engine_url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
+def read_proxy(value: object) -> str | None:
+    """A SOCKS5 proxy as `socks5h://address:port`, or none. Raises ValueError."""
+    allowed = "must be like socks5://127.0.0.1:9050, or none"
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        raise ValueError(allowed)
+    if value.strip().lower() == "none":
+        return None
+    try:
+        parts = urlsplit(value.strip())
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{allowed}: user name and password go into a file, see --proxy-login-file")
+    if parts.scheme not in ("socks5", "socks5h") or not port or parts.path not in ("", "/"):
+        raise ValueError(allowed)
+    if parts.query or parts.fragment:
+        raise ValueError(allowed)
+    try:
+        # To look up its name, somebody would have to be asked without it.
+        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ValueError(f"{allowed}: with its IP address, for a name would be looked up around it") from None
+    return f"socks5h://[{ip}]:{port}" if ip.version == 6 else f"socks5h://{ip}:{port}"
+
+
+def split_proxy(proxy: str) -> tuple[str, int]:
+    """Address and port of what `read_proxy` gave."""
+    parts = urlsplit(proxy)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
 def read_node(value: object) -> NodeId:
     """A public key in any of its forms. Raises ValueError."""
     try:
@@ -263,6 +297,11 @@ ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
 )
+PROXY_HELP: Final = (
+    "SOCKS5 proxy, as socks5://127.0.0.1:9050 for Tor, by way of which everything leaves this machine or does not; "
+    "names are looked up by the proxy; none for none (default: none)"
+)
+PROXY_LOGIN_FILE_HELP: Final = "file with one line, USER:PASSWORD, for a proxy that wants it"
 METRICS_PORT_HELP: Final = (
     "TCP port on which Prometheus may ask this node for its metrics (default: 0, none; `infernet stats --prometheus` "
     "shows them without)"
@@ -294,6 +333,8 @@ SETTINGS: Final = (
         is_kept=True,
     ),
     Setting("allow_private", "--allow-private", _yes_or_no, ALLOW_PRIVATE_HELP, is_kept=True),
+    Setting("proxy", "--proxy", read_proxy, PROXY_HELP),
+    Setting("proxy_login_file", "--proxy-login-file", _text("the path of a file"), PROXY_LOGIN_FILE_HELP),
     Setting("relay", "--relay", _one_of(*RELAYS), RELAY_HELP),
     Setting("forward", "--forward", _yes_or_no, FORWARD_HELP),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),

@@ -16,6 +16,7 @@ from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
 from infernet.engines.openai_http import ApiKey
+from infernet.proxy import proxy_for
 from protocol.records import Role
 
 _KEY_BYTES_MAX: Final = 4096
@@ -35,6 +36,7 @@ async def open_engine(config: Config) -> Engine | None:
 
 def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> OpenAiConfig:
     """Which server, and what of it. Raises EngineUnavailable when its key cannot be had."""
+    proxy = proxy_for(config, config.engine_url) if config.engine_url is not None else None
     return OpenAiConfig(
         url=config.engine_url,
         models=config.engine_models,
@@ -44,6 +46,7 @@ def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> Op
         price_in_uusd=int(config.price_in_usd),
         price_out_uusd=int(config.price_out_usd),
         price_job_uusd=int(config.price_job_usd),
+        proxy=proxy.for_httpx() if proxy is not None else None,
     )
 
 

@@ -16,7 +16,14 @@ from typing import Final, NoReturn
 
 import trio
 
-from infernet.transport.addresses import CircuitAddress, TcpAddress, circuit_multiaddr, remote_multiaddr, with_peer
+from infernet.transport.addresses import (
+    CircuitAddress,
+    TcpAddress,
+    circuit_multiaddr,
+    remote_multiaddr,
+    tcp_multiaddr,
+    with_peer,
+)
 from infernet.transport.bans import Bans
 from infernet.transport.budget import HELD_BYTES_MAX, Budget
 from infernet.transport.channel import ChannelBroken
@@ -33,7 +40,7 @@ from infernet.transport.contract import (
 )
 from infernet.transport.crowd import Origin, origin_of, origin_of_circuit
 from infernet.transport.dial_back import dial_back
-from infernet.transport.dial_guard import AddressRefused, DialGuard
+from infernet.transport.dial_guard import AddressRefused, Connect, DialGuard
 from infernet.transport.dialer import AttemptFailed, Dialer
 from infernet.transport.guards import BAD_CONNECTION, Guards
 from infernet.transport.handshakes import HandshakeLimits
@@ -59,6 +66,7 @@ from infernet.transport.yamux_session import YamuxConfig
 from protocol.constants import CONTROL_DEADLINE_S, P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import is_circuit
+from protocol.networks import read_ip
 from protocol.records import Reachability
 
 logger = logging.getLogger(__name__)
@@ -110,6 +118,7 @@ class Libp2pTransport:
     listen_hosts: literal IP addresses; none means that we only dial.
     port: 0 takes any free one, the same for all hosts.
     allow_private: dial wherever strangers say, and do not count programs of this machine by their address.
+    proxy: connects by way of a proxy; then nothing is dialled without it.
     watched: protocols on whose streams somebody waits; a connection with one of them is looked after more closely.
     dial_guard: another one than `allow_private` asks for; for tests.
     """
@@ -125,6 +134,7 @@ class Libp2pTransport:
         port: int = P2P_PORT,
         limits: HostLimits | None = None,
         allow_private: bool = False,
+        proxy: Connect | None = None,
         watched: Sequence[str] = (),
         dial_guard: DialGuard | None = None,
     ) -> None:
@@ -143,7 +153,7 @@ class Libp2pTransport:
             bans=Bans(exempt_loopback=allow_private),
             handshakes=self._limits.handshakes,
             budget=Budget(self._limits.held_bytes_max),
-            dials=dial_guard or DialGuard(allow_private=allow_private),
+            dials=dial_guard or DialGuard(allow_private=allow_private, proxy=proxy),
             exempt_loopback=allow_private,
         )
         self._counts = _Counts()
@@ -339,6 +349,9 @@ class Libp2pTransport:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
+        if not self._guards.dials.is_direct:
+            # The other end of the socket is the proxy, of whom nothing is to be said or held against.
+            return self._connection(channel, _told_address(address))
         self._guards.bans.seen(peer, origin_of(stream))
         return self._connection(channel, remote_multiaddr(stream))
 
@@ -505,6 +518,11 @@ class _Running:
     handler: Handler
     connections: Connections
     is_ending: bool = False
+
+
+def _told_address(address: TcpAddress) -> str | None:
+    """Where a connection through a proxy leads, as far as we know."""
+    return tcp_multiaddr(address.host, address.port) if read_ip(address.host) is not None else None
 
 
 def _plain(error: OSError) -> str:
