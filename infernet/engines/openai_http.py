@@ -177,7 +177,13 @@ class Server:
                     await response.aclose()
         except trio.TooSlowError:
             raise ServerBroken(f"it stopped answering {path}") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL):
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.ProxyError,
+            httpx.UnsupportedProtocol,
+            httpx.InvalidURL,
+        ):
             raise ServerGone(f"nobody answers at {self.url}") from None
         except httpx.HTTPError as error:
             # Its text may quote what was sent.

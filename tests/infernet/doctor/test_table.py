@@ -16,7 +16,8 @@ IDS = {
     "clock.skew", "config.home", "config.readable", "config.known", "config.mode", "key.present", "key.mode",
     "key.whole", "home.writable", "home.private", "disk.free", "disk.inodes", "log.size", "log.crash", "lock.stale",
     "store.whole", "money.store", "node.running", "node.version", "node.settings", "node.heartbeat", "node.peers",
-    "ipc.answers", "network.up", "dns", "proxy", "port.hosts", "port.privileged", "port.taken", "port.listen",
+    "ipc.answers", "network.up", "dns", "proxy", "proxy.socks",
+    "port.hosts", "port.privileged", "port.taken", "port.listen",
     "port.reached", "coordinator.encrypted", "coordinator.reachable", "coordinator.key", "coordinator.protocol",
     "coordinator.healthy", "coordinator.listed", "model.present", "model.verified", "engine.loads", "engine.answers",
 }  # fmt: skip
