@@ -290,6 +290,11 @@ def _around_proxy(config: Config, given: Mapping[str, Any]) -> list[str]:
         for name in ("mdns", "dht")
         if given.get(name)
     ]
+    if config.address is not None and config.free_for == "known":
+        warnings.append(
+            "what forwards to this node, as an onion service does, looks like this machine, so free_for = known lets "
+            "everybody in who comes that way: set it to nobody, or to all"
+        )
     if config.listen_hosts and not all(map(_is_this_machine, config.listen_hosts)):
         warnings.append(
             "whoever connects to listen_hosts does not come through the proxy, and sees where this machine is: listen "

@@ -25,13 +25,16 @@ EVENTS: Final = frozenset(
         "engine.server_answers", "engine.server_gone", "engine.slow_cancel", "gossip.records_skipped",
         "hardware.changed", "hardware.gone", "hardware.udev_lost", "head.bad", "head.from_the_future", "ipc.failed",
         "job.attempt_failed", "job.forward_failed", "job.forwarded", "job.not_reserved", "job.refused", "job.reserved",
-        "lease.bad", "lease.not_restored", "mdns.not_sent", "mdns.unavailable", "metrics.failed",
-        "metrics.serving", "money.bad_close", "money.claimed",
-        "money.equivocation", "money.no_lease", "money.not_stored", "money.nothing_heard", "money.rejected",
-        "money.restored", "money.stored_again", "node.caught_up", "node.drained", "node.draining", "node.not_drained",
-        "node.overloaded", "node.reachability", "node.started", "node.stopped", "node.stopping", "notify.failed",
-        "peer.banned", "peer.clock_skew", "peer.fault", "peer.hang_up", "peer.misbehaved", "record.bad", "store.failed",
-        "stream.failed",
+        "lease.bad", "lease.not_restored", "mdns.not_sent", "mdns.unavailable", "metrics.failed", "metrics.serving",
+        "money.bad_close", "money.claimed", "money.equivocation", "money.no_lease", "money.not_stored",
+        "money.nothing_heard", "money.rejected", "money.restored", "money.stored_again", "node.caught_up",
+        "node.drained", "node.draining", "node.not_drained", "node.overloaded", "node.reachability", "node.started",
+        "node.stopped", "node.stopping", "notify.failed", "peer.banned", "peer.clock_skew", "peer.fault",
+        "peer.hang_up", "peer.misbehaved", "record.bad", "relay.bad_circuit", "relay.bad_request", "relay.no_circuit",
+        "relay.no_handshake", "relay.not_renewed", "relay.reserved", "relay.wrong_peer", "store.failed",
+        "stream.broken", "stream.failed", "transport.connection_broken", "transport.connection_ended",
+        "transport.handler_failed", "transport.handshake_broken", "transport.no_handshake", "transport.no_protocol",
+        "transport.not_listening", "transport.protocol_broken",
     }
 )  # fmt: skip
 _LEVELS: Final = frozenset({"debug", "info", "warning", "error", "critical"})

@@ -6,7 +6,6 @@ cost us is the business of `guards.py`, and of `connections.py` and `yamux.py` o
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NoReturn
 
+import structlog
 import trio
 
 from infernet.transport.addresses import (
@@ -69,7 +69,7 @@ from protocol.locality import is_circuit
 from protocol.networks import read_ip
 from protocol.records import Reachability
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reached
 
@@ -363,7 +363,7 @@ class Libp2pTransport:
         try:
             channel = await self._shake_inbound(stream, origin)
         except Exception:
-            logger.exception("a handshake failed in a way that we do not know")
+            log.exception("transport.handshake_broken")
             return
         if channel is not None:
             await self._serve_inbound(running, channel, remote_multiaddr(stream), origin)
@@ -387,7 +387,7 @@ class Libp2pTransport:
                 await self._guards.handshakes.turn()
                 return await secure_inbound(stream, self._identity)
             except (HandshakeFailed, ChannelBroken) as error:
-                logger.debug("no handshake with %s: %s", remote_multiaddr(stream), error)
+                log.debug("transport.no_handshake", address=remote_multiaddr(stream), error=str(error))
                 self._guards.handshake_failed(origin, error)
         self._counts.handshakes_failed += 1
         if place.cancelled_caught and trio.current_time() >= place.deadline:
@@ -435,7 +435,7 @@ class Libp2pTransport:
         try:
             await connection.muxer.run()
         except Exception:
-            logger.exception("a connection failed in a way that we do not know")
+            log.exception("transport.connection_broken")
         finally:
             running.connections.remove(connection)
             if connection.muxer.offence is not None:
@@ -448,7 +448,7 @@ class Libp2pTransport:
             self._counts.bytes_in += connection.channel.bytes_in
             self._counts.bytes_out += connection.channel.bytes_out
             peer = short(connection.info.peer)
-            logger.debug("connection with %s ended: %s", peer, connection.muxer.lost)
+            log.debug("transport.connection_ended", peer=peer, reason=str(connection.muxer.lost))
 
     # ------------------------------------------------------------ what relaying stands on
 
@@ -490,10 +490,10 @@ class Libp2pTransport:
                 agreed.watch()
             await serve_stream(agreed, partial(self._serve_protocol, running, info))
         except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
-            logger.debug("no protocol agreed with %s: %s", short(info.peer), error)
+            log.debug("transport.no_protocol", peer=short(info.peer), error=str(error))
             stream.reset()
         except Exception:
-            logger.exception("agreeing on a protocol with %s failed", short(info.peer))
+            log.exception("transport.protocol_broken", peer=short(info.peer))
             stream.reset()
         finally:
             stream.release()

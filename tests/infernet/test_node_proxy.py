@@ -248,8 +248,9 @@ def loaded(tmp_path: Path, **flags: object) -> tuple[Config, tuple[str, ...]]:
 
 def test_it_listens_only_for_what_forwards_to_it(tmp_path: Path) -> None:
     assert loaded(tmp_path)[0].listen_hosts == ()
-    config, warnings = loaded(tmp_path, address="expyuzz4wqqyqhjn.onion")
-    assert (config.listen_hosts, warnings) == (("127.0.0.1",), ())
+    config, warnings = loaded(tmp_path, address="expyuzz4wqqyqhjn.onion", free_for="nobody")
+    assert (config.listen_hosts, config.allow_private, warnings) == (("127.0.0.1",), False, ())
+    assert "lets everybody in" in loaded(tmp_path, address="expyuzz4wqqyqhjn.onion")[1][0]
     config, warnings = loaded(tmp_path, listen_hosts="0.0.0.0")
     assert config.listen_hosts == ("0.0.0.0",)
     assert "sees where this machine is" in warnings[0]
