@@ -216,7 +216,7 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
 
     from infernet.engines import download, models
     from infernet.engines.shelf import Voucher
-    from infernet.proxy import proxy_for
+    from infernet.proxy import open_proxy
 
     url = _read("what to pull", download.read_url, what)
     if arguments.name is not None:
@@ -225,7 +225,8 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
         name = _read("the name of the file (give another one with --name)", download.name_in, url)
     sha256 = _read("--sha256", download.read_sha256, arguments.sha256) if arguments.sha256 is not None else None
     config = _config()
-    store, proxy = config.models_dir, proxy_for(config, url)
+    # Also from this machine: it may send elsewhere.
+    store, proxy = config.models_dir, open_proxy(config)
     check_size = (lambda _bytes: None) if arguments.force else _refuse_too_large
     console = Console(soft_wrap=True, highlight=False, stderr=True)
     shown = nullcontext(lambda _done, _total: None) if arguments.json else models.shown_progress(console, name)

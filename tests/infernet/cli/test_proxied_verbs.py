@@ -40,6 +40,12 @@ NAME = "far.example"
 
 class _Pages(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/elsewhere.gguf":
+            self.send_response(302)
+            self.send_header("location", "http://elsewhere.example/tiny.gguf")
+            self.send_header("content-length", "0")
+            self.end_headers()
+            return
         body = EVENTS if "/stream/" in self.path else PAGES.get(self.path)
         self.send_response(404 if body is None else 200)
         self.send_header("content-length", str(len(body or b"")))
@@ -114,6 +120,15 @@ def test_a_model_is_fetched_through_it(proxied: Home, capsys: Capture, double: S
     assert outcome.code == 0, outcome.err
     assert (proxied.config.models_dir / "tiny.gguf").read_bytes() == WEIGHTS
     assert set(double.asked) == {(NAME, far)}
+
+
+def test_a_server_of_this_machine_cannot_send_around_it(
+    proxied: Home, capsys: Capture, double: SocksDouble, far: int
+) -> None:
+    with nothing_goes_around(("127.0.0.1", double.port)):
+        outcome = invoke(capsys, "model", "pull", f"http://127.0.0.1:{far}/elsewhere.gguf")
+    assert outcome.code == 1
+    assert double.asked == [("127.0.0.1", far), ("elsewhere.example", 80)]
 
 
 def test_the_public_chat_is_asked_through_it(proxied: Home, capsys: Capture, double: SocksDouble, far: int) -> None:
