@@ -74,8 +74,8 @@ class BeingReached:
     def _say_where(self) -> bool:
         """Tell the peer when this node's addresses are others than they were."""
         # Behind a proxy nobody is asked to dial back: what came of it would be about the proxy.
-        has_own = self._transport is not None and self._config.proxy is None
-        listening = tuple(self._transport.addresses()) if self._transport is not None and has_own else ()
+        transport = self._transport if self._config.proxy is None else None
+        listening = tuple(transport.addresses()) if transport is not None else ()
         if listening == self._listening:
             return False
         self._listening = listening
