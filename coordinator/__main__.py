@@ -32,8 +32,8 @@ Try it:
 Settings come from the defaults, then config.toml in --home, then the environment (INFERNET_COORDINATOR_<NAME>, for
 example INFERNET_COORDINATOR_CHATS_PER_HOUR=0), then these flags. The key and the database live in --home; back up
 coordinator.key, because nodes know the coordinator by it, and keep the journal (ledger.journal, or where the setting
-says): with a backup, of any age, it gives back all money that was acknowledged. Logs are JSON lines on stderr and
-never hold a prompt.
+says): with a backup, of any age, it gives back all money that was acknowledged. Logs go to stderr, as JSON lines
+where that is no terminal, and never hold a prompt.
 Payments need gateway_business_id, gateway_api_key and gateway_webhook_secret. Secrets never stand in a setting or on
 a command line: a setting says where one is, file:<path> or env:<NAME>. They were tried with a stand-in of the gateway
 only: begin with small amounts.

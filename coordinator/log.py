@@ -1,4 +1,5 @@
-"""Logging: one JSON object per line on stderr, without prompts, answers, secrets or query strings.
+"""Logging on stderr, without prompts, answers, secrets or query strings: one JSON object per line, or, on a terminal, a
+line for people.
 
 Code of ours never passes a text of a job to the log; the processor here is the second line of defence, and it also
 covers what libraries log.
@@ -6,6 +7,7 @@ covers what libraries log.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sqlite3
@@ -16,8 +18,12 @@ from typing import Any, Final
 
 import structlog
 
+from protocol.formats.text import clean_line
+
 REDACTED: Final = "[redacted]"
 VALUE_CHARACTERS_MAX: Final = 500
+# Longer than values are, for an exception names many places.
+TEXT_CHARACTERS_MAX: Final = 4000
 # Names under which a text of a job, or a secret, could be passed by mistake.
 FORBIDDEN_NAMES: Final = frozenset(
     {
@@ -62,6 +68,22 @@ def _format_exception(exc_info: Any) -> str:
     return " < ".join([f"{kind.__name__}{said}", *reversed(frames)])
 
 
+def _render_for_people(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:
+    rest = " ".join(
+        f"{name}={_quoted(value)}"
+        for name, value in event.items()
+        if name not in ("timestamp", "level", "event", "logger") and value not in (None, "")
+    )
+    time, what = str(event.get("timestamp", ""))[11:19], clean_line(str(event.get("event", "")), TEXT_CHARACTERS_MAX)
+    return f"{time} {event.get('level', ''):7} {what}  {rest}".rstrip()
+
+
+def _quoted(value: Any) -> str:
+    # What strangers sent may be in it, and the terminal must not obey it.
+    text = clean_line(str(value), TEXT_CHARACTERS_MAX)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[\s\"=]", text) else text
+
+
 def configure(level: str) -> None:
     """Send every logger of this process, ours and the libraries', through the same processors to stderr."""
     shared: list[Any] = [
@@ -87,7 +109,7 @@ def configure(level: str) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.ExceptionRenderer(_format_exception),
                 redact,
-                structlog.processors.JSONRenderer(),
+                _render_for_people if sys.stderr.isatty() else structlog.processors.JSONRenderer(),
             ],
         )
     )

@@ -32,6 +32,12 @@ ADDRESSES_LOOK_S: Final = 30.0
 DIRECT_ADDRESSES_MAX: Final = c.HEARTBEAT_ADDRESSES_MAX // 2
 
 
+_BEHIND_PROXY: Final = (
+    "everything goes through a proxy, so others reach this node through relays and the coordinator's link; an onion "
+    "service that forwards to it can be given with --address"
+)
+
+
 class BeingReached:
     """The state. `post` takes events for the peer; `changed` is called when the offer has to be made anew."""
 
@@ -67,7 +73,9 @@ class BeingReached:
 
     def _say_where(self) -> bool:
         """Tell the peer when this node's addresses are others than they were."""
-        listening = tuple(self._transport.addresses()) if self._transport is not None else ()
+        # Behind a proxy nobody is asked to dial back: what came of it would be about the proxy.
+        transport = self._transport if self._config.proxy is None else None
+        listening = tuple(transport.addresses()) if transport is not None else ()
         if listening == self._listening:
             return False
         self._listening = listening
@@ -124,7 +132,12 @@ class BeingReached:
     def _reached_address(self) -> str | None:
         """Where others have reached this node, if that means anything to everybody."""
         address, ip = self._learnt.address, ip_of(self._learnt.address)
-        if address is None or ip is None or not (is_globally_routable(ip) or self._config.allow_private):
+        if (
+            self._config.proxy is not None
+            or address is None
+            or ip is None
+            or not (is_globally_routable(ip) or self._config.allow_private)
+        ):
             return None
         return with_peer(address, self._node)
 
@@ -133,6 +146,8 @@ class BeingReached:
         """One sentence for the owner; empty while nothing is known."""
         if not self._config.p2p_enabled:
             return "libp2p is off here, so only a coordinator's link carries jobs: --p2p turns it on"
+        if self._config.proxy is not None:
+            return _BEHIND_PROXY if self._config.address is None else ""
         return self._learnt.advice
 
     def status(self) -> dict[str, Any]:

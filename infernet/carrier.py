@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import structlog
@@ -46,6 +47,9 @@ class TransportCarrier:
         self._nursery: trio.Nursery | None = None
         self._dialling: set[NodeId] = set()
         self._relays: dict[NodeId, trio.CancelScope] = {}
+        #: Bytes of messages, by the protocol of their stream.
+        self.bytes_in: Counter[str] = Counter()
+        self.bytes_out: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the transport and all streams until cancelled. Raises what `Transport.run` raises."""
@@ -181,12 +185,14 @@ class TransportCarrier:
 
     async def _read(self, number: StreamId, stream: Stream) -> None:
         while data := await stream.receive():
+            self.bytes_in[stream.protocol] += len(data)
             await self._driver.post_with_backpressure(e.BytesReceived(number, data))
         await self._driver.post_with_backpressure(e.StreamFinished(number))
 
     async def _write(self, stream: Stream, outbox: Outbox, written: trio.Event) -> None:
         while data := await outbox.take():
             await stream.send(data)
+            self.bytes_out[stream.protocol] += len(data)
             self._outboxes.sent(outbox, len(data))
         if not outbox.is_reset():
             await stream.finish()

@@ -68,6 +68,9 @@ class Config:
     advertise: bool = True
     mdns: bool = True
     allow_private: bool = False
+    #: `socks5h://address:port`; see infernet/proxy.py.
+    proxy: str | None = None
+    proxy_login_file: str | None = None
     relay: str = "auto"
     forward: bool = False
     peers: tuple[str, ...] = ()
@@ -97,6 +100,9 @@ class Config:
     serve_hours: tuple[str, ...] = ()
     serve_zone: str | None = None
     log_level: str = "info"
+    #: 0: none is opened.
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -259,6 +265,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
             f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can "
             "read every prompt and the API key on the way: use https"
         )
+    sources.warnings += _around_proxy(config, sources.values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
 
@@ -286,6 +293,10 @@ def _follow_from_role(sources: _Sources) -> dict[str, Any]:
     values.setdefault("allow_private", _is_market_of_ones_own(values))
     if not values["advertise"]:
         values.setdefault("listen_hosts", ())
+    if values.get("proxy") is not None:
+        # Whoever connects from outside sees where this machine is. What forwards an address of its own to it, as an
+        # onion service does, comes from this machine.
+        values.setdefault("listen_hosts", ("127.0.0.1",) if values.get("address") else ())
     if sources.values.get("advertise") is False:
         # Whoever is not to be found has no open door either.
         values["listen_hosts"] = ()
@@ -299,6 +310,33 @@ def _is_market_of_ones_own(values: Mapping[str, Any]) -> bool:
         return _is_private(urlsplit(url).hostname)
     peers = [str(ip_of(peer) or "") for peer in values.get("peers", ())]
     return all(map(_is_private, hosts)) if (hosts := peers or values.get("listen_hosts", ())) else False
+
+
+def _around_proxy(config: Config, given: Mapping[str, Any]) -> list[str]:
+    """What was set and does not go together with a proxy."""
+    if config.proxy is None:
+        return []
+    warnings = [
+        f"{name} has no effect with a proxy, which carries nothing of the kind"
+        for name in ("mdns", "dht")
+        if given.get(name)
+    ]
+    if config.address is not None and config.free_for == "known":
+        warnings.append(
+            "what forwards to this node, as an onion service does, looks like this machine, so free_for = known lets "
+            "everybody in who comes that way: set it to nobody, or to all"
+        )
+    if config.listen_hosts and not all(map(_is_this_machine, config.listen_hosts)):
+        warnings.append(
+            "whoever connects to listen_hosts does not come through the proxy, and sees where this machine is: listen "
+            "on 127.0.0.1 alone, and let an onion service forward to it"
+        )
+    return warnings
+
+
+def _is_this_machine(host: str) -> bool:
+    ip = read_ip(host)
+    return ip is not None and ip.is_loopback
 
 
 def _is_open(url: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import httpx
 import msgspec
 
+from infernet.proxy import Proxy
 from protocol import codec
 from protocol.envelope import AUTH_HEADER, AUTH_WINDOW_S, SigningKey, sign_request
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -25,6 +26,8 @@ from protocol.link import SERVER_TIME_HEADER, decode_server_time
 from protocol.records import Signed
 
 REQUEST_TIMEOUT_S: Final = 15.0
+# A circuit of Tor may take its time.
+PROXIED_TIMEOUT_S: Final = 60.0
 RESPONSE_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -75,9 +78,24 @@ class RequestSigner:
             return 0.0
 
 
-async def fetch_key(url: str) -> NodeId:
+class ProxiedClient(httpx.AsyncClient):
+    """Asks by way of a proxy alone: neither the environment's proxies nor its exceptions from them count."""
+
+    def __init__(self, through: Proxy, timeout_s: float) -> None:
+        super().__init__(timeout=timeout_s, proxy=through.for_httpx(), trust_env=False)
+        self.through = through
+
+
+def new_client(proxy: Proxy | None, timeout_s: float | None = None) -> httpx.AsyncClient:
+    """What asks a coordinator."""
+    if proxy is None:
+        return httpx.AsyncClient(timeout=timeout_s or REQUEST_TIMEOUT_S)
+    return ProxiedClient(proxy, timeout_s or PROXIED_TIMEOUT_S)
+
+
+async def fetch_key(url: str, proxy: Proxy | None = None) -> NodeId:
     """The key that the coordinator at this URL shows to anyone. Raises CoordinatorError."""
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+    async with new_client(proxy) as http:
         answer = await request(http, "GET", url.rstrip("/") + "/api/v1/coordinator")
     fields = read_json(answer)
     try:
@@ -86,9 +104,9 @@ async def fetch_key(url: str) -> NodeId:
         raise CoordinatorError(f"{url} does not answer like an Infernet coordinator: no key in its answer") from None
 
 
-async def fetch_peers(url: str, limit: int = 100) -> list[Signed]:
+async def fetch_peers(url: str, limit: int = 100, proxy: Proxy | None = None) -> list[Signed]:
     """Signed heartbeats of the peers that a coordinator lists: hints, to be verified. Raises CoordinatorError."""
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+    async with new_client(proxy) as http:
         answer = await request(http, "GET", f"{url.rstrip('/')}/api/peers?limit={limit}")
     rows = read_json(answer).get("data")
     records = (_record(row) for row in (rows[:limit] if isinstance(rows, list) else []))
@@ -98,9 +116,10 @@ async def fetch_peers(url: str, limit: int = 100) -> list[Signed]:
 class CoordinatorClient:
     """The HTTP side of one node's relation with its coordinator."""
 
-    def __init__(self, url: str, signer: RequestSigner) -> None:
+    def __init__(self, url: str, signer: RequestSigner, proxy: Proxy | None = None) -> None:
         self.url = url.rstrip("/")
         self._signer = signer
+        self._proxy = proxy
 
     async def register(self, fields: dict[str, Any]) -> None:
         """Register this node (or renew its registration). Raises CoordinatorError."""
@@ -114,7 +133,7 @@ class CoordinatorClient:
         body = msgspec.json.encode(fields)
         auth = self._signer.sign("POST", target, body)
         headers = {AUTH_HEADER: auth, "content-type": "application/json"}
-        async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+        async with new_client(self._proxy) as http:
             try:
                 return read_json(await request(http, "POST", self.url + target, content=body, headers=headers))
             except Unauthorized as error:
@@ -155,9 +174,16 @@ async def request(http: httpx.AsyncClient, method: str, url: str, **options: Any
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         detail = str(error) or type(error).__name__
         base = url.partition("/api/")[0]
-        text = (
-            f"the coordinator at {base} cannot be reached ({detail}): it may be down, or the URL or the network wrong"
-        )
+        if isinstance(http, ProxiedClient):
+            text = (
+                f"the coordinator at {base} cannot be reached through the proxy at {http.through} ({detail}), and "
+                "nothing was sent around it: is the proxy running, and the URL right?"
+            )
+        else:
+            text = (
+                f"the coordinator at {base} cannot be reached ({detail}): it may be down, or the URL or the network "
+                "wrong"
+            )
         raise CoordinatorUnreachable(text) from error
     headers = answer.headers.copy()
     headers.pop("Content-Encoding", None)  # the content is decoded already

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 import trio
@@ -17,6 +17,7 @@ from infernet import ipc_server
 from infernet.answers import AnswerEvent, AskOptions
 from infernet.config import Config
 from infernet.coordinator_client import CoordinatorError
+from infernet.driver import wall_ms
 from infernet.identity import forbid_core_dumps
 from infernet.ipc_server import (
     DRAIN_LIMIT_S,
@@ -26,6 +27,7 @@ from infernet.ipc_server import (
     JoinRequest,
     MoneyRequest,
 )
+from infernet.metrics.exposition import NodeMetrics
 from infernet.money_client import TARGETS
 from infernet.node import Node, run_node
 from infernet.notify import Notifier
@@ -35,6 +37,9 @@ from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import LeaseId, NodeId, peer_id
 from protocol.records import ChatMessage
+
+if TYPE_CHECKING:
+    from infernet.metrics.server import MetricsDoor
 
 log = structlog.get_logger(__name__)
 
@@ -65,12 +70,15 @@ async def run_daemon(
     """
     forbid_core_dumps()
     notifier = Notifier.of(os.environ, os.getpid())
-    async with trio.open_nursery() as nursery:
+    async with _metrics_door(config) as door, trio.open_nursery() as nursery:
         stop = _Stop(nursery.cancel_scope)
         await nursery.start(stop.on_signals)
         node: Node = await nursery.start(_run_to_its_end, run, config, key, nursery.cancel_scope)
         stop.node = node
-        await nursery.start(ipc_server.serve, config.socket_path, handlers(node))
+        metrics = NodeMetrics(lambda: status_of(node), node.find_cards)
+        await nursery.start(ipc_server.serve, config.socket_path, handlers(node, metrics))
+        if door is not None:
+            nursery.start_soon(door.serve, metrics, wall_ms)
         log.info(
             "node.started",
             version=infernet.__version__,
@@ -107,6 +115,19 @@ async def _linked(node: Node) -> None:
             f"the node was up, and not connected to {link['url']} within {_LINK_TIMEOUT_S:.0f} s "
             f"({link['last_error'] or 'it does not answer'}): `infernet doctor` looks further"
         )
+
+
+@asynccontextmanager
+async def _metrics_door(config: Config) -> AsyncIterator[MetricsDoor | None]:
+    """The port for metrics, where one is set: opened first, so that a taken one is known before a model is loaded."""
+    if not config.metrics_port:
+        yield None
+        return
+    # The library that reads HTTP is for those who want it.
+    from infernet.metrics.server import open_door
+
+    async with open_door(config.metrics_host, config.metrics_port) as door:
+        yield door
 
 
 class _Stop:
@@ -151,8 +172,9 @@ def status_of(node: Node) -> dict[str, Any]:
     return {"pid": os.getpid(), **node.status()}
 
 
-def handlers(node: Node) -> Handlers:
-    """What the socket may ask of a node."""
+def handlers(node: Node, metrics: NodeMetrics | None = None) -> Handlers:
+    """What the socket may ask of a node; the metrics are those that its port shows, where it has one."""
+    shown = metrics or NodeMetrics(lambda: status_of(node), node.find_cards)
 
     @asynccontextmanager
     async def chat(request: ChatRequest) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
@@ -203,6 +225,7 @@ def handlers(node: Node) -> Handlers:
         money=money,
         claim=lambda: node.money.claim_now(),
         close_leases=close_leases,
+        metrics=shown.text,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
@@ -11,6 +12,7 @@ from msgspec import structs, to_builtins
 
 import infernet
 from infernet.being_reached import BeingReached
+from infernet.carrier import TransportCarrier
 from infernet.config import Config
 from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
@@ -38,7 +40,9 @@ LIVE_MODELS_MAX: Final = 4
 
 
 class Inspection:
-    """Looks at the parts of a node. `link` and `started_at_s` (the loop's clock) are set when there are any."""
+    """Looks at the parts of a node. `link`, `carrier` and `started_at_s` (the loop's clock) are set when there are
+    any.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class Inspection:
         self._tally = tally
         self._hours = hours
         self.link: LinkCarrier | None = None
+        self.carrier: TransportCarrier | None = None
         self.started_at_s = 0.0
 
     def status(self) -> dict[str, Any]:
@@ -114,6 +119,7 @@ class Inspection:
             "money": self._money.status() if self._money is not None else None,
             "peers": statistics.connections,
             "peers_known": statistics.records - (ourselves is not None),
+            "peers_by_role": self._peers_by_role(),
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
             "dht": self._dht.status() if self._dht is not None else None,
@@ -128,6 +134,9 @@ class Inspection:
             "counts": self._counts(statistics.jobs),
             "zombie_chunks": statistics.zombie_chunks,
             "bad_frames": statistics.bad_frames,
+            "traffic": {"in": dict(self.carrier.bytes_in), "out": dict(self.carrier.bytes_out)}
+            if self.carrier
+            else None,
             "transport": asdict(self._transport.statistics()) if self._transport is not None else None,
         }
 
@@ -169,6 +178,13 @@ class Inspection:
             "how": "relay" if is_circuit(self._driver.peer.connected_at(node)) else "direct",
             "round_trip_ms": round(1000 * round_trip_s, 1) if round_trip_s is not None else None,
         }
+
+    def _peers_by_role(self) -> dict[str, int]:
+        """How many other nodes are known, by what they do."""
+        peer = self._driver.peer
+        heartbeats = (entry.heartbeat for entry in peer.directory.entries())
+        counts = Counter(heartbeat.role for heartbeat in heartbeats if heartbeat.node != peer.node)
+        return {role.name.lower(): counts[role] for role in Role}
 
     def _counts(self, jobs: JobCounts) -> dict[str, Any]:
         """What has been done since the start."""

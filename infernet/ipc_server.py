@@ -121,6 +121,7 @@ class Handlers:
     money: Callable[[MoneyRequest], Awaitable[Any]]
     claim: Callable[[], dict[str, Any]]
     close_leases: Callable[[CloseLeaseRequest], Awaitable[list[dict[str, Any]]]]
+    metrics: Callable[[], Awaitable[str]]
 
 
 async def serve(
@@ -229,6 +230,8 @@ class _Server:
             await _send(stream, _success({"pong": time.time_ns() // 1_000_000}))
         elif command in ("status", "stats"):
             await _send(stream, _success(self._handlers.status()))
+        elif command == "metrics":
+            await _send(stream, _success({"text": await self._handlers.metrics()}))
         elif command == "peers":
             await _send(stream, _success(self._handlers.peers()))
         elif command == "shutdown":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 from urllib.parse import urlsplit
@@ -16,8 +17,9 @@ import structlog
 import trio
 import trio_websocket
 
-from infernet.coordinator_client import CoordinatorClient, CoordinatorError, RequestSigner
+from infernet.coordinator_client import PROXIED_TIMEOUT_S, CoordinatorClient, CoordinatorError, RequestSigner
 from infernet.driver import Driver, NetworkEffect
+from infernet.proxy import Proxy
 from protocol import events as e
 from protocol import link as wire
 from protocol.effects import FinishStream, OpenStream, ResetStream, Send
@@ -67,6 +69,7 @@ class LinkCarrier:
         driver: Driver,
         rng: random.Random,
         registration: Callable[[], dict[str, object]],
+        proxy: Proxy | None = None,
     ) -> None:
         parts = urlsplit(url)
         self._tls = parts.scheme == "https"
@@ -77,7 +80,8 @@ class LinkCarrier:
         self._driver = driver
         self._rng = rng
         self._registration = registration
-        self._client = CoordinatorClient(url, signer)
+        self._client = CoordinatorClient(url, signer, proxy)
+        self._proxy = proxy
         self._link: wire.Link | None = None
         self._wake = trio.Event()
         self._heartbeat: Signed | None = None
@@ -140,7 +144,7 @@ class LinkCarrier:
     async def connect_once(self) -> None:
         """Open the link, check the coordinator's hello, and carry until the link is lost."""
         auth = self._signer.sign("GET", wire.LINK_PATH)
-        with trio.fail_after(CONNECT_TIMEOUT_S):
+        with trio.fail_after(CONNECT_TIMEOUT_S if self._proxy is None else PROXIED_TIMEOUT_S):
             stream = await self._open_stream()
         failure: BaseException | None = None
         # trio-websocket leaves the stream open when the other side vanishes; it is ours, and ends with this block.
@@ -171,6 +175,12 @@ class LinkCarrier:
 
     async def _open_stream(self) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
         host, _, port = self._host.rpartition(":")
+        if self._proxy is not None:
+            stream = await self._proxy.connect(host.strip("[]"), int(port))
+            if not self._tls:
+                return stream
+            context = ssl.create_default_context()
+            return trio.SSLStream(stream, context, server_hostname=host.strip("[]"), https_compatible=True)
         if self._tls:
             return await trio.open_ssl_over_tcp_stream(host.strip("[]"), int(port), https_compatible=True)
         return await trio.open_tcp_stream(host.strip("[]"), int(port))

@@ -15,15 +15,16 @@ import httpx
 import msgspec
 
 from infernet.coordinator_client import (
-    REQUEST_TIMEOUT_S,
     CoordinatorClient,
     CoordinatorError,
     CoordinatorRefused,
     RequestSigner,
     Unauthorized,
+    new_client,
     read_json,
     request,
 )
+from infernet.proxy import Proxy
 from protocol import codec
 from protocol.envelope import AUTH_HEADER, AUTH_WINDOW_S
 from protocol.errors import RemoteProtocolError
@@ -76,8 +77,15 @@ def is_final(error: CoordinatorError, codes: frozenset[str] = FINAL_CODES) -> bo
 class MoneyClient:
     """The HTTP side. `registration` gives the fields with which a node registers that is not known yet."""
 
-    def __init__(self, url: str, signer: RequestSigner, registration: Callable[[], dict[str, object]]) -> None:
+    def __init__(
+        self,
+        url: str,
+        signer: RequestSigner,
+        registration: Callable[[], dict[str, object]],
+        proxy: Proxy | None = None,
+    ) -> None:
         self.url = url.rstrip("/")
+        self._proxy = proxy
         self._signer = signer
         self._registration = registration
         self._http: httpx.AsyncClient | None = None
@@ -139,7 +147,7 @@ class MoneyClient:
         except CoordinatorRefused as error:
             if error.code != NOT_REGISTERED:
                 raise
-        await CoordinatorClient(self.url, self._signer).register(self._registration())
+        await CoordinatorClient(self.url, self._signer, self._proxy).register(self._registration())
         return await self._post_by_its_clock(target, body, content_type)
 
     async def _post_by_its_clock(self, target: str, body: bytes, content_type: str) -> httpx.Response:
@@ -162,7 +170,7 @@ class MoneyClient:
     def _client(self) -> httpx.AsyncClient:
         # One for all: each would read the system's certificates again.
         if self._http is None:
-            self._http = httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S)
+            self._http = new_client(self._proxy)
         return self._http
 
 

@@ -43,6 +43,7 @@ from infernet.money_client import MoneyClient
 from infernet.money_store import MoneyStore
 from infernet.opening_hours import OpeningHours
 from infernet.own_addresses import peer_of, uses_local_network
+from infernet.proxy import open_proxy, proxy_for
 from infernet.store import Store
 from infernet.tally import Tally
 from infernet.transport.contract import Transport
@@ -104,6 +105,7 @@ class Node:
         self._heartbeat: Signed | None = None
         self._link: LinkCarrier | None = None
         self._stop_requested = trio.Event()
+        self._proxy = proxy_for(config, config.coordinator_url) if config.coordinator_url is not None else None
         now = e.Now(trio.current_time(), clock_ms())
         settings = PeerConfig(AGENT, reports=config.reports, forwards=config.forward)
         peer = Peer(settings, key, HpkeSealer(), self._rng, now)
@@ -154,7 +156,8 @@ class Node:
                 await self._money.restore()
                 await nursery.start(self._money.run)
             if self._transport is not None:
-                await nursery.start(TransportCarrier(self._transport, self.driver).run)
+                self._inspection.carrier = TransportCarrier(self._transport, self.driver)
+                await nursery.start(self._inspection.carrier.run)
             if self._hardware is not None:
                 # While the engine loads its model, so that the first offer has them.
                 self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
@@ -226,7 +229,7 @@ class Node:
         """How this node looks for others, beside gossip and those whom its owner names."""
         sources: list[Source] = [self._saved] if self._saved is not None else []
         if self.config.coordinator_url is not None:
-            sources.append(CoordinatorList(self.config.coordinator_url))
+            sources.append(CoordinatorList(self.config.coordinator_url, self._proxy))
         if self._saved is not None and self._transport is not None and uses_local_network(self.config):
             sources.append(Mdns(self._addresses_on_links, self._transport.permit, self._rng))
         if self._dht is not None:
@@ -235,8 +238,8 @@ class Node:
 
     def _make_dht(self, store: Store | None) -> Dht | None:
         config = self.config
-        # A node that only asks a question does not stay long enough.
-        if not config.dht or store is None or not config.p2p_enabled:
+        # A node that only asks a question does not stay long enough; and the DHT's own process knows no proxy.
+        if not config.dht or store is None or not config.p2p_enabled or config.proxy is not None:
             return None
         port = config.dht_port if config.dht_port is not None else config.p2p_port and config.p2p_port + 1
         hosts = config.listen_hosts if config.advertise else ()
@@ -247,7 +250,7 @@ class Node:
         config = self.config
         if store is None or config.coordinator_url is None or self._signer is None:
             return None
-        client = MoneyClient(config.coordinator_url, self._signer, self._registration)
+        client = MoneyClient(config.coordinator_url, self._signer, self._registration, self._proxy)
         return Money(store, self._signer.coordinator, client, self.driver, self._on_money_changed)
 
     def _on_money_changed(self) -> None:
@@ -272,7 +275,9 @@ class Node:
         config = self.config
         if config.coordinator_url is None or self._signer is None or config.role is Role.CLIENT:
             return
-        self._link = LinkCarrier(config.coordinator_url, self._signer, self.driver, self._rng, self._registration)
+        self._link = LinkCarrier(
+            config.coordinator_url, self._signer, self.driver, self._rng, self._registration, self._proxy
+        )
         self._inspection.link = self._link
         if self._money is not None:
             self._money.use_link(self._link)
@@ -417,6 +422,10 @@ class Node:
         """What `infernet tui` shows. Foreign text is not cleaned."""
         return self._inspection.live()
 
+    def find_cards(self) -> tuple[Card, ...]:
+        """The cards of this machine as they are now, where this node has a use for them; waits for their drivers."""
+        return tuple(self._hardware.find(self._hardware.machine)) if self._hardware is not None else ()
+
     def why(self, request: WhyRequest) -> dict[str, Any]:
         """What `infernet why --json` prints. Foreign text is not cleaned."""
         return self._inspection.why(request)
@@ -513,6 +522,7 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
         port=config.listen_port,
         limits=HostLimits(yamux=YamuxConfig(inbound_streams_max=_streams_max(config))),
         allow_private=config.allow_private,
+        proxy=proxy.connect if (proxy := open_proxy(config)) is not None else None,
         watched=(c.JOB_PROTOCOL,),
     )
 

@@ -17,6 +17,8 @@ from protocol.ids import NodeId, node_id_from_peer_id, peer_id
 def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[str]:
     """The multiaddrs that the heartbeat publishes: the one the owner gave, or the public ones of this machine.
 
+    Behind a proxy this machine's own addresses are nobody's business: then it is what the owner gave, or none.
+
     With a coordinator on loopback the whole market is on this machine, and loopback is where it is reached.
     """
     if not config.advertise or not listening:
@@ -24,6 +26,8 @@ def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[s
     port = (config.bind_port is not None and config.p2p_port) or port_of(listening[0])
     if config.address is not None:
         return [multiaddr(config.address, port, node)]
+    if config.proxy is not None:
+        return []
     hosts = [host for host in interface_hosts() if ip_address(host).is_global]
     if not hosts and config.coordinator_url is not None and is_loopback_url(config.coordinator_url):
         hosts = ["127.0.0.1"]
@@ -33,7 +37,7 @@ def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[s
 def uses_local_network(config: Config) -> bool:
     """Whether this node looks for others in the networks of this machine: not if it wants none, or has only itself."""
     is_alone = bool(config.listen_hosts) and all(ip_address(host).is_loopback for host in config.listen_hosts)
-    return config.mdns and config.p2p_enabled and not is_alone
+    return config.mdns and config.p2p_enabled and config.proxy is None and not is_alone
 
 
 def peer_of(address: str) -> NodeId:

@@ -187,6 +187,40 @@ def read_engine_url(value: object) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
+def read_proxy(value: object) -> str | None:
+    """A SOCKS5 proxy as `socks5h://address:port`, or none. Raises ValueError."""
+    allowed = "must be like socks5://127.0.0.1:9050, or none"
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable():
+        raise ValueError(allowed)
+    if value.strip().lower() == "none":
+        return None
+    try:
+        parts = urlsplit(value.strip())
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(allowed) from None
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"{allowed}: user name and password go into a file, see --proxy-login-file")
+    if parts.scheme not in ("socks5", "socks5h") or not port or parts.path not in ("", "/"):
+        raise ValueError(allowed)
+    if parts.query or parts.fragment:
+        raise ValueError(allowed)
+    try:
+        # To look up its name, somebody would have to be asked without it.
+        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ValueError(f"{allowed}: with its IP address, for a name would be looked up around it") from None
+    return f"socks5h://[{ip}]:{port}" if ip.version == 6 else f"socks5h://{ip}:{port}"
+
+
+def split_proxy(proxy: str) -> tuple[str, int]:
+    """Address and port of what `read_proxy` gave."""
+    parts = urlsplit(proxy)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
 def read_node(value: object) -> NodeId:
     """A public key in any of its forms. Raises ValueError."""
     try:
@@ -204,6 +238,13 @@ def _host(value: object) -> str:
             if _HOST_NAME.fullmatch(value) and not re.fullmatch(r"[0-9.]+", value):
                 return value
     raise ValueError("must be an IP address or a host name, without port")
+
+
+def _own_host(value: object) -> str:
+    try:
+        return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise ValueError("must be an IP address of this machine, or 0.0.0.0 or :: for all of them") from None
 
 
 def _listen_host(value: object) -> str:
@@ -327,6 +368,18 @@ MODEL_SETTINGS_HELP: Final = (
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
 )
+PROXY_HELP: Final = (
+    "SOCKS5 proxy, as socks5://127.0.0.1:9050 for Tor, by way of which everything leaves this machine or does not; "
+    "names are looked up by the proxy; none for none (default: none)"
+)
+PROXY_LOGIN_FILE_HELP: Final = "file with one line, USER:PASSWORD, for a proxy that wants it"
+METRICS_PORT_HELP: Final = (
+    "TCP port on which Prometheus may ask this node for its metrics (default: 0, none; `infernet stats --prometheus` "
+    "shows them without)"
+)
+METRICS_HOST_HELP: Final = (
+    "address of this machine for --metrics-port (default: 127.0.0.1; whoever reaches another one reads the metrics)"
+)
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting(
@@ -376,6 +429,8 @@ SETTINGS: Final = (
         is_kept=True,
     ),
     Setting("allow_private", "--allow-private", _yes_or_no, ALLOW_PRIVATE_HELP, is_kept=True),
+    Setting("proxy", "--proxy", read_proxy, PROXY_HELP),
+    Setting("proxy_login_file", "--proxy-login-file", _text("the path of a file"), PROXY_LOGIN_FILE_HELP),
     Setting("relay", "--relay", _one_of(*RELAYS), RELAY_HELP),
     Setting("forward", "--forward", _yes_or_no, FORWARD_HELP),
     Setting("peers", "--peers", _list_of(read_peer), "multiaddrs of peers to connect to"),
@@ -403,6 +458,8 @@ SETTINGS: Final = (
     Setting("threads", "--threads", _THREADS, "threads of the engine (default: one core spared)"),
     Setting("serve_hours", "--serve-hours", read_hours, SERVE_HOURS_HELP),
     Setting("serve_zone", "--serve-zone", read_zone, "time zone of --serve-hours (default: this machine's)"),
+    Setting("metrics_port", "--metrics-port", _whole_number(0, PORT_MAX), METRICS_PORT_HELP),
+    Setting("metrics_host", "--metrics-host", _own_host, METRICS_HOST_HELP),
     Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -57,6 +57,7 @@ class FakeNode:
         self.money_answers: dict[str, object] = {}
         self.closed: list[CloseLeaseRequest] = []
         self.close_rows: list[dict[str, Any]] = []
+        self.metrics = ""
 
     def handlers(self) -> Handlers:
         return Handlers(
@@ -72,7 +73,11 @@ class FakeNode:
             money=self._money,
             claim=lambda: {"leases": 1, "unclaimed_uusd": 90},
             close_leases=self._close_leases,
+            metrics=self._metrics,
         )
+
+    async def _metrics(self) -> str:
+        return self.metrics
 
     async def _money(self, request: MoneyRequest) -> object:
         self.money_asked.append(request)

@@ -313,15 +313,19 @@ def _directly(peer: str | None, via: str | None, key: SigningKey) -> Ask:
 
 def _through_coordinator(url: str | None) -> Ask:
     from infernet.cli import remote
+    from infernet.proxy import proxy_for
 
+    config = load().config
     try:
-        chosen = read_url(url) if url is not None else load().config.coordinator_url
+        chosen = read_url(url) if url is not None else config.coordinator_url
     except ValueError as error:
         raise Misuse(f"--url {error}") from None
     if chosen is None:
         raise Failure("no coordinator is configured: give --url, or run `infernet init --url ...`")
 
+    proxy = proxy_for(config, chosen)
+
     def ask(question: Question, conversation: Conversation) -> None:
-        remote.ask(chosen, question, conversation)
+        remote.ask(chosen, question, conversation, proxy.for_httpx() if proxy is not None else None)
 
     return ask

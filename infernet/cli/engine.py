@@ -133,7 +133,8 @@ async def _servers(config: Config) -> list[dict[str, Any]]:
     named = config.engine_url
     usual = dict(zip(usual_urls(), (name for _, name in USUAL_PORTS), strict=True))
     # The key is the named server's, and nobody else's to see.
-    answers = await look_around([named], openai_config(config).key) if named is not None else []
+    server = openai_config(config)
+    answers = await look_around([named], server.key, server.proxy) if named is not None else []
     answers += await look_around([url for url in usual if url != named])
     return [_server_row(answer, usual) for answer in answers]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,10 +64,20 @@ def run(arguments: argparse.Namespace) -> int:
     values = before | given if arguments.yes else _walk(before, given)
     values.setdefault("role", Role.PROVIDER)
     if "coordinator_key" not in given:
-        values["coordinator_key"] = pinned_key(before, values, yes=arguments.yes)
+        asking = replace(here, **_proxy_of(given, values))
+        values["coordinator_key"] = pinned_key(before, values, asking, yes=arguments.yes)
     _write(here, key, values, force=arguments.force)
     _tell(here, key.key, values, as_json=arguments.json)
     return 0
+
+
+def _proxy_of(given: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a proxy as every other command will have them: flag, environment, file."""
+    found = {}
+    for name in ("proxy", "proxy_login_file"):
+        variable = os.environ.get(BY_NAME[name].variable)
+        found[name] = _checked(name, variable) if variable and name not in given else values.get(name)
+    return found
 
 
 def _checked(name: str, value: object) -> Any:
@@ -170,7 +180,7 @@ def _answer(name: str, word: str) -> Any:
 # ---------------------------------------------------------------- the coordinator
 
 
-def pinned_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> NodeId | None:
+def pinned_key(before: dict[str, Any], values: dict[str, Any], asking: Config, *, yes: bool) -> NodeId | None:
     """The key to pin: the one that is pinned for this URL, else the one that it shows, if the user trusts it."""
     url = values.get("coordinator_url")
     if url is None:
@@ -178,7 +188,7 @@ def pinned_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> 
     if url == before.get("coordinator_url") and before.get("coordinator_key") is not None:
         pinned: NodeId = before["coordinator_key"]
         return pinned
-    shown = _fetch_key(url)
+    shown = _fetch_key(url, asking)
     if yes:
         warn(f"trusting the key that {url} shows now: {npub(shown)}; another one will be refused from now on")
         return shown
@@ -188,13 +198,14 @@ def pinned_key(before: dict[str, Any], values: dict[str, Any], *, yes: bool) -> 
     return shown
 
 
-def _fetch_key(url: str) -> NodeId:
+def _fetch_key(url: str, asking: Config) -> NodeId:
     import trio
 
     from infernet.coordinator_client import CoordinatorError, fetch_key
+    from infernet.proxy import proxy_for
 
     try:
-        return trio.run(fetch_key, url)
+        return trio.run(fetch_key, url, proxy_for(asking, url))
     except CoordinatorError as error:
         raise Failure(
             f"{error}; nothing was written: start it or correct --url, or give its key with --coordinator-key"

@@ -106,7 +106,8 @@ def _use(here: Config, arguments: argparse.Namespace) -> None:
         if arguments.coordinator_key is not None:
             values["coordinator_key"] = _checked("coordinator_key", arguments.coordinator_key)
         else:
-            values["coordinator_key"] = pinned_key(values_in(here.config_file), values, yes=arguments.yes)
+            before = values_in(here.config_file)
+            values["coordinator_key"] = pinned_key(before, values, load().config, yes=arguments.yes)
     save(here.config_file, values, keep=True)
     warn_if_running(here)
 

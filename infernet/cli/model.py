@@ -217,13 +217,13 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _pull_starter(*, as_json: bool) -> int:
-    from infernet.config import places
     from infernet.engines import models
 
-    store = places().models_dir
+    config = _config()
+    store, by_proxy = config.models_dir, config.proxy is not None
     if not as_json:
-        return models.main(["fetch", "--store", str(store)])
-    path = models.fetch_starter(store, lambda _done, _total: None)
+        return models.main(["fetch", "--store", str(store), *(["--by-proxy"] if by_proxy else [])])
+    path = models.fetch_starter(store, lambda _done, _total: None, by_proxy=by_proxy)
     print_json({"model": models.STARTER.name, "path": str(path)})
     return 0
 
@@ -235,6 +235,7 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
 
     from infernet.engines import download, models
     from infernet.engines.shelf import Voucher
+    from infernet.proxy import open_proxy
 
     url = _read("what to pull", download.read_url, what)
     if arguments.name is not None:
@@ -242,12 +243,16 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
     else:
         name = _read("the name of the file (give another one with --name)", download.name_in, url)
     sha256 = _read("--sha256", download.read_sha256, arguments.sha256) if arguments.sha256 is not None else None
-    store = _config().models_dir
+    config = _config()
+    # Also from this machine: it may send elsewhere.
+    store, proxy = config.models_dir, open_proxy(config)
     check_size = (lambda _bytes: None) if arguments.force else _refuse_too_large
     console = Console(soft_wrap=True, highlight=False, stderr=True)
     shown = nullcontext(lambda _done, _total: None) if arguments.json else models.shown_progress(console, name)
     with shown as progress:
-        fetched = download.fetch(store, url, name, sha256, progress, check_size)
+        fetched = download.fetch(
+            store, url, name, sha256, progress, check_size, proxy.for_httpx() if proxy is not None else None
+        )
     origin = fetched.origin
     if arguments.json:
         fields = {"sha256": origin.sha256, "vouched_by": origin.vouched_by.value}

@@ -68,6 +68,7 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     from infernet.driver import wall_ms
     from infernet.money_client import MoneyClient
     from infernet.node import registration
+    from infernet.proxy import proxy_for
 
     config = load().config
     key = identity.load(config.key_file)
@@ -75,7 +76,8 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     assert config.coordinator_url is not None
     assert config.coordinator_key is not None
     signer = RequestSigner(key, config.coordinator_key, wall_ms)
-    client = MoneyClient(config.coordinator_url, signer, lambda: registration(config, key.node, ()))
+    proxy = proxy_for(config, config.coordinator_url)
+    client = MoneyClient(config.coordinator_url, signer, lambda: registration(config, key.node, ()), proxy)
 
     async def ask() -> Any:
         try:

@@ -24,11 +24,13 @@ RESPONSE_BYTES_MAX: Final = 1024 * 1024
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
-def ask(url: str, question: Question, conversation: Conversation) -> None:
+def ask(url: str, question: Question, conversation: Conversation, proxy: httpx.Proxy | None = None) -> None:
     """Ask the coordinator at this URL. Raises NoAnswer or Failure. Leaving early hangs up, which cancels the job."""
     timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     deadline = time.monotonic() + question.timeout_s
-    with httpx.Client(base_url=url, timeout=timeout, follow_redirects=False) as http:
+    with httpx.Client(
+        base_url=url, timeout=timeout, follow_redirects=False, proxy=proxy, trust_env=proxy is None
+    ) as http:
         job = _open(http, url, question)
         job_id = str(job.get("jobId", ""))
         if not job_id.isalnum():

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, Final
 
 from infernet import ipc
-from infernet.cli.command import Failure
+from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.cli.status import STATUS_TIMEOUT_S, earned, node_status
-from infernet.config import places
+from infernet.config import Config, places
 from protocol.formats.amounts import format_usd
+from protocol.formats.text import clean_text
 
-USAGE: Final = "[--json]"
+# The drivers of GPUs are asked, too.
+METRICS_TIMEOUT_S: Final = 8.0
+
+USAGE: Final = "[--prometheus | --json]"
 DESCRIPTION: Final = """\
 What the running node has done since it started: jobs of others and its own questions, tokens, heartbeats, peers. What
-it earned is what the coordinator has acknowledged since this node exists. Exits with 1 when no node is running."""
+it earned is what the coordinator has acknowledged since this node exists. With --prometheus all metrics in the text
+format of Prometheus, as --metrics-port serves them; no port is needed. Exits with 1 when no node is running."""
 EXAMPLES: Final = """\
 examples:
   infernet stats
   infernet stats --json | jq .jobs.completed
-  watch infernet stats"""
+  watch infernet stats
+  infernet stats --prometheus > /var/lib/node_exporter/infernet.prom"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None but --json."""
+    """How to print it."""
+    parser.add_argument("--prometheus", action="store_true", help="print all metrics in Prometheus's text format")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the node and print what it has counted."""
     config = places()
+    if arguments.prometheus:
+        if arguments.json:
+            raise Misuse("--prometheus has a format of its own: leave out --json")
+        return _print_metrics(config)
     try:
         status: dict[str, Any] = ipc.call(config.socket_path, "stats", timeout_s=STATUS_TIMEOUT_S)
     except ipc.NotRunning:
@@ -44,13 +56,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_metrics(config: Config) -> int:
+    try:
+        answer = ipc.call(config.socket_path, "metrics", timeout_s=METRICS_TIMEOUT_S)
+    except ipc.NotRunning:
+        node_status(config)  # says whether it is starting
+        raise
+    except ipc.Refused as error:
+        if error.code.startswith("unknown-cmd"):
+            raise _too_old() from None
+        raise
+    text = answer.get("text") if isinstance(answer, dict) else None
+    if not isinstance(text, str):
+        raise _too_old()
+    sys.stdout.write(clean_text(text))
+    return 0
+
+
+def _too_old() -> Failure:
+    return Failure(
+        "the node that runs here is of an older version and does not count: `infernet stop`, then `infernet start`"
+    )
+
+
 def of_status(status: dict[str, Any]) -> dict[str, Any]:
     """The numbers in what a node says of itself. Raises Failure for a node that does not count."""
     counts = status.get("counts")
     if not isinstance(counts, dict):
-        raise Failure(
-            "the node that runs here is of an older version and does not count: `infernet stop`, then `infernet start`"
-        )
+        raise _too_old()
     coordinator = status.get("coordinator")
     return {
         "name": status.get("name"),

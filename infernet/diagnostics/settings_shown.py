@@ -8,7 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from infernet.config import STARTER_MODEL, Config, LoadedConfig
-from infernet.settings import SETTINGS, as_plain
+from infernet.settings import SETTINGS, as_plain, split_proxy
 from protocol.networks import is_globally_routable, read_ip
 
 Show = Callable[[Any], str]
@@ -53,6 +53,10 @@ def _url(value: Any) -> str:
     return f"{scheme}, {_kind_of_host(parts.hostname or '')}"
 
 
+def _proxy(value: Any) -> str:
+    return "not set" if value is None else _kind_of_host(split_proxy(value)[0])
+
+
 def _model(value: Any) -> str:
     return value if value == STARTER_MODEL else "another file"
 
@@ -60,13 +64,15 @@ def _model(value: Any) -> str:
 _SHOWN: Final[dict[str, Show]] = {
     "coordinator_url": _url,
     "listen_hosts": _hosts,
+    "proxy": _proxy,
+    "metrics_host": _kind_of_host,
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
     **dict.fromkeys(("peers", "dht_peers", "allow", "models", "model_settings", "serve_hours"), _count),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
-            *("bind_port",),
+            *("bind_port", "metrics_port"),
             *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
         ),
         _plain,

@@ -9,6 +9,7 @@ import trio
 
 from infernet.coordinator_client import CoordinatorError, fetch_peers
 from infernet.discovery.contract import Finds
+from infernet.proxy import Proxy
 from protocol.records import Signed
 
 log = structlog.get_logger(__name__)
@@ -26,14 +27,15 @@ class CoordinatorList:
     name = "coordinator"
     per_minute = 12 * RECORDS_MAX
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, proxy: Proxy | None = None) -> None:
         self._url = url
+        self._proxy = proxy
 
     async def run(self, finds: Finds) -> None:
         while True:
             records: list[Signed] = []
             try:
-                records = await fetch_peers(self._url, RECORDS_MAX)
+                records = await fetch_peers(self._url, RECORDS_MAX, self._proxy)
             except CoordinatorError as error:
                 log.info("coordinator.no_peers", reason=str(error))
             for record in records:

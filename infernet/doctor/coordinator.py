@@ -6,11 +6,19 @@ import shlex
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
 import trio
 
-from infernet.coordinator_client import CoordinatorError, CoordinatorRefused, CoordinatorUnreachable, read_json, request
+from infernet.config import Config
+from infernet.coordinator_client import (
+    CoordinatorError,
+    CoordinatorRefused,
+    CoordinatorUnreachable,
+    new_client,
+    read_json,
+    request,
+)
 from infernet.doctor.contract import Check, Finding, Part, Situation, fail, ok, skip, text_of, warn
+from infernet.proxy import proxy_for
 from protocol.constants import PROTOCOL_VERSION
 from protocol.envelope import AUTH_WINDOW_S
 from protocol.errors import LocalProtocolError
@@ -24,8 +32,8 @@ SKEW_WANTED_S: Final = 10.0
 _PEERS_LISTED: Final = 100
 
 
-async def _get(url: str, path: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+async def _get(config: Config, url: str, path: str) -> dict[str, Any]:
+    async with new_client(proxy_for(config, url), REQUEST_TIMEOUT_S) as http:
         return read_json(await request(http, "GET", url.rstrip("/") + path))
 
 
@@ -51,7 +59,7 @@ async def _reachable(situation: Situation) -> Finding:
         return skip("there is no coordinator")
     before_ms = situation.machine.wall_ms()
     try:
-        fields = await _get(url, "/api/v1/coordinator")
+        fields = await _get(situation.config, url, "/api/v1/coordinator")
     except CoordinatorUnreachable as error:
         return fail(
             str(error).partition(": it may")[0],
@@ -127,7 +135,7 @@ async def _healthy(situation: Situation) -> Finding:
     url = situation.config.coordinator_url
     assert url is not None
     try:
-        fields = await _get(url, "/api/health")
+        fields = await _get(situation.config, url, "/api/health")
     except CoordinatorError as error:
         return warn(f"the coordinator is not well: {error}", "wait, or tell whoever runs it")
     if fields.get("ok") is not True:
@@ -143,7 +151,7 @@ async def _listed(situation: Situation) -> Finding:
         return skip("this node publishes no address, so nobody lists it")
     assert config.coordinator_url is not None
     try:
-        rows = (await _get(config.coordinator_url, f"/api/peers?limit={_PEERS_LISTED}")).get("data")
+        rows = (await _get(config, config.coordinator_url, f"/api/peers?limit={_PEERS_LISTED}")).get("data")
     except CoordinatorError as error:
         return warn(f"the coordinator lists nobody: {error}", "wait, or tell whoever runs it")
     listed = rows if isinstance(rows, list) else []

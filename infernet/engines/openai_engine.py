@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+import httpx
 import structlog
 import trio
 
@@ -87,6 +88,8 @@ class OpenAiConfig:
     price_in_uusd: int = 0
     price_out_uusd: int = 0
     price_job_uusd: int = 0
+    #: By way of which `url` is asked.
+    proxy: httpx.Proxy | None = None
     #: By name, those models for which something else holds.
     terms: Mapping[str, Terms] = field(default_factory=dict)
 
@@ -220,7 +223,7 @@ class OpenAiEngine:
                 url = self._config.url or await self._find()
                 # Who listens on a usual port may be anybody of this machine: the key is for the named one alone.
                 key = self._config.key if self._config.url is not None else None
-                async with Server(url, key) as self._server:
+                async with Server(url, key, self._config.proxy) as self._server:
                     await self._look(self._server)
                     if is_first:
                         is_first = False

@@ -106,7 +106,7 @@ class EventReader:
 class Server:
     """One server. An asynchronous context manager: inside it, it can be asked."""
 
-    def __init__(self, url: str, key: ApiKey | None = None) -> None:
+    def __init__(self, url: str, key: ApiKey | None = None, proxy: httpx.Proxy | None = None) -> None:
         """`url` is what its pages begin with, `/v1` left out."""
         self.url = url.rstrip("/")
         headers = {"accept-encoding": "identity", "user-agent": "infernet"} | (key.header() if key is not None else {})
@@ -114,6 +114,7 @@ class Server:
             headers=headers,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=8),
+            proxy=proxy,
             trust_env=False,
             follow_redirects=False,
         )
@@ -176,7 +177,13 @@ class Server:
                     await response.aclose()
         except trio.TooSlowError:
             raise ServerBroken(f"it stopped answering {path}") from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.InvalidURL):
+        except (
+            httpx.ConnectError,
+            httpx.ConnectTimeout,
+            httpx.ProxyError,
+            httpx.UnsupportedProtocol,
+            httpx.InvalidURL,
+        ):
             raise ServerGone(f"nobody answers at {self.url}") from None
         except httpx.HTTPError as error:
             # Its text may quote what was sent.

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Final
 
+import httpx
 import trio
 from msgspec import Meta, Struct
 
@@ -172,12 +173,14 @@ async def _has(server: Server, path: str, type_: type[Struct]) -> bool:
     return True
 
 
-async def look_around(urls: Sequence[str], key: ApiKey | None = None) -> list[Found | tuple[str, ServerError]]:
+async def look_around(
+    urls: Sequence[str], key: ApiKey | None = None, proxy: httpx.Proxy | None = None
+) -> list[Found | tuple[str, ServerError]]:
     """What answers at these addresses, in their order, asked all at once; or why not. All are shown the key."""
     results: dict[str, Found | tuple[str, ServerError]] = {}
 
     async def look(url: str) -> None:
-        async with Server(url, key) as server:
+        async with Server(url, key, proxy) as server:
             try:
                 results[url] = await identify(server)
             except ServerError as error:

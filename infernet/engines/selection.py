@@ -22,6 +22,7 @@ from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE
 from infernet.engines.several import Part, SeveralEngines, Waits
 from infernet.model_settings import ModelSettings, settings_of
+from infernet.proxy import proxy_for
 from protocol.records import Role
 
 _KEY_BYTES_MAX: Final = 4096
@@ -55,6 +56,7 @@ def _part(config: EngineConfig, division: Division | None) -> Part:
 
 def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> OpenAiConfig:
     """Which server, and what of it. Raises EngineUnavailable when its key cannot be had."""
+    proxy = proxy_for(config, config.engine_url) if config.engine_url is not None else None
     return OpenAiConfig(
         url=config.engine_url,
         models=config.engine_models,
@@ -65,6 +67,7 @@ def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> Op
         price_out_uusd=int(config.price_out_usd),
         price_job_uusd=int(config.price_job_usd),
         terms={own.name.lower(): _terms(config, own) for own in config.model_settings},
+        proxy=proxy.for_httpx() if proxy is not None else None,
     )
 
 

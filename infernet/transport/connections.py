@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+import structlog
 
 from infernet.transport.addresses import CircuitAddress
 from infernet.transport.contract import ConnectionInfo, Handler
@@ -14,7 +15,7 @@ from infernet.transport.noise_channel import NoiseChannel
 from infernet.transport.yamux import YamuxConnection
 from protocol.ids import NodeId
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # A connection that nobody has had a stream on for so long is closed: the next question of an asker still finds it.
 IDLE_S: Final = 300.0
@@ -145,7 +146,7 @@ class Connections:
             try:
                 self._handler.connected(connection.info)
             except Exception:
-                logger.exception("the handler failed on a new peer")
+                log.exception("transport.handler_failed")
 
     def remove(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -159,4 +160,4 @@ class Connections:
             try:
                 self._handler.disconnected(peer)
             except Exception:
-                logger.exception("the handler failed on a lost peer")
+                log.exception("transport.handler_failed")

@@ -33,11 +33,15 @@ async def dial_back(identity: Identity, dials: DialGuard, peer: NodeId, text: st
             stream = await dials.connect(address)
     except AddressRefused as error:
         return Reachability.NOT_TRIED, str(error)
-    except OSError as error:
+    except (OSError, trio.TooSlowError) as error:
+        if not dials.is_direct:
+            # It may be the proxy that cannot, or will not.
+            return Reachability.NOT_TRIED, "this node dials through a proxy, and that did not lead there"
+        if isinstance(error, trio.TooSlowError):
+            return Reachability.NOT_REACHED, f"nothing answered within {DIAL_BACK_TIMEOUT_S:g} s"
+
         is_refused = _is_refused(error)
         return Reachability.NOT_REACHED, "the connection was refused" if is_refused else "no way leads there"
-    except trio.TooSlowError:
-        return Reachability.NOT_REACHED, f"nothing answered within {DIAL_BACK_TIMEOUT_S:g} s"
     try:
         with trio.fail_after(DIAL_BACK_TIMEOUT_S):
             await secure_outbound(stream, identity, peer)

@@ -6,7 +6,6 @@ cost us is the business of `guards.py`, and of `connections.py` and `yamux.py` o
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -14,9 +13,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NoReturn
 
+import structlog
 import trio
 
-from infernet.transport.addresses import CircuitAddress, TcpAddress, circuit_multiaddr, remote_multiaddr, with_peer
+from infernet.transport.addresses import (
+    CircuitAddress,
+    TcpAddress,
+    circuit_multiaddr,
+    remote_multiaddr,
+    tcp_multiaddr,
+    with_peer,
+)
 from infernet.transport.bans import Bans
 from infernet.transport.budget import HELD_BYTES_MAX, Budget
 from infernet.transport.channel import ChannelBroken
@@ -33,7 +40,7 @@ from infernet.transport.contract import (
 )
 from infernet.transport.crowd import Origin, origin_of, origin_of_circuit
 from infernet.transport.dial_back import dial_back
-from infernet.transport.dial_guard import AddressRefused, DialGuard
+from infernet.transport.dial_guard import AddressRefused, Connect, DialGuard
 from infernet.transport.dialer import AttemptFailed, Dialer
 from infernet.transport.guards import BAD_CONNECTION, Guards
 from infernet.transport.handshakes import HandshakeLimits
@@ -59,9 +66,10 @@ from infernet.transport.yamux_session import YamuxConfig
 from protocol.constants import CONTROL_DEADLINE_S, P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import is_circuit
+from protocol.networks import read_ip
 from protocol.records import Reachability
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 DUAL_STACK: Final = ("0.0.0.0", "::")  # noqa: S104 - a node is there to be reached
 
@@ -110,6 +118,7 @@ class Libp2pTransport:
     listen_hosts: literal IP addresses; none means that we only dial.
     port: 0 takes any free one, the same for all hosts.
     allow_private: dial wherever strangers say, and do not count programs of this machine by their address.
+    proxy: connects by way of a proxy; then nothing is dialled without it.
     watched: protocols on whose streams somebody waits; a connection with one of them is looked after more closely.
     dial_guard: another one than `allow_private` asks for; for tests.
     """
@@ -125,6 +134,7 @@ class Libp2pTransport:
         port: int = P2P_PORT,
         limits: HostLimits | None = None,
         allow_private: bool = False,
+        proxy: Connect | None = None,
         watched: Sequence[str] = (),
         dial_guard: DialGuard | None = None,
     ) -> None:
@@ -143,7 +153,7 @@ class Libp2pTransport:
             bans=Bans(exempt_loopback=allow_private),
             handshakes=self._limits.handshakes,
             budget=Budget(self._limits.held_bytes_max),
-            dials=dial_guard or DialGuard(allow_private=allow_private),
+            dials=dial_guard or DialGuard(allow_private=allow_private, proxy=proxy),
             exempt_loopback=allow_private,
         )
         self._counts = _Counts()
@@ -344,6 +354,9 @@ class Libp2pTransport:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
+        if not self._guards.dials.is_direct:
+            # The other end of the socket is the proxy, of whom nothing is to be said or held against.
+            return self._connection(channel, _told_address(address))
         self._guards.bans.seen(peer, origin_of(stream))
         return self._connection(channel, remote_multiaddr(stream))
 
@@ -355,7 +368,7 @@ class Libp2pTransport:
         try:
             channel = await self._shake_inbound(stream, origin)
         except Exception:
-            logger.exception("a handshake failed in a way that we do not know")
+            log.exception("transport.handshake_broken")
             return
         if channel is not None:
             await self._serve_inbound(running, channel, remote_multiaddr(stream), origin)
@@ -379,7 +392,7 @@ class Libp2pTransport:
                 await self._guards.handshakes.turn()
                 return await secure_inbound(stream, self._identity)
             except (HandshakeFailed, ChannelBroken) as error:
-                logger.debug("no handshake with %s: %s", remote_multiaddr(stream), error)
+                log.debug("transport.no_handshake", address=remote_multiaddr(stream), error=str(error))
                 self._guards.handshake_failed(origin, error)
         self._counts.handshakes_failed += 1
         if place.cancelled_caught and trio.current_time() >= place.deadline:
@@ -427,7 +440,7 @@ class Libp2pTransport:
         try:
             await connection.muxer.run()
         except Exception:
-            logger.exception("a connection failed in a way that we do not know")
+            log.exception("transport.connection_broken")
         finally:
             running.connections.remove(connection)
             if connection.muxer.offence is not None:
@@ -440,7 +453,7 @@ class Libp2pTransport:
             self._counts.bytes_in += connection.channel.bytes_in
             self._counts.bytes_out += connection.channel.bytes_out
             peer = short(connection.info.peer)
-            logger.debug("connection with %s ended: %s", peer, connection.muxer.lost)
+            log.debug("transport.connection_ended", peer=peer, reason=str(connection.muxer.lost))
 
     # ------------------------------------------------------------ what relaying stands on
 
@@ -482,10 +495,10 @@ class Libp2pTransport:
                 agreed.watch()
             await serve_stream(agreed, partial(self._serve_protocol, running, info))
         except (MultistreamError, ChannelBroken, StreamBroken, trio.TooSlowError) as error:
-            logger.debug("no protocol agreed with %s: %s", short(info.peer), error)
+            log.debug("transport.no_protocol", peer=short(info.peer), error=str(error))
             stream.reset()
         except Exception:
-            logger.exception("agreeing on a protocol with %s failed", short(info.peer))
+            log.exception("transport.protocol_broken", peer=short(info.peer))
             stream.reset()
         finally:
             stream.release()
@@ -510,6 +523,11 @@ class _Running:
     handler: Handler
     connections: Connections
     is_ending: bool = False
+
+
+def _told_address(address: TcpAddress) -> str | None:
+    """Where a connection through a proxy leads, as far as we know."""
+    return tcp_multiaddr(address.host, address.port) if read_ip(address.host) is not None else None
 
 
 def _plain(error: OSError) -> str:

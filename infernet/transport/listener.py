@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import logging
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 import psutil
+import structlog
 import trio
 
 from infernet.transport.addresses import tcp_multiaddr
 from infernet.transport.contract import ListenFailed, PortTaken
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # A free port for one address family may be taken for the other; then we ask for another one.
 _FREE_PORT_ATTEMPTS: Final = 8
@@ -69,7 +69,7 @@ async def _open_all(hosts: Sequence[str], port: int) -> list[trio.SocketListener
             listener.socket.close()
         raise
     for reason in missing:
-        logger.info("not listening on %s", reason)
+        log.info("transport.not_listening", reason=reason)
     return listeners
 
 

@@ -6,10 +6,10 @@ killed in the middle of anything; time is whatever clock trio runs on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NoReturn
 
+import structlog
 import trio
 
 from infernet.transport.contract import (
@@ -30,7 +30,7 @@ from protocol.ids import NodeId, peer_id
 from protocol.locality import is_circuit
 from protocol.records import Reachability
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 PIPE_BYTES: Final = 64 * 1024
 _PREFIX: Final = "/memory/1/p2p/"
@@ -163,7 +163,7 @@ class MemoryTransport:
         try:
             handler.connected(info)
         except Exception:
-            logger.exception("the handler failed on a new peer")
+            log.exception("transport.handler_failed")
 
     async def open_stream(self, peer: NodeId, protocol: str) -> Stream:
         """As `Transport.open_stream`."""
@@ -206,7 +206,7 @@ class MemoryTransport:
         try:
             handler.disconnected(peer)
         except Exception:
-            logger.exception("the handler failed on a lost peer")
+            log.exception("transport.handler_failed")
 
     async def reserve_relay(self, relay: NodeId, reserved: Callable[[tuple[str, ...]], None]) -> NoReturn:
         """As `Transport.reserve_relay`. A circuit outlives its relay here: nothing is spliced."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import structlog
 import trio
 
 from infernet.transport.contract import Stream, StreamBroken
 from protocol.ids import short
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # After our side is done with a stream, the peer has this long to finish its own.
 LINGER_S: Final = 10.0
@@ -27,10 +27,10 @@ async def serve_stream(stream: Stream, serve: Callable[[Stream], Awaitable[None]
         await stream.finish()
         await _linger(stream)
     except StreamBroken as error:
-        logger.debug("a %s stream of %s broke: %s", stream.protocol, short(stream.peer), error)
+        log.debug("stream.broken", protocol=stream.protocol, peer=short(stream.peer), error=str(error))
         stream.reset()
     except Exception:
-        logger.exception("serving a %s stream of %s failed", stream.protocol, short(stream.peer))
+        log.exception("stream.failed", protocol=stream.protocol, peer=short(stream.peer))
         stream.reset()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from typing import Any
@@ -73,3 +74,20 @@ def test_every_line_is_json_and_exceptions_tell_where_but_not_what() -> None:
 
 def test_the_test_run_itself_is_not_reconfigured() -> None:
     assert not any(type(handler).__name__ == "ProcessorFormatter" for handler in logging.getLogger().handlers)
+
+
+def test_on_a_terminal_lines_are_for_people_and_the_terminal_obeys_none_of_them() -> None:
+    program = """
+import structlog
+from coordinator import log
+log.configure("info")
+structlog.get_logger("ours").info("peer.named", name="x\\x1b[2J\\ny", code="busy", detail="")
+"""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        try:
+            subprocess.run([sys.executable, "-c", program], stderr=theirs, timeout=60, check=True)
+        finally:
+            os.close(theirs)
+        line = terminal.read(4096).decode()
+    assert line[8:] == ' info    peer.named  name="x y" code=busy\r\n'

@@ -5,13 +5,13 @@ What passes through a circuit is encrypted between its ends; the relay counts it
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import structlog
 import trio
 
 from infernet.transport.channel import ByteReader, ChannelBroken
@@ -25,7 +25,7 @@ from protocol.ids import NodeId, short
 from protocol.locality import is_circuit, network_of
 from protocol.rates import Rates
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # A client that opens a stream says at once what it wants.
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -125,7 +125,7 @@ class HopService:
             with trio.fail_after(REQUEST_TIMEOUT_S):
                 request = wire.decode_hop_request(await wire.read_message(reader))
         except MalformedMessage as error:
-            logger.debug("a bad relay request of %s: %s", short(stream.peer), error)
+            log.debug("relay.bad_request", peer=short(stream.peer), error=str(error))
             await stream.send(wire.encode_hop_answer(Status.MALFORMED_MESSAGE))
             return
         except ChannelBroken as error:
@@ -145,7 +145,7 @@ class HopService:
         if not self._places.take(stream.peer, network_of(remote), now_s + limits.place_s, now_s):
             await stream.send(wire.encode_hop_answer(Status.RESERVATION_REFUSED))
             return
-        logger.debug("%s reserved a place", short(stream.peer))
+        log.debug("relay.reserved", peer=short(stream.peer))
         answer = wire.encode_hop_answer(
             Status.OK,
             limit=limits.circuit,
@@ -167,7 +167,7 @@ class HopService:
                 with trio.fail_after(STOP_TIMEOUT_S):
                     far, received = await self._reach(near.peer, target)
             except (NotConnected, StreamBroken, ChannelBroken, MalformedMessage, trio.TooSlowError) as error:
-                logger.debug("no circuit from %s to %s: %s", short(near.peer), short(target), error)
+                log.debug("relay.no_circuit", peer=short(near.peer), node=short(target), error=str(error))
                 await near.send(wire.encode_hop_answer(Status.CONNECTION_FAILED))
                 return
             try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 
+import structlog
 import trio
 
 from infernet.transport.addresses import CircuitAddress
@@ -12,7 +12,7 @@ from infernet.transport.connections import Circuit, Connection
 from infernet.transport.dialer import ADDRESS_TIMEOUT_S, AttemptFailed
 from protocol.ids import NodeId, short
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 async def renew(
@@ -35,7 +35,7 @@ async def renew(
         with trio.fail_after(ADDRESS_TIMEOUT_S):
             successor = await attempt(connection.info.peer, circuit.address)
     except (AttemptFailed, trio.TooSlowError) as error:
-        logger.debug("a circuit with %s is not renewed: %s", short(connection.info.peer), error)
+        log.debug("relay.not_renewed", peer=short(connection.info.peer), error=str(error))
         return
     add(successor)
     connection.muxer.retire()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
 import trio
 
 from infernet.transport.addresses import circuit_multiaddr
@@ -21,7 +21,7 @@ from infernet.transport.relay.wire import ConnectRequest, MalformedMessage, Stat
 from protocol.ids import NodeId, short
 from protocol.locality import is_circuit
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 # A relay that opens a stream says at once who is there.
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -57,7 +57,7 @@ class StopService:
             with trio.fail_after(REQUEST_TIMEOUT_S):
                 request = wire.decode_stop_request(await wire.read_message(reader))
         except MalformedMessage as error:
-            logger.debug("a bad circuit of %s: %s", short(stream.peer), error)
+            log.debug("relay.bad_circuit", peer=short(stream.peer), error=str(error))
             await stream.send(wire.encode_stop_answer(Status.MALFORMED_MESSAGE))
             return
         except ChannelBroken as error:
@@ -102,8 +102,8 @@ class StopService:
             # SPEC 08: A node MUST close a circuit whose other end proves another key than the relay named.
             if channel.peer == request.peer:
                 return channel
-            logger.debug("%s brought another peer than it said", short(stream.peer))
+            log.debug("relay.wrong_peer", peer=short(stream.peer))
         except (HandshakeFailed, ChannelBroken, trio.TooSlowError) as error:
-            logger.debug("no handshake through %s: %s", short(stream.peer), error or "too slow")
+            log.debug("relay.no_handshake", peer=short(stream.peer), error=str(error) or "too slow")
         stream.reset()
         return None

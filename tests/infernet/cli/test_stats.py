@@ -72,3 +72,21 @@ def test_without_a_node_there_are_no_numbers(home: Home, capsys: pytest.CaptureF
     assert invoke(capsys, "stats", "--json").json["running"] is False
     with hold_lock(home.config.pid_file):
         assert "is starting or ending" in invoke(capsys, "stats").complaint
+
+
+@pytest.mark.anyio
+async def test_metrics_are_printed_as_the_node_gives_them(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    node = counting_node()
+    node.metrics = "# TYPE infernet_bans gauge\ninfernet_bans 0.0\x1b[31m\n"
+    async with running(node, home.config):
+        outcome = await invoke_beside(capsys, "stats", "--prometheus")
+        refused = await invoke_beside(capsys, "stats", "--prometheus", "--json")
+    assert (outcome.code, outcome.out) == (0, "# TYPE infernet_bans gauge\ninfernet_bans 0.0\n")
+    assert refused.code == 2
+    assert "leave out --json" in refused.err
+
+
+def test_without_a_node_there_are_no_metrics(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = invoke(capsys, "stats", "--prometheus")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no node is running here: run `infernet start`" in outcome.complaint

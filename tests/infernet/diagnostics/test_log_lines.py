@@ -44,6 +44,17 @@ def test_every_event_of_our_code_is_on_the_list_and_nothing_else_is() -> None:
     assert (missing, gone) == ([], []), "put it into EVENTS, or take it out: a report shows these names as they are"
 
 
+def test_nothing_is_logged_past_the_list() -> None:
+    """A logger of the standard library takes any text; only what holds back those of libraries may know it."""
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("infernet", "protocol")
+        for path in (ROOT / package).rglob("*.py")
+        if "getLogger" in path.read_text("utf-8")
+    }
+    assert users == {"infernet/log.py", "infernet/discovery/dht_host.py", "infernet/transport/libp2p_library.py"}
+
+
 @pytest.mark.parametrize(
     ("line", "shown"),
     [

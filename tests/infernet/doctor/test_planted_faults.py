@@ -30,6 +30,7 @@ from tests.helpers_cli import Home
 from tests.helpers_doctor import QUICK, examine, examine_under, link, make_well, put, read
 from tests.helpers_doctor import fake_coordinator as served_coordinator
 from tests.helpers_processes import free_port
+from tests.helpers_socks import socks_double
 
 Mend = Callable[[], object]
 Plant = Callable[[Home], Mend]
@@ -365,6 +366,41 @@ def test_a_proxy_in_the_way(well: Home, capsys: pytest.CaptureFixture[str], monk
         assert "export NO_PROXY=127.0.0.1" in report.told("proxy")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         assert examine(capsys, "--skip-engine").faults == {}
+
+
+def test_a_socks_proxy_that_is_down(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    with socks_double() as proxy:
+        put(well, proxy=proxy.url)
+        assert examine(capsys, "--skip-engine").faults == {}
+    report = examine(capsys, "--skip-engine")
+    assert report.faults == {"proxy.socks": "fail"}
+    assert "nothing leaves this machine" in report.told("proxy.socks")
+    assert str(proxy.port) not in report.outcome.out, "where it is stays out of what is shown to others"
+    with socks_double(says=b"HTTP/1.1 400 Bad Request\r\n\r\n") as proxy:
+        put(well, proxy=proxy.url)
+        assert "is no SOCKS5 proxy" in examine(capsys, "--skip-engine").told("proxy.socks")
+
+
+def test_a_socks_proxy_that_wants_a_login(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    path = login_file(well, b"somebody:hunter22")
+    with socks_double(login=(b"somebody", b"hunter22")) as proxy:
+        put(well, proxy=proxy.url)
+        report = examine(capsys, "--skip-engine")
+        assert report.faults == {"proxy.socks": "fail"}
+        assert "wants a user name and a password" in report.told("proxy.socks")
+        put(well, proxy_login_file=str(path))
+        report = examine(capsys, "--skip-engine")
+        assert report.faults == {}
+        assert "hunter22" not in report.outcome.out
+        path.chmod(0o644)
+        assert "chmod 600" in examine(capsys, "--skip-engine").told("proxy.socks")
+
+
+def login_file(home: Home, content: bytes) -> Path:
+    path = home.path / "login"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    return path
 
 
 def test_a_proxy_that_is_none(well: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ IDS = {
     "port.reached",
     "port.taken",
     "proxy",
+    "proxy.socks",
     "python.version",
     "store.whole",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import random
 from collections.abc import AsyncIterator
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from infernet.transport.contract import (
     RECEIVE_BYTES_MAX,
@@ -286,32 +286,35 @@ async def test_a_protocol_that_the_peer_does_not_speak(kind: type[World]) -> Non
         await eventually(lambda: pair.left.peers() == [identity(2)])
 
 
-async def test_a_handler_that_fails_hurts_only_its_stream(kind: type[World], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_handler_that_fails_hurts_only_its_stream(kind: type[World]) -> None:
     async with connected(kind) as pair:
-        with caplog.at_level(logging.ERROR):
+        with capture_logs() as logged:
             broken = await pair.open(FAIL)
             with pytest.raises(StreamBroken):
                 await broken.receive()
-        assert "the handler's own mistake" in caplog.text
+        assert [line["protocol"] for line in logged if line["event"] == "stream.failed"] == [FAIL]
         stream = await pair.open(ECHO)
         await stream.send(b"alive")
         assert await stream.receive() == b"alive"
 
 
-async def test_a_handler_that_fails_on_news_of_peers_hurts_nobody(
-    kind: type[World], caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_handler_that_fails_on_news_of_peers_hurts_nobody(kind: type[World]) -> None:
     class Clumsy(RecordingHandler):
         def connected(self, info: ConnectionInfo) -> None:
             raise RuntimeError("clumsy at the start")
 
+    with capture_logs() as logged:
+        await _meet_somebody(kind, Clumsy())
+    assert "transport.handler_failed" in [line["event"] for line in logged]
+
+
+async def _meet_somebody(kind: type[World], clumsy: RecordingHandler) -> None:
     async with strangers(kind) as pair:
-        third = await pair.world.start(3, Clumsy())
+        third = await pair.world.start(3, clumsy)
         await third.dial(identity(2), pair.right.addresses())
         stream = await third.open_stream(identity(2), ECHO)
         await stream.send(b"alive")
         assert await stream.receive() == b"alive"
-        assert "clumsy at the start" in caplog.text
 
 
 async def test_a_stream_is_finished_when_its_handler_returns(kind: type[World]) -> None:

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.security.insecure.transport import make_exchange_message
+from structlog.testing import capture_logs
 
 from infernet.transport import multistream
 from infernet.transport import yamux_frames as frames
@@ -145,12 +146,13 @@ async def test_fault_2_an_exception_in_a_handler_kills_a_stock_host(doomed_stock
         assert "the handler's own mistake" in await doomed_stock.died_of()
 
 
-async def test_fault_2_an_exception_in_a_handler_costs_the_stream(caplog: pytest.LogCaptureFixture) -> None:
+async def test_fault_2_an_exception_in_a_handler_costs_the_stream() -> None:
     async with our_node() as (world, node, _):
-        async with shaken(node.addresses()[0], node.node_id, 2) as channel:
-            await open_raw(channel, FAIL)
-            await receive_until(channel, header(frames.WINDOW_UPDATE, frames.RESET, 1, 0))
-        assert "the handler's own mistake" in caplog.text
+        with capture_logs() as logged:
+            async with shaken(node.addresses()[0], node.node_id, 2) as channel:
+                await open_raw(channel, FAIL)
+                await receive_until(channel, header(frames.WINDOW_UPDATE, frames.RESET, 1, 0))
+        assert [line["protocol"] for line in logged if line["event"] == "stream.failed"] == [FAIL]
         await assert_alive(world, node)
 
 
