@@ -130,6 +130,7 @@ def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_j
                 ("listening on", status.get("addresses")),
                 ("serving", status.get("models")),
                 ("not serving", not_serving(parts_in(status))),
+                ("hours", (status.get("hours") or {}).get("words")),
                 ("coordinator", config.coordinator_url),
                 ("log", log_file),
             ]
