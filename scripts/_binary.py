@@ -133,14 +133,16 @@ def _pack(scratch: Path) -> Path:
 def _installed(locks: tuple[str, ...]) -> set[str]:
     """Those packages of some locks that this platform has."""
     names = {name for lock in locks for name in locked_names(lock_path(lock))}
-    look = "import sys; from importlib import metadata as m; print(*{d.name.lower().replace('_', '-').replace('.', '-')"
+    look = "from importlib import metadata as m; print(*{d.name.lower().replace('_', '-').replace('.', '-')"
     done = subprocess.run(
         [str(ENVIRONMENT.python), "-c", f"{look} for d in m.distributions()}})"],
         env=clean_environ(),
-        check=True,
+        check=False,
         capture_output=True,
         text=True,
     )
+    if done.returncode != 0:
+        raise Failure(f"{ENVIRONMENT.directory.name} is damaged: remove it, and run this again")
     return names & set(done.stdout.split())
 
 

@@ -18,6 +18,8 @@ from _environment import ROOT, Failure, clean_environ, requirement_options, step
 
 PACKAGES: Final = ("protocol", "infernet", "coordinator")
 BUILD_TIMEOUT_S: Final = 300
+# A hundred packages, on a machine that has other work.
+INSTALL_TIMEOUT_S: Final = 1800
 RUN_TIMEOUT_S: Final = 60
 _CHECKS: Final = (
     (("infernet", "version"), f"infernet {version()} "),
@@ -51,18 +53,14 @@ def build(python: Path, target: Path, epoch_s: int) -> Packages:
 
 
 def _build_once(python: Path, target: Path, epoch_s: int) -> Packages:
-    done = subprocess.run(
+    done = _run(
         [str(python), "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", str(target)],
+        BUILD_TIMEOUT_S,
         cwd=ROOT,
         env=clean_environ() | {"SOURCE_DATE_EPOCH": str(epoch_s)},
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=BUILD_TIMEOUT_S,
     )
     if done.returncode != 0:
-        sys.stderr.write(done.stdout[-4000:])
+        sys.stderr.write((done.stdout + done.stderr)[-4000:])
         raise Failure("hatchling could not build; its words stand above")
     return Packages(target / f"infernet-{version()}-py3-none-any.whl", target / f"infernet-{version()}.tar.gz")
 
@@ -115,25 +113,28 @@ def try_out(wheel: Path) -> None:
 
 
 def _quiet(command: list[str]) -> None:
-    done = subprocess.run(
-        command, cwd=ROOT, env=clean_environ(), check=False, capture_output=True, text=True, timeout=900
-    )
+    done = _run(command, INSTALL_TIMEOUT_S, cwd=ROOT, env=clean_environ())
     if done.returncode != 0:
         sys.stderr.write((done.stdout + done.stderr)[-4000:])
         raise Failure("the clean environment could not be made (pip's words stand above): check the network")
 
 
+def _run(command: list[str], timeout_s: float, *, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, which must come in time. Raises `Failure`."""
+    try:
+        return subprocess.run(
+            command, cwd=cwd, env=env, check=False, capture_output=True, text=True, errors="replace", timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"`{Path(command[0]).name} {' '.join(command[1:4])}` took longer than {timeout_s:g} s") from None
+    except OSError as error:
+        raise Failure(f"cannot run {command[0]} ({(error.strerror or 'an error').lower()})") from None
+
+
 def _expect(folder: Path, words: tuple[str, ...], expected: str, home: Path) -> None:
     program, *arguments = words
-    done = subprocess.run(
-        [str(folder / "bin" / program), *arguments],
-        # Not the checkout, whose packages Python would take instead.
-        cwd=home,
-        env={"PATH": os.defpath, "HOME": str(home)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=RUN_TIMEOUT_S,
-    )
+    # Not in the checkout, whose packages Python would take instead.
+    environ = {"PATH": os.defpath, "HOME": str(home)}
+    done = _run([str(folder / "bin" / program), *arguments], RUN_TIMEOUT_S, cwd=home, env=environ)
     if done.returncode != 0 or expected not in done.stdout:
         raise Failure(f"`{' '.join(words)}` does not do what it should: {(done.stderr or done.stdout).strip()[-300:]}")

@@ -74,7 +74,12 @@ def _git(*words: str) -> str:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         raise Failure("a release is made in a git checkout: clone the repository, and install git")
-    done = subprocess.run([git, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S)
+    try:
+        done = subprocess.run(
+            [git, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"git {words[0]} took longer than {_GIT_TIMEOUT_S} s: is the disk well?") from None
     if done.returncode != 0:
         raise Failure(f"git {words[0]} failed: {done.stderr.strip()[-200:]}")
     return done.stdout
