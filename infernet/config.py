@@ -87,6 +87,11 @@ class Config:
     context_tokens: int = 2048
     slots: int = 4
     threads: int | None = None
+    cluster_head: NodeId | None = None
+    #: Public keys or multiaddrs, as text.
+    cluster_workers: tuple[str, ...] = ()
+    cluster_split: tuple[int, ...] = ()
+    llama_server: str | None = None
     log_level: str = "info"
 
     @property

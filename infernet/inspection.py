@@ -11,6 +11,7 @@ from msgspec import structs
 
 import infernet
 from infernet.being_reached import BeingReached
+from infernet.cluster.membership import Cluster
 from infernet.config import Config
 from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
@@ -47,6 +48,7 @@ class Inspection:
         dht: Dht | None,
         draining: Draining,
         tally: Tally,
+        cluster: Cluster | None = None,
         money: Money | None = None,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
@@ -62,6 +64,7 @@ class Inspection:
         self._money = money
         self._gpus = gpus
         self._tally = tally
+        self._cluster = cluster
         self.link: LinkCarrier | None = None
         self.started_at_s = 0.0
 
@@ -107,6 +110,7 @@ class Inspection:
             "peers_known": statistics.records - (ourselves is not None),
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
+            "cluster": self._cluster.status() if self._cluster is not None else None,
             "dht": self._dht.status() if self._dht is not None else None,
             "streams": statistics.streams,
             "open_streams": self._driver.open_streams,

@@ -20,6 +20,7 @@ import infernet
 from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
+from infernet.cluster.membership import Cluster, spoken_in_clusters
 from infernet.config import Config
 from infernet.coordinator_client import RequestSigner
 from infernet.discovery.contract import Source
@@ -50,6 +51,7 @@ from infernet.transport.yamux_session import YamuxConfig
 from infernet.why import WhyRequest
 from protocol import constants as c
 from protocol import events as e
+from protocol.clusters import CLUSTER_PROTOCOL
 from protocol.effects import (
     Drained,
     HeartbeatSigned,
@@ -120,6 +122,7 @@ class Node:
         )
         self._money = self._make_money(money_store)
         self._dht = self._make_dht(store)
+        self._cluster = Cluster(config, engine, transport, self.driver)
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
         self._inspection = Inspection(
             config,
@@ -134,6 +137,7 @@ class Node:
             money=self._money,
             gpus=self._gpus,
             tally=self._tally,
+            cluster=self._cluster,
         )
 
     # ------------------------------------------------------------ life
@@ -151,7 +155,7 @@ class Node:
                 await self._money.restore()
                 await nursery.start(self._money.run)
             if self._transport is not None:
-                await nursery.start(TransportCarrier(self._transport, self.driver).run)
+                await nursery.start(TransportCarrier(self._transport, self.driver, self._cluster.services).run)
             if self._hardware is not None:
                 # While the engine loads its model, so that the first offer has them.
                 self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
@@ -209,8 +213,8 @@ class Node:
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
         if self._transport is not None:
-            self._transport.trust({*known, *map(peer_of, config.peers)})
-        self._permit(config.peers)
+            self._transport.trust({*known, *map(peer_of, config.peers), *self._cluster.known})
+        self._permit((*config.peers, *self._cluster.addresses))
         if self._money is not None:
             self._use_coordinator(self._money)
         # Those whom the owner names, or was invited by, before anything is asked.
@@ -496,13 +500,13 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
     return Libp2pTransport(
         key.secret_bytes(),
         agent=AGENT,
-        protocols=c.PROTOCOLS,
+        protocols=(*c.PROTOCOLS, *spoken_in_clusters(config)),
         randomness=random.SystemRandom(),
         listen_hosts=config.listen_hosts if listen else (),
         port=config.p2p_port,
         limits=HostLimits(yamux=YamuxConfig(inbound_streams_max=_streams_max(config))),
         allow_private=config.allow_private,
-        watched=(c.JOB_PROTOCOL,),
+        watched=(c.JOB_PROTOCOL, CLUSTER_PROTOCOL),
     )
 
 

@@ -18,7 +18,10 @@ TAIL_BYTES_MAX: Final = 256 * 1024
 #: Everything that our code logs, so that only texts of libraries and natives have to be redacted. A test keeps it.
 EVENTS: Final = frozenset(
     {
-        "claim.failed", "claim.lost", "claim.put_off", "claim.refused", "coordinator.link_lost", "coordinator.linked",
+        "claim.failed", "claim.lost", "claim.put_off", "claim.refused", "cluster.head_attached", "cluster.head_gone",
+        "cluster.no_worker", "cluster.not_carried", "cluster.refused", "cluster.rpc_server_gone", "cluster.serving",
+        "cluster.stopped", "cluster.stranger", "cluster.worker_lost", "cluster.worker_ready", "coordinator.link_lost",
+        "coordinator.linked",
         "coordinator.no_peers", "dht.bad_record", "dht.begun", "dht.close_failed", "dht.ended", "dht.handshake_failed",
         "dht.no_addresses", "dht.no_heartbeat", "dht.not_begun", "dht.not_met", "dht.not_published", "dht.not_told",
         "dht.peers_lost", "dht.reset_failed", "dht.stream_failed", "discovery.failed", "discovery.too_many",

@@ -62,7 +62,7 @@ _SHOWN: Final[dict[str, Show]] = {
     "listen_hosts": _hosts,
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
-    **dict.fromkeys(("peers", "dht_peers", "allow"), _count),
+    **dict.fromkeys(("peers", "dht_peers", "allow", "cluster_workers"), _count),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),

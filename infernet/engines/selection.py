@@ -10,6 +10,8 @@ from typing import Final
 import trio
 from msgspec.structs import replace
 
+from infernet.cluster.engine import ClusterConfig, ClusterEngine
+from infernet.cluster.workers import worker_of
 from infernet.config import ENGINE_KEY_VARIABLE, Config
 from infernet.engines import models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
@@ -30,6 +32,8 @@ async def open_engine(config: Config) -> Engine | None:
         return None
     if config.engine == "openai":
         return OpenAiEngine(openai_config(config))
+    if config.engine == "cluster":
+        return ClusterEngine(await trio.to_thread.run_sync(cluster_config, config))
     return IsolatedEngine(await trio.to_thread.run_sync(_engine_config, config))
 
 
@@ -41,6 +45,36 @@ def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> Op
         key=_api_key(config, environ),
         slots=config.slots,
         context_tokens=config.context_tokens,
+        price_in_uusd=int(config.price_in_usd),
+        price_out_uusd=int(config.price_out_usd),
+        price_job_uusd=int(config.price_job_usd),
+    )
+
+
+def cluster_config(config: Config) -> ClusterConfig:
+    """Which model on which machines; checks the file's hash. Raises EngineUnavailable."""
+    if not config.cluster_workers:
+        raise EngineUnavailable(
+            "this cluster has no workers: name them with `infernet cluster serve MODEL --workers KEY,KEY`"
+        )
+    workers = tuple(dict.fromkeys(map(worker_of, config.cluster_workers)))
+    if config.cluster_split and len(config.cluster_split) < len(workers):
+        raise EngineUnavailable(
+            f"--cluster-split has {len(config.cluster_split)} shares for {len(workers)} workers: give one for each"
+        )
+    model = _engine_config(config)
+    path = Path(model.path).absolute()
+    if not path.is_file():
+        raise models.ModelMissing(f"there is no model file {path}: `infernet model list` shows what there is")
+    return ClusterConfig(
+        workers=workers,
+        model=model.name,
+        path=path,
+        llama_server=config.llama_server,
+        split=config.cluster_split,
+        slots=config.slots,
+        context_tokens=config.context_tokens,
+        threads=config.threads,
         price_in_uusd=int(config.price_in_usd),
         price_out_uusd=int(config.price_out_usd),
         price_job_uusd=int(config.price_job_usd),
