@@ -155,8 +155,7 @@ class ClusterEngine:
         inner = self._inner.statistics() if self._inner is not None else None
         state = inner.state if inner is not None and self._is_up else self._state
         active = inner.runs_active if inner is not None else 0
-        error = inner.last_error if inner is not None and inner.state is EngineState.WAITING else self._last_error
-        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, error)
+        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, self._last_error)
 
     def cluster_status(self) -> dict[str, Any]:
         """What `infernet cluster status` shows of a head."""

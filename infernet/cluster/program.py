@@ -73,6 +73,8 @@ class Program:
         self._verdict: str | None = None
         #: Set when the program has ended and all of its words were read.
         self.gone = trio.Event()
+        #: Set when nobody reads what it says any more.
+        self.heard_out = trio.Event()
 
     @property
     def pid(self) -> int:
@@ -109,6 +111,15 @@ class Program:
 
     async def follow(self) -> None:
         """Read what it says, in bounds, until it is gone."""
+        try:
+            await self._read()
+            await self._process.wait()
+            self.gone.set()
+            self._tell()
+        finally:
+            self.heard_out.set()
+
+    async def _read(self) -> None:
         assert self._process.stdout is not None
         rest = b""
         try:
@@ -119,9 +130,6 @@ class Program:
                     self._take(line[-_LINE_BYTES_MAX:].decode("utf-8", "replace").rstrip("\r"))
         except trio.BrokenResourceError:
             pass
-        await self._process.wait()
-        self.gone.set()
-        self._tell()
 
     def _take(self, line: str) -> None:
         for what, pattern in self._listens_for.items():
@@ -166,19 +174,26 @@ async def open_program(
     finally:
         os.close(reading)
     program = Program(Path(words[0]).name, process, writing, listens_for)
+    # Shielded: it is heard to its end, which comes by its leash, whoever is cancelled.
+    following = trio.CancelScope(shield=True)
+
+    async def follow() -> None:
+        with following:
+            await program.follow()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(program.follow)
+        nursery.start_soon(follow)
         try:
             yield program
         finally:
             program.end("it was ended with the node")
+            following.deadline = trio.current_time() + _KILL_TIMEOUT_S
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(_KILL_TIMEOUT_S):
-                    await program.gone.wait()
+                await program.heard_out.wait()
                 process.kill()
+                await process.wait()
                 assert process.stdout is not None
                 await process.stdout.aclose()
-            nursery.cancel_scope.cancel()
 
 
 @contextmanager

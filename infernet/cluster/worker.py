@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -52,7 +51,7 @@ class _Session:
     port: int
     rpc: str = ""
     devices: tuple[Device, ...] = ()
-    carried: int = 0
+    carried: set[trio.CancelScope] = field(default_factory=set)
     bytes_carried: int = 0
     since_s: float = field(default_factory=trio.current_time)
 
@@ -99,7 +98,7 @@ class Worker:
                 {"name": device.name, "total_mib": device.total_mib, "free_mib": device.free_mib}
                 for device in (session.devices if session is not None else ())
             ],
-            "connections": session.carried if session is not None else 0,
+            "connections": len(session.carried) if session is not None else 0,
             "bytes_carried": session.bytes_carried if session is not None else 0,
             "sessions": self._sessions,
             "strangers_refused": self._strangers,
@@ -181,6 +180,8 @@ class Worker:
         except ProgramGone as error:
             problem = str(error)
         finally:
+            for carried in session.carried:
+                carried.cancel()
             if self._session is session:
                 self._session = None
                 log.info("cluster.head_gone", peer=stream.peer.hex())
@@ -242,31 +243,32 @@ class Worker:
         if session is None or not secrets.compare_digest(session.token, carry.session):
             await stream.send(clusters.encode(Refused(Why.NO_SESSION, "this session is over", None)))
             return
-        if session.carried >= clusters.CARRIED_MAX:
+        if len(session.carried) >= clusters.CARRIED_MAX:
             text = f"more than {clusters.CARRIED_MAX} connections of one session"
             await stream.send(clusters.encode(Refused(Why.TOO_MANY, text, None)))
             return
-        with _counted(session):
+        with trio.CancelScope() as scope:
+            session.carried.add(scope)
             try:
-                with trio.fail_after(self._patience.connect_s):
-                    connection = await trio.open_tcp_stream("127.0.0.1", session.port)
-            except (OSError, trio.TooSlowError):
-                raise StreamBroken("the RPC server does not take a connection") from None
+                await self._connect(stream, reader.rest(), session)
+            finally:
+                session.carried.discard(scope)
+        if scope.cancelled_caught:
+            raise StreamBroken("this session is over")
+
+    async def _connect(self, stream: Stream, first: bytes, session: _Session) -> None:
+        try:
+            with trio.fail_after(self._patience.connect_s):
+                connection = await trio.open_tcp_stream("127.0.0.1", session.port)
+        except (OSError, trio.TooSlowError):
+            raise StreamBroken("the RPC server does not take a connection") from None
+
+        def count(size: int) -> None:
+            session.bytes_carried += size
+
+        async with connection:
             await stream.send(clusters.encode(Ready()))
-
-            def count(size: int) -> None:
-                session.bytes_carried += size
-
-            await pipe(stream, connection, reader.rest(), count)
-
-
-@contextmanager
-def _counted(session: _Session) -> Iterator[None]:
-    session.carried += 1
-    try:
-        yield
-    finally:
-        session.carried -= 1
+            await pipe(stream, connection, first, count)
 
 
 async def _knock(port: int) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 WORDS = ("Two ", "machines ", "said ", "this", ".")
 LOCK = threading.Lock()
+STREAM = sys.stderr
 
 
 def option(name: str) -> str:
@@ -42,15 +43,20 @@ def ask_workers(workers: list[socket.socket], data: bytes) -> None:
                         raise OSError("gone")
                     echoed += piece
             except OSError:
-                print("Remote RPC server crashed or returned malformed response", file=sys.stderr, flush=True)
+                say("Remote RPC server crashed or returned malformed response")
                 os.abort()
+
+
+def say(text: str) -> None:
+    """A line, as the real one says it."""
+    STREAM.write(text + "\n")
 
 
 def main() -> None:
     """Serve until killed."""
     if "--version" in sys.argv:
-        print(f"version: 0.26.0 (build {os.environ.get('DOUBLE_BUILD', '11434')}, commit unknown)", file=sys.stderr)
-        print("built with a test double for nothing", file=sys.stderr)
+        say(f"version: 0.26.0 (build {os.environ.get('DOUBLE_BUILD', '11434')}, commit unknown)")
+        say("built with a test double for nothing")
         return
     key = Path(option("--api-key-file")).read_text("ascii").strip()
     alias = option("--alias")
@@ -84,7 +90,7 @@ def main() -> None:
             self.reply({"error": {"code": 401, "message": "Invalid API Key"}}, 401)
             return False
 
-        def do_GET(self) -> None:  # noqa: N802 - the name that the library calls
+        def do_GET(self) -> None:
             """Lists and properties."""
             if not self.is_welcome():
                 return
@@ -94,7 +100,7 @@ def main() -> None:
             else:
                 self.reply({"error": {"code": 404, "message": "File Not Found"}}, 404)
 
-        def do_POST(self) -> None:  # noqa: N802 - the name that the library calls
+        def do_POST(self) -> None:
             """Counting and answering."""
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if not self.is_welcome():
@@ -143,7 +149,7 @@ def main() -> None:
             self.wfile.flush()
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
-    print(f"srv  llama_server: listening on http://127.0.0.1:{server.server_address[1]}", file=sys.stderr, flush=True)
+    say(f"srv  llama_server: listening on http://127.0.0.1:{server.server_address[1]}")
     server.serve_forever()
 
 

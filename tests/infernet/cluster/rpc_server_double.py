@@ -12,15 +12,22 @@ import os
 import socket
 import sys
 
+STREAM = sys.stdout
+
+
+def say(text: str) -> None:
+    """A line, as the real one says it."""
+    STREAM.write(text + "\n")
+
 
 def main() -> None:
     """Serve until killed."""
     port = int(sys.argv[sys.argv.index("--port") + 1])
     with socket.create_server(("127.0.0.1", port)) as listener:
-        print("Starting RPC server v7.0.0")
-        print(f"  endpoint       : 127.0.0.1:{port}")
-        print("Devices:")
-        print("  CPU: A test double (3072 MiB, 2048 MiB free)")
+        say("Starting RPC server v7.0.0")
+        say(f"  endpoint       : 127.0.0.1:{port}")
+        say("Devices:")
+        say("  CPU: A test double (3072 MiB, 2048 MiB free)")
         while True:
             connection, _ = listener.accept()
             sys.stdout.flush()
