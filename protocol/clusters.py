@@ -130,6 +130,7 @@ def decode(body: bytes) -> AnyClusterMessage:
         raise BadFrame("a message is an array that starts with its type")
     cls = _CLASSES.get(value[0])
     if cls is None:
+        # SPEC 11: The receiver MUST break the stream at a message that it does not know: there are no optional ones.
         raise BadFrame(f"unknown message type {value[0]}")
     try:
         return msgspec.convert(value, type=cls, builtin_types=_BYTES)

@@ -148,6 +148,8 @@ class ClusterEngine:
 
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
+        # SPEC 11: A head MUST offer the model only while there is a session with every worker, and `llama-server`
+        #   answers.
         return self._inner.models() if self._inner is not None and self._is_up else ()
 
     def statistics(self) -> EngineStatistics:

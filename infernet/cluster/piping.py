@@ -46,6 +46,7 @@ async def _to_socket(
 ) -> None:
     data = first or await stream.receive()
     while data:
+        # SPEC 11: Both MUST NOT read faster from one side than the other side takes.
         await socket.send_all(data)
         count(len(data))
         data = await stream.receive()
