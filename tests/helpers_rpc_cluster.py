@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -16,10 +18,14 @@ from infernet.cluster.head import HeadPatience
 from infernet.cluster.network import TransportNetwork
 from infernet.cluster.worker import Worker, WorkerPatience
 from infernet.engines.openai_engine import Patience
+from infernet.node import Node, _transport
 from infernet.transport.contract import ConnectionInfo, Stream
 from infernet.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.clusters import CLUSTER_PROTOCOL, Build
+from protocol.envelope import SigningKey
 from protocol.ids import NodeId, peer_id
+from protocol.records import Role
+from tests.helpers_node import config_of_nobody
 from tests.helpers_transport import identity
 
 DOUBLES = Path(__file__).resolve().parent / "infernet" / "cluster"
@@ -138,3 +144,27 @@ def end_program(keeper: int) -> None:
     """Kill what a keeper runs, as a crash would."""
     for child in children_of(keeper):
         os.kill(child, signal.SIGKILL)
+
+
+async def start_node(
+    nursery: trio.Nursery, key: SigningKey, engine: ClusterEngine | None = None, **config: Any
+) -> tuple[Node, trio.CancelScope]:
+    """A node on a free port of loopback, as `run_node` makes it; and what ends it at once."""
+    settings = config_of_nobody(
+        listen_hosts=("127.0.0.1",), p2p_port=0, allow_private=True, **{"role": Role.PROVIDER, **config}
+    )
+    node = Node(
+        settings,
+        key,
+        transport=_transport(settings, key, listen=True),
+        engine=engine,
+        rng=random.Random(1),
+    )
+    scope = trio.CancelScope()
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await node.run(task_status=task_status)
+
+    await nursery.start(run)
+    return node, scope

@@ -61,7 +61,7 @@ class ClusterPatience:
     load_s: float = 3600.0
     # llama-server is there and does not answer the adapter, as when a worker hangs.
     hang_s: float = 60.0
-    look_s: float = 1.0
+    look_s: float = 5.0
     # Runs that break with it say so themselves.
     last_words_s: float = 5.0
     again_first_s: float = 1.0
@@ -157,7 +157,12 @@ class ClusterEngine:
         inner = self._inner.statistics() if self._inner is not None else None
         state = inner.state if inner is not None and self._is_up else self._state
         active = inner.runs_active if inner is not None else 0
-        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, self._last_error)
+        error = self._last_error if self._is_up else self._waits_for() or self._last_error
+        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, error)
+
+    def _waits_for(self) -> str:
+        missing = self._members.missing() if self._members is not None else []
+        return "; ".join(f"waits for the worker {member.name}: {member.problem}" for member in missing)
 
     def cluster_status(self) -> dict[str, Any]:
         """What `infernet cluster status` shows of a head."""
@@ -181,7 +186,10 @@ class ClusterEngine:
         begins to reach others only then. Raises EngineUnavailable when it never can.
         """
         if self._network is None:
-            raise EngineUnavailable("a cluster reaches its workers over the network: leave p2p_enabled on")
+            raise EngineUnavailable(
+                "a cluster is reached through a node that runs, with p2p_enabled on: `infernet start`, and then "
+                "`infernet cluster` shows it"
+            )
         self._report = report
         self._state = EngineState.STARTING
         try:

@@ -49,6 +49,7 @@ class WorkerPatience:
 class _Session:
     token: bytes
     port: int
+    pid: int = 0
     rpc: str = ""
     devices: tuple[Device, ...] = ()
     carried: set[trio.CancelScope] = field(default_factory=set)
@@ -93,6 +94,7 @@ class Worker:
             "head": npub(self._head),
             "attached": session is not None,
             "since_s": round(trio.current_time() - session.since_s, 1) if session is not None else None,
+            "pid": session.pid if session is not None else None,
             "rpc": session.rpc if session is not None else None,
             "devices": [
                 {"name": device.name, "total_mib": device.total_mib, "free_mib": device.free_mib}
@@ -173,6 +175,7 @@ class Worker:
         try:
             with private_directory() as directory:
                 async with open_program(words, str(directory), _LISTENS_FOR) as program:
+                    session.pid = program.pid
                     # In here nothing is raised: what leaves a nursery is a group, and nobody catches those.
                     problem = await self._start(program, session)
                     if problem is None and await self._tell(stream, session, build):

@@ -217,7 +217,7 @@ async def test_what_can_never_be_is_told_at_the_start(tmp_path: Path) -> None:
             raise NotConnected(peer)
 
     engine = engine_on(str(tmp_path / "llama-server"), FIRST)
-    with pytest.raises(EngineUnavailable, match="over the network"):
+    with pytest.raises(EngineUnavailable, match="through a node that runs"):
         await engine.run(Recorder().report)
     engine.use_network(Nowhere())
     with pytest.raises(EngineUnavailable, match=r"is no program: build llama\.cpp with -DGGML_RPC=ON"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -14,14 +12,12 @@ from infernet.cluster.membership import spoken_in_clusters
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.models import ModelMissing
 from infernet.engines.selection import cluster_config, open_engine
-from infernet.node import Node, _transport
 from protocol.clusters import CLUSTER_PROTOCOL
 from protocol.effects import JobDone, JobFailed, JobText
-from protocol.envelope import SigningKey
 from protocol.ids import npub
 from protocol.records import Role
 from tests.helpers_node import ask, config_of_nobody, key_of, question
-from tests.helpers_rpc_cluster import MODEL, QUICK, programs
+from tests.helpers_rpc_cluster import MODEL, QUICK, programs, start_node
 from tests.helpers_transport import eventually
 
 pytestmark = pytest.mark.anyio
@@ -29,46 +25,22 @@ pytestmark = pytest.mark.anyio
 HEAD, WORKER, OTHER, ASKER = map(key_of, range(71, 75))
 
 
-async def start(
-    nursery: trio.Nursery, key: SigningKey, engine: ClusterEngine | None = None, **config: Any
-) -> tuple[Node, trio.CancelScope]:
-    """A node on a free port of loopback, as `run_node` makes it; and what ends it at once."""
-    settings = config_of_nobody(
-        listen_hosts=("127.0.0.1",), p2p_port=0, allow_private=True, **{"role": Role.PROVIDER, **config}
-    )
-    node = Node(
-        settings,
-        key,
-        transport=_transport(settings, key, listen=True),
-        engine=engine,
-        rng=random.Random(1),
-    )
-    scope = trio.CancelScope()
-
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        with scope:
-            await node.run(task_status=task_status)
-
-    await nursery.start(run)
-    return node, scope
-
-
 async def test_an_asker_is_answered_by_two_machines_and_loses_them_and_has_them_again(tmp_path: Path) -> None:
     server = programs(tmp_path)
     async with trio.open_nursery() as nursery:
         lent = {"cluster_head": HEAD.node, "llama_server": server}
-        first, _ = await start(nursery, WORKER, **lent)
-        second, scope = await start(nursery, OTHER, **lent)
+        first, _ = await start_node(nursery, WORKER, **lent)
+        second, scope = await start_node(nursery, OTHER, **lent)
         workers = (first.addresses()[0], second.addresses()[0])
         engine = ClusterEngine(
             ClusterConfig((WORKER.node, OTHER.node), MODEL, tmp_path / "m.gguf", server, slots=2), QUICK
         )
-        head, _ = await start(nursery, HEAD, engine, cluster_workers=workers)
+        head, _ = await start_node(nursery, HEAD, engine, cluster_workers=workers)
         await eventually(lambda: head.status()["models"] == [MODEL], "the model is offered", 60)
         assert first.status()["cluster"]["worker"]["attached"] is True
         assert first.status()["cluster"]["head"] is None
         assert all(worker["attached"] for worker in head.status()["cluster"]["head"]["workers"])
-        asker, _ = await start(nursery, ASKER, role=Role.CLIENT, peers=(head.addresses()[0],))
+        asker, _ = await start_node(nursery, ASKER, role=Role.CLIENT, peers=(head.addresses()[0],))
         await eventually(lambda: asker.status()["records"] >= 2, "the asker knows the head", 60)
         events = await ask(asker, question("say something", max_tokens=40))
         assert isinstance(events[-1], JobDone), events[-1]
@@ -89,9 +61,9 @@ async def test_a_node_that_is_nobodys_worker_does_not_know_the_protocol(tmp_path
     assert spoken_in_clusters(config_of_nobody(cluster_head=HEAD.node)) == (CLUSTER_PROTOCOL,)
     server = programs(tmp_path)
     async with trio.open_nursery() as nursery:
-        worker, _ = await start(nursery, WORKER)
+        worker, _ = await start_node(nursery, WORKER)
         engine = ClusterEngine(ClusterConfig((WORKER.node,), MODEL, tmp_path / "m.gguf", server), QUICK)
-        head, _ = await start(nursery, HEAD, engine, cluster_workers=worker.addresses()[:1])
+        head, _ = await start_node(nursery, HEAD, engine, cluster_workers=worker.addresses()[:1])
 
         def problem() -> str:
             workers = head.status()["cluster"]["head"]["workers"]
