@@ -320,6 +320,7 @@ class ClusterEngine:
     def _withdraw(self) -> None:
         was_offering = bool(self.models())
         self._is_up = False
+        self._state = EngineState.WAITING
         if was_offering:
             self.on_change()
 

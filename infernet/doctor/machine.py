@@ -64,6 +64,8 @@ def _engine_library(situation: Situation) -> Finding:
     config = situation.config
     if config.engine == "none" or config.role is not Role.PROVIDER:
         return skip("this node runs no models")
+    if config.engine == "cluster":
+        return ok("a cluster has programs of its own: `infernet cluster` says which are here")
     if importlib.util.find_spec(_ENGINE_LIBRARY) is None:
         return fail(
             f"the engine llama needs {_ENGINE_LIBRARY}, which is not installed",

@@ -141,13 +141,18 @@ async def test_a_worker_that_dies_costs_the_answer_and_not_the_engine(tmp_path: 
 
 async def test_a_llama_server_that_crashes_is_started_again(tmp_path: Path) -> None:
     server = programs(tmp_path)
-    engine = engine_on(server, FIRST)
+    # The adapter does not look: that nothing is offered any more is the supervisor's doing.
+    engine = engine_on(server, FIRST, patience=replace(QUICK, server=replace(QUICK.server, look_interval_s=60)))
+    told: list[int] = []
+    engine.on_change = lambda: told.append(len(engine.models()))
     async with machines() as world:
         await world.lend(FIRST, server)
         async with serving(world, engine) as recorder:
             await ready(engine)
+            assert told == [1]
             first = llama_server_of(engine)
             end_program(engine.cluster_status()["llama_server_pid"])
+            await eventually(lambda: told[1:2] == [0], "the model is withdrawn")
             await eventually(lambda: engine.statistics().restarts == 1)
             assert "llama-server was ended by SIGKILL" in engine.cluster_status()["last_error"]
             await ready(engine)
