@@ -29,9 +29,10 @@ HOW_TO_GET: Final = (
 _NEW_VERSION: Final = re.compile(r"^version: \S{1,64} \(build (\d{1,9}), commit ([0-9A-Za-z]{1,64})\)", re.MULTILINE)
 _OLD_VERSION: Final = re.compile(r"^version: (\d{1,9}) \(([0-9A-Za-z]{1,64})\)", re.MULTILINE)
 
-#: What the RPC server says when it has started, line by line.
+#: What the RPC server says when it has started, line by line, and when somebody has connected.
 RPC_VERSION: Final = re.compile(r"^Starting RPC server v(\d{1,6}\.\d{1,6}\.\d{1,6})")
 RPC_DEVICE: Final = re.compile(r"^  (\S.{0,300}) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)$")
+RPC_ACCEPTED: Final = re.compile(r"^Accepted client connection")
 #: What llama-server says when its model is loaded and it answers.
 LISTENING: Final = re.compile(r"listening on http://127\.0\.0\.1:(\d{1,5})\b")
 

@@ -29,7 +29,11 @@ from protocol.ids import NodeId, npub
 
 log = structlog.get_logger(__name__)
 
-_LISTENS_FOR: Final = {"version": binaries.RPC_VERSION, "device": binaries.RPC_DEVICE}
+_LISTENS_FOR: Final = {
+    "version": binaries.RPC_VERSION,
+    "device": binaries.RPC_DEVICE,
+    "accepted": binaries.RPC_ACCEPTED,
+}
 _CONNECT_AGAIN_S: Final = 0.05
 
 
@@ -199,10 +203,11 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_knock, session.port)
             try:
-                session.rpc = (await program.hear("version", self._patience.start_s))[1]
+                await program.hear("accepted", self._patience.start_s)
             except ProgramGone as error:
                 problem = str(error)
             nursery.cancel_scope.cancel()
+        session.rpc = next((line[1] for line in program.all_heard("version")), "")
         session.devices = binaries.devices_of(program.all_heard("device"))
         return problem
 

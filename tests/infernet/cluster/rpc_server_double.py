@@ -30,6 +30,7 @@ def main() -> None:
         say("  CPU: A test double (3072 MiB, 2048 MiB free)")
         while True:
             connection, _ = listener.accept()
+            say("Accepted client connection")
             sys.stdout.flush()
             with connection:
                 while data := connection.recv(65536):
