@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import structlog
@@ -40,9 +41,16 @@ DIAL_TIMEOUT_S: Final = 2 * c.REACH_DEADLINE_S
 class TransportCarrier:
     """Connects a transport with the driver: it is the transport's handler and the driver's carrier."""
 
-    def __init__(self, transport: Transport, driver: Driver) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        driver: Driver,
+        services: Mapping[str, Callable[[Stream], Awaitable[None]]] | None = None,
+    ) -> None:
+        """`services` has, by protocol, who serves the streams that are none of the driver's."""
         self._transport = transport
         self._driver = driver
+        self._services = services or {}
         self._outboxes = Outboxes()
         self._nursery: trio.Nursery | None = None
         self._dialling: set[NodeId] = set()
@@ -73,6 +81,9 @@ class TransportCarrier:
         self._driver.disconnected(self, peer)
 
     async def stream_opened(self, stream: Stream) -> None:
+        if (serve := self._services.get(stream.protocol)) is not None:
+            await serve(stream)
+            return
         number = self._driver.inbound_stream(self)
         outbox = self._outboxes.open(number)
         await self._driver.post_with_backpressure(e.StreamOpened(number, stream.peer, stream.protocol))

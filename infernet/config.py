@@ -99,6 +99,11 @@ class Config:
     #: Windows as `infernet/hours.py` writes them; none: at any time.
     serve_hours: tuple[str, ...] = ()
     serve_zone: str | None = None
+    cluster_head: NodeId | None = None
+    #: Public keys or multiaddrs, as text.
+    cluster_workers: tuple[str, ...] = ()
+    cluster_split: tuple[int, ...] = ()
+    llama_server: str | None = None
     log_level: str = "info"
     #: 0: none is opened.
     metrics_port: int = 0

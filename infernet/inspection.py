@@ -13,6 +13,7 @@ from msgspec import structs, to_builtins
 import infernet
 from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
+from infernet.cluster.membership import Cluster
 from infernet.config import Config
 from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
@@ -58,6 +59,7 @@ class Inspection:
         draining: Draining,
         tally: Tally,
         hours: OpeningHours,
+        cluster: Cluster | None = None,
         money: Money | None = None,
         gpus: Callable[[], tuple[Gpu, ...]] = tuple,
     ) -> None:
@@ -74,6 +76,7 @@ class Inspection:
         self._gpus = gpus
         self._tally = tally
         self._hours = hours
+        self._cluster = cluster
         self.link: LinkCarrier | None = None
         self.carrier: TransportCarrier | None = None
         self.started_at_s = 0.0
@@ -122,6 +125,7 @@ class Inspection:
             "peers_by_role": self._peers_by_role(),
             "records": statistics.records,
             "discovered": self._discovery.statistics(),
+            "cluster": self._cluster.status() if self._cluster is not None else None,
             "dht": self._dht.status() if self._dht is not None else None,
             "streams": statistics.streams,
             "open_streams": self._driver.open_streams,

@@ -20,6 +20,7 @@ import infernet
 from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carrier import TransportCarrier
+from infernet.cluster.membership import Cluster, spoken_in_clusters
 from infernet.config import Config
 from infernet.coordinator_client import RequestSigner
 from infernet.discovery.contract import Source
@@ -52,6 +53,7 @@ from infernet.transport.yamux_session import YamuxConfig
 from infernet.why import WhyRequest
 from protocol import constants as c
 from protocol import events as e
+from protocol.clusters import CLUSTER_PROTOCOL
 from protocol.effects import (
     Drained,
     HeartbeatSigned,
@@ -124,6 +126,7 @@ class Node:
         )
         self._money = self._make_money(money_store)
         self._dht = self._make_dht(store)
+        self._cluster = Cluster(config, engine, transport, self.driver)
         self._discovery = Discovery(self.driver, self._sources(), self._rng)
         self._inspection = Inspection(
             config,
@@ -139,6 +142,7 @@ class Node:
             gpus=self._gpus,
             hours=self._hours,
             tally=self._tally,
+            cluster=self._cluster,
         )
 
     # ------------------------------------------------------------ life
@@ -156,7 +160,7 @@ class Node:
                 await self._money.restore()
                 await nursery.start(self._money.run)
             if self._transport is not None:
-                self._inspection.carrier = TransportCarrier(self._transport, self.driver)
+                self._inspection.carrier = TransportCarrier(self._transport, self.driver, self._cluster.services)
                 await nursery.start(self._inspection.carrier.run)
             if self._hardware is not None:
                 # While the engine loads its model, so that the first offer has them.
@@ -216,8 +220,8 @@ class Node:
         known = {*config.allow, *((config.coordinator_key,) if config.coordinator_key is not None else ())}
         self.driver.command(e.Allow(frozenset(known)))
         if self._transport is not None:
-            self._transport.trust({*known, *map(peer_of, config.peers)})
-        self._permit(config.peers)
+            self._transport.trust({*known, *map(peer_of, config.peers), *self._cluster.known})
+        self._permit((*config.peers, *self._cluster.addresses))
         if self._money is not None:
             self._use_coordinator(self._money)
         # Those whom the owner names, or was invited by, before anything is asked.
@@ -516,14 +520,14 @@ def _transport(config: Config, key: SigningKey, *, listen: bool) -> Transport | 
     return Libp2pTransport(
         key.secret_bytes(),
         agent=AGENT,
-        protocols=c.PROTOCOLS,
+        protocols=(*c.PROTOCOLS, *spoken_in_clusters(config)),
         randomness=random.SystemRandom(),
         listen_hosts=config.listen_hosts if listen else (),
         port=config.listen_port,
         limits=HostLimits(yamux=YamuxConfig(inbound_streams_max=_streams_max(config))),
         allow_private=config.allow_private,
         proxy=proxy.connect if (proxy := open_proxy(config)) is not None else None,
-        watched=(c.JOB_PROTOCOL,),
+        watched=(c.JOB_PROTOCOL, CLUSTER_PROTOCOL),
     )
 
 

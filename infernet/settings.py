@@ -21,11 +21,13 @@ from protocol import constants as c
 from protocol.errors import LocalProtocolError
 from protocol.formats.amounts import BadAmount, format_usd, parse_usd
 from protocol.formats.text import clean_name
-from protocol.ids import NodeId, node_id_from_text
+from protocol.ids import NodeId, node_id_from_text, npub
 from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
-ENGINES: Final = ("llama", "openai", "none")
+ENGINES: Final = ("llama", "openai", "cluster", "none")
+#: Those that a node may use at once; the others take all of a machine.
+TOGETHER: Final = ("llama", "openai")
 RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ROLES: Final = ("provider", "aggregator", "client")
@@ -35,6 +37,7 @@ CONTEXT_TOKENS_MAX: Final = 1024 * 1024
 SLOTS_MAX: Final = 256
 THREADS_MAX: Final = 1024
 PORT_MAX: Final = 65_535
+SHARES_MAX: Final = 32
 
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
@@ -87,14 +90,14 @@ def _one_of(*words: str) -> Reader:
 
 
 def _engines(value: object) -> str:
-    """One engine, or several in the order in which they are to be asked, as one text."""
-    allowed = f"must be one of {', '.join(ENGINES)}, or several with commas between them, such as llama,openai"
+    """One engine, or both of those that go together in the order in which they are to be asked, as one text."""
+    allowed = f"must be one of {', '.join(ENGINES)}, or llama,openai for both of these"
     if isinstance(value, str):
         value = [word for word in re.split(r"[\s,]+", value.lower()) if word]
     if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
         raise ValueError(allowed)
     words = tuple(dict.fromkeys(word.lower() for word in value))
-    if not words or not set(words) <= set(ENGINES) or ("none" in words and len(words) > 1):
+    if not words or not set(words) <= set(TOGETHER if len(words) > 1 else ENGINES):
         raise ValueError(allowed)
     return ",".join(words)
 
@@ -271,6 +274,27 @@ def read_peer(value: object) -> str:
     return value
 
 
+def read_worker(value: object) -> str:
+    """A worker of a cluster: a multiaddr that says who answers there, or a public key. Raises ValueError."""
+    if isinstance(value, str) and value.startswith("/"):
+        return read_peer(value)
+    return npub(read_node(value))
+
+
+def read_shares(value: object) -> tuple[int, ...]:
+    """Shares such as 3,1. Raises ValueError."""
+    items = value
+    if isinstance(value, str):
+        items = [int(word) if re.fullmatch(r"[0-9]{1,6}", word) else -1 for word in re.split(r"[\s,]+", value) if word]
+    if not isinstance(items, (list, tuple)) or len(items) > SHARES_MAX:
+        raise ValueError(f"must be at most {SHARES_MAX} whole numbers, as 3,1")
+    if any(isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 10**6 for item in items):
+        raise ValueError("must be whole numbers, as 3,1")
+    if items and not any(items):
+        raise ValueError("must have a share above 0")
+    return tuple(items)
+
+
 def _list_of(read_item: Reader) -> Reader:
     def read(value: object) -> tuple[Any, ...]:
         if isinstance(value, str):
@@ -350,7 +374,8 @@ SERVE_HOURS_HELP: Final = (
 )
 ENGINE_HELP: Final = (
     "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
-    "SGLang, LM Studio, NIM), both at once (llama,openai) or none"
+    "SGLang, LM Studio, NIM), both at once (llama,openai), cluster (a model on several machines of yours: "
+    "`infernet cluster`) or none"
 )
 ENGINE_URL_HELP: Final = (
     "address of the server of --engine openai; whoever answers there reads all prompts (default: the first on the "
@@ -379,6 +404,18 @@ METRICS_PORT_HELP: Final = (
 )
 METRICS_HOST_HELP: Final = (
     "address of this machine for --metrics-port (default: 127.0.0.1; whoever reaches another one reads the metrics)"
+)
+CLUSTER_HEAD_HELP: Final = (
+    "public key of the one node that may use this machine for its cluster; it must be yours, for it can do here what "
+    "it likes (default: nobody)"
+)
+CLUSTER_WORKERS_HELP: Final = "the workers of --engine cluster: public keys, or multiaddrs that end in /p2p/..."
+CLUSTER_SPLIT_HELP: Final = (
+    "how much of the model each worker gets, in their order, as 3,1; further numbers are for this machine's own GPUs "
+    "(default: by free memory)"
+)
+LLAMA_SERVER_HELP: Final = (
+    "the llama-server of a cluster, built with RPC; ggml-rpc-server lies beside it (default: the first on PATH)"
 )
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
@@ -460,6 +497,10 @@ SETTINGS: Final = (
     Setting("serve_zone", "--serve-zone", read_zone, "time zone of --serve-hours (default: this machine's)"),
     Setting("metrics_port", "--metrics-port", _whole_number(0, PORT_MAX), METRICS_PORT_HELP),
     Setting("metrics_host", "--metrics-host", _own_host, METRICS_HOST_HELP),
+    Setting("cluster_head", "--cluster-head", read_node, CLUSTER_HEAD_HELP),
+    Setting("cluster_workers", "--cluster-workers", _list_of(read_worker), CLUSTER_WORKERS_HELP),
+    Setting("cluster_split", "--cluster-split", read_shares, CLUSTER_SPLIT_HELP),
+    Setting("llama_server", "--llama-server", _text("the path of a program"), LLAMA_SERVER_HELP),
     Setting("log_level", "--log-level", _one_of(*LOG_LEVELS), "debug, info, warning or error"),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -50,11 +50,21 @@ def namespaces() -> bool:
     return os.geteuid() == 0 and all(shutil.which(program) for program in ("ip", "unshare", "nsenter"))
 
 
+def llama_server_with_rpc() -> str | None:
+    """The llama-server with RPC, and ggml-rpc-server beside it, that whoever runs the tests has named."""
+    path = os.environ.get("LLAMA_SERVER_WITH_RPC", "")
+    return path if os.access(path, os.X_OK) else None
+
+
 # marker -> what it needs, and what to say when that is missing
 NEEDS: dict[str, tuple[Callable[[], object], str]] = {
     "model": (starter_model, "the starter model is not in .cache/models: run ./scripts/test, which fetches it"),
     "browser": (chromium, "no Chromium: apt-get install chromium"),
     "namespaces": (namespaces, "network namespaces need root and iproute2"),
+    "rpc": (
+        llama_server_with_rpc,
+        "no llama.cpp with RPC: build it with -DGGML_RPC=ON, and set LLAMA_SERVER_WITH_RPC to its llama-server",
+    ),
     "interop": (lambda: shutil.which("node") and shutil.which("npm"), "no node or no npm: apt-get install nodejs npm"),
 }
 

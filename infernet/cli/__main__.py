@@ -34,6 +34,7 @@ GROUPS: Final = {
     "What it offers": {
         "gpu": "the GPUs of this machine, and what others are told of them",
         "engine": "what could run models here, and whether it does",
+        "cluster": "a model on several machines of yours",
         "model": "the models of this machine: list, fetch, choose, remove",
         "benchmark": "how fast the models of this node are",
         "price": "what this node asks for its work",
@@ -60,7 +61,7 @@ GROUPS: Final = {
 }
 VERBS: Final = {verb: summary for group in GROUPS.values() for verb, summary in group.items()}
 # Started by the program itself, never by people.
-HIDDEN: Final = ("engine-worker", "dht-worker", "hardware-worker")
+HIDDEN: Final = ("engine-worker", "dht-worker", "hardware-worker", "cluster-keeper")
 
 _LISTED: Final = "\n".join(
     f"\n{title}:\n" + "\n".join(f"  {verb:10}  {summary}" for verb, summary in group.items())

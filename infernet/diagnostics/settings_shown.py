@@ -68,7 +68,9 @@ _SHOWN: Final[dict[str, Show]] = {
     "metrics_host": _kind_of_host,
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
-    **dict.fromkeys(("peers", "dht_peers", "allow", "models", "model_settings", "serve_hours"), _count),
+    **dict.fromkeys(
+        ("peers", "dht_peers", "allow", "models", "model_settings", "serve_hours", "cluster_workers"), _count
+    ),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),

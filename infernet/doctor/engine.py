@@ -54,6 +54,8 @@ async def _loads(situation: Situation) -> Finding:
         return fail(f"the running node's engine is {state or 'missing'}" + (f" ({error})" if error else ""), fix)
     if situation.pid is not None:
         return skip("the running node does not say")
+    if situation.config.engine == "cluster":
+        return skip("a cluster is served by a running node alone: `infernet start`, then `infernet cluster`")
     assert situation.model_file is not None
     config = EngineConfig(
         name="doctor",

@@ -64,6 +64,8 @@ async def _libp2p(_situation: Situation) -> Finding:
 
 def _engine_library(situation: Situation) -> Finding:
     config = situation.config
+    if config.engine == "cluster":
+        return ok("a cluster has programs of its own: `infernet cluster` says which are here")
     if not config.llama_models or config.role is not Role.PROVIDER:
         return skip("this node loads no models itself")
     if importlib.util.find_spec(_ENGINE_LIBRARY) is None:

@@ -10,6 +10,8 @@ from typing import Final
 import trio
 from msgspec.structs import replace
 
+from infernet.cluster.engine import ClusterConfig, ClusterEngine
+from infernet.cluster.workers import worker_of
 from infernet.config import ENGINE_KEY_VARIABLE, Config
 from infernet.engines import models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
@@ -42,6 +44,8 @@ async def open_engine(config: Config, waits: Waits | None = None) -> Engine | No
     for word in config.engines:
         if word == "openai":
             parts.append(Part(word, OpenAiEngine(openai_config(config))))
+        elif word == "cluster":
+            parts.append(Part(word, ClusterEngine(await trio.to_thread.run_sync(cluster_config, config))))
         elif word == "llama":
             parts += [_part(one, division) for one in configs]
     return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division, waits or Waits())
@@ -86,6 +90,36 @@ def prices(config: Config, own: ModelSettings) -> tuple[int, int, int]:
 
 def _or(own: int | None, for_all: int) -> int:
     return for_all if own is None else own
+
+
+def cluster_config(config: Config) -> ClusterConfig:
+    """Which model on which machines; checks the file's hash. Raises EngineUnavailable."""
+    if not config.cluster_workers:
+        raise EngineUnavailable(
+            "this cluster has no workers: name them with `infernet cluster serve MODEL --workers KEY,KEY`"
+        )
+    workers = tuple(dict.fromkeys(map(worker_of, config.cluster_workers)))
+    if config.cluster_split and len(config.cluster_split) < len(workers):
+        raise EngineUnavailable(
+            f"--cluster-split has {len(config.cluster_split)} shares for {len(workers)} workers: give one for each"
+        )
+    model = _engine_config(config, config.model)
+    path = Path(model.path).absolute()
+    if not path.is_file():
+        raise models.ModelMissing(f"there is no model file {path}: `infernet model list` shows what there is")
+    return ClusterConfig(
+        workers=workers,
+        model=model.name,
+        path=path,
+        llama_server=config.llama_server,
+        split=config.cluster_split,
+        slots=config.slots,
+        context_tokens=config.context_tokens,
+        threads=config.threads,
+        price_in_uusd=int(config.price_in_usd),
+        price_out_uusd=int(config.price_out_usd),
+        price_job_uusd=int(config.price_job_usd),
+    )
 
 
 def _api_key(config: Config, environ: Mapping[str, str]) -> ApiKey | None:
@@ -150,4 +184,4 @@ def _engine_config(config: Config, model: str) -> EngineConfig:
 def _threads(models_in_all: int) -> int | None:
     """How many each of several models gets; one alone is left its own default."""
     # Threads of llama.cpp spin: engines that have more of them than there are cores take them from each other.
-    return None if models_in_all == 1 else max(1, default_threads() // models_in_all)
+    return None if models_in_all <= 1 else max(1, default_threads() // models_in_all)

@@ -9,7 +9,8 @@ import pytest
 from infernet.config import Config, ConfigError, load, read_file, save
 from infernet.engines import models
 from infernet.engines.selection import engine_configs
-from infernet.settings import Dollars, as_plain, read_dollars
+from infernet.settings import Dollars, as_plain, read_dollars, read_shares, read_worker
+from protocol.ids import NodeId, npub, peer_id
 
 
 def home_of(path: Path, **environ: str) -> dict[str, str]:
@@ -60,3 +61,27 @@ def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch
     config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model="/x/a.gguf", **prices)
     (engine,) = engine_configs(config)
     assert (engine.price_in_uusd, engine.price_out_uusd, engine.price_job_uusd) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(("value", "shares"), [("3,1", (3, 1)), ("1 1", (1, 1)), ([2, 0, 1], (2, 0, 1)), ("", ())])
+def test_shares_of_a_cluster_are_kept_in_their_order_and_twice_if_they_come_twice(
+    value: object, shares: tuple[int, ...]
+) -> None:
+    assert read_shares(value) == shares
+    assert read_shares(as_plain(shares)) == shares
+
+
+@pytest.mark.parametrize("value", ["a", "-1", "1.5", "0,0", [True], [1.0], 3, None, "1," * 40, "9999999"])
+def test_what_is_no_share_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="must"):
+        read_shares(value)
+
+
+def test_a_worker_is_a_key_or_an_address_that_says_who_it_is() -> None:
+    node = bytes.fromhex("c6047f9441ed7d6d3045406e95c07cd85c778e4b8cef3ca7abac09b95c709ee5")
+    assert read_worker(node.hex()) == npub(NodeId(node))
+    address = f"/ip4/192.168.1.2/tcp/46337/p2p/{peer_id(NodeId(node))}"
+    assert read_worker(address) == address
+    for value in ("", "x", "/ip4/192.168.1.2/tcp/46337", 7):
+        with pytest.raises(ValueError, match="must be"):
+            read_worker(value)

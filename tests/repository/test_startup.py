@@ -37,6 +37,7 @@ print("\\n" + json.dumps(sorted(set(sys.modules) & set({heavy!r}))))
         ("infernet.cli.__main__", ["report", "--help"]),
         ("infernet.cli.__main__", ["service", "--help"]),
         ("infernet.cli.__main__", ["remove", "--help"]),
+        ("infernet.cli.__main__", ["cluster", "--help"]),
         ("infernet.cli.__main__", ["logs", "--help"]),
         ("infernet.cli.__main__", ["schedule", "--help"]),
         ("infernet.cli.__main__", ["tui", "--help"]),

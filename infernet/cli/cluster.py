@@ -1,0 +1,332 @@
+"""`infernet cluster`: a model on several machines of one owner."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Final
+
+from infernet import ipc
+from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.output import duration, print_fields, print_json, print_table, size
+from infernet.cli.settings_flags import warn_if_running
+from infernet.config import Config, LoadedConfig, load, save
+from infernet.lock import running_pid
+from infernet.settings import BY_NAME, read_node, read_worker
+from protocol.ids import NodeId, npub
+from protocol.records import Role
+
+_ACTIONS: Final = ("status", "join", "leave", "serve", "add", "remove")
+_STATUS_TIMEOUT_S: Final = 5.0
+_MIB: Final = 1024 * 1024
+
+USAGE: Final = (
+    "[status | join KEY | leave | serve MODEL --workers KEYS [--split SHARES] | add KEY | remove KEY] [--json]"
+)
+DESCRIPTION: Final = """\
+A model that is too large for one machine, on several of yours. One of them is the head: it has the model's file, runs
+llama-server, and offers the model as any node does. The others are workers: they lend their GPUs and memory to that one
+head. llama.cpp's own RPC goes between them through encrypted connections of nodes, and is reached from loopback only.
+
+status        what part this node has in a cluster, which llama.cpp is here, and who is missing (the default)
+join KEY      on a worker: let the node with this public key use this machine. It can do here what it likes: only
+              machines of your own, and not one on which others have accounts
+leave         on a worker: lend this machine to nobody
+serve MODEL   on the head: serve this model on the workers from the next start on
+add KEY       on the head: one worker more; a multiaddr that ends in /p2p/... says where it is, too
+remove KEY    on the head: one worker less
+
+Every machine needs the same build of llama.cpp with RPC: llama-server, and ggml-rpc-server beside it. The one that this
+node embeds has none (docs/engines.md says how to get it)."""
+EXAMPLES: Final = """\
+examples:
+  infernet cluster join npub1...                             on each worker, with the head's key (`infernet status`)
+  infernet cluster serve qwen2.5-72b --workers npub1...,npub1... --split 3,1
+  infernet cluster serve ~/models/big.gguf --workers /ip4/192.168.1.20/tcp/46337/p2p/16Uiu2HA...
+  infernet cluster join npub1... --llama-server ~/llama.cpp/build/bin/llama-server
+  infernet cluster --json | jq '.head.workers[] | select(.attached | not)'
+
+It needs a local network: each token takes two round trips for each worker. A node that is running goes on as it is
+until it is started anew."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to do, with whom."""
+    parser.add_argument("action", nargs="?", choices=_ACTIONS, default="status", help="default: status")
+    parser.add_argument("what", metavar="KEY|MODEL", nargs="?", help="a public key, or of serve: the model")
+    parser.add_argument("--workers", metavar="KEYS", help=f"of serve: {BY_NAME['cluster_workers'].help}")
+    parser.add_argument("--split", metavar="SHARES", help=f"of serve: {BY_NAME['cluster_split'].help}")
+    parser.add_argument("--llama-server", metavar="PATH", help=BY_NAME["llama_server"].help)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it."""
+    _check(arguments)
+    loaded = load()
+    for warning in loaded.warnings:
+        warn(warning)
+    if arguments.action == "status":
+        return _status(loaded.config, as_json=arguments.json)
+    changes = _CHANGES[arguments.action](arguments, loaded)
+    if arguments.llama_server is not None:
+        changes["llama_server"] = _read("llama_server", arguments.llama_server)
+    config = _write(loaded.config, changes)
+    _tell(config, arguments.action, as_json=arguments.json)
+    warn_if_running(config)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises Misuse for words that do not go together."""
+    action, what = arguments.action, arguments.what
+    if action in ("status", "leave") and what is not None:
+        raise Misuse(f"{action} takes nothing: `infernet cluster {action}`")
+    if action in ("join", "add", "remove") and what is None:
+        whose = "the head's" if action == "join" else "the worker's"
+        raise Misuse(f"which one? `infernet cluster {action} KEY`, with {whose} public key")
+    if action == "serve" and what is None:
+        raise Misuse("which model? `infernet cluster serve MODEL --workers KEY,KEY` (`infernet model list` shows them)")
+    if action != "serve" and (arguments.workers is not None or arguments.split is not None):
+        raise Misuse("--workers and --split go with `infernet cluster serve MODEL`")
+    if action in ("status", "leave") and arguments.llama_server is not None:
+        raise Misuse("--llama-server goes with join, serve, add or remove")
+
+
+def _read(name: str, word: str) -> Any:
+    try:
+        return BY_NAME[name].read(word)
+    except ValueError as error:
+        flag = {"cluster_workers": "--workers", "cluster_split": "--split"}.get(name, BY_NAME[name].flag)
+        raise Misuse(f"{flag} {error}") from None
+
+
+# ---------------------------------------------------------------- changes
+
+
+def _join(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
+    try:
+        head = read_node(arguments.what)
+    except ValueError as error:
+        raise Misuse(f"KEY {error}") from None
+    if head == _own_key(loaded.config):
+        raise Misuse("that is this node's own key: give the key of the head, which `infernet status` shows there")
+    return {"cluster_head": head}
+
+
+def _leave(_arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
+    if loaded.config.cluster_head is None:
+        raise Failure("this machine is lent to nobody")
+    return {"cluster_head": None}
+
+
+def _serve(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
+    from infernet.engines import shelf
+    from infernet.engines.models import ModelMissing
+
+    config = loaded.config
+    workers = _read("cluster_workers", arguments.workers) if arguments.workers is not None else config.cluster_workers
+    if not workers:
+        raise Misuse("on which machines? --workers KEY,KEY, with the public keys that `infernet status` shows there")
+    shares = _read("cluster_split", arguments.split) if arguments.split is not None else None
+    _check_workers(workers, shares if shares is not None else config.cluster_split, config)
+    if config.role is not Role.PROVIDER:
+        role = config.role.name.lower()
+        raise Failure(f"this node is no provider (its role is {role}): `infernet config set --role provider`")
+    try:
+        path = shelf.path_of(config.models_dir, arguments.what).absolute()
+    except ModelMissing as error:
+        raise Failure(str(error)) from None
+    if not path.is_file():
+        raise Failure(f"there is no model file {path}: get it with `infernet model pull`, or give the path of one")
+    is_path = "/" in arguments.what or arguments.what.endswith(".gguf")
+    changes = {
+        "engine": "cluster",
+        "model": str(path) if is_path else arguments.what,
+        "cluster_workers": workers,
+    }
+    return changes | ({"cluster_split": shares or None} if shares is not None else {})
+
+
+def _add(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
+    new = _worker(arguments.what)
+    others = [worker for worker in loaded.config.cluster_workers if _key_of(worker) != _key_of(new)]
+    workers = (*others, new)
+    if _key_of(new) == _own_key(loaded.config):
+        raise Misuse("that is this node's own key: the head computes with its own GPUs in any case")
+    if loaded.config.cluster_split and len(loaded.config.cluster_split) < len(workers):
+        raise Failure("--split has no share for one more: `infernet cluster serve MODEL --workers ... --split ...`")
+    return {"cluster_workers": workers}
+
+
+def _remove(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
+    gone = _key_of(_worker(arguments.what))
+    workers = tuple(worker for worker in loaded.config.cluster_workers if _key_of(worker) != gone)
+    if len(workers) == len(loaded.config.cluster_workers):
+        raise Failure("that is no worker of this node: `infernet cluster` shows those that are")
+    if loaded.config.cluster_split:
+        warn("--split is forgotten with it: memory decides, until `infernet cluster serve ... --split` says otherwise")
+    return {"cluster_workers": workers or None, "cluster_split": None}
+
+
+_CHANGES: Final = {"join": _join, "leave": _leave, "serve": _serve, "add": _add, "remove": _remove}
+
+
+def _worker(word: str) -> str:
+    try:
+        return read_worker(word)
+    except ValueError as error:
+        raise Misuse(f"KEY {error}") from None
+
+
+def _key_of(worker: str) -> NodeId:
+    from infernet.cluster.workers import worker_of
+
+    return worker_of(worker)
+
+
+def _check_workers(workers: tuple[str, ...], shares: tuple[int, ...], config: Config) -> None:
+    keys = list(map(_key_of, workers))
+    if len(set(keys)) < len(keys):
+        raise Misuse("--workers names one of them twice")
+    if _own_key(config) in keys:
+        raise Misuse("--workers names this node itself: the head computes with its own GPUs in any case")
+    if shares and len(shares) < len(keys):
+        raise Misuse(f"--split has {len(shares)} shares for {len(keys)} workers: give one for each")
+
+
+def _own_key(config: Config) -> NodeId | None:
+    from infernet import identity
+
+    return identity.load(config.key_file).node if config.key_file.exists() else None
+
+
+def _write(config: Config, changes: dict[str, Any]) -> Config:
+    if not config.config_file.exists():
+        raise Failure("this node has no configuration yet: run `infernet init` first")
+    save(config.config_file, changes, keep=True)
+    after = load()
+    for name in changes:
+        if after.origins[name] == "environment":
+            warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
+    return after.config
+
+
+# ---------------------------------------------------------------- showing it
+
+
+def _tell(config: Config, action: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_settings(config))
+        return
+    if action == "join":
+        print(f"This machine is lent to {npub(config.cluster_head)} and to nobody else." if config.cluster_head else "")
+        print("On the head: `infernet cluster serve MODEL --workers` and the key that `infernet status` shows here.")
+    elif action == "leave":
+        print("This machine is lent to nobody.")
+    elif config.cluster_workers:
+        count = len(config.cluster_workers)
+        print(f"{config.model} is spread over {count} {'worker' if count == 1 else 'workers'}:")
+        print_fields([("worker", config.cluster_workers), ("split", ",".join(map(str, config.cluster_split)))])
+        if config.engine != "cluster":
+            print("It is not served yet: `infernet cluster serve MODEL`.")
+    else:
+        print("This cluster has no workers left: `infernet config set --engine llama` serves a model on this machine.")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {
+        "engine": config.engine,
+        "model": config.model if config.engine == "cluster" else None,
+        "workers": list(config.cluster_workers),
+        "split": list(config.cluster_split),
+        "lent_to": npub(config.cluster_head) if config.cluster_head is not None else None,
+    }
+
+
+def _binaries(config: Config) -> dict[str, Any]:
+    """What of llama.cpp is here, or why it is of no use."""
+    from infernet.cluster import binaries
+
+    found: dict[str, Any] = {"llama_server": None, "rpc_server": None, "build": None, "problem": ""}
+    try:
+        programs = binaries.find(config.llama_server)
+        found["llama_server"] = str(programs.server)
+        found["build"] = str(binaries.read_build(programs.server))
+        found["rpc_server"] = str(programs.rpc_server) if programs.rpc_server is not None else None
+        if config.cluster_head is not None:
+            programs.rpc  # noqa: B018 - says what to do when it is missing
+    except binaries.BinaryMissing as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _status(config: Config, *, as_json: bool) -> int:
+    programs, running = _binaries(config), _of_the_node(config)
+    if as_json:
+        print_json({**_settings(config), "programs": programs, "running": running is not None, **(running or {})})
+        return 0
+    print_fields(
+        [
+            ("llama.cpp", programs["build"]),
+            ("llama-server", programs["llama_server"]),
+            ("ggml-rpc-server", programs["rpc_server"]),
+            ("problem", programs["problem"]),
+        ]
+    )
+    if config.cluster_head is None and config.engine != "cluster":
+        print("This node has no part in a cluster: `infernet cluster --help` says how to begin.")
+        return 0
+    if running is None:
+        print("No node is running here: `infernet start`.")
+        print_fields([("lent to", _settings(config)["lent_to"]), ("workers", config.cluster_workers)])
+        return 0
+    if running.get("worker"):
+        _show_worker(running["worker"])
+    if running.get("head"):
+        _show_head(running["head"])
+    return 0
+
+
+def _of_the_node(config: Config) -> dict[str, Any] | None:
+    """What the running node says of its cluster; None without a running node. Raises IpcError."""
+    if running_pid(config.pid_file) is None:
+        return None
+    try:
+        status = ipc.call(config.socket_path, "status", timeout_s=_STATUS_TIMEOUT_S)
+    except ipc.NotRunning:
+        return None
+    cluster = status.get("cluster")
+    return cluster if isinstance(cluster, dict) else {"worker": None, "head": None}
+
+
+def _show_worker(worker: dict[str, Any]) -> None:
+    state = f"it has been here for {duration(worker['since_s'])}" if worker["attached"] else "it is not here"
+    print(f"This machine is lent to {worker['head']}; {state}.")
+    print_fields(
+        [
+            ("offers", [_device(device) for device in worker["devices"]]),
+            ("carried", size(worker["bytes_carried"])),
+            ("strangers", f"{worker['strangers_refused']} refused" if worker["strangers_refused"] else ""),
+            ("problem", worker["problem"]),
+        ]
+    )
+
+
+def _show_head(head: dict[str, Any]) -> None:
+    state = "is served" if head["serving"] else "is not served"
+    print(f"{head['model']} {state} on {len(head['workers'])} machines beside this one.")
+    print_fields([("last stop", head["last_error"]), ("restarts", head["restarts"] or "")])
+    rows = [
+        (
+            worker["npub"],
+            "there" if worker["attached"] else "missing",
+            size(sum(device["free_mib"] for device in worker["devices"]) * _MIB) if worker["attached"] else "-",
+            size(worker["bytes_carried"]),
+            worker["problem"] or "-",
+        )
+        for worker in head["workers"]
+    ]
+    print_table(("worker", "is", "free", "carried", "problem"), rows)
+
+
+def _device(device: dict[str, Any]) -> str:
+    return f"{device['name']}: {size(device['free_mib'] * _MIB)} of {size(device['total_mib'] * _MIB)} free"

@@ -1,0 +1,130 @@
+"""infernet/cli/cluster.py: who is lent to whom, in the file and in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infernet import identity
+from infernet.config import load, save
+from infernet.lock import hold_lock
+from protocol.ids import npub, peer_id
+from tests.helpers_cli import Home, invoke
+from tests.helpers_rpc_cluster import FIRST, HEAD, SECOND, programs
+
+Capture = pytest.CaptureFixture[str]
+ADDRESS = f"/ip4/192.168.1.20/tcp/46337/p2p/{peer_id(FIRST)}"
+
+
+@pytest.fixture
+def home(home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home with a configuration, a model, and no llama.cpp on PATH."""
+    save(home.config.config_file, {"slots": 2}, keep=False)
+    home.config.models_dir.mkdir(parents=True)
+    (home.config.models_dir / "big.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("PATH", str(home.path))
+    return home
+
+
+def test_a_worker_is_lent_to_one_key_and_taken_back(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "cluster", "join", npub(HEAD))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert f"lent to {npub(HEAD)} and to nobody else" in outcome.out
+    assert load().config.cluster_head == HEAD
+    # Another head takes its place.
+    assert invoke(capsys, "cluster", "join", SECOND.hex(), "--json").json["lent_to"] == npub(SECOND)
+    assert invoke(capsys, "cluster", "leave").out == "This machine is lent to nobody.\n"
+    assert load().config.cluster_head is None
+    assert "lent to nobody" in invoke(capsys, "cluster", "leave").complaint
+
+
+def test_a_head_serves_a_model_on_workers_that_come_and_go(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "cluster", "serve", "big", "--workers", f"{ADDRESS},{npub(SECOND)}", "--split", "3,1")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "big is spread over 2 workers:" in outcome.out
+    config = load().config
+    assert (config.engine, config.model, config.slots) == ("cluster", "big", 2)
+    assert config.cluster_workers == (ADDRESS, npub(SECOND))
+    assert config.cluster_split == (3, 1)
+    # The same one by another name.
+    gone = invoke(capsys, "cluster", "remove", FIRST.hex())
+    assert gone.code == 0
+    assert "--split is forgotten" in gone.err
+    assert load().config.cluster_workers == (npub(SECOND),)
+    assert load().config.cluster_split == ()
+    assert invoke(capsys, "cluster", "add", FIRST.hex(), "--json").json["workers"] == [npub(SECOND), npub(FIRST)]
+    # Its address, later.
+    assert invoke(capsys, "cluster", "add", ADDRESS, "--json").json["workers"] == [npub(SECOND), ADDRESS]
+    assert invoke(capsys, "cluster", "serve", "big", "--split", "1,1", "--json").json["split"] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "complaint"),
+    [
+        (["join"], 2, "infernet cluster join KEY"),
+        (["join", "me"], 2, "must be a public key"),
+        (["status", "x"], 2, "takes nothing"),
+        (["serve"], 2, "which model?"),
+        (["serve", "big"], 2, "--workers KEY,KEY"),
+        (["serve", "big", "--workers", "x"], 2, "--workers must be a public key"),
+        (["serve", "big", "--workers", "/ip4/1.2.3.4/tcp/1"], 2, "--workers must be like"),
+        (["serve", "big", "--workers", f"{npub(FIRST)},{FIRST.hex()},{ADDRESS}"], 2, "names one of them twice"),
+        (["serve", "big", "--workers", f"{npub(FIRST)},{npub(SECOND)}", "--split", "1"], 2, "1 shares for 2 workers"),
+        (["serve", "big", "--workers", npub(FIRST), "--split", "a"], 2, "--split must be whole numbers"),
+        (["serve", "big", "--workers", npub(FIRST), "--split", "0"], 2, "--split must have a share"),
+        (["serve", "small", "--workers", npub(FIRST)], 1, "there is no model small"),
+        (["serve", "/nonexistent.gguf", "--workers", npub(FIRST)], 1, "there is no model file"),
+        (["remove", npub(FIRST)], 1, "no worker of this node"),
+        (["add", "x"], 2, "KEY must be a public key"),
+        (["join", npub(HEAD), "--split", "1"], 2, "go with `infernet cluster serve MODEL`"),
+        (["leave", "--llama-server", "x"], 2, "--llama-server goes with"),
+    ],
+)
+def test_what_cannot_be_is_one_line(home: Home, capsys: Capture, words: list[str], code: int, complaint: str) -> None:
+    before = home.config.config_file.read_text()
+    outcome = invoke(capsys, "cluster", *words)
+    assert outcome.code == code
+    assert complaint in outcome.complaint
+    assert home.config.config_file.read_text() == before
+    assert invoke(capsys, "cluster", *words, "--json").json["error"]
+
+
+def test_a_node_is_not_its_own_worker_or_head(home: Home, capsys: Capture) -> None:
+    key = identity.generate()
+    identity.create(home.config.key_file, key)
+    own = key.node
+    for words in (["join", own.hex()], ["serve", "big", "--workers", own.hex()], ["add", own.hex()]):
+        outcome = invoke(capsys, "cluster", *words)
+        assert outcome.code == 2
+        assert "this node" in outcome.complaint
+
+
+def test_the_status_says_which_llama_cpp_is_here_or_how_to_get_it(home: Home, capsys: Capture) -> None:
+    shown = invoke(capsys, "cluster")
+    assert shown.code == 0
+    assert "there is no llama-server on PATH: build llama.cpp with -DGGML_RPC=ON" in shown.out
+    assert "This node has no part in a cluster" in shown.out
+    server = programs(home.path / "build")
+    assert invoke(capsys, "cluster", "join", npub(HEAD), "--llama-server", server).code == 0
+    shown = invoke(capsys, "cluster")
+    assert "b11434 (unknown)" in shown.out
+    assert str(home.path / "build" / "ggml-rpc-server") in shown.out
+    assert "No node is running here" in shown.out
+    (home.path / "build" / "ggml-rpc-server").unlink()
+    answer = invoke(capsys, "cluster", "status", "--json").json
+    assert "there is no ggml-rpc-server beside" in answer["programs"]["problem"]
+    assert (answer["running"], answer["lent_to"]) == (False, npub(HEAD))
+
+
+def test_without_a_configuration_there_is_nothing_to_change(home: Home, capsys: Capture) -> None:
+    home.config.config_file.unlink()
+    assert "infernet init" in invoke(capsys, "cluster", "join", npub(HEAD)).complaint
+
+
+def test_a_running_node_is_told_of(home: Home, capsys: Capture) -> None:
+    with hold_lock(home.config.pid_file):
+        outcome = invoke(capsys, "cluster", "join", npub(HEAD))
+    assert outcome.code == 0
+    assert "the node is running" in outcome.err
+    assert Path(home.config.config_file).exists()
