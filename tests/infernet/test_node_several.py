@@ -142,7 +142,9 @@ async def test_two_real_models_answer_at_once_and_one_outlives_the_others_proces
         assert isinstance(first, IsolatedEngine)
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
-        await settle(client, lambda: list(heard(client, provider)) == ["second"])
+        # What it signs; peers hear of it after five seconds at most, when the model may be back.
+        await settle(provider, lambda: list(heard(provider, provider)) == ["second"])
         assert served(await ask(client, question(text, model="second", max_tokens=4)), provider)
+        await settle(provider, lambda: len(heard(provider, provider)) == 2)
         await settle(client, lambda: len(heard(client, provider)) == 2)
         assert served(await ask(client, question(text, model="smollm2-135m-instruct", max_tokens=4)), provider)
