@@ -135,6 +135,10 @@ def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_j
                 ("log", log_file),
             ]
         )
+    served = {str(model).lower() for model in status.get("models") or ()}
+    if nobodys := [own.name for own in config.model_settings if own.name.lower() not in served]:
+        # A misspelt name must not let a model go for another price without a word.
+        warn(f"model_settings name what is not served here: {', '.join(nobodys)}")
     sys.stdout.flush()
 
 

@@ -151,9 +151,17 @@ def test_the_part_of_a_relay_comes_on_top_of_the_price() -> None:
         shared = lease(relay=PAYER.node, relay_bps=2_000, **terms)
         why = lease_refusal(shared, paid_order(**terms), PRICED, NOW_MS)
         assert (why is None) is taken
+        assert why is None or "relay" in why[1]
         total_uusd = cost_uusd(paid_order(**terms), 1_000_000_000, 0)
         kept_uusd = total_uusd - sum(cuts_uusd(total_uusd, 0, 2_000))
         assert (kept_uusd >= cost_uusd(PRICED, 1_000_000_000, 0)) is taken
+
+
+def test_a_price_that_has_risen_is_no_relay_s_doing() -> None:
+    cheap = {"price_in_uusd": 999_999}
+    why = lease_refusal(lease(**cheap), paid_order(**cheap), PRICED, NOW_MS)
+    assert why is not None
+    assert "risen" in why[1]
 
 
 def test_the_most_that_an_order_can_cost() -> None:
@@ -232,11 +240,46 @@ def test_nothing_is_signed_beyond_the_mark_or_the_cap(changes: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     "changes",
-    [{"paid_before_uusd": 1}, {"prefill_uusd": 18}, {"prefill_uusd": 16}, {"prompt_tokens": 101, "prefill_uusd": 101}],
+    [
+        {"paid_before_uusd": 1},
+        {"prefill_uusd": 18},
+        {"prefill_uusd": 16},
+        {"prompt_tokens": 101, "prefill_uusd": 101},
+        {"window_tokens": 9},
+        {"window_uusd": 17},
+    ],
 )
 def test_an_acceptance_that_wants_too_much_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(RemoteProtocolError):
         payer_side().accept(paid_order(), accepted(**changes), None)
+
+
+def test_a_window_is_earned_by_what_was_signed_for() -> None:
+    """By the tokens of each job as they grow, whether its vouchers repeat themselves or not."""
+    side = payer_side()
+    other = paid_order(job=JobId(b"2" * 16))
+    assert (side.vouched_tokens, side.job_tokens, side.window_tokens_max) == (0, 0, 8)
+    seen = []
+    for ordered, tokens in ((paid_order(), 5), (paid_order(), 20), (paid_order(), 20), (other, 3), (other, 1)):
+        side.pay(ordered, 100, 1, tokens, HASH)
+        seen.append((side.vouched_tokens, side.job_tokens, side.window_tokens_max))
+    assert seen == [(5, 5, 8), (20, 20, 20), (20, 20, 20), (23, 3, 23), (23, 1, 23)]
+    side.accept(other, accepted(window_tokens=23, window_uusd=46, paid_before_uusd=100), None)
+
+
+def test_a_job_reaches_as_far_as_is_signed_of_it_and_one_window() -> None:
+    assert payer_side(base_uusd=100, signed_uusd=150).reach_uusd == 50 + 16
+
+
+@pytest.mark.parametrize(("price_out_uusd", "tokens"), [(2_000_000, 500_000), (1, 10**12), (0, 10**12)])
+def test_what_was_forgotten_is_reckoned_from_the_money(price_out_uusd: int, tokens: int) -> None:
+    side = payer_side(record=lease(price_out_uusd=price_out_uusd))
+    signed = voucher(1_000_000)
+    side.recall(decode_record(signed.body, VoucherRecord), signed)
+    assert side.vouched_tokens == tokens
+    side.vouched_tokens = 2 * tokens
+    side.recall(decode_record(signed.body, VoucherRecord), signed)
+    assert side.vouched_tokens == 2 * tokens
 
 
 def test_our_own_voucher_reminds_us_of_what_we_signed() -> None:
@@ -262,6 +305,38 @@ def test_a_voucher_that_is_not_ours_proves_nothing(proof: Signed) -> None:
 
 def provider_side() -> ProviderSide:
     return ProviderSide(lease(), sign_record(lease(), BANK))
+
+
+def test_a_lease_is_untouched_until_something_is_delivered_paid_or_credited() -> None:
+    side = provider_side()
+    assert side.is_untouched
+    assert side.owed_uusd == 0
+    for name, value in (("voucher", voucher(1)), ("owed_uusd", 1), ("claimed_uusd", 1)):
+        touched = provider_side()
+        setattr(touched, name, value)
+        assert not touched.is_untouched, name
+
+
+@pytest.mark.parametrize(("owed_uusd", "is_in_debt"), [(9, False), (10, False), (11, True)])
+def test_a_debt_is_what_was_delivered_and_not_paid(owed_uusd: int, is_in_debt: bool) -> None:
+    side = provider_side()
+    side.paid_uusd, side.owed_uusd = 10, owed_uusd
+    assert side.is_in_debt is is_in_debt
+
+
+@pytest.mark.parametrize("name", ["is_closed", "is_final_wanted"])
+def test_a_lease_is_given_up_when_it_is_over_or_shall_be(name: str) -> None:
+    side = provider_side()
+    assert not side.is_given_up
+    setattr(side, name, True)
+    assert side.is_given_up
+
+
+@pytest.mark.parametrize(("paid_uusd", "claimed_uusd", "expected"), [(30, 10, 20), (10, 10, 0), (10, 30, 0)])
+def test_what_is_unclaimed_is_never_less_than_nothing(paid_uusd: int, claimed_uusd: int, expected: int) -> None:
+    side = provider_side()
+    side.paid_uusd, side.claimed_uusd = paid_uusd, claimed_uusd
+    assert side.unclaimed_uusd == expected
 
 
 def test_the_highest_voucher_is_kept_in_any_order() -> None:
@@ -328,6 +403,7 @@ def test_a_job_begins_at_what_was_paid_before() -> None:
     made.side.take(voucher(1_000, job=JobId(bytes(16))))
     made.accept(17, HASH, 10.0)
     assert (made.base_uusd, made.paid_uusd, made.is_prompt_paid) == (1_000, 0, False)
+    assert made.total_uusd == 1_000 + 17
 
 
 def test_the_window_follows_the_round_trip_and_the_rate_and_does_not_shrink() -> None:
@@ -445,6 +521,10 @@ def test_a_voucher_that_was_overtaken_says_nothing_new() -> None:
     made.sent(1, b"1" * 32, 2, 21, 10.2)
     made.take(voucher(21, chunks=1, output_tokens=2, running_hash=b"1" * 32), 10.3)
     assert not made.take(voucher(17), 10.4)
+    # As much as was paid, for less than arrived, is nothing new either; more is.
+    assert not made.take(voucher(21), 10.4)
+    with pytest.raises(RemoteProtocolError, match="pays more for less"):
+        made.take(voucher(22), 10.4)
     assert made.side.paid_uusd == 21
 
 
