@@ -157,21 +157,24 @@ def test_who_looks_all_the_time_sees_the_same_pace() -> None:
 # ---------------------------------------------------------------- drivers
 
 
-@pytest.mark.anyio
-async def test_a_driver_is_asked_once_in_a_while() -> None:
+def test_a_driver_is_asked_once_in_a_while() -> None:
+    clock = MockClock()
     asked = []
 
     def find() -> tuple[Card, ...]:
         asked.append(1)
         return (CARD,)
 
-    cards = Cards(find)
-    assert await cards.look() == await cards.look() == (CARD,)
-    assert len(asked) == 1
-    await trio.sleep(CARDS_FRESH_S)
-    await cards.look()
-    assert len(asked) == 2
-    assert await Cards(None).look() == ()
+    async def look() -> None:
+        cards = Cards(find)
+        assert await cards.look() == await cards.look() == (CARD,)
+        assert len(asked) == 1
+        clock.jump(CARDS_FRESH_S)
+        await cards.look()
+        assert len(asked) == 2
+        assert await Cards(None).look() == ()
+
+    trio.run(look, clock=clock)
 
 
 def test_a_driver_that_hangs_costs_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
