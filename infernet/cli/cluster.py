@@ -313,7 +313,8 @@ def _show_worker(worker: dict[str, Any]) -> None:
 
 def _show_head(head: dict[str, Any]) -> None:
     state = "is served" if head["serving"] else "is not served"
-    print(f"{head['model']} {state} on {len(head['workers'])} machines beside this one.")
+    count = len(head["workers"])
+    print(f"{head['model']} {state} on {count} {'machine' if count == 1 else 'machines'} beside this one.")
     print_fields([("last stop", head["last_error"]), ("restarts", head["restarts"] or "")])
     rows = [
         (

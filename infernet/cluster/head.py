@@ -18,7 +18,7 @@ from infernet.transport.contract import Stream, StreamBroken, TransportError
 from protocol import clusters
 from protocol.clusters import Attach, Attached, Build, Carry, Ready, Refused
 from protocol.formats.text import clean_line
-from protocol.ids import NodeId, npub, short
+from protocol.ids import NodeId, npub, peer_id, short
 
 log = structlog.get_logger(__name__)
 
@@ -104,9 +104,9 @@ class Member:
             problem = await self._one_session()
             was_attached, self.attached = self.attached, None
             if was_attached is not None:
-                log.warning("cluster.worker_lost", peer=self.worker.hex(), reason=problem)
+                log.warning("cluster.worker_lost", peer=peer_id(self.worker), reason=problem)
             elif problem != self.problem:
-                log.warning("cluster.no_worker", peer=self.worker.hex(), reason=problem)
+                log.warning("cluster.no_worker", peer=peer_id(self.worker), reason=problem)
             self.problem = problem
             if was_attached is not None:
                 for scope in list(self._carried):
@@ -129,7 +129,9 @@ class Member:
             self.problem = ""
             self._sessions += 1
             memory_mib = sum(device.free_mib for device in self.attached.devices)
-            log.info("cluster.worker_ready", peer=self.worker.hex(), count=len(self.attached.devices), mib=memory_mib)
+            log.info(
+                "cluster.worker_ready", peer=peer_id(self.worker), count=len(self.attached.devices), mib=memory_mib
+            )
             self._changed()
             # A worker has nothing more to say; what it says is not kept.
             while await stream.receive():
@@ -193,9 +195,11 @@ class Member:
                 await pipe(stream, socket, reader.rest(), self._count)
                 return
             reason = clean_line(answer.text) if isinstance(answer, Refused) else "an unknown answer"
-            log.warning("cluster.not_carried", peer=self.worker.hex(), reason=reason)
+            log.warning("cluster.not_carried", peer=peer_id(self.worker), reason=reason)
         except (TransportError, trio.TooSlowError) as error:
-            log.warning("cluster.not_carried", peer=self.worker.hex(), reason=str(error) or "it did not answer in time")
+            log.warning(
+                "cluster.not_carried", peer=peer_id(self.worker), reason=str(error) or "it did not answer in time"
+            )
         finally:
             if stream is not None:
                 stream.reset()

@@ -25,7 +25,7 @@ from infernet.transport.channel import ByteReader
 from infernet.transport.contract import Stream, StreamBroken
 from protocol import clusters
 from protocol.clusters import Attach, Attached, Build, Carry, Device, Ready, Refused, Why
-from protocol.ids import NodeId, npub
+from protocol.ids import NodeId, npub, peer_id
 
 log = structlog.get_logger(__name__)
 
@@ -116,7 +116,7 @@ class Worker:
         # SPEC 11: A worker MUST reset every stream of a peer whose key its owner did not name, before it reads from it.
         if stream.peer != self._head:
             self._strangers += 1
-            log.debug("cluster.stranger", peer=stream.peer.hex())
+            log.debug("cluster.stranger", peer=peer_id(stream.peer))
             raise StreamBroken("a stranger asked for this machine")
         reader = ByteReader(stream.receive)
         try:
@@ -167,7 +167,7 @@ class Worker:
 
     async def _refuse(self, stream: Stream, why: Why, text: str, build: Build | None) -> None:
         self._problem = text
-        log.warning("cluster.refused", peer=stream.peer.hex(), reason=text)
+        log.warning("cluster.refused", peer=peer_id(stream.peer), reason=text)
         await stream.send(clusters.encode(Refused(why, text[:256], build)))
 
     async def _hold(self, stream: Stream, found: binaries.Binaries, build: Build) -> None:
@@ -191,7 +191,7 @@ class Worker:
                 carried.cancel()
             if self._session is session:
                 self._session = None
-                log.info("cluster.head_gone", peer=stream.peer.hex())
+                log.info("cluster.head_gone", peer=peer_id(stream.peer))
         if problem is not None:
             await self._refuse(stream, Why.NO_SERVER, problem, build)
 
@@ -216,7 +216,7 @@ class Worker:
         # Before it is told, so that its first connection finds the session.
         self._session, self._problem = session, ""
         self._sessions += 1
-        log.info("cluster.head_attached", peer=stream.peer.hex(), count=len(session.devices))
+        log.info("cluster.head_attached", peer=peer_id(stream.peer), count=len(session.devices))
         try:
             await stream.send(clusters.encode(Attached(session.token, build, session.rpc, session.devices)))
         except StreamBroken:
