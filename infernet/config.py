@@ -83,6 +83,10 @@ class Config:
     engine_url: str | None = None
     engine_models: tuple[str, ...] = ()
     engine_key_file: str | None = None
+    #: GB of each card; empty: one after the other is filled.
+    gpu_split: tuple[float, ...] = ()
+    tensor_parallel: bool = False
+    cache: str = "fp16"
     model: str = STARTER_MODEL
     context_tokens: int = 2048
     slots: int = 4

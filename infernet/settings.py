@@ -22,7 +22,9 @@ from protocol.ids import NodeId, node_id_from_text
 from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
-ENGINES: Final = ("llama", "openai", "none")
+ENGINES: Final = ("llama", "exllamav2", "exllamav3", "openai", "none")
+EXLLAMA: Final = ("exllamav2", "exllamav3")
+CACHES: Final = ("fp16", "q8", "q6", "q4")
 RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ROLES: Final = ("provider", "aggregator", "client")
@@ -30,6 +32,8 @@ ROLES: Final = ("provider", "aggregator", "client")
 CONTEXT_TOKENS_MIN: Final = 128
 CONTEXT_TOKENS_MAX: Final = 1024 * 1024
 SLOTS_MAX: Final = 256
+CARDS_MAX: Final = 64
+CARD_GB_MAX: Final = 1024
 THREADS_MAX: Final = 1024
 PORT_MAX: Final = 65_535
 
@@ -218,6 +222,29 @@ def _list_of(read_item: Reader) -> Reader:
     return read
 
 
+def _gigabytes(value: object) -> float:
+    allowed = f"must be auto, or GB for each card, such as 20,24, up to {CARD_GB_MAX} each"
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= CARD_GB_MAX:
+        raise ValueError(allowed)
+    return number
+
+
+def read_gpu_split(value: object) -> tuple[float, ...]:
+    """GB for each card, two of which may have the same; nothing for `auto`. Raises ValueError."""
+    if isinstance(value, str):
+        value = [] if value.strip().lower() == "auto" else [item for item in re.split(r"[\s,]+", value) if item] or [""]
+    if not isinstance(value, (list, tuple)) or len(value) > CARDS_MAX:
+        raise ValueError("must be auto, or GB for each card, such as 20,24")
+    split = tuple(map(_gigabytes, value))
+    if split and not any(split):
+        raise ValueError("must give one card something")
+    return split
+
+
 _TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
 
 FREE_FOR_HELP: Final = (
@@ -245,8 +272,8 @@ SPEND_MAX_HELP: Final = (
     "providers are asked that answer for nothing)"
 )
 ENGINE_HELP: Final = (
-    "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
-    "SGLang, LM Studio, NIM) or none"
+    "what runs models: llama (the embedded llama.cpp), exllamav2 or exllamav3 (on NVIDIA cards), openai (a server that "
+    "is running: Ollama, vLLM, llama-server, SGLang, LM Studio, NIM, TabbyAPI) or none"
 )
 ENGINE_URL_HELP: Final = (
     "address of the server of --engine openai; whoever answers there reads all prompts (default: the first on the "
@@ -256,6 +283,17 @@ ENGINE_MODELS_HELP: Final = "which of that server's models to serve, at most 32 
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"
 )
+GPU_SPLIT_HELP: Final = (
+    "of exllamav2 and exllamav3: GB of each card for the weights, such as 20,24; with auto one card after the other is "
+    "filled (default: auto)"
+)
+TENSOR_PARALLEL_HELP: Final = (
+    "of exllamav2 and exllamav3: all cards work on each token together, instead of one after the other"
+)
+CACHE_HELP: Final = (
+    "of exllamav2 and exllamav3: how exactly contexts are kept, fp16, q8, q6 or q4; less takes less memory of the cards"
+)
+MODEL_HELP: Final = "the model that is served: a GGUF file for llama, a folder for exllamav2 and exllamav3"
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting("name", "--name", _name, "what others see it called (default: its role and the start of its key)"),
@@ -299,7 +337,10 @@ SETTINGS: Final = (
     Setting("engine_url", "--engine-url", read_engine_url, ENGINE_URL_HELP),
     Setting("engine_models", "--engine-models", _list_of(_text("names of models")), ENGINE_MODELS_HELP),
     Setting("engine_key_file", "--engine-key-file", _text("the path of a file"), ENGINE_KEY_FILE_HELP),
-    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file"), "the model llama serves"),
+    Setting("gpu_split", "--gpu-split", read_gpu_split, GPU_SPLIT_HELP),
+    Setting("tensor_parallel", "--tensor-parallel", _yes_or_no, TENSOR_PARALLEL_HELP),
+    Setting("cache", "--cache", _one_of(*CACHES), CACHE_HELP),
+    Setting("model", "--model", _text("the name of a model, or the path of a GGUF file or of a folder"), MODEL_HELP),
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
     Setting("slots", "--slots", _whole_number(1, SLOTS_MAX), "jobs that run at once"),
     Setting("threads", "--threads", _whole_number(1, THREADS_MAX), "threads of the engine (default: one core spared)"),

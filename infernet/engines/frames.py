@@ -39,6 +39,12 @@ class Ping(Struct, frozen=True):
     number: int
 
 
+class Probe(Struct, frozen=True):
+    """Say with `Probed` whether the library of this engine can be loaded."""
+
+    engine: str
+
+
 class Ready(Struct, frozen=True):
     """The model is loaded; each slot has a context of this many tokens. Whether GPUs have a part in it."""
 
@@ -58,17 +64,25 @@ class Pong(Struct, frozen=True):
     number: int
 
 
+class Probed(Struct, frozen=True):
+    """The library's version, or one line for people about why it cannot be loaded."""
+
+    problem: str
+    version: str
+
+
 class Idle(Struct, frozen=True):
     """No run is active, and this many slots of the engine are busy nevertheless."""
 
     slots_busy: Annotated[int, Meta(ge=0)]
 
 
-WorkerCommand = Load | RunEngine | ContinueEngine | CancelEngine | Ping
+WorkerCommand = Load | Probe | RunEngine | ContinueEngine | CancelEngine | Ping
 WorkerReport = (
     Ready
     | LoadFailed
     | Pong
+    | Probed
     | Idle
     | EngineStarted
     | EngineProgress
@@ -84,10 +98,12 @@ _KINDS: Final[dict[int, type[WorkerCommand | WorkerReport]]] = {
     3: CancelEngine,
     4: Ping,
     5: ContinueEngine,
+    6: Probe,
     16: Ready,
     17: LoadFailed,
     18: Pong,
     19: Idle,
+    20: Probed,
     32: EngineStarted,
     33: EngineProgress,
     34: EngineText,

@@ -11,14 +11,16 @@ import trio
 from msgspec.structs import replace
 
 from infernet.config import ENGINE_KEY_VARIABLE, Config
-from infernet.engines import models, shelf
-from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
+from infernet.engines import folders, models, shelf
+from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable, ExllamaOptions
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
 from infernet.engines.openai_http import ApiKey
-from protocol.records import Role
+from infernet.settings import EXLLAMA
+from protocol.records import Kind, Role
 
 _KEY_BYTES_MAX: Final = 4096
+_CACHE_BITS: Final = {"fp16": 16, "q8": 8, "q6": 6, "q4": 4}
 
 
 async def open_engine(config: Config) -> Engine | None:
@@ -30,7 +32,8 @@ async def open_engine(config: Config) -> Engine | None:
         return None
     if config.engine == "openai":
         return OpenAiEngine(openai_config(config))
-    return IsolatedEngine(await trio.to_thread.run_sync(_engine_config, config))
+    make = exllama_config if config.engine in EXLLAMA else _engine_config
+    return IsolatedEngine(await trio.to_thread.run_sync(make, config))
 
 
 def openai_config(config: Config, environ: Mapping[str, str] = os.environ) -> OpenAiConfig:
@@ -71,6 +74,28 @@ def _read_key(path: Path) -> str:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise EngineUnavailable(f"the key file {path} cannot be read ({reason}): check its owner and mode") from None
+
+
+def exllama_config(config: Config) -> EngineConfig:
+    """Which folder ExLlama is to load, and how. Reads what is beside its weights. Raises ModelError."""
+    path = folders.folder_of(config.models_dir, config.model)
+    has_template = folders.read_folder(path).template is not None
+    return EngineConfig(
+        name=folders.name_of(path),
+        path=str(path),
+        kinds=(Kind.CHAT, Kind.COMPLETION) if has_template else (Kind.COMPLETION,),
+        context_tokens=config.context_tokens,
+        slots=config.slots,
+        price_in_uusd=int(config.price_in_usd),
+        price_out_uusd=int(config.price_out_usd),
+        price_job_uusd=int(config.price_job_usd),
+        exllama=ExllamaOptions(
+            version=EXLLAMA.index(config.engine) + 2,
+            gpu_split_gb=config.gpu_split,
+            tensor_parallel=config.tensor_parallel,
+            cache_bits=_CACHE_BITS[config.cache],
+        ),
+    )
 
 
 def _engine_config(config: Config) -> EngineConfig:
