@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,17 @@ def namespaces() -> bool:
     return os.geteuid() == 0 and all(shutil.which(program) for program in ("ip", "unshare", "nsenter"))
 
 
+def exllama() -> bool:
+    """Whether ExLlamaV2 and what it imports are installed; no GPU is needed for its tests."""
+    return all(find_spec(name) is not None for name in ("torch", "exllamav2", "tokenizers"))
+
+
 # marker -> what it needs, and what to say when that is missing
 NEEDS: dict[str, tuple[Callable[[], object], str]] = {
     "model": (starter_model, "the starter model is not in .cache/models: run ./scripts/test, which fetches it"),
     "browser": (chromium, "no Chromium: apt-get install chromium"),
     "namespaces": (namespaces, "network namespaces need root and iproute2"),
+    "exllama": (exllama, "torch and exllamav2 are not installed: CONTRIBUTING.md says how to have them"),
     "interop": (lambda: shutil.which("node") and shutil.which("npm"), "no node or no npm: apt-get install nodejs npm"),
 }
 

@@ -118,9 +118,8 @@ class Pump:
                 if self._active:
                     for result in self._generator.iterate():
                         self._hand_out(result)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it; they end the process
             self._break(EngineBroken(type(error).__name__))
-            raise
 
     def _let_in(self) -> None:
         """Take those that came, and wait for one while there is nothing to do."""
