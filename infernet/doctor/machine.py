@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
+from infernet.settings import EXLLAMA
 from infernet.transport.contract import TransportError
 from protocol.records import Role
 
@@ -64,6 +65,13 @@ def _engine_library(situation: Situation) -> Finding:
     config = situation.config
     if config.engine == "none" or config.role is not Role.PROVIDER:
         return skip("this node runs no models")
+    if config.engine in EXLLAMA:
+        if importlib.util.find_spec(config.engine) is None:
+            return fail(
+                f"the engine {config.engine} needs the library of that name, which is not installed",
+                "install it as docs/engines.md says, or serve no models (`infernet config set --engine none`)",
+            )
+        return ok(f"{config.engine} {_version(config.engine)} is installed")
     if importlib.util.find_spec(_ENGINE_LIBRARY) is None:
         return fail(
             f"the engine llama needs {_ENGINE_LIBRARY}, which is not installed",

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from infernet.config import Config
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
-from infernet.engines import models
+from infernet.engines import folders, models
+from infernet.settings import EXLLAMA
 from protocol.records import Role
 
 HASH_DEADLINE_S: Final = 60.0
@@ -21,6 +23,8 @@ def _present(situation: Situation) -> Finding:
     config = situation.config
     if config.engine == "none" or config.role is not Role.PROVIDER:
         return skip("this node serves no model")
+    if config.engine in EXLLAMA:
+        return _folder(config)
     is_starter = config.model == models.STARTER.name
     path = models.starter_path(config.models_dir) if is_starter else Path(config.model).expanduser()
     how = "run `infernet model pull`" if is_starter else "correct the path (`infernet config set --model FILE`)"
@@ -33,6 +37,16 @@ def _present(situation: Situation) -> Finding:
         return fail(f"the model {path} cannot be read ({(error.strerror or 'an error').lower()})", how)
     situation.model_file = path
     return ok(f"the model is at {path}")
+
+
+def _folder(config: Config) -> Finding:
+    """The folder that ExLlama would load; its weights are hashed when it does."""
+    try:
+        path = folders.folder_of(config.models_dir, config.model)
+        folders.read_folder(path)
+    except models.ModelError as error:
+        return fail(str(error), "correct the path (`infernet config set --model FOLDER`), or fetch the model again")
+    return skip(f"{path} has all its parts; whether {config.engine} loads it is for `infernet engine test` to say")
 
 
 def _verified(situation: Situation) -> Finding:

@@ -42,7 +42,7 @@ class FolderWords:
     def tokens(self, text: str, *, special: bool, begin: bool) -> list[int]:
         """See `prompts.Words`. What a template wrote begins with the token for that as it is."""
         if special:
-            begun = self._bos if begin and not text.startswith(self._bos) else ""
+            begun = self._bos if begin and text and not text.startswith(self._bos) else ""
             return self._encode(begun + text, special=True)
         return [
             token

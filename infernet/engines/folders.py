@@ -161,9 +161,11 @@ class Folder(Struct, frozen=True):
 def read_folder(path: Path) -> Folder:
     """Read the files beside the weights. Raises ModelMissing or ModelCorrupt."""
     shape = _read(path / CONFIG, _Shape)
+    ends = _ids(shape.eos_token_id)
     if bytes(shape.text_config):
         # A model that sees pictures, too: what concerns texts is one level down.
         within = _decode(bytes(shape.text_config), path / CONFIG, _Shape)
+        ends += _ids(within.eos_token_id)
         shape = within if within.num_hidden_layers else shape
     tokenizer = _read(path / TOKENIZER, _TokenizerFile)
     words = _read(path / TOKENIZER_CONFIG, _TokenizerConfig)
@@ -171,7 +173,7 @@ def read_folder(path: Path) -> Folder:
     known = {"bos_token": words.bos_token, "eos_token": words.eos_token}
     known |= {"pad_token": words.pad_token, "unk_token": words.unk_token}
     names = {name: token if isinstance(token, str) else token.content for name, token in known.items() if token}
-    ends = [*_ids(shape.eos_token_id), *_ids(control.get(names.get("eos_token", "")))]
+    ends += _ids(control.get(names.get("eos_token", "")))
     if (path / GENERATION_CONFIG).is_file():
         ends += _ids(_read(path / GENERATION_CONFIG, _EndTokens).eos_token_id)
     return Folder(
@@ -198,7 +200,7 @@ def _control_tokens(path: Path, tokenizer: _TokenizerFile, words: _TokenizerConf
 
 
 def _ids(value: int | list[int] | None) -> list[int]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def _template(path: Path, words: _TokenizerConfig) -> str | None:

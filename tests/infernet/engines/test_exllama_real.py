@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -46,21 +46,19 @@ class Loaded:
 class Done:
     """A run on a thread of its own, and what it reported."""
 
-    def __init__(
-        self, loaded: Loaded, kind: Kind, request: JobRequest, tokens: int, sampling: Sampling, run: int
-    ) -> None:
+    def __init__(self, loaded: Loaded, kind: Kind, request: JobRequest, tokens: int, sampling: Sampling) -> None:
         self.events: list[EngineEvent] = []
         self.wishes = Wishes()
         self.error: Exception | None = None
         self._news = threading.Condition()
-        order = RunEngine(RunId(run), kind, "tiny", request, sampling, 1_000_000, tokens)
+        order = RunEngine(RunId(1), kind, "tiny", request, sampling, 1_000_000, tokens)
         self._thread = threading.Thread(target=self._work, args=(loaded.engine, order), daemon=True)
         self._thread.start()
 
     def _work(self, engine: Exllama, order: RunEngine) -> None:
         try:
             engine.run(order, self._report, self.wishes)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
 
     def _report(self, event: EngineEvent) -> None:
@@ -84,8 +82,8 @@ class Done:
 
 
 @pytest.fixture
-def loaded(tmp_path: Path) -> Iterator[Loaded]:
-    yield Loaded(tmp_path)
+def loaded(tmp_path: Path) -> Loaded:
+    return Loaded(tmp_path)
 
 
 def start(
@@ -93,7 +91,7 @@ def start(
 ) -> Done:
     if kind is None:
         kind = Kind.CHAT if request.messages else Kind.COMPLETION
-    return Done(loaded, kind, request, tokens, sampling, 1)
+    return Done(loaded, kind, request, tokens, sampling)
 
 
 def finished(done: Done) -> tuple[str, Outcome, int]:
