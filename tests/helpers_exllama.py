@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -129,6 +129,7 @@ class FakeModel:
         self._following = following
         self._first_digit = first_digit
         self._pace_s = pace_s
+        self._never = threading.Event()
 
     def forward_chunk(self, input_ids: Any, *, preprocess_only: bool = False, **_: Any) -> dict[str, Any]:
         """The logits of each token, or nothing while a prompt is read."""
@@ -138,7 +139,7 @@ class FakeModel:
         if preprocess_only:
             self.prompt_pieces.append(input_ids.shape[-1])
             return {}
-        time.sleep(self._pace_s)  # the work of a model, which a machine has to do
+        self._never.wait(self._pace_s)  # a machine has work with a model
         logits = torch.full((*input_ids.shape, self.config.vocab_size), -100.0)
         for row, ids in enumerate(input_ids.tolist()):
             for column, token in enumerate(ids):

@@ -62,11 +62,12 @@ _SHOWN: Final[dict[str, Show]] = {
     "listen_hosts": _hosts,
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
-    **dict.fromkeys(("peers", "dht_peers", "allow"), _count),
+    **dict.fromkeys(("peers", "dht_peers", "allow", "gpu_split"), _count),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
             *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
+            *("tensor_parallel", "cache"),
         ),
         _plain,
     ),
