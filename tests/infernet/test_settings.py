@@ -9,7 +9,7 @@ import pytest
 from infernet.config import Config, ConfigError, load, read_file, save
 from infernet.engines import models
 from infernet.engines.selection import _engine_config
-from infernet.settings import Dollars, as_plain, read_dollars
+from infernet.settings import Dollars, as_plain, read_dollars, read_gpu_split
 
 
 def home_of(path: Path, **environ: str) -> dict[str, str]:
@@ -60,3 +60,34 @@ def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch
     config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model="/x/a.gguf", **prices)
     engine = _engine_config(config)
     assert (engine.price_in_uusd, engine.price_out_uusd, engine.price_job_uusd) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [
+        ("auto", ()),
+        ("20,24", (20.0, 24.0)),
+        ("8 8", (8.0, 8.0)),
+        ([], ()),
+        ([10, 5.5], (10.0, 5.5)),
+        ("0,24", (0.0, 24.0)),
+    ],
+)
+def test_a_split_is_gigabytes_for_each_card(word: object, split: tuple[float, ...]) -> None:
+    assert read_gpu_split(word) == split
+    assert read_gpu_split(as_plain(split)) == split
+
+
+@pytest.mark.parametrize("word", ["", "all", "-1", "nan", "inf", "1e9", "0", [True], ["x"], 7, None, [1] * 65])
+def test_what_is_no_split_is_refused(word: object) -> None:
+    with pytest.raises(ValueError, match="must"):
+        read_gpu_split(word)
+
+
+def test_the_settings_of_exllama_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "config.toml"
+    save(path, {"engine": "exllamav3", "gpu_split": (20.0, 8.0), "cache": "q6", "tensor_parallel": True}, keep=False)
+    config = load({}, home_of(tmp_path)).config
+    assert (config.engine, config.gpu_split, config.cache) == ("exllamav3", (20.0, 8.0), "q6")
+    assert config.tensor_parallel is True
+    assert load({}, home_of(tmp_path, INFERNET_GPU_SPLIT="auto")).config.gpu_split == ()

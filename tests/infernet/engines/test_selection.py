@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from infernet.config import ENGINE_KEY_VARIABLE, Config
-from infernet.engines.contract import EngineUnavailable
+from infernet.engines.contract import EngineUnavailable, ExllamaOptions
 from infernet.engines.models import ModelMissing
 from infernet.engines.openai_engine import OpenAiEngine
-from infernet.engines.selection import open_engine, openai_config
+from infernet.engines.selection import exllama_config, open_engine, openai_config
 from infernet.settings import Dollars, read_engine_url
-from protocol.records import Role
+from protocol.records import Kind, Role
+from tests.helpers_exllama import write_folder
 
 pytestmark = pytest.mark.anyio
 
@@ -116,3 +117,27 @@ def test_an_address_of_a_server_is_taken_with_or_without_its_last_part(word: str
 def test_what_is_no_address_of_a_server_is_refused(word: object) -> None:
     with pytest.raises(ValueError, match="must be like"):
         read_engine_url(word)
+
+
+@pytest.mark.parametrize(("engine", "version"), [("exllamav2", 2), ("exllamav3", 3)])
+def test_exllama_gets_a_folder_and_what_the_settings_say(tmp_path: Path, engine: str, version: int) -> None:
+    folder = write_folder(tmp_path / "Tiny-Exl")
+    named = {"model": str(folder), "slots": 7, "context_tokens": 999, "price_out_usd": Dollars(2)}
+    cards = {"gpu_split": (8.0, 4.0), "tensor_parallel": True, "cache": "q6"}
+    config = exllama_config(config_of(tmp_path, engine=engine, **named, **cards))
+    assert (config.name, config.path, config.slots, config.context_tokens) == ("tiny-exl", str(folder), 7, 999)
+    assert config.kinds == (Kind.CHAT, Kind.COMPLETION)
+    assert config.price_out_uusd == 2
+    assert config.exllama == ExllamaOptions(version, (8.0, 4.0), tensor_parallel=True, cache_bits=6)
+
+
+def test_a_folder_without_a_template_is_offered_for_completions_alone(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}")
+    config = exllama_config(config_of(tmp_path, engine="exllamav2", model=str(folder)))
+    assert config.kinds == (Kind.COMPLETION,)
+
+
+async def test_exllama_wants_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="ExLlama serves a folder"):
+        await open_engine(config_of(tmp_path, engine="exllamav3"))
