@@ -90,7 +90,8 @@ class Exllama:
         self._library = library
         self._words = FolderWords(library, folder, _chat_template(folder))
         self._prompter = Prompter(self._words, config.context_tokens, config.system_prompt)
-        self._ends = tuple(dict.fromkeys([*folder.ends, *([library.end_token] if library.end_token else [])]))
+        # Where a folder says nothing the library guesses.
+        self._ends = folder.ends or (() if library.end_token is None else (library.end_token,))
         self._pump = Pump(library.generator)
         self._prompt_turns = Turns()
 

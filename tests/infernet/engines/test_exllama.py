@@ -173,6 +173,20 @@ def test_a_prompt_that_leaves_no_room_is_not_given_to_the_library(tmp_path: Path
     assert not generator.entered.is_set()
 
 
+@pytest.mark.parametrize(("said", "used"), [(0, (0,)), ([0, 5], (0, 5)), (None, (2,))])
+def test_what_ends_an_answer_is_what_the_folder_says(tmp_path: Path, said: object, used: tuple[int, ...]) -> None:
+    folder = write_folder(tmp_path / "m", eos_token_id=said)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text("{}")
+    generator = GeneratorDouble(*says("x"))
+    jobs: list[Any] = []
+    enqueue = generator.enqueue
+    generator.enqueue = lambda job: (jobs.append(job), enqueue(job))[1]  # type: ignore[func-returns-value,method-assign]
+    config = EngineConfig("m", str(folder), context_tokens=512, exllama=ExllamaOptions(2))
+    run(Exllama(config, character_library(generator), read_folder(folder)), JobRequest(prompt="x"))
+    assert jobs[0][3] == used
+
+
 # ---------------------------------------------------------------- the pump
 
 
