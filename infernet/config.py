@@ -90,12 +90,17 @@ class Config:
     engine_url: str | None = None
     engine_models: tuple[str, ...] = ()
     engine_key_file: str | None = None
+    #: GB of each card; empty: one after the other is filled.
+    gpu_split: tuple[float, ...] = ()
+    tensor_parallel: bool = False
+    cache: str = "fp16"
     model: str = STARTER_MODEL
     models: tuple[str, ...] = ()
     model_settings: tuple[ModelSettings, ...] = ()
     context_tokens: int = 2048
     slots: int = 4
     threads: int | None = None
+    confine: bool = True
     #: Windows as `infernet/hours.py` writes them; none: at any time.
     serve_hours: tuple[str, ...] = ()
     serve_zone: str | None = None

@@ -25,9 +25,11 @@ from protocol.ids import NodeId, node_id_from_text, npub
 from protocol.records import Role
 
 FREE_FOR: Final = ("nobody", "known", "all")
-ENGINES: Final = ("llama", "openai", "cluster", "none")
+ENGINES: Final = ("llama", "exllamav2", "exllamav3", "openai", "cluster", "none")
 #: Those that a node may use at once; the others take all of a machine.
 TOGETHER: Final = ("llama", "openai")
+EXLLAMA: Final = ("exllamav2", "exllamav3")
+CACHES: Final = ("fp16", "q8", "q6", "q4")
 RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 ROLES: Final = ("provider", "aggregator", "client")
@@ -35,6 +37,8 @@ ROLES: Final = ("provider", "aggregator", "client")
 CONTEXT_TOKENS_MIN: Final = 128
 CONTEXT_TOKENS_MAX: Final = 1024 * 1024
 SLOTS_MAX: Final = 256
+CARDS_MAX: Final = 64
+CARD_GB_MAX: Final = 1024
 THREADS_MAX: Final = 1024
 PORT_MAX: Final = 65_535
 SHARES_MAX: Final = 32
@@ -317,6 +321,29 @@ def read_hours(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(read_window(item)) for item in value))
 
 
+def _gigabytes(value: object) -> float:
+    allowed = f"must be auto, or GB for each card, such as 20,24, up to {CARD_GB_MAX} each"
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= CARD_GB_MAX:
+        raise ValueError(allowed)
+    return number
+
+
+def read_gpu_split(value: object) -> tuple[float, ...]:
+    """GB for each card, two of which may have the same; nothing for `auto`. Raises ValueError."""
+    if isinstance(value, str):
+        value = [] if value.strip().lower() == "auto" else [item for item in re.split(r"[\s,]+", value) if item] or [""]
+    if not isinstance(value, (list, tuple)) or len(value) > CARDS_MAX:
+        raise ValueError("must be auto, or GB for each card, such as 20,24")
+    split = tuple(map(_gigabytes, value))
+    if split and not any(split):
+        raise ValueError("must give one card something")
+    return split
+
+
 _TOKENS: Final = _whole_number(CONTEXT_TOKENS_MIN, CONTEXT_TOKENS_MAX, " of tokens")
 _SLOTS: Final = _whole_number(1, SLOTS_MAX)
 _THREADS: Final = _whole_number(1, THREADS_MAX)
@@ -373,9 +400,9 @@ SERVE_HOURS_HELP: Final = (
     "`infernet schedule` shows and sets them"
 )
 ENGINE_HELP: Final = (
-    "what runs models: llama (the embedded llama.cpp), openai (a server that is running: Ollama, vLLM, llama-server, "
-    "SGLang, LM Studio, NIM), both at once (llama,openai), cluster (a model on several machines of yours: "
-    "`infernet cluster`) or none"
+    "what runs models: llama (the embedded llama.cpp), exllamav2 or exllamav3 (on NVIDIA cards), openai (a server that "
+    "is running: Ollama, vLLM, llama-server, SGLang, LM Studio, NIM, TabbyAPI), both of llama,openai at once, cluster "
+    "(a model on several machines of yours: `infernet cluster`) or none"
 )
 ENGINE_URL_HELP: Final = (
     "address of the server of --engine openai; whoever answers there reads all prompts (default: the first on the "
@@ -417,6 +444,21 @@ CLUSTER_SPLIT_HELP: Final = (
 LLAMA_SERVER_HELP: Final = (
     "the llama-server of a cluster, built with RPC; ggml-rpc-server lies beside it (default: the first on PATH)"
 )
+GPU_SPLIT_HELP: Final = (
+    "of exllamav2 and exllamav3: GB of each card for the weights, such as 20,24; with auto one card after the other is "
+    "filled (default: auto)"
+)
+TENSOR_PARALLEL_HELP: Final = (
+    "of exllamav2 and exllamav3: all cards work on each token together, instead of one after the other"
+)
+CACHE_HELP: Final = (
+    "of exllamav2 and exllamav3: how exactly contexts are kept, fp16, q8, q6 or q4; less takes less memory of the cards"
+)
+CONFINE_HELP: Final = (
+    "have the kernel keep engine processes from files, the network and other programs; turn it off only where a GPU's "
+    "driver cannot do with what is left (docs/confinement.md)"
+)
+MODEL_HELP: Final = "the model that is served: a GGUF file for llama, a folder for exllamav2 and exllamav3"
 SETTINGS: Final = (
     Setting("role", "--role", _role, "what this node does for others: provider, aggregator or client"),
     Setting(
@@ -487,12 +529,16 @@ SETTINGS: Final = (
     Setting("engine_url", "--engine-url", read_engine_url, ENGINE_URL_HELP),
     Setting("engine_models", "--engine-models", _list_of(_text("names of models")), ENGINE_MODELS_HELP),
     Setting("engine_key_file", "--engine-key-file", _text("the path of a file"), ENGINE_KEY_FILE_HELP),
-    Setting("model", "--model", _MODEL, "the model llama serves"),
+    Setting("gpu_split", "--gpu-split", read_gpu_split, GPU_SPLIT_HELP),
+    Setting("tensor_parallel", "--tensor-parallel", _yes_or_no, TENSOR_PARALLEL_HELP),
+    Setting("cache", "--cache", _one_of(*CACHES), CACHE_HELP),
+    Setting("model", "--model", _MODEL, MODEL_HELP),
     Setting("models", "--models", _models, MODELS_HELP),
     Setting("model_settings", "--model-settings", _MODEL_SETTINGS, MODEL_SETTINGS_HELP),
     Setting("context_tokens", "--context-tokens", _TOKENS, "context of one job"),
     Setting("slots", "--slots", _SLOTS, "jobs that run at once, of each model"),
     Setting("threads", "--threads", _THREADS, "threads of the engine (default: one core spared)"),
+    Setting("confine", "--confine", _yes_or_no, CONFINE_HELP),
     Setting("serve_hours", "--serve-hours", read_hours, SERVE_HOURS_HELP),
     Setting("serve_zone", "--serve-zone", read_zone, "time zone of --serve-hours (default: this machine's)"),
     Setting("metrics_port", "--metrics-port", _whole_number(0, PORT_MAX), METRICS_PORT_HELP),

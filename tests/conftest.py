@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def llama_server_with_rpc() -> str | None:
     return path if os.access(path, os.X_OK) else None
 
 
+def exllama() -> bool:
+    """Whether ExLlamaV2 and what it imports are installed; no GPU is needed for its tests."""
+    return all(find_spec(name) is not None for name in ("torch", "exllamav2", "tokenizers"))
+
+
 # marker -> what it needs, and what to say when that is missing
 NEEDS: dict[str, tuple[Callable[[], object], str]] = {
     "model": (starter_model, "the starter model is not in .cache/models: run ./scripts/test, which fetches it"),
@@ -65,6 +71,7 @@ NEEDS: dict[str, tuple[Callable[[], object], str]] = {
         llama_server_with_rpc,
         "no llama.cpp with RPC: build it with -DGGML_RPC=ON, and set LLAMA_SERVER_WITH_RPC to its llama-server",
     ),
+    "exllama": (exllama, "torch and exllamav2 are not installed: CONTRIBUTING.md says how to have them"),
     "interop": (lambda: shutil.which("node") and shutil.which("npm"), "no node or no npm: apt-get install nodejs npm"),
 }
 

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 USAGE: Final = "list | test [NAME] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
-list: the engines of this machine: the embedded llama.cpp, and OpenAI-compatible servers (Ollama, vLLM, NIM,
-llama-server, SGLang, LM Studio) on their usual ports and at --engine-url; what they have, or why they are of no use;
-and which model of the running node runs on what.
-test: start the engine that is set, or the one that is named (llama, openai, or the address of a server), have each of
-its models answer a question, and show the answer and its speed. A running node goes on meanwhile, and is slower."""
+list: the engines of this machine: the embedded llama.cpp, ExLlamaV2 and ExLlamaV3, and OpenAI-compatible servers
+(Ollama, vLLM, NIM, llama-server, SGLang, LM Studio) on their usual ports and at --engine-url; what they have, or why
+they are of no use; and which model of the running node runs on what.
+test: start the engine that is set, or the one that is named (llama, exllamav2, exllamav3, openai, or the address of a
+server), have each of its models answer a question, and show the answer and its speed. A running node goes on meanwhile,
+and is slower."""
 EXAMPLES: Final = """\
 examples:
   infernet engine list
   infernet engine test                            what `infernet start` would use
   infernet engine test http://127.0.0.1:11434 --engine-models qwen2.5:7b
+  infernet engine test exllamav3 --model ~/models/Qwen3-8B-exl3 --cache q8
   infernet config set --engine openai --engine-models qwen2.5:7b      serve it from then on
   infernet config set --engine llama,openai                            serve the embedded engine's models beside it
   INFERNET_ENGINE_KEY=... infernet engine test https://gpu.example/v1 --json"""
@@ -37,12 +39,15 @@ examples:
 _ACTIONS: Final = ("list", "test")
 _OUTPUT_TOKENS: Final = 48
 _TIMEOUT_S: Final = 300.0
+_NAMES: Final = "llama, exllamav2, exllamav3, openai"
+# Whoever has the compiler has the library compiled at its first use, which takes longer: `engine test` waits for that.
+_PROBE_TIMEOUT_S: Final = 60.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, with which engine."""
     parser.add_argument("action", choices=_ACTIONS, help="show what there is, or try one out")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="of test: llama, openai, or the address of a server")
+    parser.add_argument("name", metavar="NAME", nargs="?", help=f"of test: {_NAMES}, or the address of a server")
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
@@ -77,7 +82,7 @@ def quiet_log() -> None:
 def _list(config: Config, *, as_json: bool) -> int:
     import trio
 
-    engines = [_embedded(), *trio.run(_servers, config)]
+    engines = [_embedded(), *trio.run(_exllamas), *trio.run(_servers, config)]
     for engine in engines:
         is_named = engine["engine"] == "llama" or config.engine_url in (None, engine["where"])
         engine["is_set"] = engine["engine"] in config.engines and is_named
@@ -124,6 +129,38 @@ def _embedded() -> dict[str, Any]:
         return _row("llama", "embedded llama.cpp", "", [], str(error))
     row = _row("llama", "embedded llama.cpp", f"xllamacpp {metadata.version('xllamacpp')}", [], "")
     return row | {"protections": to_builtins(available())}
+
+
+async def _exllamas() -> list[dict[str, Any]]:
+    from infernet.settings import EXLLAMA
+
+    return [await _exllama(name) for name in EXLLAMA]
+
+
+async def _exllama(name: str) -> dict[str, Any]:
+    """Whether ExLlama can be loaded; a process of its own finds out, as a library that does not fit may end it."""
+    import importlib.util
+
+    import trio
+
+    from infernet.engines.frames import Probe, Probed
+    from infernet.engines.process import open_worker, worker_command
+
+    kind = f"{name} on NVIDIA cards"
+    if importlib.util.find_spec(name) is None:
+        return _row(name, kind, "", [], f"{name} is not installed: docs/engines.md says how to install it")
+    try:
+        async with open_worker(worker_command()) as worker:
+            worker.post(Probe(name))
+            with trio.move_on_after(_PROBE_TIMEOUT_S) as looking:
+                answer = await worker.receive()
+            if looking.cancelled_caught:
+                return _row(name, kind, "", [], f"it did not load within {_PROBE_TIMEOUT_S:.0f} s: try `engine test`")
+            if not isinstance(answer, Probed):
+                return _row(name, kind, "", [], await worker.why_gone())
+    except OSError as error:
+        return _row(name, kind, "", [], f"no process can be started to look ({(error.strerror or 'an error').lower()})")
+    return _row(name, kind, f"{name} {answer.version}" if answer.version else "", [], answer.problem)
 
 
 async def _servers(config: Config) -> list[dict[str, Any]]:
@@ -213,10 +250,10 @@ def _named(config: Config, name: str | None) -> Config:
         if config.engine == "none":
             raise Misuse("this node has no engine: name one to test (`infernet engine list` shows what there is)")
         return dataclasses.replace(config, role=Role.PROVIDER)
-    if name in ("llama", "openai"):
+    if name in _NAMES.split(", "):
         return dataclasses.replace(config, role=Role.PROVIDER, engine=name)
     try:
         url = read_engine_url(name)
     except ValueError:
-        raise Misuse("NAME is llama, openai, or the address of a server, such as http://127.0.0.1:11434") from None
+        raise Misuse(f"NAME is {_NAMES}, or the address of a server, such as http://127.0.0.1:11434") from None
     return dataclasses.replace(config, role=Role.PROVIDER, engine="openai", engine_url=url)

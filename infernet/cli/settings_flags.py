@@ -14,7 +14,7 @@ from infernet.lock import running_pid
 from infernet.settings import BY_NAME, SETTINGS
 from protocol.envelope import SigningKey
 
-_SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht", "allow_private")
+_SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht", "allow_private", "confine")
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, *, leave_out: Collection[str] = ()) -> None:

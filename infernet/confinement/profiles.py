@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Final
 
 from infernet.confinement import landlock, seccomp
-from infernet.confinement.contract import Protection
+from infernet.confinement.contract import MEANINGS, Protection
 from infernet.confinement.landlock import Grant
 from infernet.confinement.seccomp import AtMost, Condition, Refuse
 
@@ -103,6 +103,11 @@ def available() -> tuple[Protection, ...]:
         ),
         Protection("limits", is_on=True),
     )
+
+
+def switched_off() -> tuple[Protection, ...]:
+    """What a process says of itself that its owner wants unconfined."""
+    return tuple(Protection(name, is_on=False, why_not="switched off with --no-confine") for name in MEANINGS)
 
 
 def _without(what: str, is_there: bool) -> str:

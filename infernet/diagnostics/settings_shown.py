@@ -69,13 +69,15 @@ _SHOWN: Final[dict[str, Show]] = {
     "address": lambda value: "not set" if value is None else _kind_of_host(value),
     "model": _model,
     **dict.fromkeys(
-        ("peers", "dht_peers", "allow", "models", "model_settings", "serve_hours", "cluster_workers"), _count
+        ("peers", "dht_peers", "allow", "models", "model_settings", "serve_hours", "cluster_workers", "gpu_split"),
+        _count,
     ),
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
             *("bind_port", "metrics_port"),
             *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
+            *("tensor_parallel", "cache", "confine"),
         ),
         _plain,
     ),

@@ -13,8 +13,9 @@ from typing import Final
 import trio
 
 from infernet.confinement.contract import describe
-from infernet.confinement.profiles import available
+from infernet.confinement.profiles import available, switched_off
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
+from infernet.settings import EXLLAMA
 from infernet.transport.contract import TransportError
 from protocol.records import Role
 
@@ -66,6 +67,13 @@ def _engine_library(situation: Situation) -> Finding:
     config = situation.config
     if config.engine == "cluster":
         return ok("a cluster has programs of its own: `infernet cluster` says which are here")
+    if config.engine in EXLLAMA and config.role is Role.PROVIDER:
+        if importlib.util.find_spec(config.engine) is None:
+            return fail(
+                f"the engine {config.engine} needs the library of that name, which is not installed",
+                "install it as docs/engines.md says, or serve no models (`infernet config set --engine none`)",
+            )
+        return ok(f"{config.engine} {_version(config.engine)} is installed")
     if not config.llama_models or config.role is not Role.PROVIDER:
         return skip("this node loads no models itself")
     if importlib.util.find_spec(_ENGINE_LIBRARY) is None:
@@ -85,8 +93,11 @@ def _version(name: str) -> str:
 
 def _confined(situation: Situation) -> Finding:
     config = situation.config
-    if config.engine != "llama" or config.role is not Role.PROVIDER:
+    if not (config.llama_models or config.engine in EXLLAMA) or config.role is not Role.PROVIDER:
         return skip("this node runs no engine in a process of its own")
+    if not config.confine:
+        found = f"the engine's process {describe(switched_off())}"
+        return warn(found, "run `infernet config set --confine`, unless a GPU's driver needs more than is left")
     protections = available()
     if all(each.is_on for each in protections):
         return ok(f"the engine's process {describe(protections)}")

@@ -10,7 +10,8 @@ from typing import Final
 
 from infernet.config import Config
 from infernet.doctor.contract import Check, Finding, Situation, Status, fail, in_thread, ok, skip, warn
-from infernet.engines import models, shelf
+from infernet.engines import folders, models, shelf
+from infernet.settings import EXLLAMA
 from protocol.records import Role
 
 HASH_DEADLINE_S: Final = 60.0
@@ -20,6 +21,8 @@ _MAGIC: Final = b"GGUF"
 
 def _present(situation: Situation) -> Finding:
     config = situation.config
+    if config.engine in EXLLAMA and config.role is Role.PROVIDER:
+        return _folder(config)
     if not config.llama_models or config.role is not Role.PROVIDER:
         return skip("this node serves no model of its own")
     paths = []
@@ -47,6 +50,16 @@ def _path_of(config: Config, model: str) -> Path:
         return shelf.path_of(config.models_dir, model)
     except models.ModelMissing:
         return Path(model).expanduser()
+
+
+def _folder(config: Config) -> Finding:
+    """The folder that ExLlama would load; its weights are hashed when it does."""
+    try:
+        path = folders.folder_of(config.models_dir, config.model)
+        folders.read_folder(path)
+    except models.ModelError as error:
+        return fail(str(error), "correct the path (`infernet config set --model FOLDER`), or fetch the model again")
+    return skip(f"{path} has all its parts; whether {config.engine} loads it is for `infernet engine test` to say")
 
 
 def _verified(situation: Situation) -> Finding:

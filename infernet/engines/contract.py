@@ -39,6 +39,10 @@ class EngineUnavailable(Exception):
     """No engine can be started; the message is one line for people: what happened, why, what to do."""
 
 
+class EngineBroken(Exception):
+    """The engine is past use, and its process with it; the message is the kind of error alone, which quotes nobody."""
+
+
 class EngineState(StrEnum):
     """Where an engine is in its life."""
 
@@ -48,12 +52,26 @@ class EngineState(StrEnum):
     WAITING = "waiting"  # it broke, and waits before it starts again
 
 
+class ExllamaOptions(Struct, frozen=True):
+    """How ExLlama loads a model: which release of it, and what goes onto which card.
+
+    Without a split, in GB for each card, one card after the other is filled. `cache_bits` is how exactly contexts are
+    kept: 16, 8, 6 or 4.
+    """
+
+    version: int
+    gpu_split_gb: tuple[float, ...] = ()
+    tensor_parallel: bool = False
+    cache_bits: int = 16
+
+
 class EngineConfig(Struct, frozen=True):
     """One model to serve: where it is, how it is loaded, what it costs.
 
     `fingerprint` is the SHA-256 that the file must have; without one the file is taken as it is. Context is per
     slot, and `slots` runs go on at once. Without `threads` the engine leaves one core to everything else.
-    `system_prompt` is put before a chat that has no system message. Prices are micro-USD per 1,000,000 tokens.
+    `system_prompt` is put before a chat that has no system message. Prices are micro-USD per 1,000,000 tokens. With
+    `exllama` the path is a folder, and ExLlama loads it; without, it is a file, and llama.cpp does.
     """
 
     name: str
@@ -69,6 +87,9 @@ class EngineConfig(Struct, frozen=True):
     price_job_uusd: int = 0
     #: Leave GPUs alone, though there are some.
     on_processor: bool = False
+    exllama: ExllamaOptions | None = None
+    #: Whether its process gives up what it does not need; see `infernet.confinement`.
+    confine: bool = True
 
 
 class EngineStatistics(Struct, frozen=True):

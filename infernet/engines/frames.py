@@ -45,6 +45,12 @@ class Ping(Struct, frozen=True):
     number: int
 
 
+class Probe(Struct, frozen=True):
+    """Say with `Probed` whether the library of this engine can be loaded."""
+
+    engine: str
+
+
 class Ready(Struct, frozen=True):
     """The model is loaded; each slot has a context of this many tokens. Whether GPUs have a part in it; what the kernel
     keeps the process from.
@@ -80,18 +86,26 @@ class Pong(Struct, frozen=True):
     number: int
 
 
+class Probed(Struct, frozen=True):
+    """The library's version, or one line for people about why it cannot be loaded."""
+
+    problem: str
+    version: str
+
+
 class Idle(Struct, frozen=True):
     """No run is active, and this many slots of the engine are busy nevertheless."""
 
     slots_busy: Annotated[int, Meta(ge=0)]
 
 
-WorkerCommand = Load | RunEngine | ContinueEngine | CancelEngine | Ping | Look
+WorkerCommand = Load | Probe | RunEngine | ContinueEngine | CancelEngine | Ping | Look
 WorkerReport = (
     Ready
     | LoadFailed
     | Seen
     | Pong
+    | Probed
     | Idle
     | EngineStarted
     | EngineProgress
@@ -108,11 +122,13 @@ _KINDS: Final[dict[int, type[WorkerCommand | WorkerReport]]] = {
     4: Ping,
     5: ContinueEngine,
     6: Look,
+    7: Probe,
     16: Ready,
     17: LoadFailed,
     18: Pong,
     19: Idle,
     20: Seen,
+    21: Probed,
     32: EngineStarted,
     33: EngineProgress,
     34: EngineText,

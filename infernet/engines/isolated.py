@@ -18,7 +18,7 @@ import trio
 from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection, describe
-from infernet.engines import models
+from infernet.engines import folders, models
 from infernet.engines.contract import (
     EngineConfig,
     EngineEvent,
@@ -28,7 +28,7 @@ from infernet.engines.contract import (
     EngineUnavailable,
     Report,
 )
-from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Ready, Seen, WorkerReport
+from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
@@ -278,9 +278,17 @@ class IsolatedEngine:
     async def _check_file(self) -> bytes:
         """The SHA-256 of the model file, which is the one that was configured. Raises ModelError."""
         path = Path(self._config.path)
+        if self._config.exllama is not None:
+            return await self._check_folder(path)
         if self._config.fingerprint is not None:
             await trio.to_thread.run_sync(models.verify, path, self._config.fingerprint, abandon_on_cancel=True)
         return await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
+
+    async def _check_folder(self, path: Path) -> bytes:
+        digest = await trio.to_thread.run_sync(folders.fingerprint, path, abandon_on_cancel=True)
+        if self._config.fingerprint not in (None, digest):
+            raise models.ModelCorrupt(f"the files of the model folder {path} have changed: fetch the model again")
+        return digest
 
     async def _life(self, worker: WorkerProcess, place: Place, digest: bytes, ready: Callable[[], None]) -> str:
         """From loading to the end of the process; why it ended."""
@@ -361,7 +369,7 @@ class IsolatedEngine:
                 if report.slots_busy:
                     self._slots_leaked += report.slots_busy
                     raise _BrokenContract(f"{report.slots_busy} slots are busy without a run")
-            case Ready() | LoadFailed() | Seen():
+            case Ready() | LoadFailed() | Seen() | Probed():
                 raise _BrokenContract("the model was loaded already")
             case _:
                 self._pass_on(report)

@@ -26,7 +26,8 @@ from msgspec import Struct
 from infernet.engines.contract import EngineConfig, EngineUnavailable, Report
 from infernet.engines.fitting import refuse_too_large
 from infernet.engines.frames import DEVICES_MAX, Device
-from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused
+from infernet.engines.prompts import PrivateServer, Prompt, Prompter, Refused, ServerWords, check_ordered
+from infernet.engines.reading import Reading
 from infernet.engines.spelling import Spelling
 from infernet.engines.stops import StopMatcher
 from infernet.engines.turns import Turn, Turns
@@ -34,7 +35,6 @@ from infernet.engines.wishes import Wishes
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
-from protocol.ids import RunId
 from protocol.records import Kind, Outcome, Sampling
 from protocol.structs import prepare
 
@@ -117,7 +117,8 @@ class LlamaCpp:
         self._config = config
         self._directory = directory
         self._server, private = self._serve("t", self._text_parameters())
-        self._prompter = Prompter(private, config.system_prompt)
+        words = ServerWords(private)
+        self._prompter = Prompter(words, words.context_tokens(), config.system_prompt)
         self.context_tokens = self._prompter.context_tokens
         self.on_cards = self._has_gpu()
         self._lock = threading.Lock()
@@ -200,7 +201,7 @@ class LlamaCpp:
     def _generate(self, run: RunEngine, report: Report, wishes: Wishes) -> EngineFinished | EngineFailed:
         cancelled = wishes.cancelled
         prompt = self._prompter.prompt(run.kind, run.request)
-        _check_ordered(len(prompt.tokens), run.prompt_tokens_max)
+        check_ordered(len(prompt.tokens), run.prompt_tokens_max)
         if cancelled.is_set():
             raise Refused(Refusal.CANCELLED, "cancelled before it started")
         report(EngineStarted(run.run, len(prompt.tokens)))
@@ -208,7 +209,7 @@ class LlamaCpp:
             return EngineFinished(run.run, Outcome.CANCELLED, 0)
         if run.output_tokens_max == 0:  # llama.cpp would sample one token
             return EngineFinished(run.run, Outcome.LENGTH, 0)
-        reading = _Reading(run.run, len(prompt.tokens), report)
+        reading = Reading(run.run, len(prompt.tokens), report)
         turn = self._prompt_turns.take(cancelled, len(prompt.tokens), reading.ahead)
         if turn is None:
             return EngineFinished(run.run, Outcome.CANCELLED, 0)
@@ -252,7 +253,7 @@ class LlamaCpp:
                 text = f"input {index} has {len(tokens)} tokens, and an embedding takes {self.embedding_tokens_max}"
                 raise Refused(Refusal.CONTEXT_EXCEEDED, text)
         total = sum(map(len, inputs))
-        _check_ordered(total, run.prompt_tokens_max)
+        check_ordered(total, run.prompt_tokens_max)
         report(EngineStarted(run.run, total))
         if not wishes.wait():
             return EngineFinished(run.run, Outcome.CANCELLED, 0)
@@ -279,12 +280,6 @@ class LlamaCpp:
         if len(answer.data) != 1:
             raise Refused(Refusal.ENGINE_FAILED, "the engine gave no embedding")
         return base64.b64decode(answer.data[0].embedding)
-
-
-def _check_ordered(prompt_tokens: int, ordered_tokens: int) -> None:
-    if prompt_tokens > ordered_tokens:
-        text = f"the prompt has {prompt_tokens} tokens, and the order allows {ordered_tokens}"
-        raise Refused(Refusal.TOO_LARGE, text)
 
 
 def _completion_body(prompt: list[int], run: RunEngine) -> bytes:
@@ -357,38 +352,6 @@ class _Embeddings(Struct, frozen=True):
 _DECODE_CHUNK: Final = msgspec.json.Decoder(_Chunk).decode
 
 
-class _Reading:
-    """How far a prompt is, those that were before it in the queue included: to whoever waits that is one figure."""
-
-    def __init__(self, run: RunId, prompt_tokens: int, report: Report) -> None:
-        self._run = run
-        self._prompt_tokens = prompt_tokens
-        self._report = report
-        self._ahead_first = 0
-        self._ahead = 0
-        self._read = 0
-        self._told = 0
-
-    def ahead(self, tokens: int) -> None:
-        """So many tokens of others are to be read before ours."""
-        self._ahead_first = max(self._ahead_first, tokens)
-        self._ahead = tokens
-        self._tell()
-
-    def read(self, tokens: int) -> None:
-        """So many of ours are read."""
-        self._ahead = 0
-        self._read = tokens
-        self._tell()
-
-    def _tell(self) -> None:
-        done = self._ahead_first - self._ahead + self._read
-        # The number stays the same while llama.cpp is busy with other slots.
-        if done > self._told:
-            self._told = done
-            self._report(EngineProgress(self._run, done, self._ahead_first + self._prompt_tokens))
-
-
 class _Generation:
     """One answer as it comes out of llama.cpp, chunk by chunk, on the run's thread."""
 
@@ -396,7 +359,7 @@ class _Generation:
         self,
         run: RunEngine,
         prompt: Prompt,
-        reading: _Reading,
+        reading: Reading,
         report: Report,
         cancelled: threading.Event,
         turn: Turn,

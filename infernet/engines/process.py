@@ -30,10 +30,14 @@ _KILL_TIMEOUT_S: Final = 10.0
 _REASON_TIMEOUT_S: Final = 2.0
 # What an engine needs of the environment. Everything else, credentials above all, stays in the node.
 _ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
-_ENVIRONMENT_PREFIXES: Final = ("CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "VK_")
+_ENVIRONMENT_PREFIXES: Final = (
+    *("CUDA_", "NVIDIA_", "HIP_", "HSA_", "ROCR_", "GGML_", "OMP_", "VK_"),
+    *("TORCH_", "PYTORCH_"),
+)
 # What an engine process may say about itself. The rest of its standard error may hold somebody's prompt.
 _REASONS: Final = (
     (re.compile(r"out of memory|failed to allocate|unable to allocate|cudaMalloc failed"), "not enough memory"),
+    (re.compile(r"engine process: OutOfMemoryError"), "not enough memory on the cards"),
     (re.compile(r"unknown model architecture"), "this llama.cpp does not know the model's architecture"),
     (re.compile(r"failed to read magic|invalid magic"), "the file is no GGUF model"),
     (re.compile(r"failed to read key-value|failed to read tensor|not within the file bounds"), "the file is damaged"),

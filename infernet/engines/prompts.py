@@ -1,7 +1,7 @@
-"""Requests into token ids, with the tokenizer and the chat template that are inside the model file.
+"""Requests into token ids, with the tokenizer and the chat template that come with the model.
 
-llama.cpp offers both on its HTTP server alone. That server listens on a socket in a folder that only this process
-can enter, behind a random key, and serves nobody else.
+llama.cpp offers both on its HTTP server alone (`ServerWords`). That server listens on a socket in a folder that only
+this process can enter, behind a random key, and serves nobody else.
 
 What a user writes must not become a control token: `<|im_end|>` in a message would end the turn, and the rest could
 pose as the system. So a message that holds the text of a control token is tokenised by itself, with control tokens
@@ -19,9 +19,9 @@ import http.client
 import re
 import secrets
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -31,6 +31,7 @@ from protocol.errors import Refusal
 from protocol.records import ChatMessage, JobRequest, Kind
 from protocol.structs import prepare
 
+TEMPLATE_REFUSES: Final = "the chat template of this model refuses these messages"
 _ROLES: Final = ("system", "user", "assistant")
 # Tokenising a prompt of the largest size takes about a second.
 _REQUEST_TIMEOUT_S: Final = 60.0
@@ -112,15 +113,62 @@ class Prompt:
     unspelt: list[int] | None
 
 
+class Words(Protocol):
+    """What is asked of a model's tokenizer and of its chat template."""
+
+    def tokens(self, text: str, *, special: bool, begin: bool) -> list[int]:
+        """The ids of a text: with control tokens or with nothing taken for one; with what begins a prompt or not."""
+
+    def spelt(self, tokens: list[int]) -> str | None:
+        """The text that these tokens spell, control tokens as their names; None when they are no tokens, or no text."""
+
+    def chat(self, turns: Sequence[tuple[str, str]]) -> str:
+        """A chat, role and content each, by the template, up to where the answer begins. Raises Refused."""
+
+
+class ServerWords:
+    """The words of a model that llama.cpp serves."""
+
+    def __init__(self, server: PrivateServer) -> None:
+        """`server` is asked for everything."""
+        self._server = server
+
+    def context_tokens(self) -> int:
+        """The context of a slot. Raises RuntimeError."""
+        properties = msgspec.json.decode(self._server.get("/props"), type=_Properties)
+        return properties.default_generation_settings.n_ctx
+
+    def tokens(self, text: str, *, special: bool, begin: bool) -> list[int]:
+        """See `Words`."""
+        body = {"content": text, "parse_special": special, "add_special": begin}
+        return msgspec.json.decode(self._server.post("/tokenize", body), type=_Tokens).tokens
+
+    def spelt(self, tokens: list[int]) -> str | None:
+        """See `Words`."""
+        try:
+            return msgspec.json.decode(self._server.post("/detokenize", {"tokens": tokens}), type=_Spelt).content
+        except (RuntimeError, msgspec.DecodeError):
+            return None
+
+    def chat(self, turns: Sequence[tuple[str, str]]) -> str:
+        """See `Words`."""
+        body = {"messages": [{"role": role, "content": content} for role, content in turns]}
+        try:
+            answer = self._server.post("/apply-template", body)
+        except RuntimeError:
+            # What the template says may quote the prompt, so it goes no further.
+            raise Refused(Refusal.BAD_REQUEST, TEMPLATE_REFUSES) from None
+        return msgspec.json.decode(answer, type=_Rendered).prompt
+
+
 class Prompter:
     """Turns requests into token ids; refuses those that no slot can hold."""
 
-    def __init__(self, server: PrivateServer, system_prompt: str) -> None:
-        """Ask the server for the context of a slot. Raises RuntimeError."""
-        self._server = server
+    def __init__(self, words: Words, context_tokens: int, system_prompt: str) -> None:
+        """`context_tokens` is what one slot holds."""
+        self._words = words
         self._system_prompt = system_prompt
-        properties = msgspec.json.decode(server.get("/props"), type=_Properties)
-        self.context_tokens = properties.default_generation_settings.n_ctx
+        self.context_tokens = context_tokens
 
     def prompt(self, kind: Kind, request: JobRequest) -> Prompt:
         """The prompt of a chat or a completion. Raises Refused."""
@@ -149,11 +197,7 @@ class Prompter:
         return Prompt(given + unspelt, unspelt)
 
     def _spelt(self, tokens: list[int]) -> str | None:
-        """The text that these tokens spell, control tokens as their names; None when they are no tokens, or no text."""
-        try:
-            return msgspec.json.decode(self._server.post("/detokenize", {"tokens": tokens}), type=_Spelt).content
-        except (RuntimeError, msgspec.DecodeError):
-            return None
+        return self._words.spelt(tokens)
 
     def text_tokens(self, text: str) -> list[int]:
         """Somebody's text, in which nothing is a control token."""
@@ -172,7 +216,7 @@ class Prompter:
         if self._system_prompt and not any(role == "system" for role, _ in turns):
             turns.insert(0, ("system", self._system_prompt))
         # Taking text for control tokens makes a prompt shorter, never longer: what is too long here stays so.
-        prompt = self._check_length(self._tokenize(self._render(turns), special=True, begin=True))
+        prompt = self._check_length(self._tokenize(self._words.chat(turns), special=True, begin=True))
         if self._has_control_tokens("\n".join(content for _, content in turns)):
             prompt = self._check_length(self._guarded_chat(turns))
         return prompt
@@ -188,7 +232,7 @@ class Prompter:
                 shown.append((role, f"{mark}{number}."))
             else:
                 shown.append((role, content))
-        pieces = re.split(f"({mark}[0-9]+\\.)", self._render(shown))
+        pieces = re.split(f"({mark}[0-9]+\\.)", self._words.chat(shown))
         prompt = self._tokenize(pieces[0], special=True, begin=True)
         for piece in pieces[1:]:
             if piece in apart:
@@ -197,27 +241,24 @@ class Prompter:
                 prompt += self._tokenize(piece, special=True, begin=False)
         return prompt
 
-    def _render(self, turns: Iterable[tuple[str, str]]) -> str:
-        body = {"messages": [{"role": role, "content": content} for role, content in turns]}
-        try:
-            answer = self._server.post("/apply-template", body)
-        except RuntimeError:
-            # What the template says may quote the prompt, so it goes no further.
-            raise Refused(Refusal.BAD_REQUEST, "the chat template of this model refuses these messages") from None
-        return msgspec.json.decode(answer, type=_Rendered).prompt
-
     def _has_control_tokens(self, text: str) -> bool:
         return self._tokenize(text, special=True, begin=False) != self._tokenize(text, special=False, begin=False)
 
     def _tokenize(self, text: str, special: bool, begin: bool) -> list[int]:
-        body = {"content": text, "parse_special": special, "add_special": begin}
-        return msgspec.json.decode(self._server.post("/tokenize", body), type=_Tokens).tokens
+        return self._words.tokens(text, special=special, begin=begin)
 
     def _check_length(self, prompt: list[int]) -> list[int]:
         if len(prompt) >= self.context_tokens:
             text = f"the prompt has {len(prompt)} tokens, and the context of this model holds {self.context_tokens}"
             raise Refused(Refusal.CONTEXT_EXCEEDED, text)
         return prompt
+
+
+def check_ordered(prompt_tokens: int, ordered_tokens: int) -> None:
+    """Hold a prompt to what was ordered. Raises Refused."""
+    if prompt_tokens > ordered_tokens:
+        text = f"the prompt has {prompt_tokens} tokens, and the order allows {ordered_tokens}"
+        raise Refused(Refusal.TOO_LARGE, text)
 
 
 prepare(globals())

@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from infernet.cluster.engine import ClusterConfig, ClusterEngine
 from infernet.cluster.workers import worker_of
 from infernet.config import ENGINE_KEY_VARIABLE, Config
-from infernet.engines import models, shelf
-from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable
+from infernet.engines import folders, models, shelf
+from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable, ExllamaOptions
 from infernet.engines.dividing import Division, divide
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.llama_cpp import default_threads
@@ -25,9 +25,11 @@ from infernet.engines.process import ANYWHERE
 from infernet.engines.several import Part, SeveralEngines, Waits
 from infernet.model_settings import ModelSettings, settings_of
 from infernet.proxy import proxy_for
-from protocol.records import Role
+from infernet.settings import EXLLAMA
+from protocol.records import Kind, Role
 
 _KEY_BYTES_MAX: Final = 4096
+_CACHE_BITS: Final = {"fp16": 16, "q8": 8, "q6": 6, "q4": 4}
 
 
 async def open_engine(config: Config, waits: Waits | None = None) -> Engine | None:
@@ -46,6 +48,9 @@ async def open_engine(config: Config, waits: Waits | None = None) -> Engine | No
             parts.append(Part(word, OpenAiEngine(openai_config(config))))
         elif word == "cluster":
             parts.append(Part(word, ClusterEngine(await trio.to_thread.run_sync(cluster_config, config))))
+        elif word in EXLLAMA:
+            one = await trio.to_thread.run_sync(exllama_config, config)
+            parts.append(Part(word, IsolatedEngine(one), (one.name,)))
         elif word == "llama":
             parts += [_part(one, division) for one in configs]
     return parts[0].engine if len(parts) == 1 else SeveralEngines(parts, division, waits or Waits())
@@ -148,6 +153,29 @@ def _read_key(path: Path) -> str:
         raise EngineUnavailable(f"the key file {path} cannot be read ({reason}): check its owner and mode") from None
 
 
+def exllama_config(config: Config) -> EngineConfig:
+    """Which folder ExLlama is to load, and how. Reads what is beside its weights. Raises ModelError."""
+    path = folders.folder_of(config.models_dir, config.model)
+    has_template = folders.read_folder(path).template is not None
+    return EngineConfig(
+        name=folders.name_of(path),
+        path=str(path),
+        kinds=(Kind.CHAT, Kind.COMPLETION) if has_template else (Kind.COMPLETION,),
+        context_tokens=config.context_tokens,
+        slots=config.slots,
+        price_in_uusd=int(config.price_in_usd),
+        price_out_uusd=int(config.price_out_usd),
+        price_job_uusd=int(config.price_job_usd),
+        exllama=ExllamaOptions(
+            version=EXLLAMA.index(config.engine) + 2,
+            gpu_split_gb=config.gpu_split,
+            tensor_parallel=config.tensor_parallel,
+            cache_bits=_CACHE_BITS[config.cache],
+        ),
+        confine=config.confine,
+    )
+
+
 def engine_configs(config: Config) -> list[EngineConfig]:
     """What the embedded engine is to serve, checked. Raises EngineUnavailable."""
     configs: list[EngineConfig] = []
@@ -175,6 +203,7 @@ def _engine_config(config: Config, model: str) -> EngineConfig:
         context_tokens=_or(own.context_tokens, config.context_tokens),
         slots=_or(own.slots, config.slots),
         threads=own.threads or config.threads or _threads(len(config.llama_models)),
+        confine=config.confine,
         price_in_uusd=price_in_uusd,
         price_out_uusd=price_out_uusd,
         price_job_uusd=price_job_uusd,

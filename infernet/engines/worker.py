@@ -13,11 +13,11 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, NoReturn
+from typing import BinaryIO, Final, NoReturn, Protocol
 
 from infernet.confinement.contract import Protection
-from infernet.confinement.profiles import confine_engine
-from infernet.engines.contract import EngineUnavailable
+from infernet.confinement.profiles import confine_engine, switched_off
+from infernet.engines.contract import EngineBroken, EngineConfig, EngineUnavailable, Report
 from infernet.engines.frames import (
     FrameReader,
     Idle,
@@ -26,12 +26,13 @@ from infernet.engines.frames import (
     Look,
     Ping,
     Pong,
+    Probe,
+    Probed,
     Ready,
     Seen,
     WorkerReport,
     encode,
 )
-from infernet.engines.llama_cpp import LlamaCpp, devices
 from infernet.engines.wishes import Wishes
 from infernet.hardening import harden
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
@@ -40,6 +41,7 @@ from protocol.events import EngineFailed
 from protocol.ids import RunId
 
 _READ_BYTES: Final = 64 * 1024
+_BROKEN_STATUS: Final = 70
 
 
 def main() -> NoReturn:
@@ -67,6 +69,48 @@ def _name_only(kind: type[BaseException], _error: BaseException | None, _trace: 
     sys.stderr.write(f"engine process: {kind.__name__}\n")
 
 
+class LoadedModel(Protocol):
+    """What an engine is to its process."""
+
+    context_tokens: int
+    on_cards: bool
+
+    def run(self, run: RunEngine, report: Report, wishes: Wishes) -> None:
+        """Do a run on this thread and report it to its end. Raises EngineBroken when the process is past use."""
+
+    def slots_busy(self) -> int:
+        """How many slots the engine itself says are at work."""
+
+
+def load_model(config: EngineConfig, directory: str) -> LoadedModel:
+    """Load what is configured, in the engine that is. Raises EngineUnavailable."""
+    # Each engine brings a lot of code along, and only one is wanted.
+    if config.exllama is not None:
+        from infernet.engines import exllama
+
+        return exllama.load(config)
+    from infernet.engines.llama_cpp import LlamaCpp
+
+    return LlamaCpp(config, directory)
+
+
+def probe(engine: str) -> Probed:
+    """Whether the library of an engine can be loaded here. That may end this process, and nothing else."""
+    from importlib import metadata
+
+    from infernet.engines.exllama_v2 import import_exllamav2
+    from infernet.engines.exllama_v3 import import_exllamav3
+
+    libraries = {"exllamav2": import_exllamav2, "exllamav3": import_exllamav3}
+    try:
+        libraries[engine]()
+        return Probed("", metadata.version(engine))
+    except EngineUnavailable as error:
+        return Probed(str(error), "")
+    except metadata.PackageNotFoundError:
+        return Probed("", "of an unknown version")
+
+
 class Worker:
     """Hands commands to threads and their reports to the node."""
 
@@ -75,7 +119,7 @@ class Worker:
         self._writing = threading.Lock()
         self._directory: str | None = None
         self._protections: tuple[Protection, ...] = ()
-        self._engine: LlamaCpp | None = None
+        self._engine: LoadedModel | None = None
         self._lock = threading.Lock()
         self._runs: dict[RunId, Wishes] = {}
 
@@ -87,10 +131,13 @@ class Worker:
             case Load():
                 self._directory = command.directory
                 # From here on: native code, and what strangers write. No thread has been started before.
-                self._protections = confine_engine(Path(command.config.path), Path(command.directory))
+                model, directory = Path(command.config.path), Path(command.directory)
+                self._protections = confine_engine(model, directory) if command.config.confine else switched_off()
                 threading.Thread(target=self._load, args=(command,), daemon=True).start()
             case Look():
                 threading.Thread(target=self._look, daemon=True).start()
+            case Probe():
+                threading.Thread(target=lambda: self.send(probe(command.engine)), daemon=True).start()
             case RunEngine():
                 with self._lock:
                     wishes = self._runs[command.run] = Wishes(holds=command.holds)
@@ -117,13 +164,15 @@ class Worker:
 
     def _load(self, load: Load) -> None:
         try:
-            self._engine = LlamaCpp(load.config, "")
+            self._engine = load_model(load.config, "")
         except EngineUnavailable as error:
             self.send(LoadFailed(str(error)))
         else:
             self.send(Ready(self._engine.context_tokens, self._engine.on_cards, self._protections))
 
     def _look(self) -> None:
+        from infernet.engines.llama_cpp import devices
+
         try:
             self.send(Seen(devices()))
         except EngineUnavailable as error:
@@ -133,6 +182,9 @@ class Worker:
         assert self._engine is not None, "the node sends runs only after Ready"
         try:
             self._engine.run(run, self.send, wishes)
+        except EngineBroken as error:
+            self.send(EngineFailed(run.run, Refusal.ENGINE_FAILED, f"the engine broke ({error})"))
+            self._end(str(error))
         except Exception as error:
             self.send(EngineFailed(run.run, Refusal.ENGINE_FAILED, f"the engine broke ({type(error).__name__})"))
             raise
@@ -141,7 +193,14 @@ class Worker:
                 del self._runs[run.run]
             self._check_idle(self._engine)
 
-    def _check_idle(self, engine: LlamaCpp) -> None:
+    def _end(self, kind: str) -> NoReturn:
+        """End this process, in which nothing can be run any more; the node ends the other runs and starts another."""
+        sys.stderr.write(f"engine process: {kind}\n")
+        sys.stderr.flush()
+        self.clean_up()
+        os._exit(_BROKEN_STATUS)
+
+    def _check_idle(self, engine: LoadedModel) -> None:
         """With no run left no slot may be busy; say how many are."""
         if self._runs:
             return

@@ -126,7 +126,7 @@ def test_text_from_the_environment_gets_its_type(home: Path) -> None:
         ("peers", ["1.2.3.4:46337"], "must be like /ip4/"),
         ("free_for", "some", "one of nobody, known, all"),
         ("allow", ["friend"], "must be a public key"),
-        ("engine", "magic", "one of llama, openai, cluster, none"),
+        ("engine", "magic", "one of llama, exllamav2, exllamav3, openai, cluster, none"),
         ("model", " ", "the path of a GGUF file"),
         ("engine_url", "localhost:11434", "like http://127.0.0.1:11434"),
         ("engine_models", [""], "names of models"),

@@ -9,7 +9,7 @@ import pytest
 from infernet.config import Config, ConfigError, load, read_file, save
 from infernet.engines import models
 from infernet.engines.selection import engine_configs
-from infernet.settings import Dollars, as_plain, read_dollars, read_shares, read_worker
+from infernet.settings import Dollars, as_plain, read_dollars, read_gpu_split, read_shares, read_worker
 from protocol.ids import NodeId, npub, peer_id
 
 
@@ -85,3 +85,34 @@ def test_a_worker_is_a_key_or_an_address_that_says_who_it_is() -> None:
     for value in ("", "x", "/ip4/192.168.1.2/tcp/46337", 7):
         with pytest.raises(ValueError, match="must be"):
             read_worker(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [
+        ("auto", ()),
+        ("20,24", (20.0, 24.0)),
+        ("8 8", (8.0, 8.0)),
+        ([], ()),
+        ([10, 5.5], (10.0, 5.5)),
+        ("0,24", (0.0, 24.0)),
+    ],
+)
+def test_a_split_is_gigabytes_for_each_card(word: object, split: tuple[float, ...]) -> None:
+    assert read_gpu_split(word) == split
+    assert read_gpu_split(as_plain(split)) == split
+
+
+@pytest.mark.parametrize("word", ["", "all", "-1", "nan", "inf", "1e9", "0", [True], ["x"], 7, None, [1] * 65])
+def test_what_is_no_split_is_refused(word: object) -> None:
+    with pytest.raises(ValueError, match="must"):
+        read_gpu_split(word)
+
+
+def test_the_settings_of_exllama_survive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config" / "config.toml"
+    save(path, {"engine": "exllamav3", "gpu_split": (20.0, 8.0), "cache": "q6", "tensor_parallel": True}, keep=False)
+    config = load({}, home_of(tmp_path)).config
+    assert (config.engine, config.gpu_split, config.cache) == ("exllamav3", (20.0, 8.0), "q6")
+    assert config.tensor_parallel is True
+    assert load({}, home_of(tmp_path, INFERNET_GPU_SPLIT="auto")).config.gpu_split == ()

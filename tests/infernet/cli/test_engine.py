@@ -27,7 +27,7 @@ async def test_the_list_names_what_answers_and_why_the_rest_is_of_no_use(
             capsys, "engine", "list", "--engine-url", server.url, "--engine", "openai", "--json"
         )
         shown = await invoke_beside(capsys, "engine", "list", "--engine-url", server.url)
-    embedded, named, usual = listed.json["engines"]
+    embedded, *_, named, usual = listed.json["engines"]
     assert (embedded["engine"], embedded["is_set"]) == ("llama", False)
     assert named == {
         "engine": "openai",
@@ -40,6 +40,20 @@ async def test_the_list_names_what_answers_and_why_the_rest_is_of_no_use(
     assert (usual["where"], usual["why_not"], usual["is_set"]) == ("http://127.0.0.1:9", "nobody answers", False)
     assert "qwen2.5:7b" in shown.out
     assert "\x1b" not in shown.out
+
+
+async def test_a_library_that_does_not_fit_is_looked_at_in_a_process_of_its_own(
+    home: Home, nobody: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "libraries" / "exllamav3"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("raise OSError('CUDA_HOME environment variable is not set')")
+    (tmp_path / "libraries" / "exllamav2.py").write_text("import os; os.kill(os.getpid(), 11)")
+    monkeypatch.syspath_prepend(tmp_path / "libraries")
+    listed = await invoke_beside(capsys, "engine", "list", "--json")
+    why_not = {engine["engine"]: engine["why_not"] for engine in listed.json["engines"]}
+    assert "does not start here (OSError)" in why_not["exllamav3"]
+    assert why_not["exllamav2"] == "the engine process was ended by SIGSEGV"
 
 
 async def test_the_key_is_shown_to_the_named_server_alone(
@@ -90,7 +104,7 @@ async def test_a_server_that_does_not_answer_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["test", "vllm"], "NAME is llama, openai, or the address of a server"),
+        (["test", "vllm"], "NAME is llama, exllamav2, exllamav3, openai, or the address of a server"),
         (["test", "--timeout", "-1"], "--timeout must be seconds"),
         (["test", "--engine", "none"], "name one to test"),
         (["list", "llama"], "list takes no name"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from infernet.config import FILE_NAME
+from infernet.config import FILE_NAME, save
 from infernet.confinement import seccomp
 from infernet.doctor import engine
 from infernet.doctor.stores import COPY_BYTES_MAX
@@ -291,6 +291,13 @@ def test_few_open_files(well: Home, limit: int, status: str) -> None:
     report = examine_under(well, "sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
     assert report.faults == {"limits.files": status}
     assert "ulimit -n 1024" in report.told("limits.files")
+
+
+def test_an_engine_that_its_owner_left_unconfined(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    save(well.config.config_file, {"confine": False}, keep=True)
+    report = examine(capsys)
+    assert report.faults == {"engine.confined": "warn"}
+    assert "switched off with --no-confine" in report.told("engine.confined")
 
 
 @pytest.mark.skipif(not seccomp.is_available(), reason="needs a kernel with seccomp filters")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import struct
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from infernet.engines.contract import EngineState
+from infernet.engines.contract import EngineConfig, EngineState, ExllamaOptions
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import ApiKey, OpenAiConfig, OpenAiEngine
 from infernet.engines.several import Part, SeveralEngines
@@ -22,11 +23,13 @@ from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineV
 from protocol.ids import RunId
 from protocol.records import ChatMessage, JobRequest, Kind, Outcome
 from tests.helpers_engine import PacedEngine, chat
+from tests.helpers_exllama import write_folder
 from tests.helpers_openai_servers import KEY, llama_server
 from tests.infernet.engines.conftest import CONTEXT_TOKENS, SLOTS, Bench, running, starter_config
 
 pytestmark = pytest.mark.anyio
 
+EXLLAMA_WORKER = Path(__file__).with_name("exllama_worker.py")
 QUESTION = "Name the three primary colours, and say which one is the sky's."
 LONG_STORY = JobRequest(prompt="Once upon a time there was a king who counted to a thousand: 1, 2, 3, 4, 5, 6,")
 
@@ -36,10 +39,24 @@ _NEEDS_MODEL = [pytest.mark.model, pytest.mark.slow]
 
 @pytest.fixture(
     scope="module",
-    params=["paced", "several", pytest.param("llama", marks=_NEEDS_MODEL), pytest.param("server", marks=_NEEDS_MODEL)],
+    params=[
+        "paced",
+        "several",
+        pytest.param("llama", marks=_NEEDS_MODEL),
+        pytest.param("server", marks=_NEEDS_MODEL),
+        pytest.param("exllama", marks=[pytest.mark.exllama, pytest.mark.slow]),
+    ],
 )
-async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+async def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
     """One engine after the other, each loaded once."""
+    if request.param == "exllama":
+        folder = write_folder(tmp_path_factory.mktemp("models") / "tiny")
+        kinds = (Kind.CHAT, Kind.COMPLETION)
+        config = EngineConfig("tiny", str(folder), None, kinds, CONTEXT_TOKENS, SLOTS, exllama=ExllamaOptions(2))
+        command = [sys.executable, "-P", str(EXLLAMA_WORKER)]
+        async with running(IsolatedEngine(config, command=command)) as exllama:
+            yield exllama
+        return
     if request.param == "paced":
         async with running(PacedEngine(context_tokens=CONTEXT_TOKENS, slots=SLOTS)) as paced:
             yield paced
@@ -65,8 +82,8 @@ async def test_what_it_offers_can_be_put_into_a_heartbeat(bench: Bench) -> None:
     assert offer.context_tokens == CONTEXT_TOKENS
     assert offer.concurrency == SLOTS
     assert {Kind.CHAT, Kind.COMPLETION} <= set(offer.kinds)
-    # Whose weights are known can go on with another's answer, and is the one that embeds.
-    assert (Kind.EMBEDDING in offer.kinds) == any(offer.fingerprint)
+    # Only whose weights are known embeds.
+    assert any(offer.fingerprint) or Kind.EMBEDDING not in offer.kinds
     assert bench.engine.statistics().state is EngineState.READY
 
 

@@ -93,6 +93,15 @@ def test_it_is_confined_before_anything_is_loaded(tmp_path: Path) -> None:
         assert all("Seccomp:\t2" in (thread / "status").read_text("ascii") for thread in threads)
 
 
+def test_an_owner_may_leave_it_unconfined(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"no weights")
+    with bare_worker(tmp_path) as process:
+        config = EngineConfig("m", str(path), confine=False)
+        assert isinstance(ask(process, Load(config, str(tmp_path))), LoadFailed)
+        assert "Seccomp:\t0" in Path(f"/proc/{process.pid}/status").read_text("ascii")
+
+
 @pytest.mark.model
 def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"

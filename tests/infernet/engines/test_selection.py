@@ -10,17 +10,18 @@ import pytest
 
 from infernet.config import ENGINE_KEY_VARIABLE, Config
 from infernet.engines import selection
-from infernet.engines.contract import EngineUnavailable
+from infernet.engines.contract import EngineUnavailable, ExllamaOptions
 from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.models import ModelMissing
 from infernet.engines.openai_engine import OpenAiEngine, Terms
 from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE, Place
-from infernet.engines.selection import engine_configs, open_engine, openai_config
+from infernet.engines.selection import engine_configs, exllama_config, open_engine, openai_config
 from infernet.engines.several import SeveralEngines
 from infernet.model_settings import ModelSettings
 from infernet.settings import Dollars, read_engine_url
-from protocol.records import Role
+from protocol.records import Kind, Role
+from tests.helpers_exllama import write_folder
 
 pytestmark = pytest.mark.anyio
 
@@ -213,3 +214,27 @@ def test_a_model_of_a_server_has_its_own_price_and_slots(tmp_path: Path) -> None
     openai = openai_config(config_of(tmp_path, model_settings=(own,), slots=3, price_in_usd=Dollars(2)), {})
     assert openai.terms_of("qwen2.5:7b") == Terms(1, 2, 0, 5)
     assert openai.terms_of("another") == Terms(3, 2, 0, 0)
+
+
+@pytest.mark.parametrize(("engine", "version"), [("exllamav2", 2), ("exllamav3", 3)])
+def test_exllama_gets_a_folder_and_what_the_settings_say(tmp_path: Path, engine: str, version: int) -> None:
+    folder = write_folder(tmp_path / "Tiny-Exl")
+    named = {"model": str(folder), "slots": 7, "context_tokens": 999, "price_out_usd": Dollars(2)}
+    cards = {"gpu_split": (8.0, 4.0), "tensor_parallel": True, "cache": "q6"}
+    config = exllama_config(config_of(tmp_path, engine=engine, **named, **cards))
+    assert (config.name, config.path, config.slots, config.context_tokens) == ("tiny-exl", str(folder), 7, 999)
+    assert config.kinds == (Kind.CHAT, Kind.COMPLETION)
+    assert config.price_out_uusd == 2
+    assert config.exllama == ExllamaOptions(version, (8.0, 4.0), tensor_parallel=True, cache_bits=6)
+
+
+def test_a_folder_without_a_template_is_offered_for_completions_alone(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text("{}")
+    config = exllama_config(config_of(tmp_path, engine="exllamav2", model=str(folder)))
+    assert config.kinds == (Kind.COMPLETION,)
+
+
+async def test_exllama_wants_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="ExLlama serves a folder"):
+        await open_engine(config_of(tmp_path, engine="exllamav3"))
