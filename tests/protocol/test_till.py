@@ -183,6 +183,11 @@ def test_a_coordinator_that_owes_too_much_is_not_trusted_with_more() -> None:
     side.paid_uusd = UNCLAIMED_UUSD_MAX + 1
     bench.end(side, None, 0)
     assert bench.refusal(signed_lease(cap_uusd=UNCLAIMED_UUSD_MAX + 1)) is Refusal.LEASE
+    signed, lease_id = numbered(1)
+    why = bench.till.refusal(paid_order(lease=lease_id), signed, OFFERED, PRICED, now())
+    assert why == (Refusal.LEASE, "the coordinator owes this node too much already: free jobs only, for now")
+    side.paid_uusd = UNCLAIMED_UUSD_MAX
+    assert bench.refusal(signed, lease=lease_id) is None
 
 
 def test_an_order_that_can_cost_more_than_is_left_is_not_taken() -> None:
@@ -304,6 +309,47 @@ def test_money_is_not_forgotten_for_what_is_thrown_away_and_never_in_silence(few
     notes = [effect for effect in bench.effects if isinstance(effect, Note)]
     assert [note.event for note in notes] == ["claim.put_off"] * 2
     assert [side in bench.till.sides() for side in (poorer, sides[0], sides[1], richer)] == [False, False, True, True]
+
+
+def test_a_lease_that_was_closed_is_forgotten_in_silence_and_before_one_that_holds_the_least(few: int) -> None:
+    bench = Bench()
+    owed = take(bench, 0, 2)
+    owed.is_final_wanted, owed.claimed_uusd = True, 1
+    for number in range(1, few + 1):
+        side = take(bench, number, 50)
+        side.is_closed, side.claimed_uusd = True, 10
+    take(bench, 99)
+    assert not any(isinstance(effect, Note) for effect in bench.effects)
+    assert owed in bench.till.sides()
+
+
+def test_of_a_lease_that_is_forgotten_nothing_is_waited_for(few: int) -> None:
+    bench = Bench()
+    poor = take(bench, 0, 1)
+    poor.is_final_wanted, poor.claimed_uusd = True, 0
+    bench.till.on_close_wanted(CloseLease(poor.record.lease), now())
+    bench.effects = bench.till.on_closing_stored(ClosingStored(poor.record.lease, 1), now())
+    assert len(bench.claims()) == bench.till.claims_sent == 1
+    for number in range(1, few + 1):
+        side = take(bench, number, 50)
+        side.is_final_wanted, side.claimed_uusd = True, 0
+    bench.till._timers.cancel(("claim", poor.record.lease))
+    timers = {key for key in bench.till._timers if key[1] == poor.record.lease}
+    assert timers == {("answer", poor.record.lease), ("served", poor.record.lease)}
+    take(bench, 99)
+    assert poor not in bench.till.sides()
+    assert bench.till.claims_sent == 0
+    assert poor.record.lease not in bench.till._keeping
+    assert not {key for key in bench.till._timers if key[1] == poor.record.lease}
+
+
+def test_an_order_begins_only_as_it_was_looked_at() -> None:
+    bench = Bench()
+    with pytest.raises(AssertionError, match="nobody has looked at"):
+        bench.till.begin(paid_order(), now())
+    assert bench.refusal() is None
+    with pytest.raises(AssertionError, match="another lease than its own"):
+        bench.till.begin(paid_order(lease=LeaseId(bytes(32))), now())
 
 
 def test_a_lease_that_is_older_than_one_that_had_to_be_forgotten_is_refused_and_a_newer_one_taken(few: int) -> None:
@@ -443,8 +489,11 @@ def test_what_pays_a_debt_late_is_redeemed_soon() -> None:
     assert len(bench.claims()) == 1
     bench.answer(70)
     bench.wait(600)
+    bench.last(80)
+    assert bench.wait(CLAIM_DELAY_S - 1) == []
+    # More of it puts nothing off.
     bench.last(90)
-    bench.wait(CLAIM_DELAY_S)
+    bench.wait(1)
     assert [claim.voucher for claim in bench.claims()] == [side.voucher]
 
 

@@ -397,6 +397,30 @@ def test_while_the_disk_hangs_what_is_paid_is_claimed_and_not_the_end() -> None:
     assert [claim.is_final for claim in bench.claims()] == [1]
 
 
+def test_while_the_disk_hangs_what_nobody_would_claim_is_claimed_a_moment_later() -> None:
+    bench = Bench()
+    side = bench.serve()
+    bench.wait(CLAIM_DELAY_S)
+    bench.answer(90)
+    bench.wait(600)
+    side.take(voucher(95))
+    bench.disk_hangs = True
+    assert bench.close() == [StoreClosing(LEASE, 95)]
+    assert bench.wait(CLAIM_DELAY_S - 0.1) == []
+    bench.wait(0.2)
+    assert [claim.is_final for claim in bench.claims()] == [0]
+
+
+@pytest.mark.parametrize("is_closing", [False, True])
+def test_after_a_restart_the_disk_knows_of_those_alone_that_were_given_up(is_closing: bool) -> None:
+    bench = Bench()
+    bench.disk_hangs = True
+    bench.till.restore(RestoreProvider(signed_lease(), voucher(90), None, 40, is_closing=is_closing), now())
+    effects = bench.close()
+    assert any(isinstance(effect, StoreClosing) for effect in effects) is not is_closing
+    assert any(isinstance(effect, SendClaim) for effect in effects) is is_closing
+
+
 def test_the_last_claim_waits_for_the_best_voucher_to_be_on_disk() -> None:
     """It came after the disk was told that the lease is given up."""
     bench = Bench()
