@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import os
 import secrets
@@ -447,7 +448,7 @@ def write_private(path: Path, data: bytes) -> None:
         make_private_directory(path.parent)
         replace_whole(path, data, 0o600)
     except OSError as error:
-        raise ConfigError(f"cannot write {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
 
 
 def replace_whole(path: Path, data: bytes, mode: int) -> None:
@@ -480,7 +481,7 @@ def require_private_directory(path: Path, *, create: bool) -> None:
     except FileNotFoundError:
         return  # nothing is there, so nothing is there that could deceive
     except OSError as error:
-        raise ConfigError(f"cannot use {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+        raise ConfigError(f"cannot use {path} ({_reason(error)}): {way_out(error)}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{path} is not a folder: move it away")
     if status.st_uid != os.getuid():
@@ -490,6 +491,13 @@ def require_private_directory(path: Path, *, create: bool) -> None:
 
 
 _HOW_TO_MOVE: Final = "make the folder yours, or choose another with INFERNET_HOME"
+
+
+def way_out(error: OSError) -> str:
+    """What to do where a folder of the node cannot be used."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there, or choose another folder with INFERNET_HOME"
+    return _HOW_TO_MOVE
 
 
 def _reason(error: OSError) -> str:

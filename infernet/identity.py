@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from infernet.config import make_private_directory
+from infernet.config import make_private_directory, way_out
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import bech32_decode
@@ -73,8 +73,7 @@ def create(path: Path, key: SigningKey) -> None:
             draft.unlink()
     except OSError as error:
         raise IdentityError(
-            f"cannot store the key in {path.parent} ({_reason(error)}): make the folder yours, "
-            "or choose another with INFERNET_HOME"
+            f"cannot store the key in {path.parent} ({_reason(error)}): {way_out(error)}"
         ) from None
 
 

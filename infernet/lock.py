@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from infernet.config import ConfigError, make_private_directory
+from infernet.config import ConfigError, make_private_directory, way_out
 
 
 class AlreadyRunning(Exception):
@@ -78,4 +78,4 @@ def _read_pid(file: int) -> int | None:
 
 def _unusable(path: Path, error: OSError) -> ConfigError:
     reason = (error.strerror or str(error)).lower()
-    return ConfigError(f"cannot use {path} ({reason}): make the folder yours, or choose another with INFERNET_HOME")
+    return ConfigError(f"cannot use {path} ({reason}): {way_out(error)}")

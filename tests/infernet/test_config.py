@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tomllib
@@ -333,3 +334,16 @@ def test_all_settings_can_be_shown_as_json(home: Path) -> None:
     plain = loaded(home, INFERNET_ALLOW=NODE.hex()).plain()
     assert list(plain) == [setting.name for setting in SETTINGS]
     assert (plain["role"], plain["allow"], plain["threads"]) == ("provider", [NODE.hex()], None)
+
+
+def test_where_the_disk_is_full_the_way_out_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "config" / "config.toml"
+    save(path, {"slots": 1}, keep=True)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigError, match=r"no space left on device\): make room there, or choose another folder"):
+        save(path, {"slots": 2}, keep=True)
+    assert path.read_bytes() == before
