@@ -325,7 +325,7 @@ def _gigabytes(value: object) -> float:
     allowed = f"must be auto, or GB for each card, such as 20,24, up to {CARD_GB_MAX} each"
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         number = -1.0
     if not 0 <= number <= CARD_GB_MAX:
         raise ValueError(allowed)
