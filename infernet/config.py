@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import hashlib
 import os
 import secrets
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from infernet.model_settings import ModelSettings
 from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
+from infernet.turns import one_at_a_time
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import ip_of
@@ -428,6 +430,17 @@ def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
 
     A value of None removes the setting. Raises ConfigError.
     """
+    try:
+        make_private_directory(path.parent)
+        with one_at_a_time(path.parent):
+            _save(path, values, keep=keep)
+    except TimeoutError as error:
+        raise ConfigError(f"{error}, and nothing was written: end it, and try again") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
+
+
+def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
     import tomlkit
 
     document = tomlkit.document()
@@ -450,7 +463,7 @@ def write_private(path: Path, data: bytes) -> None:
         make_private_directory(path.parent)
         replace_whole(path, data, 0o600)
     except OSError as error:
-        raise ConfigError(f"cannot write {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
+        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
 
 
 def replace_whole(path: Path, data: bytes, mode: int) -> None:
@@ -493,6 +506,14 @@ def require_private_directory(path: Path, *, create: bool) -> None:
 
 
 _HOW_TO_MOVE: Final = "make the folder yours, or choose another with INFERNET_HOME"
+
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def way_out(error: OSError) -> str:
+    """What to do when something cannot be written."""
+    return "make room there" if error.errno in _FULL else _HOW_TO_MOVE
 
 
 def _reason(error: OSError) -> str:
