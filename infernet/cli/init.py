@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,10 @@ def _secret(word: str) -> str:
     if word.startswith("@"):
         try:
             with Path(word[1:]).expanduser().open(encoding="ascii") as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+                    # What containers mount as secrets is often so, and nobody else is there.
+                    warn(f"{word[1:]} can be read by others, who then have this key, too: `chmod 600 {word[1:]}`")
                 return file.read(SECRET_FILE_BYTES_MAX)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"

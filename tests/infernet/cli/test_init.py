@@ -235,6 +235,19 @@ def test_a_key_can_be_given_out_of_sight(home: Home, answer: Any, tmp_path: Path
     assert (outcome.json["npub"], "command line" in outcome.err) == (NPUB, False)
 
 
+@pytest.mark.parametrize(("mode", "is_warned"), [(0o600, False), (0o644, True)])
+def test_a_key_in_a_file_that_others_can_read_is_warned_about(
+    home: Home, answer: Any, tmp_path: Path, mode: int, is_warned: bool
+) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{SECRET}\n")
+    path.chmod(mode)
+    outcome = answer("", "--yes", "--nostr-privkey", f"@{path}")
+    assert outcome.code == 0
+    assert (f"{path} can be read by others" in outcome.err) is is_warned
+    assert SECRET not in outcome.err
+
+
 @pytest.mark.parametrize("form", ["", "hello", NPUB, NSEC[:-1] + "q", "00" * 32])
 def test_what_is_no_key_is_refused_and_not_repeated(home: Home, answer: Any, form: str) -> None:
     outcome = answer(form + "\n", "--yes", "--nostr-privkey", "-")
