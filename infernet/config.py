@@ -190,6 +190,10 @@ def default_name(role: Role, node: NodeId) -> str:
     return f"{role.name.lower()}-{short(node)}"
 
 
+# Later ones win.
+_PLACES: Final = ("default", "file", "environment", "flag")
+
+
 @dataclass(frozen=True)
 class LoadedConfig:
     """A configuration, the source of each of its values, and what was odd about the sources."""
@@ -264,6 +268,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     sources.warnings += _unknown_variables(environ)
     for setting in SETTINGS:
         sources.origins.setdefault(setting.name, "default")
+    _let_one_model_win(sources)
     values = _follow_from_role(sources)
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
@@ -280,6 +285,14 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     sources.warnings += _around_proxy(config, sources.values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _let_one_model_win(sources: _Sources) -> None:
+    """Whoever names one model, in a later place than several were named, means that one."""
+    one, several = sources.origins["model"], sources.origins["models"]
+    if sources.values.get("models") and _PLACES.index(one) > _PLACES.index(several):
+        del sources.values["models"]
+        sources.origins["models"] = one
 
 
 def _has_prices(config: Config) -> bool:

@@ -67,7 +67,8 @@ def _take(file: int) -> None:
 def running_pid(path: Path) -> int | None:
     """The process that runs this node, None when there is none. Raises ConfigError when that cannot be told."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # What is no file must not be waited for.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -33,7 +33,11 @@ _FOR_PEOPLE: Final = (
     ("protocol.errors", "ProtocolError"),
 )
 # The user's disk or rights are at fault, not our code.
-_ENVIRONMENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+_ENVIRONMENT_ERRORS: Final = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE),
+    # Something else lies where a file or folder belongs.
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -60,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.yes = arguments.yes or os.environ.get("INFERNET_NONINTERACTIVE", "") not in ("", "0")
     before = {} if arguments.force else values_in(here.config_file)
     given = {name: _checked(name, value) for name, value in settings_given(arguments).items()}
+    if "model" in given:
+        # Beside several models that stay set, one would have no effect.
+        given.setdefault("models", None)
     key = _choose_key(here, arguments)
     _check_key(key.key, arguments.nostr_pubkey)
     values = before | given if arguments.yes else _walk(before, given)
