@@ -383,6 +383,10 @@ def _check_together(config: Config) -> None:
             f"coordinator_url is set without coordinator_key, so anybody could pose as {config.coordinator_url}: "
             "run `infernet init`, which fetches the key, or set coordinator_key"
         )
+    if config.metrics_port and config.p2p_enabled and config.metrics_port == config.listen_port:
+        raise ConfigError(
+            f"metrics_port and the port for peers are both {config.metrics_port}: choose another with --metrics-port"
+        )
 
 
 def _read_document(document: Mapping[str, Any], path: Path, sources: _Sources) -> None:

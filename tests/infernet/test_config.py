@@ -340,3 +340,22 @@ def test_all_settings_can_be_shown_as_json(home: Path) -> None:
     plain = loaded(home, INFERNET_ALLOW=NODE.hex()).plain()
     assert list(plain) == [setting.name for setting in SETTINGS]
     assert (plain["role"], plain["allow"], plain["threads"]) == ("provider", [NODE.hex()], None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ("metrics_port = 5000\np2p_port = 5000", True),
+        ("metrics_port = 5000\np2p_port = 6000\nbind_port = 5000", True),
+        ("metrics_port = 5000\np2p_port = 5000\nbind_port = 6000", False),
+        ("metrics_port = 5000\np2p_port = 5000\np2p_enabled = false", False),
+        ("metrics_port = 0\np2p_port = 0", False),
+    ],
+)
+def test_metrics_and_peers_cannot_have_one_port(home: Path, settings: str, is_refused: bool) -> None:
+    write(home, settings)
+    if is_refused:
+        with pytest.raises(ConfigError, match="are both 5000: choose another with --metrics-port"):
+            loaded(home)
+    else:
+        loaded(home)
