@@ -257,7 +257,7 @@ def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> N
 
 def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
     if force and path.exists():
-        aside = path.with_name(path.name + ".old")
+        aside = _free_name(path)
         try:
             path.replace(aside)
         except OSError as error:
@@ -270,6 +270,14 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
         warn(f"the old configuration lies now at {aside}")
     else:
         save(path, values, keep=read_file(path) is not None)
+
+
+def _free_name(path: Path) -> Path:
+    """Where a file can be kept without one that is kept already being lost."""
+    aside, number = path.with_name(f"{path.name}.old"), 2
+    while os.path.lexists(aside):
+        aside, number = path.with_name(f"{path.name}.old.{number}"), number + 1
+    return aside
 
 
 def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: bool) -> None:

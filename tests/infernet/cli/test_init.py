@@ -227,6 +227,15 @@ def test_force_mends_a_file_that_cannot_be_read(home: Home, answer: Any) -> None
     assert files(home)["config.toml.old"] == b"\xff"
 
 
+def test_beginning_anew_again_loses_nothing_that_was_kept(home: Home, answer: Any) -> None:
+    for name in ("one", "two", "three"):
+        assert answer("", "--yes", "--force", "--name", name).code == 0
+    kept = {name: content for name, content in files(home).items() if name.startswith("config.toml.old")}
+    assert sorted(kept) == ["config.toml.old", "config.toml.old.2"]
+    assert b'"one"' in kept["config.toml.old"]
+    assert b'"two"' in kept["config.toml.old.2"]
+
+
 def test_a_key_can_be_given_out_of_sight(home: Home, answer: Any, tmp_path: Path) -> None:
     outcome = answer(f"{NSEC}\n", "--yes", "--json", "--nostr-privkey", "-")
     assert (outcome.json["npub"], "command line" in outcome.err) == (NPUB, False)
