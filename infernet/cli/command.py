@@ -71,6 +71,10 @@ class Parser(argparse.ArgumentParser):
             _print_error(text)
         self.exit(MISUSED, f"{self.prog}: {text}\n")
 
+    def print_help(self, file: Any = None) -> None:
+        # What argparse itself prints with is silent about an output that takes nothing.
+        print(self.format_help(), end="", file=file, flush=True)
+
 
 def make_parser(verb: str, module: ModuleType) -> Parser:
     """The parser of a verb, from its module's USAGE, DESCRIPTION, EXAMPLES and `add_arguments`."""
@@ -100,7 +104,10 @@ def run(verb: str, module: ModuleType, words: list[str]) -> int:
             stream.reconfigure(errors="replace")
     parser = make_parser(verb, module)
     parser.as_json = "--json" in words
-    arguments = parser.parse_args(words)
+    try:
+        arguments = parser.parse_args(words)
+    except OSError as error:
+        return report(error, as_json=parser.as_json)
     try:
         _take_over(verb)
         code: int = module.run(arguments)

@@ -59,7 +59,9 @@ def test_an_address_that_this_machine_lacks_is_told_with_what_to_give(made: Home
     )
 
 
-@pytest.mark.parametrize("words", [("config", "show"), ("version", "--json"), ("--help",), ("version",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("config", "show"), ("version", "--json"), ("--help",), ("version",), ("init", "--help")], ids=" ".join
+)
 def test_an_output_that_is_full_is_told_and_is_no_crash(home: Home, words: tuple[str, ...]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
