@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from infernet.model_settings import ModelSettings
 from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
+from infernet.turns import one_at_a_time
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import ip_of
@@ -189,6 +190,10 @@ def default_name(role: Role, node: NodeId) -> str:
     return f"{role.name.lower()}-{short(node)}"
 
 
+# Later ones win.
+_PLACES: Final = ("default", "file", "environment", "flag")
+
+
 @dataclass(frozen=True)
 class LoadedConfig:
     """A configuration, the source of each of its values, and what was odd about the sources."""
@@ -263,6 +268,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     sources.warnings += _unknown_variables(environ)
     for setting in SETTINGS:
         sources.origins.setdefault(setting.name, "default")
+    _let_one_model_win(sources)
     values = _follow_from_role(sources)
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
@@ -279,6 +285,14 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     sources.warnings += _around_proxy(config, sources.values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _let_one_model_win(sources: _Sources) -> None:
+    """Whoever names one model, in a later place than several were named, means that one."""
+    one, several = sources.origins["model"], sources.origins["models"]
+    if sources.values.get("models") and _PLACES.index(one) > _PLACES.index(several):
+        del sources.values["models"]
+        sources.origins["models"] = one
 
 
 def _has_prices(config: Config) -> bool:
@@ -369,6 +383,10 @@ def _check_together(config: Config) -> None:
             f"coordinator_url is set without coordinator_key, so anybody could pose as {config.coordinator_url}: "
             "run `infernet init`, which fetches the key, or set coordinator_key"
         )
+    if config.metrics_port and config.p2p_enabled and config.metrics_port == config.listen_port:
+        raise ConfigError(
+            f"metrics_port and the port for peers are both {config.metrics_port}: choose another with --metrics-port"
+        )
 
 
 def _read_document(document: Mapping[str, Any], path: Path, sources: _Sources) -> None:
@@ -419,6 +437,9 @@ def read_file(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}; mend it, or run `infernet init --force`") from None
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or lists in lists in lists: TOML, and yet nothing that Python can hold.
+        raise ConfigError(f"{path} holds what no setting can be; mend it, or run `infernet init --force`") from None
 
 
 def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
@@ -426,6 +447,17 @@ def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
 
     A value of None removes the setting. Raises ConfigError.
     """
+    try:
+        make_private_directory(path.parent)
+        with one_at_a_time(path.parent):
+            _save(path, values, keep=keep)
+    except TimeoutError as error:
+        raise ConfigError(f"{error}, and nothing was written: end it, and try again") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
+
+
+def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
     import tomlkit
 
     document = tomlkit.document()
@@ -481,7 +513,7 @@ def require_private_directory(path: Path, *, create: bool) -> None:
     except FileNotFoundError:
         return  # nothing is there, so nothing is there that could deceive
     except OSError as error:
-        raise ConfigError(f"cannot use {path} ({_reason(error)}): {way_out(error)}") from None
+        raise ConfigError(f"cannot use {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(f"{path} is not a folder: move it away")
     if status.st_uid != os.getuid():
@@ -493,11 +525,12 @@ def require_private_directory(path: Path, *, create: bool) -> None:
 _HOW_TO_MOVE: Final = "make the folder yours, or choose another with INFERNET_HOME"
 
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
 def way_out(error: OSError) -> str:
-    """What to do where a folder of the node cannot be used."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room there, or choose another folder with INFERNET_HOME"
-    return _HOW_TO_MOVE
+    """What to do when something cannot be written."""
+    return "make room there" if error.errno in _FULL else _HOW_TO_MOVE
 
 
 def _reason(error: OSError) -> str:

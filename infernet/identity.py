@@ -65,16 +65,15 @@ def create(path: Path, key: SigningKey) -> None:
         _require_private(path.parent, path.parent.stat(), "folder", 0o700)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.write(descriptor, key.secret_bytes().hex().encode() + b"\n")
+            with os.fdopen(descriptor, "wb", closefd=False) as file:
+                file.write(key.secret_bytes().hex().encode() + b"\n")
             os.fsync(descriptor)
             _link(draft, path)
         finally:
             os.close(descriptor)
             draft.unlink()
     except OSError as error:
-        raise IdentityError(
-            f"cannot store the key in {path.parent} ({_reason(error)}): {way_out(error)}"
-        ) from None
+        raise IdentityError(f"cannot store the key in {path.parent} ({_reason(error)}): {way_out(error)}") from None
 
 
 def _link(draft: Path, path: Path) -> None:

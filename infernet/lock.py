@@ -10,10 +10,15 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from infernet.config import ConfigError, make_private_directory, way_out
+
+_LOOKERS_TIMEOUT_S: Final = 2.0
+_POLL_S: Final = 0.005
 
 
 class AlreadyRunning(Exception):
@@ -36,20 +41,34 @@ def hold_lock(path: Path) -> Iterator[None]:
     except OSError as error:
         raise _unusable(path, error) from None
     try:
-        if not _try_lock(file, fcntl.LOCK_EX):
-            raise AlreadyRunning(_read_pid(file))
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        _take(file)
+        try:
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise _unusable(path, error) from None
         yield
         os.ftruncate(file, 0)
     finally:
         os.close(file)
 
 
+def _take(file: int) -> None:
+    """Hold the lock alone. Raises AlreadyRunning."""
+    deadline = time.monotonic() + _LOOKERS_TIMEOUT_S
+    while not _try_lock(file, fcntl.LOCK_EX):
+        # Commands that only look share the lock, for a moment; they must not pass for a node.
+        if not _try_lock(file, fcntl.LOCK_SH) or time.monotonic() > deadline:
+            raise AlreadyRunning(_read_pid(file))
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(_POLL_S)
+
+
 def running_pid(path: Path) -> int | None:
     """The process that runs this node, None when there is none. Raises ConfigError when that cannot be told."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # What is no file must not be waited for.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -44,7 +44,9 @@ def table_of(readers: Mapping[str, Callable[[object], Any]]) -> Callable[[object
             return tuple(table)
         if not isinstance(table, Mapping) or len(table) > MODELS_MAX:
             raise ValueError(f"must be a table by the names of models, {MODELS_MAX} at most")
-        return tuple(_one(str(name), fields) for name, fields in table.items())
+        found = tuple(_one(str(name), fields) for name, fields in table.items())
+        _refuse_twins([one.name for one in found])
+        return found
 
     def _one(name: str, fields: object) -> ModelSettings:
         if not 0 < len(name) <= MODEL_NAME_CHARACTERS_MAX or not name.isprintable():
@@ -65,11 +67,31 @@ def table_of(readers: Mapping[str, Callable[[object], Any]]) -> Callable[[object
     return read
 
 
+class _Twice(ValueError):
+    pass
+
+
+def _refuse_twins(names: list[str]) -> None:
+    """Raises ValueError where something is set twice: one of the two would count, and nobody would know which."""
+    # Names of models are the same in capitals and small letters.
+    lowered = [name.lower() for name in names]
+    if twin := next((name for name, low in zip(names, lowered, strict=True) if lowered.count(low) > 1), None):
+        raise _Twice(f"must have {twin} once")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # JSON lets a name stand twice in a table, unlike TOML.
+    _refuse_twins([name for name, _ in pairs][: MODELS_MAX + 1])
+    return dict(pairs)
+
+
 def _parsed(text: str) -> object:
     if len(text) > _JSON_CHARACTERS_MAX:
         raise ValueError("is too long")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except _Twice:
+        raise
     except (ValueError, RecursionError):
         raise ValueError('must be JSON, such as {"qwen2.5-7b": {"slots": 2}}') from None
 

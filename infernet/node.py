@@ -378,7 +378,8 @@ class Node:
         """This node's money. Raises LocalProtocolError where there is none."""
         if self._money is None:
             raise LocalProtocolError(
-                "no coordinator holds money for this node: `infernet config set --url URL`, then `infernet start`"
+                "no coordinator holds money for this node: `infernet login --url URL` names one, and holds after "
+                "`infernet stop` and `infernet start`"
             )
         return self._money
 

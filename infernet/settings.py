@@ -43,6 +43,8 @@ THREADS_MAX: Final = 1024
 PORT_MAX: Final = 65_535
 SHARES_MAX: Final = 32
 
+# In an address that somebody else may have written, and that is shown as part of a command: nothing a shell reads.
+_URL_HOST: Final = re.compile(r"[\w.:%-]+")
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 Reader = Callable[[object], Any]
@@ -172,6 +174,8 @@ def read_url(value: object) -> str:
         raise ValueError(allowed) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or port == 0:
         raise ValueError(allowed)
+    if not _URL_HOST.fullmatch(parts.hostname):
+        raise ValueError(allowed)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"{allowed}, without a path")
     return f"{parts.scheme}://{parts.netloc}"
@@ -188,6 +192,8 @@ def read_engine_url(value: object) -> str:
     except ValueError:
         raise ValueError(allowed) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or " " in value.strip():
+        raise ValueError(allowed)
+    if not _URL_HOST.fullmatch(parts.hostname):
         raise ValueError(allowed)
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError(f"{allowed}, without user name, query or fragment")
@@ -325,7 +331,7 @@ def _gigabytes(value: object) -> float:
     allowed = f"must be auto, or GB for each card, such as 20,24, up to {CARD_GB_MAX} each"
     try:
         number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
-    except ValueError:
+    except (ValueError, OverflowError):
         number = -1.0
     if not 0 <= number <= CARD_GB_MAX:
         raise ValueError(allowed)

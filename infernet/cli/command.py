@@ -33,7 +33,11 @@ _FOR_PEOPLE: Final = (
     ("protocol.errors", "ProtocolError"),
 )
 # The user's disk or rights are at fault, not our code.
-_ENVIRONMENT_ERRORS: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
+_ENVIRONMENT_ERRORS: Final = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EMFILE),
+    # Something else lies where a file or folder belongs.
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG),
+)
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -67,6 +71,10 @@ class Parser(argparse.ArgumentParser):
             _print_error(text)
         self.exit(MISUSED, f"{self.prog}: {text}\n")
 
+    def print_help(self, file: Any = None) -> None:
+        # What argparse itself prints with is silent about an output that takes nothing.
+        print(self.format_help(), end="", file=file, flush=True)
+
 
 def make_parser(verb: str, module: ModuleType) -> Parser:
     """The parser of a verb, from its module's USAGE, DESCRIPTION, EXAMPLES and `add_arguments`."""
@@ -96,7 +104,10 @@ def run(verb: str, module: ModuleType, words: list[str]) -> int:
             stream.reconfigure(errors="replace")
     parser = make_parser(verb, module)
     parser.as_json = "--json" in words
-    arguments = parser.parse_args(words)
+    try:
+        arguments = parser.parse_args(words)
+    except OSError as error:
+        return report(error, as_json=parser.as_json)
     try:
         _take_over(verb)
         code: int = module.run(arguments)

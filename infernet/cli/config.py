@@ -42,7 +42,9 @@ def _set(arguments: argparse.Namespace) -> int:
     # Reads and checks them, together with what is set elsewhere.
     config = load_config(arguments).config
     values = {name: BY_NAME[name].read(value) for name, value in given.items()}
-    save(config.config_file, values, keep=True)
+    # Beside several models that stay set, one would have no effect.
+    alone: dict[str, object] = {"models": None} if "model" in given and "models" not in given else {}
+    save(config.config_file, values | alone, keep=True)
     if arguments.json:
         print_json({"file": str(config.config_file), "set": {name: as_plain(value) for name, value in values.items()}})
     else:

@@ -21,7 +21,8 @@ from protocol.formats.text import TerminalCleaner, clean_line
 ADVICE: Final = {
     "no_provider": "`infernet peers` shows who is known, and `infernet why` why somebody is not asked; offer more with "
     "--pay, name a provider with --peer, start one, or try --remote",
-    "no_model": "leave --model out, or choose one that `infernet peers` shows",
+    "no_model": "leave --model out, or choose one that `infernet peers` shows; one whose engine has just failed is "
+    "there again in a moment",
     "not_free": "pay for it (--pay 0.01), or ask its owner to --allow your key (the npub of `infernet status`)",
     "not_allowed": "ask its owner, or ask another provider",
     "price": "its price has changed: ask again, or ask another provider",

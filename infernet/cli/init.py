@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.yes = arguments.yes or os.environ.get("INFERNET_NONINTERACTIVE", "") not in ("", "0")
     before = {} if arguments.force else values_in(here.config_file)
     given = {name: _checked(name, value) for name, value in settings_given(arguments).items()}
+    if "model" in given:
+        # Beside several models that stay set, one would have no effect.
+        given.setdefault("models", None)
     key = _choose_key(here, arguments)
     _check_key(key.key, arguments.nostr_pubkey)
     values = before | given if arguments.yes else _walk(before, given)
@@ -137,6 +141,10 @@ def _secret(word: str) -> str:
     if word.startswith("@"):
         try:
             with Path(word[1:]).expanduser().open(encoding="ascii") as file:
+                status = os.fstat(file.fileno())
+                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+                    # What containers mount as secrets is often so, and nobody else is there.
+                    warn(f"{word[1:]} can be read by others, who then have this key, too: `chmod 600 {word[1:]}`")
                 return file.read(SECRET_FILE_BYTES_MAX)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
@@ -249,7 +257,7 @@ def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> N
 
 def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
     if force and path.exists():
-        aside = path.with_name(path.name + ".old")
+        aside = _free_name(path)
         try:
             path.replace(aside)
         except OSError as error:
@@ -262,6 +270,14 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
         warn(f"the old configuration lies now at {aside}")
     else:
         save(path, values, keep=read_file(path) is not None)
+
+
+def _free_name(path: Path) -> Path:
+    """Where a file can be kept without one that is kept already being lost."""
+    aside, number = path.with_name(f"{path.name}.old"), 2
+    while os.path.lexists(aside):
+        aside, number = path.with_name(f"{path.name}.old.{number}"), number + 1
+    return aside
 
 
 def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: bool) -> None:

@@ -364,7 +364,14 @@ def _remove(arguments: argparse.Namespace) -> None:
         print_json({"model": model.name, "path": str(path), "removed": True})
     else:
         print(f"{model.name} is removed.")
-    if is_set:
+    if not is_set:
+        return
+    if left := _others(config, path):
+        warn(
+            f"{model.name} is set still, so no node starts: `infernet model use {left[0].name} --also` sets what is "
+            "left"
+        )
+    else:
         warn("no model is set that is here: `infernet model pull`, or `infernet model use` another one")
 
 

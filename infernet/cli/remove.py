@@ -28,7 +28,8 @@ from protocol.formats.amounts import format_usd
 from protocol.formats.text import clean_line
 from protocol.ids import npub
 
-_KEYS: Final = "identity.key*"
+# With the drafts that a key is written as, one of which stays where a machine loses power in between.
+_KEYS: Final = "*identity.key*"
 _UUSD_MAX: Final = 2**63
 _LOCK_TIMEOUT_S: Final = 5.0
 _STRANGERS_SHOWN: Final = 3

@@ -155,7 +155,8 @@ def _detach(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as reports:
         # What is not logged, such as the last words of native code, ends up in the log file too.
-        log = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        log = os.open(config.log_file, flags, 0o600)
         try:
             words[2] = str(writing)
             process = subprocess.Popen(

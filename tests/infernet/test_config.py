@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import tomllib
@@ -111,6 +110,10 @@ def test_text_from_the_environment_gets_its_type(home: Path) -> None:
         ("coordinator_url", "http://user:pw@host", "must be like https://"),
         ("coordinator_url", "http://host:99999", "must be like https://"),
         ("coordinator_url", "http://host/path", "without a path"),
+        ("coordinator_url", "http://a host", "must be like https://"),
+        ("coordinator_url", "http://host;id", "must be like https://"),
+        ("coordinator_url", "http://host$(id)", "must be like https://"),
+        ("engine_url", "http://host`id`/v1", "must be like http://"),
         ("coordinator_key", "npub1xyz", "must be a public key"),
         ("p2p_enabled", "maybe", "true or false"),
         ("p2p_enabled", 1, "true or false"),
@@ -169,6 +172,9 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(home: Path) -> None:
         (b"schema_version = 2\n", "newer infernet (schema 2, this one reads up to 1): upgrade"),
         (b"schema_version = 'one'\n", "schema_version must be 1"),
         (b"schema_version = 0\n", "schema_version must be 1"),
+        (b"slots = " + b"1" * 5000, "holds what no setting can be"),
+        (b"models = " + b"[" * 5000, "holds what no setting can be"),
+        (b"gpu_split = [1" + b"0" * 400 + b"]", "gpu_split must be auto, or GB for each card"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_line(home: Path, content: bytes, complaint: str) -> None:
@@ -336,14 +342,20 @@ def test_all_settings_can_be_shown_as_json(home: Path) -> None:
     assert (plain["role"], plain["allow"], plain["threads"]) == ("provider", [NODE.hex()], None)
 
 
-def test_where_the_disk_is_full_the_way_out_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    path = tmp_path / "config" / "config.toml"
-    save(path, {"slots": 1}, keep=True)
-    before = path.read_bytes()
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match=r"no space left on device\): make room there, or choose another folder"):
-        save(path, {"slots": 2}, keep=True)
-    assert path.read_bytes() == before
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ("metrics_port = 5000\np2p_port = 5000", True),
+        ("metrics_port = 5000\np2p_port = 6000\nbind_port = 5000", True),
+        ("metrics_port = 5000\np2p_port = 5000\nbind_port = 6000", False),
+        ("metrics_port = 5000\np2p_port = 5000\np2p_enabled = false", False),
+        ("metrics_port = 0\np2p_port = 0", False),
+    ],
+)
+def test_metrics_and_peers_cannot_have_one_port(home: Path, settings: str, is_refused: bool) -> None:
+    write(home, settings)
+    if is_refused:
+        with pytest.raises(ConfigError, match="are both 5000: choose another with --metrics-port"):
+            loaded(home)
+    else:
+        loaded(home)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -63,6 +65,34 @@ def test_a_process_that_is_killed_frees_it(path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
     assert path.read_text() == f"{holder.pid}\n"
     assert running_pid(path) is None
+
+
+def test_who_only_looks_is_no_node(path: Path) -> None:
+    with hold_lock(path):
+        pass
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+
+    def end_looking(_seconds: float) -> None:
+        fcntl.flock(looking, fcntl.LOCK_UN)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("infernet.lock.time.sleep", end_looking)
+        with hold_lock(path):
+            assert running_pid(path) == os.getpid()
+    os.close(looking)
+
+
+def test_a_full_disk_is_told_as_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("infernet.lock.os.pwrite", full)
+    with (
+        pytest.raises(ConfigError, match=rf"cannot use {path} \(no space left on device\): make room"),
+        hold_lock(path),
+    ):
+        pass
 
 
 def test_children_of_the_holder_do_not_hold_it(path: Path) -> None:

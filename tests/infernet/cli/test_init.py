@@ -227,12 +227,34 @@ def test_force_mends_a_file_that_cannot_be_read(home: Home, answer: Any) -> None
     assert files(home)["config.toml.old"] == b"\xff"
 
 
+def test_beginning_anew_again_loses_nothing_that_was_kept(home: Home, answer: Any) -> None:
+    for name in ("one", "two", "three"):
+        assert answer("", "--yes", "--force", "--name", name).code == 0
+    kept = {name: content for name, content in files(home).items() if name.startswith("config.toml.old")}
+    assert sorted(kept) == ["config.toml.old", "config.toml.old.2"]
+    assert b'"one"' in kept["config.toml.old"]
+    assert b'"two"' in kept["config.toml.old.2"]
+
+
 def test_a_key_can_be_given_out_of_sight(home: Home, answer: Any, tmp_path: Path) -> None:
     outcome = answer(f"{NSEC}\n", "--yes", "--json", "--nostr-privkey", "-")
     assert (outcome.json["npub"], "command line" in outcome.err) == (NPUB, False)
     (tmp_path / "key").write_text(f"{SECRET}\n")
     outcome = answer("", "--yes", "--json", "--nostr-privkey", f"@{tmp_path / 'key'}")
     assert (outcome.json["npub"], "command line" in outcome.err) == (NPUB, False)
+
+
+@pytest.mark.parametrize(("mode", "is_warned"), [(0o600, False), (0o644, True)])
+def test_a_key_in_a_file_that_others_can_read_is_warned_about(
+    home: Home, answer: Any, tmp_path: Path, mode: int, is_warned: bool
+) -> None:
+    path = tmp_path / "key"
+    path.write_text(f"{SECRET}\n")
+    path.chmod(mode)
+    outcome = answer("", "--yes", "--nostr-privkey", f"@{path}")
+    assert outcome.code == 0
+    assert (f"{path} can be read by others" in outcome.err) is is_warned
+    assert SECRET not in outcome.err
 
 
 @pytest.mark.parametrize("form", ["", "hello", NPUB, NSEC[:-1] + "q", "00" * 32])

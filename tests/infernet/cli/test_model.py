@@ -212,6 +212,17 @@ def test_models_are_set_beside_each_other_and_one_alone_takes_their_place(
     assert "models" not in (read_file(home.config.config_file) or {})
 
 
+def test_a_model_that_is_removed_while_others_are_set_is_told_as_that(home: Home, tiny: Path, capsys: Capture) -> None:
+    (tiny.parent / "second.gguf").write_bytes(WEIGHTS)
+    invoke(capsys, "model", "use", "tiny")
+    invoke(capsys, "model", "use", "second", "--also")
+    outcome = invoke(capsys, "model", "remove", "tiny", "--yes")
+    assert outcome.code == 0
+    assert "tiny is set still, so no node starts: `infernet model use second --also` sets what is left" in outcome.err
+    assert invoke(capsys, "model", "use", "second", "--also").code == 0
+    assert load().config.llama_models == ("second",)
+
+
 def test_models_that_do_not_fit_together_are_refused_although_each_would(
     home: Home, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -58,7 +59,9 @@ def test_an_address_that_this_machine_lacks_is_told_with_what_to_give(made: Home
     )
 
 
-@pytest.mark.parametrize("words", [("config", "show"), ("version", "--json"), ("--help",), ("version",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("config", "show"), ("version", "--json"), ("--help",), ("version",), ("init", "--help")], ids=" ".join
+)
 def test_an_output_that_is_full_is_told_and_is_no_crash(home: Home, words: tuple[str, ...]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -79,3 +82,29 @@ def test_who_asks_one_peer_is_not_told_of_others(made: Home, capsys: pytest.Capt
     outcome = invoke(capsys, "chat", "--peer", peer, "why")
     assert outcome.code == 1
     assert outcome.complaint.endswith("; check that a node runs there, and that address, port and firewall let you in")
+
+
+@pytest.mark.parametrize("words", [("config", "set"), ("init", "--yes")], ids=" ".join)
+def test_one_model_takes_the_place_of_several(made: Home, words: tuple[str, ...]) -> None:
+    assert made.run("config", "set", "--models", "a,b").code == 0
+    assert made.run(*words, "--model", "c").code == 0
+    settings = made.run("config", "show", "--json").json["settings"]
+    assert (settings["model"]["value"], settings["models"]["value"]) == ("c", [])
+    assert made.run(*words, "--model", "c", "--models", "a,b").code == 0
+    assert made.run("config", "show", "--json").json["settings"]["models"]["value"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_lies_where_the_log_belongs_is_told(made: Home, make: Callable[[str], None]) -> None:
+    path = made.config.log_file
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make(str(path))
+    outcome = made.run("start", "--engine", "none", "--no-p2p")
+    assert outcome.code == 1
+    assert f"cannot use {path} (" in outcome.complaint
+
+
+def test_a_pipe_where_the_lock_belongs_is_not_waited_for(made: Home) -> None:
+    made.config.pid_file.parent.mkdir(mode=0o700, exist_ok=True)
+    os.mkfifo(made.config.pid_file)
+    assert made.run("status").complaint.endswith("no node is running here: run `infernet start`")

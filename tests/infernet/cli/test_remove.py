@@ -130,6 +130,16 @@ def test_everything_that_nodes_write_is_known(ready: Home, capsys: Capture) -> N
     assert not ready.path.exists()
 
 
+def test_a_key_that_was_being_written_is_overwritten_too(ready: Home, capsys: Capture) -> None:
+    secret = ready.config.key_file.read_bytes()
+    draft = ready.config.key_file.with_name(".identity.key.0a1b2c3d")
+    draft.write_bytes(secret)
+    seen = ready.path / "another-name"
+    os.link(draft, seen)
+    assert invoke(capsys, "remove", "--yes").code == 0
+    assert seen.read_bytes() == bytes(len(secret))
+
+
 def test_files_of_somebody_else_in_the_home_stay(ready: Home, capsys: Capture) -> None:
     (ready.path / "mine").write_text("x")
     assert invoke(capsys, "remove", "--yes").code == 0
