@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from infernet.engines.process import reason_in, worker_environment
+from infernet.engines.process import reason_in, signal_name, worker_environment
 
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = 4096
@@ -52,8 +52,8 @@ def describe_exit(name: str, status: int) -> str:
         return f"{name} cannot be started"
     if status >= 0:
         return f"{name} exited with status {status}"
-    signals = {signal.SIGKILL: ", perhaps because the machine ran out of memory"}
-    return f"{name} was ended by {signal.Signals(-status).name}{signals.get(signal.Signals(-status), '')}"
+    hint = ", perhaps because the machine ran out of memory" if -status == signal.SIGKILL else ""
+    return f"{name} was ended by {signal_name(-status)}{hint}"
 
 
 class Program:

@@ -33,10 +33,14 @@ from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
+from protocol.formats.text import clean_line
 from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
 
 log = structlog.get_logger(__name__)
+
+# What an engine process may say of why it cannot load; a path has a part in it.
+_REASON_CHARACTERS_MAX: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -308,7 +312,7 @@ class IsolatedEngine:
                     nursery.cancel_scope.cancel()
             case LoadFailed():
                 await worker.hear_reason()
-                worker.kill(loaded.text)
+                worker.kill(clean_line(loaded.text, _REASON_CHARACTERS_MAX))
             case None if loading.cancelled_caught:
                 worker.kill(f"the model did not load within {self._timeouts.load_s:.0f} s")
             case None:

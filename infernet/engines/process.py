@@ -95,12 +95,19 @@ def describe_exit(status: int) -> str:
     """How a process ended, in words."""
     if status >= 0:
         return f"the engine process exited with status {status}"
-    name = signal.Signals(-status).name
     hint = {
-        signal.SIGKILL: ", perhaps because the machine ran out of memory",
-        signal.SIGILL: ", because this CPU lacks an instruction that llama.cpp needs",
-    }.get(signal.Signals(-status), "")
-    return f"the engine process was ended by {name}{hint}"
+        int(signal.SIGKILL): ", perhaps because the machine ran out of memory",
+        int(signal.SIGILL): ", because this CPU lacks an instruction that llama.cpp needs",
+    }.get(-status, "")
+    return f"the engine process was ended by {signal_name(-status)}{hint}"
+
+
+def signal_name(number: int) -> str:
+    """What a signal is called; most of the real-time ones have no name, and a broken process may send itself any."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class WorkerProcess:

@@ -83,6 +83,12 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         ("invents an outcome", "outcome"),
         ("sends garbage", "broke its contract"),
         ("sends half a frame", "broke its contract"),
+        ("sends no text", "broke its contract"),
+        ("sends a nest", "broke its contract"),
+        pytest.param(
+            *("ends by a signal without a name", "ended by signal 40"),
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="there are no real-time signals"),
+        ),
     ],
 )
 async def test_a_process_that_misbehaves_is_ended_and_its_run_fails_once(
@@ -151,6 +157,7 @@ async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConf
         ("dies while loading", "the engine process exited with status 3: not enough memory"),
         ("never loads", "the model did not load within 1 s"),
         ("starts too early", "broke its contract"),
+        ("says no end of things", "no no no"),
     ],
 )
 async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
@@ -163,6 +170,7 @@ async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
     assert told in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2_000
 
 
 async def test_a_command_that_does_not_exist_is_told(config: EngineConfig) -> None:

@@ -170,6 +170,8 @@ def test_how_it_ended_is_said_in_words() -> None:
     assert describe_exit(2) == "the engine process exited with status 2"
     assert "SIGKILL, perhaps because the machine ran out of memory" in describe_exit(-signal.SIGKILL)
     assert "SIGILL, because this CPU lacks" in describe_exit(-signal.SIGILL)
+    # Python has no name for most of the real-time signals, and a broken process may send itself any.
+    assert describe_exit(-40) == "the engine process was ended by signal 40"
 
 
 def test_a_packaged_binary_starts_itself(monkeypatch: pytest.MonkeyPatch) -> None:

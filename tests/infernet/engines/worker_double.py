@@ -56,6 +56,8 @@ def load(command: Load) -> None:
             sys.stderr.write("E gguf_init_from_reader: failed to read magic\nsomebody's secret prompt\n")
             sys.stderr.flush()
             say(LoadFailed("the model cannot be loaded"))
+        case "says no end of things":
+            say(LoadFailed("\x1b[31m\n" + "no " * 1_000_000))
         case "dies while loading":
             sys.stderr.write("ggml: unable to allocate buffer for somebody's secret prompt\n")
             sys.stderr.flush()
@@ -97,6 +99,12 @@ def run(command: RunEngine) -> None:
             say(EngineStarted(run, 1))
             say(EngineText(run, "ye", 1))
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "ends by a signal without a name":
+            os.kill(os.getpid(), 40)
+        case "sends no text":
+            os.write(1, struct.pack(">IB", 9, 17) + b"\x81\xa4text\xa2\xff\xfe")
+        case "sends a nest":
+            os.write(1, struct.pack(">IB", 100_012, 18) + b"\x82\xa6number\x01\xa1x" + b"\x91" * 100_000 + b"\xc0")
         case "stops answering":
             say(EngineStarted(run, 1))
             os.kill(os.getpid(), signal.SIGSTOP)
