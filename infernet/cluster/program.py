@@ -151,7 +151,11 @@ async def open_program(
     words: Sequence[str], directory: str, listens_for: Mapping[str, re.Pattern[str]]
 ) -> AsyncIterator[Program]:
     """Start a program; when the block is left it is ended and waited for. Raises ProgramGone when it cannot start."""
-    reading, writing = os.pipe()
+    name = Path(words[0]).name
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:
+        raise ProgramGone(f"{name} cannot be started ({_plain(error)})") from None
     try:
         # A home of its own: what it keeps there goes with it.
         environment = worker_environment(os.environ) | {"HOME": directory}
@@ -165,15 +169,13 @@ async def open_program(
         )
     except OSError as error:
         os.close(writing)
-        raise ProgramGone(
-            f"{Path(words[0]).name} cannot be started ({(error.strerror or str(error)).lower()})"
-        ) from None
+        raise ProgramGone(f"{name} cannot be started ({_plain(error)})") from None
     except BaseException:
         os.close(writing)
         raise
     finally:
         os.close(reading)
-    program = Program(Path(words[0]).name, process, writing, listens_for)
+    program = Program(name, process, writing, listens_for)
     # Shielded: it is heard to its end, which comes by its leash, whoever is cancelled.
     following = trio.CancelScope(shield=True)
 
@@ -196,10 +198,17 @@ async def open_program(
                 await process.stdout.aclose()
 
 
+def _plain(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A folder that only this user can enter, for as long as the block lasts."""
-    directory = tempfile.mkdtemp(prefix="infernet-cluster-")
+    """A folder that only this user can enter, for as long as the block lasts. Raises ProgramGone."""
+    try:
+        directory = tempfile.mkdtemp(prefix="infernet-cluster-")
+    except OSError as error:
+        raise ProgramGone(f"no temporary folder can be made ({_plain(error)})") from None
     try:
         yield Path(directory)
     finally:
