@@ -22,6 +22,7 @@ pytestmark = pytest.mark.anyio
 
 LISTENS_FOR = {"number": re.compile(r"^number (\d+)$")}
 SLEEPS = "exec sleep 600"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def shell(script: str) -> list[str]:
@@ -105,6 +106,16 @@ def test_the_program_does_not_outlive_a_keeper_that_is_killed(number: int) -> No
         (process,) = children_of(keeper.pid)
         os.kill(keeper.pid, number)
         wait_until(lambda: not is_running(process), "the program ends")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+@pytest.mark.parametrize(("lives", "said"), [(True, "lives\n"), (False, "")])
+def test_a_program_whose_keeper_is_gone_already_does_not_begin(lives: bool, said: str) -> None:
+    keeper = "os.getppid()" if lives else "os.getppid() + 1"
+    script = f"import ctypes, os; from infernet.cluster.keeper import die_with; die_with({keeper}, ctypes.CDLL(None))"
+    words = [sys.executable, "-c", f"{script}; print('lives')"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
+    assert (done.stdout, done.returncode) == (said, 0 if lives else 1)
 
 
 def test_the_program_ends_when_nobody_holds_the_leash() -> None:
