@@ -32,7 +32,7 @@ from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, 
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
+from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText, EngineVector
 from protocol.formats.text import clean_line
 from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
@@ -41,6 +41,9 @@ log = structlog.get_logger(__name__)
 
 # What an engine process may say of why it cannot load; a path has a part in it.
 _REASON_CHARACTERS_MAX: Final = 1024
+# More than the longest token of any vocabulary spells. Without an end a broken process would fill the node's memory
+# with text that waits to be paid for.
+_TOKEN_CHARACTERS_MAX: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class _BrokenContract(Exception):
 class _Run:
     output_tokens_max: int
     prompt_tokens_max: int
+    vectors_left: int
     holds: bool = False
     started: bool = False
     output_tokens: int = 0
+    characters: int = 0
     cancelled_at_s: float = math.inf
 
 
@@ -176,7 +181,7 @@ class IsolatedEngine:
         if not self._runs:
             self._moved_at_s = trio.current_time()
             self._busy.set()
-        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max, run.holds)
+        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max, len(run.request.inputs), run.holds)
 
     def _refusal(self, run: RunEngine) -> tuple[Refusal, str] | None:
         if self._state is not EngineState.READY:
@@ -436,5 +441,13 @@ def _check(event: EngineEvent, run: _Run) -> None:
         if not run.output_tokens <= event.output_tokens <= run.output_tokens_max:
             raise _BrokenContract("a count of output tokens that shrinks, or exceeds the order")
         run.output_tokens = event.output_tokens
+    if isinstance(event, EngineText):
+        run.characters += len(event.text)
+        if run.characters > _TOKEN_CHARACTERS_MAX * (run.output_tokens + 1):
+            raise _BrokenContract("more text than its tokens can spell")
+    if isinstance(event, EngineVector):
+        run.vectors_left -= 1
+        if run.vectors_left < 0:
+            raise _BrokenContract("a vector that nobody asked for")
     if isinstance(event, EngineFinished) and event.outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CANCELLED):
         raise _BrokenContract("an outcome that no engine may report")

@@ -83,6 +83,8 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         ("invents an outcome", "outcome"),
         ("sends garbage", "broke its contract"),
         ("sends half a frame", "broke its contract"),
+        ("says more than it counts", "more text than its tokens"),
+        ("gives a vector for a chat", "a vector that nobody"),
         ("sends no text", "broke its contract"),
         ("sends a nest", "broke its contract"),
         pytest.param(

@@ -27,7 +27,7 @@ from infernet.engines.frames import (
     encode,
 )
 from protocol.effects import CancelEngine, RunEngine
-from protocol.events import EngineFinished, EngineStarted, EngineText
+from protocol.events import EngineFinished, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
 from protocol.records import Outcome
 
@@ -99,6 +99,13 @@ def run(command: RunEngine) -> None:
             say(EngineStarted(run, 1))
             say(EngineText(run, "ye", 1))
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "says more than it counts":
+            say(EngineStarted(run, 1))
+            for _ in range(100):
+                say(EngineText(run, "a" * 1000, 1))
+        case "gives a vector for a chat":
+            say(EngineStarted(run, 1))
+            say(EngineVector(run, 0, b"\0\0\x80?"))
         case "ends by a signal without a name":
             os.kill(os.getpid(), 40)
         case "sends no text":
