@@ -149,6 +149,14 @@ def confine_dht() -> tuple[Protection, ...]:
     return _confined(grants, rules, allow_tcp=True)
 
 
+def open_to_engines(path: Path) -> Path | None:
+    """The folder of libraries, or of the system, that this lies in: engine processes read all of it, and this, too."""
+    place = path.resolve()
+    libraries = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    grants = [*_readable(_SYSTEM), *_readable(_GPU_FILES), *_of_libraries(libraries), *_python()]
+    return next((grant.path for grant in grants if place.is_relative_to(grant.path.resolve())), None)
+
+
 def _confined(grants: Iterable[Grant], rules: Iterable[Refuse], *, allow_tcp: bool) -> tuple[Protection, ...]:
     on: list[Protection] = []
     for possible in available():

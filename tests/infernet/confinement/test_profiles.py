@@ -142,6 +142,13 @@ def test_a_home_is_no_folder_of_libraries(tmp_path: Path, monkeypatch: pytest.Mo
     assert [str(grant.path) for grant in profiles._of_libraries(asked)] == [str(tmp_path / "home" / "lib")]
 
 
+def test_what_lies_among_libraries_is_open_to_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    (tmp_path / "link").symlink_to(tmp_path / "environment")
+    assert profiles.open_to_engines(tmp_path / "link" / "data" / "identity.key") == tmp_path / "environment"
+    assert profiles.open_to_engines(tmp_path / "data" / "identity.key") is None
+
+
 def test_people_read_what_is_off_and_why() -> None:
     on = Protection("limits", is_on=True)
     off = [Protection(name, is_on=False, why_not="it is old") for name in ("network", "programs")]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infernet.config import FILE_NAME, save
-from infernet.confinement import seccomp
+from infernet.confinement import landlock, seccomp
 from infernet.doctor import engine
 from infernet.doctor.stores import COPY_BYTES_MAX
 from infernet.lock import hold_lock
@@ -298,6 +298,16 @@ def test_an_engine_that_its_owner_left_unconfined(well: Home, capsys: pytest.Cap
     report = examine(capsys)
     assert report.faults == {"engine.confined": "warn"}
     assert "switched off with --no-confine" in report.told("engine.confined")
+
+
+@pytest.mark.skipif(landlock.abi() == 0 or not seccomp.is_available(), reason="needs Landlock and seccomp filters")
+def test_a_key_among_the_libraries(
+    well: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(well.config.key_file.parent.parent))
+    report = examine(capsys)
+    assert report.faults == {"engine.confined": "warn"}
+    assert "INFERNET_HOME" in report.told("engine.confined")
 
 
 @pytest.mark.skipif(not seccomp.is_available(), reason="needs a kernel with seccomp filters")
