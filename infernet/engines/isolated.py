@@ -437,6 +437,8 @@ def _check(event: EngineEvent, run: _Run) -> None:
         return
     if not run.started:
         raise _BrokenContract("a report on a run that did not start")
+    if isinstance(event, EngineText) and not event.text and event.output_tokens == run.output_tokens:
+        raise _BrokenContract("a report of nothing")
     if isinstance(event, EngineText | EngineFinished):
         if not run.output_tokens <= event.output_tokens <= run.output_tokens_max:
             raise _BrokenContract("a count of output tokens that shrinks, or exceeds the order")

@@ -141,6 +141,9 @@ class WorkerProcess:
     async def receive(self) -> WorkerReport | None:
         """The next thing the process says, or None once it is gone."""
         assert self._process.stdout is not None
+        if self._received:
+            # Whoever takes the reports gets a turn after each: one that floods must not fill the node's queues.
+            await trio.lowlevel.checkpoint()
         while not self._received:
             try:
                 data = await self._process.stdout.receive_some(_READ_BYTES)

@@ -84,6 +84,7 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         ("sends garbage", "broke its contract"),
         ("sends half a frame", "broke its contract"),
         ("says more than it counts", "more text than its tokens"),
+        ("says nothing again and again", "a report of nothing"),
         ("gives a vector for a chat", "a vector that nobody"),
         ("sends no text", "broke its contract"),
         ("sends a nest", "broke its contract"),
@@ -131,6 +132,26 @@ async def test_a_run_that_ignores_its_cancel_does_not_keep_its_slot(config: Engi
         bench.engine.cancel(RunId(run))
         await bench.recorder.end_of(run)
         assert "cancelled" in bench.engine.statistics().last_error
+
+
+async def test_a_process_that_floods_does_not_get_ahead_of_who_takes_its_reports(config: EngineConfig) -> None:
+    async with running(engine(config, "floods")) as bench, trio.open_nursery() as nursery:
+        events = bench.recorder.events
+        most = 0
+
+        async def take_turns() -> None:
+            nonlocal most
+            while True:
+                before = len(events)
+                await trio.lowlevel.checkpoint()
+                most = max(most, len(events) - before)
+
+        nursery.start_soon(take_turns)
+        await bench.recorder.end_of(bench.start(Kind.CHAT, chat("?")))
+        nursery.cancel_scope.cancel()
+    assert len(events) > 5000
+    # The driver takes 64 each time that it has its turn.
+    assert most <= 4
 
 
 async def test_a_leaked_slot_is_counted_and_the_process_replaced(config: EngineConfig) -> None:

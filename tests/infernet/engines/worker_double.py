@@ -27,7 +27,7 @@ from infernet.engines.frames import (
     encode,
 )
 from protocol.effects import CancelEngine, RunEngine
-from protocol.events import EngineFinished, EngineStarted, EngineText, EngineVector
+from protocol.events import EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
 from protocol.records import Outcome
 
@@ -103,6 +103,15 @@ def run(command: RunEngine) -> None:
             say(EngineStarted(run, 1))
             for _ in range(100):
                 say(EngineText(run, "a" * 1000, 1))
+        case "says nothing again and again":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", 1))
+            say(EngineText(run, "", 1))
+        case "floods":
+            say(EngineStarted(run, 1))
+            os.write(1, encode(EngineProgress(run, 1, 1)) * 5000)
+            say(EngineFinished(run, Outcome.STOP, 0))
+            say(Idle(0))
         case "gives a vector for a chat":
             say(EngineStarted(run, 1))
             say(EngineVector(run, 0, b"\0\0\x80?"))
