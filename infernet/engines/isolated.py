@@ -159,7 +159,9 @@ class IsolatedEngine:
             where = "all GPUs" if self._on_cards else "the processor"
         trouble = self._last_error if self._state is not EngineState.READY else ""
         runs, restarts = len(self._runs), self._restarts
-        return (EnginePart("llama", (self.name,), self._state, where, runs, restarts, trouble),)
+        exllama = self._config.exllama
+        word = f"exllamav{exllama.version}" if exllama is not None else "llama"
+        return (EnginePart(word, (self.name,), self._state, where, runs, restarts, trouble),)
 
     # ------------------------------------------------------------ the contract
 

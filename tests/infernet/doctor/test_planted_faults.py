@@ -472,6 +472,16 @@ def test_an_engine_that_goes_wrong(
         assert words in report.told(name)
 
 
+def test_the_engine_is_tried_as_it_would_run(
+    well: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-P", str(WORKER_DOUBLE), "says whether it is confined"]
+    monkeypatch.setattr(engine, "worker_command", lambda: words)
+    assert "confined: True" in examine(capsys, "--skip-network").told("engine.loads")
+    save(well.config.config_file, {"confine": False}, keep=True)
+    assert "confined: False" in examine(capsys, "--skip-network").told("engine.loads")
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_real_model_answers(home: Home, capsys: pytest.CaptureFixture[str], starter_model_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
-from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, RunsOnCards
+from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, ExllamaOptions, RunsOnCards
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
@@ -152,6 +153,13 @@ async def test_a_process_that_floods_does_not_get_ahead_of_who_takes_its_reports
     assert len(events) > 5000
     # The driver takes 64 each time that it has its turn.
     assert most <= 4
+
+
+def test_it_says_which_engine_it_is(config: EngineConfig) -> None:
+    assert [part.engine for part in engine(config, "is good").parts()] == ["llama"]
+    for version in (2, 3):
+        folder = structs.replace(config, exllama=ExllamaOptions(version))
+        assert [part.engine for part in engine(folder, "is good").parts()] == [f"exllamav{version}"]
 
 
 async def test_a_leaked_slot_is_counted_and_the_process_replaced(config: EngineConfig) -> None:

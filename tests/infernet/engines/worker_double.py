@@ -45,6 +45,8 @@ def load(command: Load) -> None:
         case "says what it was told":
             environ = {name: os.environ[name] for name in sorted(os.environ) if name.endswith("VISIBLE_DEVICES")}
             say(LoadFailed(f"{environ}, on the processor: {command.config.on_processor}"))
+        case "says whether it is confined":
+            say(LoadFailed(f"confined: {command.config.confine}"))
         case "loads when it may":
             model = Path(command.config.path)
             model.with_suffix(".begun").touch()
