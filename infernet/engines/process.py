@@ -26,6 +26,8 @@ _READ_BYTES: Final = 64 * 1024
 # Each run is two commands at most, and there are no more runs than slots; pings are one at a time.
 _OUTBOX_COMMANDS_MAX: Final = 4096
 _REASONS_MAX: Final = 16
+# Of what comes at once only the last lines are looked at: nobody else is served meanwhile.
+_ERROR_LINES_MAX: Final = 128
 _KILL_TIMEOUT_S: Final = 10.0
 _REASON_TIMEOUT_S: Final = 2.0
 # What an engine needs of the environment. Everything else, credentials above all, stays in the node.
@@ -194,7 +196,7 @@ class WorkerProcess:
             async for data in self._process.stderr:
                 *lines, line = (line + data).split(b"\n")
                 line = line[-_READ_BYTES:]
-                told = (reason_in(text.decode("utf-8", "replace")) for text in lines)
+                told = (reason_in(text.decode("utf-8", "replace")) for text in lines[-_ERROR_LINES_MAX:])
                 self._reasons.extend(filter(None, told))
                 if self._reasons:
                     self._told.set()
