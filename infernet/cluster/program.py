@@ -22,6 +22,8 @@ from infernet.engines.process import reason_in, signal_name, worker_environment
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = 4096
 _HEARD_MAX: Final = 32
+# After this many lines of what it said at once others get their turn.
+_LINES_PER_TURN: Final = 64
 _KILL_TIMEOUT_S: Final = 10.0
 _CANNOT_START: Final = 126
 # What the programs say of their trouble, beside what every engine says. The rest may quote somebody's prompt.
@@ -126,7 +128,9 @@ class Program:
             async for data in self._process.stdout:
                 *lines, rest = (rest + data).split(b"\n")
                 rest = rest[-_LINE_BYTES_MAX:]
-                for line in lines:
+                for number, line in enumerate(lines, 1):
+                    if number % _LINES_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
                     self._take(line[-_LINE_BYTES_MAX:].decode("utf-8", "replace").rstrip("\r"))
         except trio.BrokenResourceError:
             pass
