@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +30,10 @@ from infernet.engines.contract import (
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
+from protocol.constants import TOKEN_ID_BYTES
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText, EngineVector
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.formats.text import clean_line
 from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
@@ -73,11 +74,12 @@ class _BrokenContract(Exception):
 class _Run:
     output_tokens_max: int
     prompt_tokens_max: int
-    vectors_left: int
+    inputs: int
     holds: bool = False
     started: bool = False
     output_tokens: int = 0
     characters: int = 0
+    vectors: set[int] = field(default_factory=set)
     cancelled_at_s: float = math.inf
 
 
@@ -429,7 +431,10 @@ class IsolatedEngine:
 
 
 def _check(event: EngineEvent, run: _Run) -> None:
-    """Keep the record of a run, and hold the process to the contract. Raises _BrokenContract."""
+    """Keep the record of a run, and hold the process to the contract. Raises _BrokenContract.
+
+    What an asker would refuse ends here: it would be held against this node.
+    """
     if isinstance(event, EngineFailed):
         return
     if isinstance(event, EngineStarted):
@@ -445,13 +450,17 @@ def _check(event: EngineEvent, run: _Run) -> None:
         if not run.output_tokens <= event.output_tokens <= run.output_tokens_max:
             raise _BrokenContract("a count of output tokens that shrinks, or exceeds the order")
         run.output_tokens = event.output_tokens
+    if isinstance(event, EngineProgress) and event.done_tokens > event.total_tokens:
+        raise _BrokenContract("progress beyond its own end")
     if isinstance(event, EngineText):
         run.characters += len(event.text)
         if run.characters > _TOKEN_CHARACTERS_MAX * (run.output_tokens + 1):
             raise _BrokenContract("more text than its tokens can spell")
+        if len(event.token_ids) % TOKEN_ID_BYTES:
+            raise _BrokenContract("a part of a token")
     if isinstance(event, EngineVector):
-        run.vectors_left -= 1
-        if run.vectors_left < 0:
-            raise _BrokenContract("a vector that nobody asked for")
+        if event.index >= run.inputs or event.index in run.vectors or not event.vector or len(event.vector) % 4:
+            raise _BrokenContract("a vector that nobody asked for, or that is none")
+        run.vectors.add(event.index)
     if isinstance(event, EngineFinished) and event.outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CANCELLED):
         raise _BrokenContract("an outcome that no engine may report")

@@ -86,6 +86,8 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         ("sends half a frame", "broke its contract"),
         ("says more than it counts", "more text than its tokens"),
         ("says nothing again and again", "a report of nothing"),
+        ("reads beyond the end", "progress beyond its own end"),
+        ("tells a part of a token", "a part of a token"),
         ("gives a vector for a chat", "a vector that nobody"),
         ("sends no text", "broke its contract"),
         ("sends a nest", "broke its contract"),

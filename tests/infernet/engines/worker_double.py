@@ -109,6 +109,12 @@ def run(command: RunEngine) -> None:
             say(EngineStarted(run, 1))
             say(EngineText(run, "a", 1))
             say(EngineText(run, "", 1))
+        case "reads beyond the end":
+            say(EngineStarted(run, 1))
+            say(EngineProgress(run, 2, 1))
+        case "tells a part of a token":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", 1, b"\0\0\1"))
         case "floods":
             say(EngineStarted(run, 1))
             os.write(1, encode(EngineProgress(run, 1, 1)) * 5000)
