@@ -143,7 +143,10 @@ def _tell(config: Config, *, as_json: bool) -> None:
 
 
 def _models(config: Config) -> str | None:
-    models = config.llama_models or ((config.model,) if config.engines else ())
+    """Those whose names are known before they run: of a server it may be any that it has."""
+    models = [*config.llama_models, *(config.engine_models if "openai" in config.engines else ())]
+    if config.engines and not {"llama", "openai"} & set(config.engines):
+        models = [config.model]
     return ", ".join(models) or None
 
 

@@ -135,11 +135,22 @@ def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_j
                 ("log", log_file),
             ]
         )
-    served = {str(model).lower() for model in status.get("models") or ()}
-    if nobodys := [own.name for own in config.model_settings if own.name.lower() not in served]:
+    if nobodys := set_for_nobody(config, status):
         # A misspelt name must not let a model go for another price without a word.
         warn(f"model_settings name what is not served here: {', '.join(nobodys)}")
     sys.stdout.flush()
+
+
+def set_for_nobody(config: Config, status: dict[str, Any]) -> list[str]:
+    """The models with settings of their own that this node neither serves nor is going to."""
+    models = [
+        *(status.get("models") or ()),
+        *(model for part in parts_in(status) for model in part.get("models") or ()),
+    ]
+    # A cluster serves only once its workers are there.
+    head = (status.get("cluster") or {}).get("head") or {}
+    names = {str(model).lower() for model in (*models, head.get("model"))}
+    return [own.name for own in config.model_settings if own.name.lower() not in names]
 
 
 # ---------------------------------------------------------------- detached

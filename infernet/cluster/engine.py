@@ -241,6 +241,8 @@ class ClusterEngine:
                 return program.why_gone()
         except ProgramGone as error:
             return str(error)
+        except OSError as error:
+            return f"the key of llama-server cannot be written ({(error.strerror or str(error)).lower()})"
 
     async def _follow(
         self, program: Program, members: Members, sessions: Sequence[Attached | None], key: ApiKey

@@ -27,14 +27,9 @@ def main(words: list[str]) -> int:
     harden()
     # Loaded before the fork: nothing may be imported after it.
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_us() -> None:
-        # Should this process be killed, too, the kernel ends the program. Linux only.
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-
+    keeper = os.getpid()
     try:
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=die_with_us)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=lambda: die_with(keeper, libc))
     except OSError as error:
         print(f"cannot start: {error.strerror}", file=sys.stderr)  # noqa: T201 - read by the node
         return 126
@@ -45,6 +40,16 @@ def main(words: list[str]) -> int:
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     return status
+
+
+def die_with(keeper: int, libc: ctypes.CDLL | None) -> None:
+    """Have the kernel end this process when its parent, the keeper, is killed. Linux only."""
+    if libc is None:
+        return
+    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    # The kernel tells nothing of a keeper that was killed before it was asked to.
+    if os.getppid() != keeper:
+        os._exit(1)
 
 
 def _end_with_input(process: subprocess.Popen[bytes]) -> None:

@@ -17,11 +17,13 @@ from typing import Final
 
 import trio
 
-from infernet.engines.process import reason_in, worker_environment
+from infernet.engines.process import reason_in, signal_name, worker_environment
 
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = 4096
 _HEARD_MAX: Final = 32
+# After this many lines of what it said at once others get their turn.
+_LINES_PER_TURN: Final = 64
 _KILL_TIMEOUT_S: Final = 10.0
 _CANNOT_START: Final = 126
 # What the programs say of their trouble, beside what every engine says. The rest may quote somebody's prompt.
@@ -52,8 +54,8 @@ def describe_exit(name: str, status: int) -> str:
         return f"{name} cannot be started"
     if status >= 0:
         return f"{name} exited with status {status}"
-    signals = {signal.SIGKILL: ", perhaps because the machine ran out of memory"}
-    return f"{name} was ended by {signal.Signals(-status).name}{signals.get(signal.Signals(-status), '')}"
+    hint = ", perhaps because the machine ran out of memory" if -status == signal.SIGKILL else ""
+    return f"{name} was ended by {signal_name(-status)}{hint}"
 
 
 class Program:
@@ -126,7 +128,9 @@ class Program:
             async for data in self._process.stdout:
                 *lines, rest = (rest + data).split(b"\n")
                 rest = rest[-_LINE_BYTES_MAX:]
-                for line in lines:
+                for number, line in enumerate(lines, 1):
+                    if number % _LINES_PER_TURN == 0:
+                        await trio.lowlevel.checkpoint()
                     self._take(line[-_LINE_BYTES_MAX:].decode("utf-8", "replace").rstrip("\r"))
         except trio.BrokenResourceError:
             pass
@@ -151,7 +155,11 @@ async def open_program(
     words: Sequence[str], directory: str, listens_for: Mapping[str, re.Pattern[str]]
 ) -> AsyncIterator[Program]:
     """Start a program; when the block is left it is ended and waited for. Raises ProgramGone when it cannot start."""
-    reading, writing = os.pipe()
+    name = Path(words[0]).name
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:
+        raise ProgramGone(f"{name} cannot be started ({_plain(error)})") from None
     try:
         # A home of its own: what it keeps there goes with it.
         environment = worker_environment(os.environ) | {"HOME": directory}
@@ -165,15 +173,13 @@ async def open_program(
         )
     except OSError as error:
         os.close(writing)
-        raise ProgramGone(
-            f"{Path(words[0]).name} cannot be started ({(error.strerror or str(error)).lower()})"
-        ) from None
+        raise ProgramGone(f"{name} cannot be started ({_plain(error)})") from None
     except BaseException:
         os.close(writing)
         raise
     finally:
         os.close(reading)
-    program = Program(Path(words[0]).name, process, writing, listens_for)
+    program = Program(name, process, writing, listens_for)
     # Shielded: it is heard to its end, which comes by its leash, whoever is cancelled.
     following = trio.CancelScope(shield=True)
 
@@ -196,10 +202,17 @@ async def open_program(
                 await process.stdout.aclose()
 
 
+def _plain(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
 @contextmanager
 def private_directory() -> Iterator[Path]:
-    """A folder that only this user can enter, for as long as the block lasts."""
-    directory = tempfile.mkdtemp(prefix="infernet-cluster-")
+    """A folder that only this user can enter, for as long as the block lasts. Raises ProgramGone."""
+    try:
+        directory = tempfile.mkdtemp(prefix="infernet-cluster-")
+    except OSError as error:
+        raise ProgramGone(f"no temporary folder can be made ({_plain(error)})") from None
     try:
         yield Path(directory)
     finally:

@@ -69,7 +69,11 @@ _CLONE_THREAD: Final = 0x00010000
 _CLONE_NEW: Final = 0x7E020080
 # include/uapi/asm-generic/ioctls.h: typing into a terminal as if the user did.
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+# Who is signalled when something comes, and with which signal: any of this user's processes, and SIGKILL.
+_FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902
+_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
 _SOCKET_TYPE: Final = 0xF
+_OWN_STREAM: Final = (Condition(0, (socket.AF_UNIX,)), Condition(1, (socket.SOCK_STREAM,), _SOCKET_TYPE))
 
 _ALWAYS_REFUSED: Final = (
     # Other programs: starting them, looking into them, telling them what to do.
@@ -79,13 +83,13 @@ _ALWAYS_REFUSED: Final = (
     # Ways around this very filter, and parts of the kernel that break-ins go through.
     *("io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "perf_event_open", "userfaultfd"),
     *("add_key", "request_key", "keyctl", "modify_ldt", "iopl", "ioperm"),
-    # Other views of the file system, and what Landlock leaves: modes, owners, times, links.
+    # Other views of the file system, and what Landlock leaves: modes, owners, times, links; lengths before Linux 6.2.
     *("mount", "umount2", "pivot_root", "chroot", "move_mount", "open_tree", "fsopen", "fsmount", "fspick"),
     *("fsconfig", "mount_setattr", "unshare", "setns", "chdir", "fchdir", "name_to_handle_at", "open_by_handle_at"),
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat", "setxattr", "lsetxattr"),
     *("fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat", "utime", "utimes"),
     *("utimensat", "futimesat", "link", "linkat", "symlink", "symlinkat", "mknod", "mknodat"),
-    *("fanotify_init", "fanotify_mark"),
+    *("fanotify_init", "fanotify_mark", "truncate"),
     # The machine. Most of these need root, and some nodes run as root.
     *("init_module", "finit_module", "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff"),
     *("acct", "quotactl", "quotactl_fd", "settimeofday", "clock_settime", "clock_adjtime", "adjtimex"),
@@ -126,9 +130,8 @@ def confine_engine(model: Path, directory: Path) -> tuple[Protection, ...]:
     _limit(resource.RLIMIT_NOFILE, _FILES_MAX)
     _limit(resource.RLIMIT_FSIZE, _FILE_BYTES_MAX)
     _forbid_new_privileges()
-    stream = Condition(1, (socket.SOCK_STREAM,), _SOCKET_TYPE)
     rules = (
-        Refuse("socket", (Condition(0, (socket.AF_UNIX,)), stream), errno.EACCES),
+        Refuse("socket", _OWN_STREAM, errno.EACCES),
         Refuse("connect", (AtMost(2, _ADDRESS_FAMILY_BYTES + SOCKET_NAME_BYTES_MAX + 1),), errno.EACCES),
         *_refused(),
     )
@@ -144,6 +147,14 @@ def confine_dht() -> tuple[Protection, ...]:
     rules = (Refuse("socket", (Condition(0, tuple(map(int, families))),), errno.EACCES), *_refused())
     grants = [*_readable((*_SYSTEM, *_RESOLVER)), *_python(), *_usable(_DEVICES)]
     return _confined(grants, rules, allow_tcp=True)
+
+
+def open_to_engines(path: Path) -> Path | None:
+    """The folder of libraries, or of the system, that this lies in: engine processes read all of it, and this, too."""
+    place = path.resolve()
+    libraries = filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep))
+    grants = [*_readable(_SYSTEM), *_readable(_GPU_FILES), *_of_libraries(libraries), *_python()]
+    return next((grant.path for grant in grants if place.is_relative_to(grant.path.resolve())), None)
 
 
 def _confined(grants: Iterable[Grant], rules: Iterable[Refuse], *, allow_tcp: bool) -> tuple[Protection, ...]:
@@ -189,7 +200,10 @@ def _refused() -> Iterator[Refuse]:
     yield Refuse("kill", (Condition(0, (own,)),))
     yield Refuse("tgkill", (Condition(0, (own,)),))
     yield Refuse("prlimit64", (Condition(0, (0, own)),))
-    yield Refuse("ioctl", (Condition(1, (_TIOCSTI, _TIOCLINUX), negated=True),))
+    yield Refuse("ioctl", (Condition(1, (_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP), negated=True),))
+    yield Refuse("fcntl", (Condition(1, (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX), negated=True),))
+    # A pair of datagram sockets sends to any name, without `connect`.
+    yield Refuse("socketpair", _OWN_STREAM, errno.EACCES)
     yield from map(Refuse, _ALWAYS_REFUSED)
 
 

@@ -146,7 +146,7 @@ def read_command(body: bytes) -> Command:
     """What the node says. Raises BadDhtFrame."""
     try:
         return _COMMANDS.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BadDhtFrame("a command that does not decode") from error
 
 
@@ -154,5 +154,5 @@ def read_report(body: bytes) -> Report:
     """What the DHT process says. Raises BadDhtFrame."""
     try:
         return _REPORTS.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BadDhtFrame("a report that does not decode") from error

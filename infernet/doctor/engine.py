@@ -63,6 +63,7 @@ async def _loads(situation: Situation) -> Finding:
         context_tokens=_CONTEXT_TOKENS,
         slots=1,
         threads=situation.config.threads,
+        confine=situation.config.confine,
     )
     try:
         async with open_worker(worker_command()) as worker:

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from infernet.confinement.contract import describe
-from infernet.confinement.profiles import available, switched_off
+from infernet.confinement.profiles import available, open_to_engines, switched_off
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
 from infernet.settings import EXLLAMA
 from infernet.transport.contract import TransportError
@@ -100,6 +100,11 @@ def _confined(situation: Situation) -> Finding:
         return warn(found, "run `infernet config set --confine`, unless a GPU's driver needs more than is left")
     protections = available()
     if all(each.is_on for each in protections):
+        if (folder := open_to_engines(config.key_file)) is not None:
+            return warn(
+                f"the key lies in {folder}, which the engine's process reads for its libraries, and the key with them",
+                "move this node's folders elsewhere, and name the new place with INFERNET_HOME",
+            )
         return ok(f"the engine's process {describe(protections)}")
     found = f"the engine's process {describe(protections)}"
     if sys.platform != "linux":
@@ -172,9 +177,10 @@ CHECKS: Final = (
         id="engine.confined",
         title="Engine is locked in",
         looks="Whether this system's kernel can keep the engine's process from files, from the network and from other "
-        "programs, on a provider that runs llama. Elsewhere than on Linux there is nothing to look at.",
+        "programs, on a provider that runs llama, and whether the node's key lies apart from the libraries that it may "
+        "read. Elsewhere than on Linux there is nothing to look at.",
         remedy="A newer kernel, or one with Landlock and seccomp filters turned on; the node runs without them, too, "
-        "and a fault in llama.cpp then reaches further.",
+        "and a fault in llama.cpp then reaches further. A key that lies among libraries belongs elsewhere.",
         examine=in_thread(_confined),
         needs=("config.readable",),
     ),

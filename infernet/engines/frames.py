@@ -168,7 +168,7 @@ class FrameReader:
                 break
             try:
                 messages.append(_DECODERS[kind].decode(bytes(self._buffer[start + _HEADER.size : end])))
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
                 raise BadWorkerFrame(f"a frame of kind {kind} that does not decode") from error
             start = end
         del self._buffer[:start]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,13 +30,21 @@ from infernet.engines.contract import (
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
+from protocol.constants import TOKEN_ID_BYTES
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
-from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
+from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
+from protocol.formats.text import clean_line
 from protocol.ids import RunId
 from protocol.records import ModelOffer, Outcome
 
 log = structlog.get_logger(__name__)
+
+# What an engine process may say of why it cannot load; a path has a part in it.
+_REASON_CHARACTERS_MAX: Final = 1024
+# More than the longest token of any vocabulary spells. Without an end a broken process would fill the node's memory
+# with text that waits to be paid for.
+_TOKEN_CHARACTERS_MAX: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,12 @@ class _BrokenContract(Exception):
 class _Run:
     output_tokens_max: int
     prompt_tokens_max: int
+    inputs: int
     holds: bool = False
     started: bool = False
     output_tokens: int = 0
+    characters: int = 0
+    vectors: set[int] = field(default_factory=set)
     cancelled_at_s: float = math.inf
 
 
@@ -150,7 +161,9 @@ class IsolatedEngine:
             where = "all GPUs" if self._on_cards else "the processor"
         trouble = self._last_error if self._state is not EngineState.READY else ""
         runs, restarts = len(self._runs), self._restarts
-        return (EnginePart("llama", (self.name,), self._state, where, runs, restarts, trouble),)
+        exllama = self._config.exllama
+        word = f"exllamav{exllama.version}" if exllama is not None else "llama"
+        return (EnginePart(word, (self.name,), self._state, where, runs, restarts, trouble),)
 
     # ------------------------------------------------------------ the contract
 
@@ -172,7 +185,7 @@ class IsolatedEngine:
         if not self._runs:
             self._moved_at_s = trio.current_time()
             self._busy.set()
-        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max, run.holds)
+        self._runs[run.run] = _Run(run.output_tokens_max, run.prompt_tokens_max, len(run.request.inputs), run.holds)
 
     def _refusal(self, run: RunEngine) -> tuple[Refusal, str] | None:
         if self._state is not EngineState.READY:
@@ -308,7 +321,7 @@ class IsolatedEngine:
                     nursery.cancel_scope.cancel()
             case LoadFailed():
                 await worker.hear_reason()
-                worker.kill(loaded.text)
+                worker.kill(clean_line(loaded.text, _REASON_CHARACTERS_MAX))
             case None if loading.cancelled_caught:
                 worker.kill(f"the model did not load within {self._timeouts.load_s:.0f} s")
             case None:
@@ -418,7 +431,10 @@ class IsolatedEngine:
 
 
 def _check(event: EngineEvent, run: _Run) -> None:
-    """Keep the record of a run, and hold the process to the contract. Raises _BrokenContract."""
+    """Keep the record of a run, and hold the process to the contract. Raises _BrokenContract.
+
+    What an asker would refuse ends here: it would be held against this node.
+    """
     if isinstance(event, EngineFailed):
         return
     if isinstance(event, EngineStarted):
@@ -428,9 +444,23 @@ def _check(event: EngineEvent, run: _Run) -> None:
         return
     if not run.started:
         raise _BrokenContract("a report on a run that did not start")
+    if isinstance(event, EngineText) and not event.text and event.output_tokens == run.output_tokens:
+        raise _BrokenContract("a report of nothing")
     if isinstance(event, EngineText | EngineFinished):
         if not run.output_tokens <= event.output_tokens <= run.output_tokens_max:
             raise _BrokenContract("a count of output tokens that shrinks, or exceeds the order")
         run.output_tokens = event.output_tokens
+    if isinstance(event, EngineProgress) and event.done_tokens > event.total_tokens:
+        raise _BrokenContract("progress beyond its own end")
+    if isinstance(event, EngineText):
+        run.characters += len(event.text)
+        if run.characters > _TOKEN_CHARACTERS_MAX * (run.output_tokens + 1):
+            raise _BrokenContract("more text than its tokens can spell")
+        if len(event.token_ids) % TOKEN_ID_BYTES:
+            raise _BrokenContract("a part of a token")
+    if isinstance(event, EngineVector):
+        if event.index >= run.inputs or event.index in run.vectors or not event.vector or len(event.vector) % 4:
+            raise _BrokenContract("a vector that nobody asked for, or that is none")
+        run.vectors.add(event.index)
     if isinstance(event, EngineFinished) and event.outcome not in (Outcome.STOP, Outcome.LENGTH, Outcome.CANCELLED):
         raise _BrokenContract("an outcome that no engine may report")

@@ -26,6 +26,8 @@ _READ_BYTES: Final = 64 * 1024
 # Each run is two commands at most, and there are no more runs than slots; pings are one at a time.
 _OUTBOX_COMMANDS_MAX: Final = 4096
 _REASONS_MAX: Final = 16
+# Of what comes at once only the last lines are looked at: nobody else is served meanwhile.
+_ERROR_LINES_MAX: Final = 128
 _KILL_TIMEOUT_S: Final = 10.0
 _REASON_TIMEOUT_S: Final = 2.0
 # What an engine needs of the environment. Everything else, credentials above all, stays in the node.
@@ -95,12 +97,19 @@ def describe_exit(status: int) -> str:
     """How a process ended, in words."""
     if status >= 0:
         return f"the engine process exited with status {status}"
-    name = signal.Signals(-status).name
     hint = {
-        signal.SIGKILL: ", perhaps because the machine ran out of memory",
-        signal.SIGILL: ", because this CPU lacks an instruction that llama.cpp needs",
-    }.get(signal.Signals(-status), "")
-    return f"the engine process was ended by {name}{hint}"
+        int(signal.SIGKILL): ", perhaps because the machine ran out of memory",
+        int(signal.SIGILL): ", because this CPU lacks an instruction that llama.cpp needs",
+    }.get(-status, "")
+    return f"the engine process was ended by {signal_name(-status)}{hint}"
+
+
+def signal_name(number: int) -> str:
+    """What a signal is called; most of the real-time ones have no name, and a broken process may send itself any."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class WorkerProcess:
@@ -134,6 +143,9 @@ class WorkerProcess:
     async def receive(self) -> WorkerReport | None:
         """The next thing the process says, or None once it is gone."""
         assert self._process.stdout is not None
+        if self._received:
+            # Whoever takes the reports gets a turn after each: one that floods must not fill the node's queues.
+            await trio.lowlevel.checkpoint()
         while not self._received:
             try:
                 data = await self._process.stdout.receive_some(_READ_BYTES)
@@ -184,7 +196,7 @@ class WorkerProcess:
             async for data in self._process.stderr:
                 *lines, line = (line + data).split(b"\n")
                 line = line[-_READ_BYTES:]
-                told = (reason_in(text.decode("utf-8", "replace")) for text in lines)
+                told = (reason_in(text.decode("utf-8", "replace")) for text in lines[-_ERROR_LINES_MAX:])
                 self._reasons.extend(filter(None, told))
                 if self._reasons:
                     self._told.set()

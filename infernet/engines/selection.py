@@ -118,12 +118,12 @@ def cluster_config(config: Config) -> ClusterConfig:
         path=path,
         llama_server=config.llama_server,
         split=config.cluster_split,
-        slots=config.slots,
-        context_tokens=config.context_tokens,
-        threads=config.threads,
-        price_in_uusd=int(config.price_in_usd),
-        price_out_uusd=int(config.price_out_usd),
-        price_job_uusd=int(config.price_job_usd),
+        slots=model.slots,
+        context_tokens=model.context_tokens,
+        threads=model.threads,
+        price_in_uusd=model.price_in_uusd,
+        price_out_uusd=model.price_out_uusd,
+        price_job_uusd=model.price_job_uusd,
     )
 
 
@@ -157,15 +157,17 @@ def exllama_config(config: Config) -> EngineConfig:
     """Which folder ExLlama is to load, and how. Reads what is beside its weights. Raises ModelError."""
     path = folders.folder_of(config.models_dir, config.model)
     has_template = folders.read_folder(path).template is not None
+    own = settings_of(config.model_settings, folders.name_of(path))
+    price_in_uusd, price_out_uusd, price_job_uusd = prices(config, own)
     return EngineConfig(
         name=folders.name_of(path),
         path=str(path),
         kinds=(Kind.CHAT, Kind.COMPLETION) if has_template else (Kind.COMPLETION,),
-        context_tokens=config.context_tokens,
-        slots=config.slots,
-        price_in_uusd=int(config.price_in_usd),
-        price_out_uusd=int(config.price_out_usd),
-        price_job_uusd=int(config.price_job_usd),
+        context_tokens=_or(own.context_tokens, config.context_tokens),
+        slots=_or(own.slots, config.slots),
+        price_in_uusd=price_in_uusd,
+        price_out_uusd=price_out_uusd,
+        price_job_uusd=price_job_uusd,
         exllama=ExllamaOptions(
             version=EXLLAMA.index(config.engine) + 2,
             gpu_split_gb=config.gpu_split,

@@ -42,6 +42,23 @@ def test_a_price_is_set_shown_and_taken_back(home: Home, capsys: Capture) -> Non
     assert not any((load().config.price_in_usd, load().config.price_out_usd, load().config.price_job_usd))
 
 
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({"engine": "openai"}, None),
+        ({"engine": "openai", "engine_models": ("qwen2.5:7b", "tiny")}, "qwen2.5:7b, tiny"),
+        ({"engine": "llama,openai", "engine_models": ("tiny",)}, "smollm2-135m-instruct, tiny"),
+        ({"engine": "exllamav3", "model": "Tiny-exl3"}, "Tiny-exl3"),
+        ({"engine": "none"}, None),
+    ],
+)
+def test_the_models_are_those_that_the_engine_serves(
+    home: Home, capsys: Capture, settings: dict[str, object], shown: str | None
+) -> None:
+    save(home.config.config_file, settings, keep=True)
+    assert invoke(capsys, "price", "--json").json["model"] == shown
+
+
 def test_what_is_asked_for_one_model_alone_is_shown_and_is_taken_back_with_the_rest(
     home: Home, capsys: Capture
 ) -> None:

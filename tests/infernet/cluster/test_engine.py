@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +248,25 @@ def test_the_command_line_has_everything_but_the_key(tmp_path: Path) -> None:
         assert part in line
     assert "--api-key " not in line
     assert HEAD.hex() not in line
+
+
+async def test_a_disk_that_is_full_for_a_while_does_not_end_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = programs(tmp_path)
+    make, tries = tempfile.mkdtemp, count()
+
+    def full_once_for_each(prefix: str) -> str:
+        # The worker is the first to need a folder, and the head comes once the worker has one.
+        if prefix.startswith("infernet-cluster") and next(tries) in (0, 2):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(prefix=prefix)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full_once_for_each)
+    engine = engine_on(server, FIRST)
+    async with machines() as world:
+        await world.lend(FIRST, server)
+        async with serving(world, engine):
+            await ready(engine)
+            assert "no space left on device" in engine.cluster_status()["last_error"]
+            assert next(tries) == 4

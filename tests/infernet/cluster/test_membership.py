@@ -12,6 +12,8 @@ from infernet.cluster.membership import spoken_in_clusters
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.models import ModelMissing
 from infernet.engines.selection import cluster_config, open_engine
+from infernet.model_settings import ModelSettings
+from infernet.settings import Dollars
 from protocol.clusters import CLUSTER_PROTOCOL
 from protocol.effects import JobDone, JobFailed, JobText
 from protocol.ids import npub
@@ -90,3 +92,14 @@ async def test_the_settings_are_read_and_checked(tmp_path: Path) -> None:
         cluster_config(config_of_nobody(cluster_workers=two, cluster_split=(1,), **plain))
     with pytest.raises(ModelMissing):
         cluster_config(config_of_nobody(cluster_workers=two, **plain | {"model": str(tmp_path / "gone.gguf")}))
+
+
+def test_what_is_set_for_the_model_alone_holds_in_a_cluster(tmp_path: Path) -> None:
+    path = tmp_path / "big.gguf"
+    path.write_bytes(b"GGUF")
+    own = ModelSettings(name="big", slots=1, context_tokens=512, threads=5, price_out_usd=Dollars(9))
+    plain = {"engine": "cluster", "role": Role.PROVIDER, "model": str(path), "cluster_workers": (npub(WORKER.node),)}
+    for_all = {"slots": 3, "threads": 2, "price_in_usd": Dollars(3), "price_out_usd": Dollars(2)}
+    read = cluster_config(config_of_nobody(model_settings=(own,), **plain, **for_all))
+    assert (read.slots, read.context_tokens, read.threads) == (1, 512, 5)
+    assert (read.price_in_uusd, read.price_out_uusd, read.price_job_uusd) == (3, 9, 0)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from infernet.cluster import program as program_module
 from infernet.cluster.keeper import main
 from infernet.cluster.program import Program, ProgramGone, describe_exit, keeper_command, open_program
+from infernet.engines.process import reason_in
 from tests.helpers_processes import is_running, wait_until
 from tests.helpers_rpc_cluster import children_of
 from tests.helpers_transport import eventually
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.anyio
 
 LISTENS_FOR = {"number": re.compile(r"^number (\d+)$")}
 SLEEPS = "exec sleep 600"
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def shell(script: str) -> list[str]:
@@ -32,6 +35,36 @@ async def gone(program: Program) -> str:
     with trio.fail_after(30):
         await program.gone.wait()
     return program.why_gone()
+
+
+async def test_one_that_says_very_much_leaves_others_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = most = 0
+
+    def counted(line: str) -> str | None:
+        nonlocal looked_at
+        looked_at += 1
+        return reason_in(line)
+
+    async def take_turns() -> None:
+        nonlocal most
+        while True:
+            before = looked_at
+            await trio.lowlevel.checkpoint()
+            most = max(most, looked_at - before)
+
+    monkeypatch.setattr(program_module, "reason_in", counted)
+    words = [sys.executable, "-c", "import os; os.write(1, b'\\n' * 30_000 + b'number 3\\n')"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        async with open_program(words, str(tmp_path), LISTENS_FOR) as program:
+            await gone(program)
+            assert [match[1] for match in program.all_heard("number")] == ["3"]
+        nursery.cancel_scope.cancel()
+    assert looked_at > 30_000
+    # Between two turns of one task another may have two.
+    assert most <= 256
 
 
 async def test_what_it_says_is_heard_and_nothing_else_is_kept(tmp_path: Path) -> None:
@@ -105,6 +138,16 @@ def test_the_program_does_not_outlive_a_keeper_that_is_killed(number: int) -> No
         (process,) = children_of(keeper.pid)
         os.kill(keeper.pid, number)
         wait_until(lambda: not is_running(process), "the program ends")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+@pytest.mark.parametrize(("lives", "said"), [(True, "lives\n"), (False, "")])
+def test_a_program_whose_keeper_is_gone_already_does_not_begin(lives: bool, said: str) -> None:
+    keeper = "os.getppid()" if lives else "os.getppid() + 1"
+    script = f"import ctypes, os; from infernet.cluster.keeper import die_with; die_with({keeper}, ctypes.CDLL(None))"
+    words = [sys.executable, "-c", f"{script}; print('lives')"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30, cwd=ROOT)
+    assert (done.stdout, done.returncode) == (said, 0 if lives else 1)
 
 
 def test_the_program_ends_when_nobody_holds_the_leash() -> None:

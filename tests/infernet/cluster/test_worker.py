@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -216,3 +218,16 @@ async def test_who_does_not_read_stops_who_sends(tmp_path: Path) -> None:
         assert sent < 64 * 1024 * 1024
         assert worker.status()["bytes_carried"] < 2 * 64 * 1024 * 1024
         assert reader is not None
+
+
+async def test_a_disk_that_is_full_is_told_to_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_words: str) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with machines() as world:
+        worker = await world.lend(FIRST, programs(tmp_path))
+        monkeypatch.setattr(tempfile, "mkdtemp", full)
+        answer, _ = await said(await opened(world), Attach(BUILD))
+        assert isinstance(answer, Refused)
+        assert (answer.why, "no space left on device" in answer.text) == (Why.NO_SERVER, True)
+        assert "no space left on device" in worker.status()["problem"]

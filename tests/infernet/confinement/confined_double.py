@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -69,6 +70,26 @@ def start_thread() -> None:
     thread.join()
 
 
+def send_past_connect(path: Path) -> None:
+    """Reach somebody's datagram socket without ever connecting."""
+    ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, others:
+        ours.sendto(b"x", str(path))
+
+
+def own(pid: int) -> None:
+    """Have the kernel signal another process when something comes; F_SETSIG says with which signal."""
+    ours, others = socket.socketpair()
+    with ours, others:
+        fcntl.fcntl(ours, fcntl.F_SETOWN, pid)
+
+
+def choose_signal() -> None:
+    """The other half of `own`."""
+    with Path("/dev/urandom").open("rb") as device:
+        fcntl.fcntl(device, fcntl.F_SETSIG, signal.SIGTERM)
+
+
 def use_ring() -> None:
     """The way around a filter of system calls."""
     parameters = ctypes.create_string_buffer(120)
@@ -115,12 +136,16 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "read another's command line": lambda: Path(f"/proc/{os.getppid()}/cmdline").read_bytes(),
     "connect to a port": lambda: socket.create_connection(("127.0.0.1", PORT), 5).close(),
     "send a datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
+    "send to a socket": lambda: send_past_connect(FORBIDDEN / "datagrams"),
     "connect to a socket": lambda: connect(FORBIDDEN / "socket"),
     "start a program": lambda: subprocess.run(["/bin/true"], check=True),
     "become a program": lambda: LIBC.execve(b"/nonexistent", None, None) and call(-1),
     "fork": fork,
     "look into the node": lambda: look_into(int(os.environ["WATCHED"])),
     "signal the node": lambda: os.kill(os.getppid(), 0),
+    "have the node signalled": lambda: own(int(os.environ["WATCHED"])),
+    "choose a signal": choose_signal,
+    "empty what lies beside": lambda: os.truncate(FORBIDDEN / "secret", 0),
     "limit the node": lambda: __import__("resource").prlimit(os.getppid(), 0),
     "use a ring": use_ring,
 }

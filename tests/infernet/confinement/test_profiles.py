@@ -31,7 +31,9 @@ OF_FILES = (
     *("change the model", "remove what lies beside", "read another's command line"),
 )
 OF_CALLS = (
-    *("change a mode", "make a link", "leave the folder", "connect to a port", "send a datagram"),
+    *("change a mode", "make a link", "leave the folder", "connect to a port", "send a datagram", "send to a socket"),
+    # Landlock knows the first of these from Linux 6.2 on, and the others from 6.12 on.
+    *("empty what lies beside", "have the node signalled", "choose a signal"),
     *("connect to a socket", "start a program", "fork", "look into the node", "signal the node", "limit the node"),
     *("use a ring",),
 )
@@ -59,10 +61,12 @@ def tried(profile: str) -> Told:
         with (
             socket.create_server(("127.0.0.1", 0)) as port,
             socket.socket(socket.AF_UNIX) as other,
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
             subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as watched,
         ):
             other.bind(str(forbidden / "socket"))
             other.listen()
+            datagrams.bind(str(forbidden / "datagrams"))
             words = [str(shelf / "model.gguf"), str(own), str(forbidden), str(port.getsockname()[1])]
             done = subprocess.run(
                 [sys.executable, "-P", str(DOUBLE), profile, *words],
@@ -136,6 +140,13 @@ def test_a_home_is_no_folder_of_libraries(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "home" / "lib").mkdir(parents=True)
     asked = [str(tmp_path), str(tmp_path / "home"), str(tmp_path / "home" / "lib"), "/"]
     assert [str(grant.path) for grant in profiles._of_libraries(asked)] == [str(tmp_path / "home" / "lib")]
+
+
+def test_what_lies_among_libraries_is_open_to_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    (tmp_path / "link").symlink_to(tmp_path / "environment")
+    assert profiles.open_to_engines(tmp_path / "link" / "data" / "identity.key") == tmp_path / "environment"
+    assert profiles.open_to_engines(tmp_path / "data" / "identity.key") is None
 
 
 def test_people_read_what_is_off_and_why() -> None:

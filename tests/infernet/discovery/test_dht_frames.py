@@ -87,6 +87,19 @@ def test_what_exceeds_its_limits_is_no_report(value: object) -> None:
         read_report(msgspec.msgpack.encode(value))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x82\xa4type\xa8NotBegun\xa6reason\xa2\xff\xfe",
+        b"\x84\xa4type\xa4Pong\xa6number\x01\xa5peers\x90\xa1x" + b"\x91" * 60_000 + b"\xc0",
+    ],
+    ids=["no UTF-8", "too deep"],
+)
+def test_what_the_library_stumbles_over_is_no_report(body: bytes) -> None:
+    with pytest.raises(BadDhtFrame):
+        read_report(body)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_report_or_a_bad_frame(body: bytes) -> None:
     try:

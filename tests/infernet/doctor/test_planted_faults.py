@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infernet.config import FILE_NAME, save
-from infernet.confinement import seccomp
+from infernet.confinement import landlock, seccomp
 from infernet.doctor import engine
 from infernet.doctor.stores import COPY_BYTES_MAX
 from infernet.lock import hold_lock
@@ -300,6 +300,16 @@ def test_an_engine_that_its_owner_left_unconfined(well: Home, capsys: pytest.Cap
     assert "switched off with --no-confine" in report.told("engine.confined")
 
 
+@pytest.mark.skipif(landlock.abi() == 0 or not seccomp.is_available(), reason="needs Landlock and seccomp filters")
+def test_a_key_among_the_libraries(
+    well: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(well.config.key_file.parent.parent))
+    report = examine(capsys)
+    assert report.faults == {"engine.confined": "warn"}
+    assert "INFERNET_HOME" in report.told("engine.confined")
+
+
 @pytest.mark.skipif(not seccomp.is_available(), reason="needs a kernel with seccomp filters")
 def test_a_kernel_without_landlock(well: Home) -> None:
     """Its first call is refused as an older kernel would."""
@@ -460,6 +470,16 @@ def test_an_engine_that_goes_wrong(
     assert report.faults == ({name: "fail"} if name else {})
     if name:
         assert words in report.told(name)
+
+
+def test_the_engine_is_tried_as_it_would_run(
+    well: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [sys.executable, "-P", str(WORKER_DOUBLE), "says whether it is confined"]
+    monkeypatch.setattr(engine, "worker_command", lambda: words)
+    assert "confined: True" in examine(capsys, "--skip-network").told("engine.loads")
+    save(well.config.config_file, {"confine": False}, keep=True)
+    assert "confined: False" in examine(capsys, "--skip-network").told("engine.loads")
 
 
 @pytest.mark.model

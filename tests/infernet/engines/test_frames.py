@@ -89,8 +89,10 @@ def test_garbage_raises_nothing_but_bad_worker_frame(data: bytes) -> None:
         struct.pack(">IB", 1, 99) + b"\x80",
         struct.pack(">IB", 1, 33) + b"\xc1",
         struct.pack(">IB", 1, 33) + b"\x80",
+        struct.pack(">IB", 9, 17) + b"\x81\xa4text\xa2\xff\xfe",
+        struct.pack(">IB", 100_012, 18) + b"\x82\xa6number\x01\xa1x" + b"\x91" * 100_000 + b"\xc0",
     ],
-    ids=["too long", "unknown kind", "no MessagePack", "fields are missing"],
+    ids=["too long", "unknown kind", "no MessagePack", "fields are missing", "no UTF-8", "too deep"],
 )
 def test_a_bad_frame_is_refused(data: bytes) -> None:
     with pytest.raises(BadWorkerFrame):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
-from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, RunsOnCards
+from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, ExllamaOptions, RunsOnCards
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
@@ -83,6 +84,17 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         ("invents an outcome", "outcome"),
         ("sends garbage", "broke its contract"),
         ("sends half a frame", "broke its contract"),
+        ("says more than it counts", "more text than its tokens"),
+        ("says nothing again and again", "a report of nothing"),
+        ("reads beyond the end", "progress beyond its own end"),
+        ("tells a part of a token", "a part of a token"),
+        ("gives a vector for a chat", "a vector that nobody"),
+        ("sends no text", "broke its contract"),
+        ("sends a nest", "broke its contract"),
+        pytest.param(
+            *("ends by a signal without a name", "ended by signal 40"),
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="there are no real-time signals"),
+        ),
     ],
 )
 async def test_a_process_that_misbehaves_is_ended_and_its_run_fails_once(
@@ -125,6 +137,33 @@ async def test_a_run_that_ignores_its_cancel_does_not_keep_its_slot(config: Engi
         assert "cancelled" in bench.engine.statistics().last_error
 
 
+async def test_a_process_that_floods_does_not_get_ahead_of_who_takes_its_reports(config: EngineConfig) -> None:
+    async with running(engine(config, "floods")) as bench, trio.open_nursery() as nursery:
+        events = bench.recorder.events
+        most = 0
+
+        async def take_turns() -> None:
+            nonlocal most
+            while True:
+                before = len(events)
+                await trio.lowlevel.checkpoint()
+                most = max(most, len(events) - before)
+
+        nursery.start_soon(take_turns)
+        await bench.recorder.end_of(bench.start(Kind.CHAT, chat("?")))
+        nursery.cancel_scope.cancel()
+    assert len(events) > 5000
+    # The driver takes 64 each time that it has its turn.
+    assert most <= 4
+
+
+def test_it_says_which_engine_it_is(config: EngineConfig) -> None:
+    assert [part.engine for part in engine(config, "is good").parts()] == ["llama"]
+    for version in (2, 3):
+        folder = structs.replace(config, exllama=ExllamaOptions(version))
+        assert [part.engine for part in engine(folder, "is good").parts()] == [f"exllamav{version}"]
+
+
 async def test_a_leaked_slot_is_counted_and_the_process_replaced(config: EngineConfig) -> None:
     async with running(engine(config, "leaks a slot")) as bench:
         await bench.do(Kind.CHAT, chat("?"))
@@ -151,6 +190,7 @@ async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConf
         ("dies while loading", "the engine process exited with status 3: not enough memory"),
         ("never loads", "the model did not load within 1 s"),
         ("starts too early", "broke its contract"),
+        ("says no end of things", "no no no"),
     ],
 )
 async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
@@ -163,6 +203,7 @@ async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
     assert told in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2_000
 
 
 async def test_a_command_that_does_not_exist_is_told(config: EngineConfig) -> None:

@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from infernet.confinement import seccomp
+from infernet.engines import process as process_module
 from infernet.engines.contract import EngineConfig
 from infernet.engines.frames import FrameReader, Load, LoadFailed, Ping, Pong, encode
 from infernet.engines.process import describe_exit, open_worker, reason_in, worker_command, worker_environment
@@ -151,6 +152,28 @@ async def test_a_process_that_dies_at_once_is_explained() -> None:
     assert why == "the engine process exited with status 1: the installation of infernet is incomplete"
 
 
+@pytest.mark.anyio
+async def test_one_that_floods_its_errors_costs_little_and_is_explained_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at = 0
+
+    def counted(line: str) -> str | None:
+        nonlocal looked_at
+        looked_at += 1
+        return reason_in(line)
+
+    monkeypatch.setattr(process_module, "reason_in", counted)
+    script = "import os; os.write(2, b'\\n' * 60_000 + b'GGML_ASSERT\\n')"
+    with trio.fail_after(20):
+        async with open_worker([sys.executable, "-c", script]) as worker:
+            assert await worker.receive() is None
+            why = await worker.why_gone()
+    assert "impossible state" in why
+    # Each look costs microseconds in which nobody else of the node is served.
+    assert looked_at < 6_000
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -170,6 +193,8 @@ def test_how_it_ended_is_said_in_words() -> None:
     assert describe_exit(2) == "the engine process exited with status 2"
     assert "SIGKILL, perhaps because the machine ran out of memory" in describe_exit(-signal.SIGKILL)
     assert "SIGILL, because this CPU lacks" in describe_exit(-signal.SIGILL)
+    # Python has no name for most of the real-time signals, and a broken process may send itself any.
+    assert describe_exit(-40) == "the engine process was ended by signal 40"
 
 
 def test_a_packaged_binary_starts_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,15 @@ def test_exllama_gets_a_folder_and_what_the_settings_say(tmp_path: Path, engine:
     assert config.exllama == ExllamaOptions(version, (8.0, 4.0), tensor_parallel=True, cache_bits=6)
 
 
+def test_a_folder_has_its_own_price_and_slots(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "Tiny-Exl")
+    own = ModelSettings(name="Tiny-EXL", slots=1, context_tokens=512, price_out_usd=Dollars(9))
+    named = {"engine": "exllamav3", "model": str(folder), "slots": 7, "price_out_usd": Dollars(2)}
+    config = exllama_config(config_of(tmp_path, model_settings=(own,), price_in_usd=Dollars(3), **named))
+    assert (config.slots, config.context_tokens) == (1, 512)
+    assert (config.price_in_uusd, config.price_out_uusd, config.price_job_uusd) == (3, 9, 0)
+
+
 def test_a_folder_without_a_template_is_offered_for_completions_alone(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text("{}")

@@ -27,7 +27,7 @@ from infernet.engines.frames import (
     encode,
 )
 from protocol.effects import CancelEngine, RunEngine
-from protocol.events import EngineFinished, EngineStarted, EngineText
+from protocol.events import EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
 from protocol.records import Outcome
 
@@ -45,6 +45,8 @@ def load(command: Load) -> None:
         case "says what it was told":
             environ = {name: os.environ[name] for name in sorted(os.environ) if name.endswith("VISIBLE_DEVICES")}
             say(LoadFailed(f"{environ}, on the processor: {command.config.on_processor}"))
+        case "says whether it is confined":
+            say(LoadFailed(f"confined: {command.config.confine}"))
         case "loads when it may":
             model = Path(command.config.path)
             model.with_suffix(".begun").touch()
@@ -56,6 +58,8 @@ def load(command: Load) -> None:
             sys.stderr.write("E gguf_init_from_reader: failed to read magic\nsomebody's secret prompt\n")
             sys.stderr.flush()
             say(LoadFailed("the model cannot be loaded"))
+        case "says no end of things":
+            say(LoadFailed("\x1b[31m\n" + "no " * 1_000_000))
         case "dies while loading":
             sys.stderr.write("ggml: unable to allocate buffer for somebody's secret prompt\n")
             sys.stderr.flush()
@@ -97,6 +101,34 @@ def run(command: RunEngine) -> None:
             say(EngineStarted(run, 1))
             say(EngineText(run, "ye", 1))
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "says more than it counts":
+            say(EngineStarted(run, 1))
+            for _ in range(100):
+                say(EngineText(run, "a" * 1000, 1))
+        case "says nothing again and again":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", 1))
+            say(EngineText(run, "", 1))
+        case "reads beyond the end":
+            say(EngineStarted(run, 1))
+            say(EngineProgress(run, 2, 1))
+        case "tells a part of a token":
+            say(EngineStarted(run, 1))
+            say(EngineText(run, "a", 1, b"\0\0\1"))
+        case "floods":
+            say(EngineStarted(run, 1))
+            os.write(1, encode(EngineProgress(run, 1, 1)) * 5000)
+            say(EngineFinished(run, Outcome.STOP, 0))
+            say(Idle(0))
+        case "gives a vector for a chat":
+            say(EngineStarted(run, 1))
+            say(EngineVector(run, 0, b"\0\0\x80?"))
+        case "ends by a signal without a name":
+            os.kill(os.getpid(), 40)
+        case "sends no text":
+            os.write(1, struct.pack(">IB", 9, 17) + b"\x81\xa4text\xa2\xff\xfe")
+        case "sends a nest":
+            os.write(1, struct.pack(">IB", 100_012, 18) + b"\x82\xa6number\x01\xa1x" + b"\x91" * 100_000 + b"\xc0")
         case "stops answering":
             say(EngineStarted(run, 1))
             os.kill(os.getpid(), signal.SIGSTOP)
