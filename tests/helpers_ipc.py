@@ -66,7 +66,7 @@ class FakeNode:
             live=lambda: self.live,
             shutdown=self.stopped.set,
             drain=self.drained.append,
-            jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, seconds_left=9.5),
+            jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, ends_in_s=9.5),
             chat=self._chat,
             join=self._join,
             why=self._why,
