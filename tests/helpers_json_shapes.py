@@ -1,9 +1,9 @@
 """What `--json` prints, compared with what docs/json.md says that it prints.
 
-There a shape is JSON itself: an object with the shape of each key (`"key?"` may be left out, `"*"` is any other), a list
-with the shape of its items, and the name of a type, or of several: `"string"`, `"integer | null"`. `"?"` among the keys
-of an object, or as the second item of a list, means that null may stand in its place. A text such as `"infernet status"`
-is the shape of that section; under `"..."` it is the keys of that section, which stand here, too.
+There a shape is JSON itself: an object with the shape of each key (`"key?"` may be left out, `"*"` is any other), a
+list with the shape of its items, and the name of a type, or of several: `"string"`, `"integer | null"`. `"?"` among the
+keys of an object, or as the second item of a list, means that null may stand in its place. A text such as
+`"infernet status"` is the shape of that section; under `"..."` it is the keys of that section, which stand here, too.
 """
 
 from __future__ import annotations

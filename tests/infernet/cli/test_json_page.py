@@ -1,4 +1,4 @@
-"""docs/json.md tells of every verb and every action, and of no other; what is printed is compared with it everywhere."""
+"""docs/json.md tells of every verb and action, and of no other; what tests see printed is compared with it."""
 
 from __future__ import annotations
 
