@@ -18,7 +18,7 @@ import trio
 from infernet.cli.__main__ import main
 from infernet.config import Config, places
 from infernet.lock import hold_lock
-from tests.helpers_ipc import FakeNode, served
+from tests.helpers_ipc import FakeNode, is_served, served
 from tests.helpers_json_shapes import check
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,8 +34,8 @@ class Outcome:
     err: str
     #: The command line, without the name of the program.
     words: tuple[str, ...] = field(default=(), compare=False)
-    #: Whether a double of the node may have answered, with no more than the test is about.
-    is_within: bool = field(default=False, compare=False)
+    #: Whether a double of the node could answer, with no more than the test is about.
+    by_double: bool = field(default=False, compare=False)
 
     @property
     def json(self) -> Any:
@@ -49,7 +49,7 @@ class Outcome:
 
     def _checked(self, printed: Any) -> Any:
         if self.words:
-            check(self.words, printed, may_lack=self.is_within)
+            check(self.words, printed, may_lack=self.by_double)
         return printed
 
     @property
@@ -107,7 +107,7 @@ def invoke(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     out, err = capsys.readouterr()
-    return Outcome(code, out, err, words, is_within=True)
+    return Outcome(code, out, err, words, by_double=is_served())
 
 
 async def invoke_beside(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:

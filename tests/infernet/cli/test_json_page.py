@@ -142,6 +142,6 @@ def test_answers_of_commands_are_compared_and_errors_are_not() -> None:
         _ = Outcome(0, json.dumps(answer | {"now": 1}), "", stop).json
     with pytest.raises(AssertionError, match=r"\.pid is missing"):
         check(stop, {"stopped": True, "how": "asked"})
-    assert Outcome(0, '{"stopped": true}', "", stop, is_within=True).json == {"stopped": True}
+    assert Outcome(0, '{"stopped": true}', "", stop, by_double=True).json == {"stopped": True}
     assert Outcome(1, '{"error": "no node", "running": false}', "", stop).json["running"] is False
     assert Outcome(0, "[1]", "").json == [1], "what is no command of ours"
