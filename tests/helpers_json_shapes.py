@@ -3,7 +3,8 @@
 There a shape is JSON itself: an object with the shape of each key (`"key?"` may be left out, `"*"` is any other), a
 list with the shape of its items, and the name of a type, or of several: `"string"`, `"integer | null"`. `"?"` among the
 keys of an object, or as the second item of a list, means that null may stand in its place. A text such as
-`"infernet status"` is the shape of that section; under `"..."` it is the keys of that section, which stand here, too.
+`"infernet status"` is the shape of that section, and `"infernet status .money"` that of a key of it; under `"..."` are
+the keys of what it names, which stand here, too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,13 @@ def documented() -> dict[str, Any]:
     return shapes
 
 
+def named(text: str) -> Any:
+    """The shape of the section, or of the key of one, that a text such as `"infernet status .money"` names."""
+    section, _, key = text.removeprefix(_SAME_AS).partition(" .")
+    shape = documented()[section]
+    return shape if not key else shape[key] if key in shape else shape[f"{key}?"]
+
+
 def section_of(words: tuple[str, ...]) -> str:
     """The section that a command line belongs to; of a verb with several the first is what it does without a word."""
     verb = words[0]
@@ -66,7 +74,7 @@ def is_error(printed: Any) -> bool:
 def differ(value: Any, shape: Any, where: str = "", *, may_lack: bool = False) -> Iterator[str]:
     """Where a value is not of a shape."""
     if isinstance(shape, str) and shape.startswith(_SAME_AS):
-        shape = documented()[shape.removeprefix(_SAME_AS)]
+        shape = named(shape)
     if isinstance(shape, str):
         if not _is_one_of(value, shape.split(" | ")):
             yield f"{where or 'it'} is {kind_of(value)}, not {shape}"
@@ -86,7 +94,7 @@ def differ(value: Any, shape: Any, where: str = "", *, may_lack: bool = False) -
 
 def _differ_in_keys(value: dict[str, Any], shape: dict[str, Any], where: str, *, may_lack: bool) -> Iterator[str]:
     if _AND_THOSE_OF in shape:
-        shape = documented()[shape[_AND_THOSE_OF].removeprefix(_SAME_AS)] | shape
+        shape = named(shape[_AND_THOSE_OF]) | shape
         del shape[_AND_THOSE_OF]
     known = {key.removesuffix("?"): item for key, item in shape.items() if key not in (_NULL, _OTHERS)}
     if not may_lack:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from infernet.cli.__main__ import GROUPS, VERBS
 from infernet.cli.command import make_parser
 from tests.helpers_cli import Outcome
-from tests.helpers_json_shapes import PAGE, check, differ, documented, section_of
+from tests.helpers_json_shapes import PAGE, check, differ, documented, named, section_of
 
 # It needs a terminal, and refuses --json: tests/infernet/cli/test_tui.py.
 WITHOUT_JSON = {"tui"}
@@ -54,8 +54,10 @@ def test_verbs_are_in_the_order_of_the_help() -> None:
 @pytest.mark.parametrize("section", documented())
 def test_shapes_name_types_and_sections_that_there_are(section: str) -> None:
     for word in texts(documented()[section]):
-        known = word.removeprefix("infernet ") in documented() if word.startswith("infernet ") else False
-        assert known or word == "?" or set(word.split(" | ")) <= KINDS, word
+        if word.startswith("infernet "):
+            assert named(word)
+        else:
+            assert word == "?" or set(word.split(" | ")) <= KINDS, word
 
 
 def texts(shape: Any) -> list[str]:
@@ -132,6 +134,11 @@ def test_keys_of_another_section_are_there_too() -> None:
     assert ".node_id is missing" in started
     assert not any("log_file" in difference for difference in started)
     assert list(differ([], "infernet status")) == ["it is list, not an object"]
+    assert list(differ({"url": 1, "state": "", "last_error": ""}, "infernet status .coordinator")) == [
+        ".url is integer, not string"
+    ]
+    with pytest.raises(KeyError):
+        named("infernet status .weather")
 
 
 def test_answers_of_commands_are_compared_and_errors_are_not() -> None:
