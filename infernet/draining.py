@@ -18,13 +18,13 @@ log = structlog.get_logger(__name__)
 class JobsLeft:
     """What a node that drains still does: jobs that it runs, its own questions, jobs of others that it passes on.
 
-    `seconds_left` is infinite for one that does not drain.
+    `ends_in_s` is infinite for one that does not drain.
     """
 
     running: int
     asked: int
     forwarded: int
-    seconds_left: float
+    ends_in_s: float
 
     def __str__(self) -> str:
         return f"{self.running} running, {self.asked} asked, {self.forwarded} forwarded"

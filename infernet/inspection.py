@@ -133,7 +133,7 @@ class Inspection:
             "jobs_forwarded": self._forwarded() if self._config.forward else None,
             "jobs_running": statistics.jobs_running,
             "jobs_waiting": statistics.jobs_waiting,
-            "ends_in_s": self._draining.left().seconds_left if self._draining.has_begun else None,
+            "ends_in_s": self._draining.left().ends_in_s if self._draining.has_begun else None,
             "hours": self._hours.status(),
             "counts": self._counts(statistics.jobs),
             "zombie_chunks": statistics.zombie_chunks,

@@ -308,7 +308,7 @@ class Money:
         """Sums in micro-USD; earned is what the coordinator has acknowledged, and nothing else."""
         purse, sides = self._driver.peer.purse.sides(), self._sides()
         return {
-            "coordinator": self.coordinator.hex(),
+            "coordinator_key": self.coordinator.hex(),
             "trouble": self.trouble,
             "last_error": self._last_error,
             "earned_uusd": self._writer.totals.earned_uusd,

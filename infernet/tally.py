@@ -67,4 +67,4 @@ class Tally:
     def heartbeats(self, now_s: float) -> dict[str, Any]:
         """Our heartbeats, and how long ago the last one was signed."""
         last_s = self._last_signed_s
-        return {**asdict(self._heartbeats), "last_s_ago": round(now_s - last_s, 1) if last_s is not None else None}
+        return {**asdict(self._heartbeats), "age_s": round(now_s - last_s, 1) if last_s is not None else None}

@@ -26,6 +26,7 @@ DEVICES_MAX: Final = 16
 # Connections that one llama-server has to one worker: two were seen, one of them while it looks for devices.
 CARRIED_MAX: Final = 8
 SESSION_BYTES: Final = 16
+_MIB: Final = 1024 * 1024
 
 _LIMITS: Final = codec.Limits(CLUSTER_FRAME_BYTES_MAX, 1024, DEVICES_MAX, 4, 128)
 _BYTES: Final = (bytes,)
@@ -62,6 +63,16 @@ class Device(Struct, frozen=True, array_like=True):
     name: _Text
     total_mib: _Mebibytes
     free_mib: _Mebibytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All its memory, as programs are told."""
+        return self.total_mib * _MIB
+
+    @property
+    def free_bytes(self) -> int:
+        """What of it is free."""
+        return self.free_mib * _MIB
 
 
 class ClusterMessage(Struct, frozen=True, array_like=True):

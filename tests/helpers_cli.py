@@ -18,7 +18,8 @@ import trio
 from infernet.cli.__main__ import main
 from infernet.config import Config, places
 from infernet.lock import hold_lock
-from tests.helpers_ipc import FakeNode, served
+from tests.helpers_ipc import FakeNode, is_served, served
+from tests.helpers_json_shapes import check
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 60.0
@@ -31,10 +32,25 @@ class Outcome:
     code: int
     out: str
     err: str
+    #: The command line, without the name of the program.
+    words: tuple[str, ...] = field(default=(), compare=False)
+    #: Whether a double of the node could answer, with no more than the test is about.
+    by_double: bool = field(default=False, compare=False)
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        """What it printed, which must be what docs/json.md says."""
+        return self._checked(json.loads(self.out))
+
+    @property
+    def json_lines(self) -> list[Any]:
+        """The same for verbs that print an object on each line."""
+        return [self._checked(json.loads(line)) for line in self.out.splitlines()]
+
+    def _checked(self, printed: Any) -> Any:
+        if self.words:
+            check(self.words, printed, may_lack=self.by_double)
+        return printed
 
     @property
     def complaint(self) -> str:
@@ -70,7 +86,7 @@ class Home:
             timeout=DEADLINE_S,
             env=self.environment(**environ),
         )
-        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode(), words)
 
     @contextmanager
     def started(self, *words: str) -> Iterator[dict[str, Any]]:
@@ -91,7 +107,7 @@ def invoke(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     out, err = capsys.readouterr()
-    return Outcome(code, out, err)
+    return Outcome(code, out, err, words, by_double=is_served())
 
 
 async def invoke_beside(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:

@@ -106,7 +106,7 @@ def examine_under(home: Home, *before: str) -> Report:
     """Run the doctor as a process, started by another command."""
     command = [*before, *home.command("doctor", "--json", *QUICK)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=home.environment())
-    return read(Outcome(done.returncode, done.stdout, done.stderr))
+    return read(Outcome(done.returncode, done.stdout, done.stderr, ("doctor",)))
 
 
 # ---------------------------------------------------------------- a double of a coordinator

@@ -32,6 +32,8 @@ def done(record: ReceiptRecord) -> JobDone:
 
 DONE = done(receipt())
 NOBODY = JobFailed(JOB, Refusal.NO_PROVIDER, "no provider is known", 2000)
+# Those that listen somewhere now.
+_served: list[FakeNode] = []
 
 
 class FakeNode:
@@ -66,7 +68,7 @@ class FakeNode:
             live=lambda: self.live,
             shutdown=self.stopped.set,
             drain=self.drained.append,
-            jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, seconds_left=9.5),
+            jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, ends_in_s=9.5),
             chat=self._chat,
             join=self._join,
             why=self._why,
@@ -121,7 +123,16 @@ class FakeNode:
 @asynccontextmanager
 async def served(node: FakeNode, path: Path) -> AsyncIterator[None]:
     """The double listens at a path as long as the block lasts."""
-    async with trio.open_nursery() as nursery:
-        await nursery.start(serve, path, node.handlers())
-        yield
-        nursery.cancel_scope.cancel()
+    _served.append(node)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, path, node.handlers())
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        _served.remove(node)
+
+
+def is_served() -> bool:
+    """Whether a double listens somewhere now."""
+    return bool(_served)

@@ -17,7 +17,6 @@ from protocol.records import Role
 
 _ACTIONS: Final = ("status", "join", "leave", "serve", "add", "remove")
 _STATUS_TIMEOUT_S: Final = 5.0
-_MIB: Final = 1024 * 1024
 
 USAGE: Final = (
     "[status | join KEY | leave | serve MODEL --workers KEYS [--split SHARES] | add KEY | remove KEY] [--json]"
@@ -304,7 +303,7 @@ def _show_worker(worker: dict[str, Any]) -> None:
     print_fields(
         [
             ("offers", [_device(device) for device in worker["devices"]]),
-            ("carried", size(worker["bytes_carried"])),
+            ("carried", size(worker["carried_bytes"])),
             ("strangers", f"{worker['strangers_refused']} refused" if worker["strangers_refused"] else ""),
             ("problem", worker["problem"]),
         ]
@@ -320,8 +319,8 @@ def _show_head(head: dict[str, Any]) -> None:
         (
             worker["npub"],
             "there" if worker["attached"] else "missing",
-            size(sum(device["free_mib"] for device in worker["devices"]) * _MIB) if worker["attached"] else "-",
-            size(worker["bytes_carried"]),
+            size(sum(device["free_bytes"] for device in worker["devices"])) if worker["attached"] else "-",
+            size(worker["carried_bytes"]),
             worker["problem"] or "-",
         )
         for worker in head["workers"]
@@ -330,4 +329,4 @@ def _show_head(head: dict[str, Any]) -> None:
 
 
 def _device(device: dict[str, Any]) -> str:
-    return f"{device['name']}: {size(device['free_mib'] * _MIB)} of {size(device['total_mib'] * _MIB)} free"
+    return f"{device['name']}: {size(device['free_bytes'])} of {size(device['total_bytes'])} free"

@@ -46,7 +46,8 @@ def _set(arguments: argparse.Namespace) -> int:
     alone: dict[str, object] = {"models": None} if "model" in given and "models" not in given else {}
     save(config.config_file, values | alone, keep=True)
     if arguments.json:
-        print_json({"file": str(config.config_file), "set": {name: as_plain(value) for name, value in values.items()}})
+        written = {name: as_plain(value) for name, value in values.items()}
+        print_json({"config_file": str(config.config_file), "set": written})
     else:
         print(f"Written to {config.config_file}.")
     warn_if_running(config)

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"draining": True, **left})
         return 0
     text = jobs_left(left)
-    ends_in_s = left.get("seconds_left")
+    ends_in_s = left.get("ends_in_s")
     limit = f", in {duration(ends_in_s)} at the latest" if isinstance(ends_in_s, (int, float)) else ""
     print("The node takes no new jobs.")
     print(f"It ends when these have ended{limit}: {text}." if text else "Nothing is left to do, so it ends now.")

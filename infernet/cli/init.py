@@ -293,13 +293,14 @@ def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: boo
         "config_file": str(here.config_file),
         "key_file": str(here.key_file),
         "coordinator_url": values.get("coordinator_url"),
-        "coordinator_key": npub(coordinator) if coordinator is not None else None,
+        "coordinator_key": coordinator.hex() if coordinator is not None else None,
     }
     warn_if_running(here)
     if as_json:
         print_json(result)
         return
     print(f"This node is {name} ({result['role']}).")
+    result["coordinator_key"] = npub(coordinator) if coordinator is not None else None
     print_fields([(label.replace("_", " "), value) for label, value in result.items() if label not in ("name", "role")])
     print("Back up the key file: the key is the node, and whoever has it is the node.")
     if role is Role.PROVIDER and not _model_is_there(here, values):

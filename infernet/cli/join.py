@@ -191,7 +191,7 @@ def _tell(
                 "running": is_running,
                 "nodes": [_node_as_json(node.node, node.addresses, results) for node in invite.nodes],
                 "coordinator_url": coordinator[0] if coordinator is not None else None,
-                "coordinator_key": npub(coordinator[1]) if coordinator is not None else None,
+                "coordinator_key": coordinator[1].hex() if coordinator is not None else None,
             }
         )
         return

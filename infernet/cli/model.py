@@ -97,7 +97,7 @@ def _list(arguments: argparse.Namespace) -> None:
         if served.is_file() and all(model.path != served for model in found):
             found.append(shelf.look(served))
     running = running_parts(config)
-    rows = [_fields(model, config, memory) | {"runs_on": where_of(running, model.name)} for model in found]
+    rows = [_fields(model, config, memory, running) for model in found]
     if arguments.json:
         print_json({"store": str(config.models_dir), "models": rows})
         return
@@ -115,7 +115,7 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"{models.STARTER.name} ({licence}, {megabytes} MB) is not here: infernet model pull")
 
 
-def _fields(model: Model, config: Config, memory: Any) -> dict[str, Any]:
+def _fields(model: Model, config: Config, memory: Any, running: list[dict[str, Any]]) -> dict[str, Any]:
     """A model as JSON holds it."""
     from infernet.engines.fitting import fit
     from infernet.engines.shelf import Check
@@ -143,6 +143,7 @@ def _fields(model: Model, config: Config, memory: Any) -> dict[str, Any]:
         "needed_bytes": needed,
         "fits": fit(needed, memory).value,
         "is_set": model.path in _paths_set(config),
+        "runs_on": where_of(running, model.name),
     }
 
 
@@ -175,7 +176,7 @@ def _show(arguments: argparse.Namespace) -> None:
     path = shelf.path_of(config.models_dir, arguments.what)
     # Hashes it, if that was not done before.
     models.fingerprint(path)
-    fields = _fields(shelf.look(path), config, machine_memory())
+    fields = _fields(shelf.look(path), config, machine_memory(), running_parts(config))
     if arguments.json:
         print_json(fields)
         return
@@ -196,6 +197,7 @@ def _show(arguments: argparse.Namespace) -> None:
             ("check", f"{fields['check']}{vouched}"),
             ("from", fields["from"]),
             ("needs", f"{size(fields['needed_bytes'])} with --slots {config.slots}: {fields['fits']}"),
+            ("runs on", fields["runs_on"]),
             ("problem", f"the file {fields['problem']}" if fields["problem"] else ""),
         ]
     )
@@ -321,7 +323,7 @@ def _use(arguments: argparse.Namespace) -> None:
         changes |= {"model": values[0], "models": (*values, value)}
     save(config.config_file, changes, keep=True)
     if arguments.json:
-        told = {"beside": [other.name for other in others], "fits": fits.value, "file": str(config.config_file)}
+        told = {"beside": [other.name for other in others], "fits": fits.value, "config_file": str(config.config_file)}
         print_json({"model": model.name, "path": str(path), **told})
     else:
         beside = f" beside {', '.join(other.name for other in others)}" if others else ""

@@ -27,9 +27,10 @@ _COMMANDS_HEAD: Final = f"""\
 {_MADE}
 
 Every verb has `--help`, which says what stands here, and `--json`, which prints the result, or the error as
-`{{"error": "..."}}`, as one JSON object. Exit codes: 0 done, 1 failed, 2 misused, 130 ended by Ctrl-C. Colour is for
-terminals: in a pipe there is none, and `NO_COLOR` is heeded. Where a verb takes settings, [settings.md](settings.md)
-says what each does. `INFERNET_HOME` moves all files below one folder; `INFERNET_DEBUG=1` shows what is behind an error.
+`{{"error": "..."}}`, as one JSON object; [json.md](json.md) has its keys. Exit codes: 0 done, 1 failed, 2 misused, 130
+ended by Ctrl-C. Colour is for terminals: in a pipe there is none, and `NO_COLOR` is heeded. Where a verb takes
+settings, [settings.md](settings.md) says what each does. `INFERNET_HOME` moves all files below one folder;
+`INFERNET_DEBUG=1` shows what is behind an error.
 """
 _SETTINGS_HEAD: Final = f"""\
 # All settings

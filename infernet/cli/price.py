@@ -118,7 +118,7 @@ def _tell(config: Config, *, as_json: bool) -> None:
                 },
                 "free": all_free,
                 "free_for": config.free_for,
-                "coordinator": config.coordinator_url,
+                "coordinator_url": config.coordinator_url,
                 "sample_tokens": _SAMPLE_TOKENS,
                 "sample_uusd": sample_uusd,
             }

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     url = config.coordinator_url
     if arguments.json:
-        print_json({"registered": True, "running": is_running, "coordinator": url, "row": row})
+        print_json({"registered": True, "running": is_running, "coordinator_url": url, "row": row})
         return 0
     print(f"Registered{f' at {url}' if url is not None else ''}.")
     print_fields(_fields(row))

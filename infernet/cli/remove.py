@@ -216,7 +216,7 @@ def _refuse_loss(losses: tuple[Loss, ...]) -> None:
             f"nothing was removed, for MONEY WOULD BE LOST: {'; '.join(map(str, losses))}. Take it out first, or give "
             "it up with --abandon-money",
             lost_uusd=sum(amounts),
-            is_known=len(amounts) == len(losses),
+            lost_is_known=len(amounts) == len(losses),
         )
 
 

@@ -84,7 +84,6 @@ def of_status(status: dict[str, Any]) -> dict[str, Any]:
     counts = status.get("counts")
     if not isinstance(counts, dict):
         raise _too_old()
-    coordinator = status.get("coordinator")
     return {
         "name": status.get("name"),
         "role": status.get("role"),
@@ -100,7 +99,7 @@ def of_status(status: dict[str, Any]) -> dict[str, Any]:
         "forwarded": status.get("jobs_forwarded"),
         "heartbeats": counts.get("heartbeats") or {},
         "peers": {"connected": _number(status, "peers"), "known": _number(status, "peers_known")},
-        "coordinator": coordinator.get("state") if isinstance(coordinator, dict) else None,
+        "coordinator": status.get("coordinator"),
         "money": status.get("money"),
     }
 
@@ -112,6 +111,7 @@ def _number(fields: dict[str, Any], name: str) -> int:
 
 def _fields(stats: dict[str, Any]) -> list[tuple[str, object]]:
     jobs, asked, peers = stats["jobs"], stats["asked"], stats["peers"]
+    link = stats["coordinator"].get("state") if isinstance(stats["coordinator"], dict) else None
     ended = _counts(jobs, "completed", "cancelled", "failed")
     answered = _counts(asked, "answered", "cancelled", "failed")
     return [
@@ -122,9 +122,9 @@ def _fields(stats: dict[str, Any]) -> list[tuple[str, object]]:
         ("asked", f"{asked['running']} now; {answered}"),
         ("for these", f"{_tokens(asked)}, {format_usd(_number(asked, 'paid_uusd'))} signed for"),
         ("forwarded", _forwarded(stats["forwarded"])),
-        ("heartbeats", _heartbeats(stats["heartbeats"], stats["coordinator"])),
+        ("heartbeats", _heartbeats(stats["heartbeats"], link)),
         ("peers", f"{peers['connected']} connected, {peers['known']} known"),
-        ("coordinator", stats["coordinator"]),
+        ("coordinator", link),
         ("earned", earned(stats["money"]) if stats["money"] else ""),
     ]
 
@@ -147,12 +147,12 @@ def _forwarded(forwarded: dict[str, Any] | None) -> str:
     )
 
 
-def _heartbeats(heartbeats: dict[str, Any], coordinator: str | None) -> str:
-    last_s = heartbeats.get("last_s_ago")
+def _heartbeats(heartbeats: dict[str, Any], link: str | None) -> str:
+    last_s = heartbeats.get("age_s")
     text = f"{_number(heartbeats, 'signed')} signed"
     if isinstance(last_s, (int, float)):
         text += f", the last {duration(last_s)} ago"
-    if coordinator is None:
+    if link is None:
         return text
     return (
         f"{text}; {_number(heartbeats, 'told')} told to the coordinator at once, {_number(heartbeats, 'missed')} while "

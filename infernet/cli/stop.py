@@ -130,7 +130,7 @@ def _drain(config: Config, wait_s: float, *, quiet: bool) -> None:
             text = jobs_left(left)
             if text and text != said and not quiet:
                 said = text
-                print(f"waiting for {text} to end ({left.get('seconds_left')} s at most)", file=sys.stderr, flush=True)
+                print(f"waiting for {text} to end ({left.get('ends_in_s')} s at most)", file=sys.stderr, flush=True)
     except ipc.IpcError:
         # The node closes its socket when it ends, which is what was asked for.
         if not has_begun:

@@ -50,12 +50,12 @@ examples:
 
 --json, all amounts in micro-USD (millionths of a dollar):
   show     available_uusd, locked_uusd, spent_uusd, earned_uusd, fees_uusd, payout_pending_uusd, withdrawn_uusd as
-           the coordinator says; unclaimed_uusd and unclaimed_leases (vouchers held here); coordinator, its URL
+           the coordinator says; unclaimed_uusd and unclaimed_leases (vouchers held here); coordinator_url
   leases   {"held": [...], "given": [...]}: lease, provider, payer, state, cap_uusd, claimed_uusd, claim_by_ms
   history  {"rows": [...]}: entry, at_ms, kind, amount_uusd
   deposit  {"invoice": {...}}: invoiceId, payAddress, amount, coin, network, expiresAt, hostedUrl
   close    {"rows": [...]} of leases; claim: leases, unclaimed_uusd
-  proof    {"rows": [...]}: coordinator, entry, first and second, each {"body", "signature"}; all in hex digits"""
+  proof    {"rows": [...]}: coordinator_key, entry, first and second, each {"body", "signature"}; all in hex digits"""
 
 ACTIONS: Final = ("show", "leases", "history", "deposit", "close", "claim", "proof")
 # No coin's is half as long.
@@ -115,7 +115,7 @@ def _show(arguments: argparse.Namespace) -> None:
     url = _coordinator_of(config)
     if arguments.json:
         # What we know ourselves is not for the coordinator to say.
-        print_json(wallet | {"coordinator": url} | held)
+        print_json(wallet | {"coordinator_url": url} | held)
         return
     print(f"At {url}:")
     print_fields(
@@ -305,14 +305,14 @@ def _key_of_coordinator(config: Config) -> bytes | None:
     """Who holds the money: a node that runs may have been told otherwise than the file says."""
     if running_pid(config.pid_file) is None:
         return config.coordinator_key
-    told = (ipc.call(config.socket_path, "status").get("money") or {}).get("coordinator")
+    told = (ipc.call(config.socket_path, "status").get("money") or {}).get("coordinator_key")
     return bytes.fromhex(told) if told else config.coordinator_key
 
 
 def _proof(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = [
         {
-            "coordinator": proof.coordinator.hex(),
+            "coordinator_key": proof.coordinator.hex(),
             "entry": proof.entry,
             "first": {"body": proof.first.body.hex(), "signature": proof.first.signature.hex()},
             "second": {"body": proof.second.body.hex(), "signature": proof.second.signature.hex()},
@@ -325,5 +325,5 @@ def _proof(arguments: argparse.Namespace) -> None:
     if not rows:
         print("No coordinator is known to have signed two different ledgers.")
     for row in rows:
-        print(f"Coordinator {row['coordinator']} has signed two different ledgers, both of {row['entry']} entries:")
+        print(f"Coordinator {row['coordinator_key']} has signed two different ledgers, both of {row['entry']} entries:")
         print_fields([(f"{which} {part}", row[which][part]) for which in ("first", "second") for part in row[which]])

@@ -75,11 +75,11 @@ class Member:
             "attached": attached is not None,
             "rpc": attached.rpc if attached is not None else None,
             "devices": [
-                {"name": clean_line(device.name), "total_mib": device.total_mib, "free_mib": device.free_mib}
+                {"name": clean_line(device.name), "total_bytes": device.total_bytes, "free_bytes": device.free_bytes}
                 for device in (attached.devices if attached is not None else ())
             ],
             "connections": len(self._carried),
-            "bytes_carried": self._bytes_carried,
+            "carried_bytes": self._bytes_carried,
             "sessions": self._sessions,
             "problem": self.problem,
         }

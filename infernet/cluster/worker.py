@@ -101,11 +101,11 @@ class Worker:
             "pid": session.pid if session is not None else None,
             "rpc": session.rpc if session is not None else None,
             "devices": [
-                {"name": device.name, "total_mib": device.total_mib, "free_mib": device.free_mib}
+                {"name": device.name, "total_bytes": device.total_bytes, "free_bytes": device.free_bytes}
                 for device in (session.devices if session is not None else ())
             ],
             "connections": len(session.carried) if session is not None else 0,
-            "bytes_carried": session.bytes_carried if session is not None else 0,
+            "carried_bytes": session.bytes_carried if session is not None else 0,
             "sessions": self._sessions,
             "strangers_refused": self._strangers,
             "problem": self._problem,

@@ -90,7 +90,7 @@ class NodeMetrics:
         status = self._status()
         counts = status.get("counts", {})
         jobs, heartbeats = counts.get("jobs", {}), counts.get("heartbeats", {})
-        link, last_s = status.get("coordinator"), heartbeats.get("last_s_ago")
+        link, last_s = status.get("coordinator"), heartbeats.get("age_s")
         engine = status.get("engine")
         return {
             "ok": True,

@@ -296,7 +296,7 @@ METRICS: Final = (
         "infernet_heartbeat_age_seconds",
         GAUGE,
         "Since the last heartbeat was signed.",
-        _at("counts.heartbeats.last_s_ago"),
+        _at("counts.heartbeats.age_s"),
     ),
     Metric(
         "infernet_received_bytes",

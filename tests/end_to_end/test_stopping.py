@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,7 +87,7 @@ async def test_stop_now_waits_for_nothing_and_the_answer_goes_on_elsewhere() -> 
     async with under_way() as (cluster, question):
         home = Home(cluster[question.provider].home)
         outcome = await trio.to_thread.run_sync(home.run, "stop", "--now", "--json")
-        assert json.loads(outcome.out)["how"] == "asked"
+        assert outcome.json["how"] == "asked"
         assert question.text == "", "the answer was not waited for"
 
 

@@ -88,7 +88,7 @@ async def test_a_node_that_drains_says_what_is_left_until_it_is_gone(
 ) -> None:
     monkeypatch.setattr(ipc_server, "_DRAIN_REPORT_S", 0.01)
     node = FakeNode()
-    left = {"running": 2, "asked": 0, "forwarded": 0, "seconds_left": 9.5}
+    left = {"running": 2, "asked": 0, "forwarded": 0, "ends_in_s": 9.5}
     async with served(node, path), talking(path) as talker:
         await talker.send({"cmd": "drain", "payload": {"limit_s": 60}})
         for _ in range(3):

@@ -94,7 +94,7 @@ async def test_a_node_that_drains_finishes_what_runs_and_then_ends() -> None:
                     assert isinstance(refused, JobFailed)
                     assert refused.code is Refusal.DRAINING
                     assert provider.jobs_left().running == 1
-                    assert 29 < provider.jobs_left().seconds_left <= 30
+                    assert 29 < provider.jobs_left().ends_in_s <= 30
         assert isinstance(events[-1], JobDone)
         await settle(client, lambda: not client.driver.connected_peers())
         assert paced.statistics().runs_active == 0

@@ -80,7 +80,7 @@ async def until(condition: Any) -> None:
 async def test_leases_are_taken_where_something_has_a_price(tmp_path: Path) -> None:
     async with node_with_money(tmp_path, PacedEngine(prices=PRICES)) as (node, _):
         assert offered(node) == (BANK.node,)
-        assert node.status()["money"]["coordinator"] == BANK.node.hex()
+        assert node.status()["money"]["coordinator_key"] == BANK.node.hex()
 
 
 async def test_a_node_that_gives_everything_away_takes_none(tmp_path: Path) -> None:

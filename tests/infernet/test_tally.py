@@ -50,15 +50,15 @@ async def test_heartbeats_are_counted_without_a_coordinator_too() -> None:
         beats = provider.status()["counts"]["heartbeats"]
         assert beats["signed"] >= 10
         assert (beats["told"], beats["missed"]) == (0, 0)
-        assert 0 <= beats["last_s_ago"] <= c.HEARTBEAT_INTERVAL_S
+        assert 0 <= beats["age_s"] <= c.HEARTBEAT_INTERVAL_S
 
 
 async def test_whether_a_heartbeat_found_a_link() -> None:
     tally = Tally()
-    assert tally.heartbeats(5.0) == {"signed": 0, "told": 0, "missed": 0, "last_s_ago": None}
+    assert tally.heartbeats(5.0) == {"signed": 0, "told": 0, "missed": 0, "age_s": None}
     for is_linked in (None, True, True, False):
         tally.observe(SIGNED, 7.0, is_linked=is_linked)
-    assert tally.heartbeats(9.5) == {"signed": 4, "told": 2, "missed": 1, "last_s_ago": 2.5}
+    assert tally.heartbeats(9.5) == {"signed": 4, "told": 2, "missed": 1, "age_s": 2.5}
 
 
 async def test_what_was_given_up_is_no_failure() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -85,7 +84,7 @@ def test_every_verb_is_in_it_and_no_hidden_one(capsys: pytest.CaptureFixture[str
     assert (outcome.code, outcome.err) == (0, "")
     assert all(re.search(rf"\b{verb}\b", outcome.out) for verb in VERBS)
     assert not any(verb in outcome.out for verb in HIDDEN)
-    assert json.loads(invoke(capsys, "completion", shell, "--json").out) == {"shell": shell, "script": outcome.out}
+    assert invoke(capsys, "completion", shell, "--json").json == {"shell": shell, "script": outcome.out}
 
 
 def test_another_shell_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:

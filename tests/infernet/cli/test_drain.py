@@ -26,7 +26,7 @@ class Draining(FakeNode):
 
 
 async def test_it_tells_the_node_and_says_what_is_left(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    node = Draining(JobsLeft(running=2, asked=1, forwarded=0, seconds_left=3600.0))
+    node = Draining(JobsLeft(running=2, asked=1, forwarded=0, ends_in_s=3600.0))
     async with running(node, home.config):
         outcome = await invoke_beside(capsys, "drain")
     assert (outcome.code, outcome.err) == (0, "")
@@ -44,10 +44,10 @@ async def test_one_that_has_nothing_to_do_ends_now(home: Home, capsys: pytest.Ca
 
 
 async def test_the_limit_and_the_numbers_for_programs(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    node = Draining(JobsLeft(running=1, asked=0, forwarded=3, seconds_left=9.5))
+    node = Draining(JobsLeft(running=1, asked=0, forwarded=3, ends_in_s=9.5))
     async with running(node, home.config):
         outcome = await invoke_beside(capsys, "drain", "--limit", "10", "--json")
-    assert outcome.json == {"draining": True, "running": 1, "asked": 0, "forwarded": 3, "seconds_left": 9.5}
+    assert outcome.json == {"draining": True, "running": 1, "asked": 0, "forwarded": 3, "ends_in_s": 9.5}
     assert node.drained == [10.0]
 
 

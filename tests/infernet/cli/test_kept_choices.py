@@ -148,7 +148,7 @@ def test_config_set_writes_what_is_given_and_leaves_the_rest(home: Home, capsys:
     home.config.config_file.write_text('# mine\nname = "kitchen"\n')
     outcome = invoke(capsys, "config", "set", "--slots", "2", "--listen-hosts", "127.0.0.1", "--no-advertise", "--json")
     assert outcome.json == {
-        "file": str(home.config.config_file),
+        "config_file": str(home.config.config_file),
         "set": {"listen_hosts": ["127.0.0.1"], "advertise": False, "slots": 2},
     }
     assert home.config.config_file.read_text().startswith("# mine\n")

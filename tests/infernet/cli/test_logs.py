@@ -31,7 +31,7 @@ def test_the_last_lines_for_people_and_for_programs(logged: Home, capsys: pytest
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.splitlines() == ["2026-11-29 09:34:03 info    e3", "2026-11-29 09:34:04 info    e4"]
     outcome = invoke(capsys, "logs", "--json")
-    assert [json.loads(line) for line in outcome.out.splitlines()] == EVENTS
+    assert outcome.json_lines == EVENTS
 
 
 def test_without_a_log_it_says_where_one_would_be(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,4 +69,4 @@ def test_it_goes_on_over_a_new_file_until_it_is_interrupted(
     monkeypatch.setattr(logs, "_wait", wait)
     outcome = invoke(capsys, "logs", "-f", "--lines", "1", "--json")
     assert (outcome.code, outcome.err) == (130, "")
-    assert [json.loads(line)["event"] for line in outcome.out.splitlines()] == ["e4", "five", "six"]
+    assert [event["event"] for event in outcome.json_lines] == ["e4", "five", "six"]

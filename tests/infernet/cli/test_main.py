@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import subprocess
 from types import ModuleType
 
@@ -69,7 +68,7 @@ def test_an_unknown_verb_gets_a_hint_in_one_line(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("words", [["version"], ["--version"]])
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert invoke(capsys, *words).out.startswith(f"infernet {infernet.__version__} (protocol 1, ")
-    assert json.loads(invoke(capsys, "version", "--json").out)["version"] == infernet.__version__
+    assert invoke(capsys, "version", "--json").json["version"] == infernet.__version__
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_price_is_set_shown_and_taken_back(home: Home, capsys: Capture) -> Non
     assert invoke(capsys, "price", "set", "--job", "0.001").code == 0
     shown = invoke(capsys, "price", "--json").json
     assert (shown["in_usd"], shown["out_usd"], shown["job_usd"]) == ("0.10", "0.40", "0.001")
-    assert (shown["free"], shown["sample_uusd"], shown["coordinator"]) == (False, 1250, "http://127.0.0.1:9")
+    assert (shown["free"], shown["sample_uusd"], shown["coordinator_url"]) == (False, 1250, "http://127.0.0.1:9")
     assert shown["model"] == "smollm2-135m-instruct"
     outcome = invoke(capsys, "price", "free")
     assert (outcome.code, outcome.err) == (0, "")

@@ -19,13 +19,18 @@ pytestmark = pytest.mark.anyio
 Capture = pytest.CaptureFixture[str]
 
 ROW = {
+    "id": BANK.node.hex(),
     "node_id": "provider-abc",
+    "public_key": BANK.node.hex(),
     "name": "attic",
     "role": "provider",
     "status": "offline",
     "address": None,
     "port": None,
+    "specs": {"served_models": []},
+    "gpu_model": None,
     "created_at": "2026-11-29T09:00:00Z",
+    "last_seen": "2026-11-29T09:00:00Z",
 }
 
 

@@ -243,7 +243,7 @@ async def test_vouchers_that_were_not_redeemed_are_not_lost_by_mistake(
         store.apply([paid(90), claimed(40)])
     outcome = await refused(capsys, *words, "--json")
     assert "$0.00005 in vouchers" in outcome.err
-    assert (outcome.json["lost_uusd"], outcome.json["is_known"]) == (50, True)
+    assert (outcome.json["lost_uusd"], outcome.json["lost_is_known"]) == (50, True)
     assert folders(ready) == ALL
 
 
@@ -251,7 +251,7 @@ async def test_a_coordinator_that_cannot_be_asked_may_hold_something(ready: Home
     save(ready.config.config_file, {"coordinator_url": "http://127.0.0.1:9", "coordinator_key": BANK.node}, keep=True)
     outcome = await refused(capsys, "--json")
     assert "does not say what it holds" in outcome.err
-    assert outcome.json["is_known"] is False
+    assert outcome.json["lost_is_known"] is False
     assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money")).code == 1, "it cannot be told either"
     assert folders(ready) == ALL
     assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money", "--keep-remote")).code == 0

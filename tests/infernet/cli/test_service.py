@@ -151,7 +151,7 @@ def test_the_journal_in_words_and_for_programs(ready: FakeSystemd, capsys: pytes
         "2026-11-29 09:34:17 info    node.started  port=46337",
         "native words",
     ]
-    lines = [json.loads(line) for line in invoke(capsys, "service", "logs", "-f", "--json").out.splitlines()]
+    lines = invoke(capsys, "service", "logs", "-f", "--json").json_lines
     assert lines == [{"text": "fake is up"}, event, {"text": "native \x1b[2J words"}]
     calls = (ready.programs / "journal-calls").read_text().splitlines()
     assert calls == [

@@ -13,7 +13,7 @@ from tests.helpers_ipc import FakeNode
 COUNTS: dict[str, Any] = {
     "jobs": {"taken": 12, "completed": 9, "cancelled": 1, "failed": 2, "refused": 4, "output_tokens": 12345},
     "asked": {"answered": 3, "failed": 1, "output_tokens": 70, "paid_uusd": 1500},
-    "heartbeats": {"signed": 20, "told": 18, "missed": 2, "last_s_ago": 12.3},
+    "heartbeats": {"signed": 20, "told": 18, "missed": 2, "age_s": 12.3},
 }
 
 

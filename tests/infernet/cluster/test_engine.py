@@ -105,9 +105,9 @@ async def test_two_machines_answer_together_and_only_when_both_are_there(tmp_pat
             status = engine.cluster_status()
             assert (status["serving"], status["build"], status["restarts"]) == (True, "b11434 (unknown)", 0)
             # The weights went to both, and came back.
-            assert all(worker["bytes_carried"] > 2_000_000 for worker in status["workers"])
-            assert first.status()["bytes_carried"] > 2_000_000
-            assert status["workers"][0]["devices"][0]["free_mib"] == 2048
+            assert all(worker["carried_bytes"] > 2_000_000 for worker in status["workers"])
+            assert first.status()["carried_bytes"] > 2_000_000
+            assert status["workers"][0]["devices"][0]["free_bytes"] == 2048 * 1024 * 1024
             process = llama_server_of(engine)
         await eventually(lambda: not is_running(process), "llama-server ends with its engine")
     assert changes[-2:] == [1, 0]

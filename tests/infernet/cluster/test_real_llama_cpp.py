@@ -117,8 +117,8 @@ async def test_two_workers_say_what_one_machine_says(starter_model_path: Path, t
         # The weights are really there, a good part with each.
         for worker in here.workers:
             status = worker.status()["cluster"]["worker"]
-            assert status["bytes_carried"] > 20_000_000
-            assert status["devices"][0]["total_mib"] > 0
+            assert status["carried_bytes"] > 20_000_000
+            assert status["devices"][0]["total_bytes"] > 0
             assert status["rpc"].count(".") == 2
 
 

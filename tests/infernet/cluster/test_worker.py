@@ -72,7 +72,7 @@ async def test_the_head_is_told_what_it_gets_and_reaches_the_server_behind_it(tm
         with trio.fail_after(20):
             assert await reader.read(19) == b"over there and back"
         status = worker.status()
-        assert (status["attached"], status["connections"], status["bytes_carried"]) == (True, 1, 38)
+        assert (status["attached"], status["connections"], status["carried_bytes"]) == (True, 1, 38)
         await stream.finish()
         with trio.fail_after(20):
             assert await stream.receive() == b""
@@ -216,7 +216,7 @@ async def test_who_does_not_read_stops_who_sends(tmp_path: Path) -> None:
                 stuck.deadline = trio.current_time() + 0.5
         assert stuck.cancelled_caught
         assert sent < 64 * 1024 * 1024
-        assert worker.status()["bytes_carried"] < 2 * 64 * 1024 * 1024
+        assert worker.status()["carried_bytes"] < 2 * 64 * 1024 * 1024
         assert reader is not None
 
 
