@@ -130,7 +130,10 @@ class Member:
             self._sessions += 1
             memory_mib = sum(device.free_mib for device in self.attached.devices)
             log.info(
-                "cluster.worker_ready", peer=peer_id(self.worker), count=len(self.attached.devices), mib=memory_mib
+                "cluster.worker_ready",
+                peer=peer_id(self.worker),
+                count=len(self.attached.devices),
+                bytes=memory_mib << 20,
             )
             self._changed()
             # A worker has nothing more to say; what it says is not kept.

@@ -251,7 +251,11 @@ def _python() -> Iterator[Grant]:
 
 def _of_libraries(folders: Iterable[str]) -> Iterator[Grant]:
     """These folders, but none that somebody's whole home lies in: that is no folder of libraries."""
-    home = Path("~").expanduser().resolve()
+    try:
+        home = Path("~").expanduser().resolve()
+    except RuntimeError:
+        # A user of a container, whom no table knows: nothing lies in a home that is not.
+        home = Path("/")
     yield from (Grant(Path(path), landlock.READ) for path in folders if not home.is_relative_to(Path(path).resolve()))
 
 

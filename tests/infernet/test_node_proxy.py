@@ -318,6 +318,7 @@ def test_sockets_are_opened_where_it_is_known() -> None:
     opening = ("open_tcp_stream", "open_ssl_over_tcp_stream", "getaddrinfo", "create_connection", "gethostbyname")
     found = {(file, name.rpartition(".")[2]) for file, name, _ in calls() if name.rpartition(".")[2] in opening}
     assert found == {
+        ("cluster/worker.py", "open_tcp_stream"),  # of this machine
         ("doctor/network.py", "getaddrinfo"),  # not with a proxy
         ("doctor/ports.py", "open_tcp_stream"),  # of this machine
         ("link_carrier.py", "open_ssl_over_tcp_stream"),  # not with a proxy
