@@ -77,7 +77,7 @@ def test_a_table_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
         targets(path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_no_test_notices_survives() -> None:
     """The tests of another file notice nothing of this one, and its own do."""
     blind = Target("protocol/noting.py", ("tests/protocol/test_bech32.py",), 95)

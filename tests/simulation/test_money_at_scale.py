@@ -66,7 +66,7 @@ def losses(jobs: int, seed: int) -> tuple[int, int, str]:
 def test_cheats_cost_honest_providers_one_window_each_and_a_hundredth_in_all(
     record_property: pytest.FixtureRequest,
 ) -> None:
-    lost_uusd, delivered_uusd, figures = losses(150, 1)
+    lost_uusd, delivered_uusd, figures = losses(80, 1)
     assert lost_uusd <= 0.01 * delivered_uusd, figures
     record_property("figures", figures)  # type: ignore[operator]
 
@@ -137,7 +137,7 @@ def outage(jobs: int, begins_s: float, lasts_s: float, seed: int) -> str:
 
 
 def test_jobs_go_on_without_the_coordinator_and_are_paid_afterwards() -> None:
-    outage(150, 40.0, 60.0, 1)
+    outage(80, 20.0, 40.0, 1)
 
 
 @pytest.mark.nightly

@@ -65,7 +65,7 @@ def test_full_providers_hand_jobs_on_and_fewer_are_refused() -> None:
     refused = {}
     for cls in (Simulation, Reserved):
         refused[cls] = 0
-        for seed in range(4):
+        for seed in range(2):
             workload = Workload(jobs=80, jobs_per_s=3.0)
             judged = Judged(Scenario(seed=seed, peers=16, providers=8, engine=SMALL, workload=workload), cls)
             judged.run(60.0)
