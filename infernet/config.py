@@ -437,9 +437,11 @@ def read_file(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not UTF-8 text (line {line}): save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}; mend it, or run `infernet init --force`") from None
-    except (ValueError, RecursionError):
-        # A number of thousands of digits, or lists in lists in lists: TOML, and yet nothing that Python can hold.
-        raise ConfigError(f"{path} holds what no setting can be; mend it, or run `infernet init --force`") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply; mend it, or run `infernet init --force`") from None
+    except ValueError:
+        # TOML allows more digits than Python reads.
+        raise ConfigError(f"{path} has a number that is too long; mend it, or run `infernet init --force`") from None
 
 
 def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:

@@ -31,8 +31,6 @@ def _readable(situation: Situation) -> Finding:
                 "move it away and run `infernet init`",
             )
         situation.loaded = load(environ=situation.environ)
-    except RecursionError:
-        return fail(f"{path} is nested too deeply", "mend it, or run `infernet init --force`")
     except ConfigError as error:
         return fail(str(error), f"mend {path} (or the variable that is named), or run `infernet init --force`")
     if not situation.loaded.has_file:

@@ -172,8 +172,8 @@ def test_a_secret_in_the_wrong_place_is_not_repeated(home: Path) -> None:
         (b"schema_version = 2\n", "newer infernet (schema 2, this one reads up to 1): upgrade"),
         (b"schema_version = 'one'\n", "schema_version must be 1"),
         (b"schema_version = 0\n", "schema_version must be 1"),
-        (b"slots = " + b"1" * 5000, "holds what no setting can be"),
-        (b"models = " + b"[" * 5000, "holds what no setting can be"),
+        (b"slots = " + b"1" * 5000, "has a number that is too long"),
+        (b"models = " + b"[" * 5000, "is nested too deeply"),
         (b"gpu_split = [1" + b"0" * 400 + b"]", "gpu_split must be auto, or GB for each card"),
     ],
 )
