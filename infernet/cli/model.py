@@ -174,9 +174,12 @@ def _show(arguments: argparse.Namespace) -> None:
 
     config = _config()
     path = shelf.path_of(config.models_dir, arguments.what)
-    # Hashes it, if that was not done before.
-    models.fingerprint(path)
-    fields = _fields(shelf.look(path), config, machine_memory(), running_parts(config))
+    model, digest = shelf.look(path), ""
+    if model.header is not None:
+        # Hashes it, if that was not done before, and writes that down beside it: not beside what is no model.
+        digest = models.fingerprint(path).hex()
+        model = shelf.look(path)
+    fields = _fields(model, config, machine_memory(), running_parts(config))
     if arguments.json:
         print_json(fields)
         return
@@ -193,7 +196,7 @@ def _show(arguments: argparse.Namespace) -> None:
             ("chats", "yes" if fields["has_chat_template"] else "no, it has no chat template"),
             ("file", fields["path"]),
             ("size", size(fields["file_bytes"])),
-            ("sha256", fields["sha256"] or models.fingerprint(path).hex()),
+            ("sha256", fields["sha256"] or digest),
             ("check", f"{fields['check']}{vouched}"),
             ("from", fields["from"]),
             ("needs", f"{size(fields['needed_bytes'])} with --slots {config.slots}: {fields['fits']}"),

@@ -152,14 +152,6 @@ _HOW_TO_GET: Final = (
 )
 
 
-def known_fingerprint(path: Path) -> bytes | None:
-    """The SHA-256 of a file that was hashed before and has not changed since; None where it would have to be read."""
-    try:
-        return _read_marker(path, path.stat())
-    except OSError:
-        return None
-
-
 def marker_path(path: Path) -> Path:
     """What remembers the hash of a file."""
     return path.with_name(path.name + ".verified")

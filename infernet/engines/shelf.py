@@ -147,7 +147,7 @@ def _note(path: Path) -> Path:
 
 
 def _check(path: Path, origin: Origin | None) -> Check:
-    digest = models.known_fingerprint(path)
+    digest = models.marked(path)
     if origin is None:
         return Check.UNKNOWN
     if digest is None:

@@ -77,6 +77,16 @@ def test_what_a_header_says_cannot_do_anything_to_a_terminal(home: Home, tiny: P
         assert "\u202e" not in outcome.out
 
 
+def test_nothing_is_written_beside_a_file_that_is_no_model(home: Home, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "elsewhere" / "accounts"
+    path.parent.mkdir()
+    path.write_text("somebody's own")
+    outcome = invoke(capsys, "model", "show", str(path))
+    assert outcome.code == 0
+    assert "problem" in outcome.out
+    assert [each.name for each in path.parent.iterdir()] == ["accounts"]
+
+
 def test_a_model_is_shown_with_its_hash(home: Home, tiny: Path, capsys: Capture) -> None:
     outcome = invoke(capsys, "model", "show", "tiny")
     assert SHA256 in outcome.out

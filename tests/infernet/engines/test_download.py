@@ -320,4 +320,4 @@ def test_the_note_of_a_file_is_not_believed_beyond_its_form(tmp_path: Path) -> N
     for nonsense in (b"", b"{}", b"\xff", b'{"url":"u","sha256":"zz","vouched_by":"--sha256"}', b"[" * 9999):
         (tmp_path / "m.gguf.origin").write_bytes(nonsense)
         assert shelf.look(path).check is Check.UNKNOWN
-    assert models.known_fingerprint(path) is None
+    assert models.marked(path) is None
