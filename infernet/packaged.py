@@ -7,9 +7,11 @@ file, and the script hands its path on in a variable.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,33 @@ def program_file(environ: Mapping[str, str] = os.environ) -> Path:
 def unpacked_beside() -> Path:
     """The folder in which this version and others are unpacked: a newer one has to be able to write there."""
     return Path(sys.executable).parent.parent
+
+
+def unpacked_programs() -> list[Path]:
+    """The folders of this version and of older ones, but for those that another process runs from."""
+    if not is_packaged():
+        return []
+    import psutil
+
+    elsewhere = {
+        Path(process.info["exe"])
+        for process in psutil.process_iter(["pid", "exe"])
+        if process.info["exe"] and process.info["pid"] != os.getpid()
+    }
+    folders = [folder for folder in sorted(unpacked_beside().glob("program-*")) if folder.is_dir()]
+    return [
+        folder
+        for folder in folders
+        if not folder.is_symlink() and not any(program.is_relative_to(folder) for program in elsewhere)
+    ]
+
+
+def forget_unpacked(folders: Iterable[Path]) -> None:
+    """Remove them, and what they lie in if nothing else does. This process may not load anything afterwards."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def undo_loader(environ: MutableMapping[str, str]) -> None:

@@ -22,6 +22,7 @@ from infernet.cli.wallet import vouchers
 from infernet.config import Config, ConfigError, load, places
 from infernet.ipc import IpcError
 from infernet.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.packaged import forget_unpacked, is_packaged, program_file, unpacked_programs
 from infernet.store import StoreError
 from infernet.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
 from protocol.formats.amounts import format_usd
@@ -38,7 +39,8 @@ USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--keep-
 DESCRIPTION: Final = """\
 Wipe this node from this machine: end it if it runs, take its service away, have its coordinator forget it, and remove
 its settings, its key, its records and its models. It says what goes, and asks. There is no way back: without a copy of
-the key nobody gets this identity again, nor what it owns. The program itself stays.
+the key nobody gets this identity again, nor what it owns. The program itself stays; what a packaged one has unpacked
+goes with the rest, unless something is to be kept.
 
 Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and vouchers that were
 not redeemed. So it does when that cannot be found out. --abandon-money gives it up."""
@@ -81,8 +83,11 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
         folders[here.config_dir] = "settings and key"
     there = {folder: what for folder, what in folders.items() if check(folder)}
     service = _service(here)
+    keeps = arguments.keep_config or arguments.keep_models or arguments.keep_binary
+    unpacked = [] if keeps else unpacked_programs()
     if not there and service is None:
         _tell(Removed(), as_json=arguments.json)
+        _leave(unpacked)
         return 0
     _refuse_strangers(here, there)
     config, key, trouble = _settings(here)
@@ -93,7 +98,8 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     tells_remote = key is not None and config is not None and config.coordinator_url is not None
     tells_remote = tells_remote and not arguments.keep_remote
     if not arguments.yes:
-        for line in _announcement(there, pid, service, config if tells_remote else None, key, losses):
+        shown = there | dict.fromkeys(unpacked, "this program, unpacked")
+        for line in _announcement(shown, pid, service, config if tells_remote else None, key, losses):
             print(line, file=sys.stderr)
         if not confirm("Remove all this for good?", "--yes"):
             raise Failure("nothing was removed")
@@ -115,7 +121,9 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
             _wipe(there, removed)
     else:
         _wipe(there, removed)
+    removed.folders += tuple(unpacked)
     _tell(removed, as_json=arguments.json)
+    _leave(unpacked)
     return 0
 
 
@@ -300,6 +308,11 @@ def _wipe(there: dict[Path, str], removed: Removed) -> None:
     for folder in there:
         wipe(folder, _KEYS)
         removed.folders += (folder,)
+
+
+def _leave(unpacked: Iterable[Path]) -> None:
+    """The last thing that this process does: what it runs from goes."""
+    forget_unpacked(unpacked)
     home = os.environ.get("INFERNET_HOME")
     if home:
         # Somebody else's files may lie there, too.
@@ -328,5 +341,7 @@ def _tell(removed: Removed, *, as_json: bool) -> None:
         print(f"Removed {clean_line(removed.service, 500)}.")
     if removed.deregistered:
         print("The coordinator has forgotten this node.")
+    if is_packaged():
+        print(f"The program itself is the file {clean_line(str(program_file()), 500)}: it stays.")
     for loss in removed.lost:
         print(f"Given up: {loss}")

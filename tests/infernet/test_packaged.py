@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -36,6 +38,28 @@ def test_the_file_is_the_one_that_was_started(program: Path) -> None:
     assert packaged.is_packaged()
     assert packaged.program_file() == program
     assert packaged.unpacked_beside() == Path(sys.executable).parent.parent
+
+
+def test_what_was_unpacked_can_go_and_what_runs_stays(program: Path, tmp_path: Path) -> None:
+    here, older, running = (tmp_path / "cache" / f"program-{name}" for name in ("1-abc", "0-abc", "2-abc"))
+    older.mkdir()
+    running.mkdir()
+    sleeper = running / "infernet"
+    shutil.copy(shutil.which("sleep") or "", sleeper)
+    (tmp_path / "cache" / "notes").mkdir()
+    (tmp_path / "cache" / "program-link").symlink_to(tmp_path / "bin")
+    with subprocess.Popen([sleeper, "60"]) as other:
+        try:
+            assert packaged.unpacked_programs() == [older, here]
+        finally:
+            other.kill()
+    packaged.forget_unpacked([older, here])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["notes", "program-2-abc", "program-link"]
+    assert program.exists()
+
+
+def test_a_program_that_was_not_packaged_has_unpacked_nothing() -> None:
+    assert packaged.unpacked_programs() == []
 
 
 @pytest.mark.parametrize("told", ["", "infernet", "/nonexistent/infernet"])
