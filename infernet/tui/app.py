@@ -253,6 +253,9 @@ class LiveView(App[None]):
 
     def _draw(self) -> None:
         self._is_due = False
+        # A timer or a change of size may come before there is anything to draw on, and when there is no more.
+        if not self.screen_stack:
+            return
         # A column is the scroll bar's.
         width, height = max(20, self.size.width - 1), max(1, self.size.height - _FRAME_LINES)
         body = self._body

@@ -105,10 +105,12 @@ async def test_one_that_does_not_read_is_left(path: Path, monkeypatch: pytest.Mo
         watcher = Watcher(stream)
         await watcher.subscribe({"interval_s": 0.25})
         with trio.fail_after(DEADLINE_S):
+            # Nothing is read until the node has waited for longer than it does.
+            await trio.testing.wait_all_tasks_blocked(0.5)
             # What was sent before is still read, and then comes the end in the middle of a line.
             with contextlib.suppress(trio.BrokenResourceError):
                 while await watcher.next() is not None:
-                    await trio.testing.wait_all_tasks_blocked(0.2)
+                    pass
         async with await trio.open_unix_socket(path) as other:
             another = Watcher(other)
             node.live = {"status": {}, "jobs": [], "peers": []}

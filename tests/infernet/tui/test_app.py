@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from infernet.tui.app import LiveView
 from infernet.tui.feed import Away, LogLines, Snapshot, Told
-from infernet.tui.panels import KEYS
+from infernet.tui.panels import KEYS, Look
 from tests.helpers_tui import (
     LARGE,
     SMALL,
+    FakeSource,
     Watched,
     busy,
     hostile_snapshot,
@@ -92,6 +94,11 @@ async def test_no_size_breaks_it(size: tuple[int, int]) -> None:
         for key in ("2", "3", "4", "5", "1", "question_mark", "question_mark", "d", "n"):
             await view.press(key)
         assert len(screen_of(view.view)) == size[1]
+
+
+async def test_without_a_screen_nothing_is_drawn() -> None:
+    """Before the first one is there, and after the last one has gone."""
+    LiveView(FakeSource(), Look(has_colour=False))._draw()
 
 
 async def test_a_node_that_went_away_is_shown_as_it_was_and_found_again() -> None:
