@@ -39,16 +39,23 @@ def unpacked_beside() -> Path:
     return Path(sys.executable).parent.parent
 
 
-def unpacked_programs() -> list[Path]:
-    """The folders of this version and of older ones, but for those that another process runs from."""
+def unpacked_programs(ending: int | None = None) -> list[Path]:
+    """The folders of this version and of older ones, but for those that another process runs from.
+
+    A process that is about to end, and what it has started, are none of those.
+    """
     if not is_packaged():
         return []
     import psutil
 
+    passed_over = {os.getpid()}
+    if ending is not None:
+        with contextlib.suppress(psutil.Error):
+            passed_over |= {ending, *(child.pid for child in psutil.Process(ending).children(recursive=True))}
     elsewhere = {
         Path(process.info["exe"])
         for process in psutil.process_iter(["pid", "exe"])
-        if process.info["exe"] and process.info["pid"] != os.getpid()
+        if process.info["exe"] and process.info["pid"] not in passed_over
     }
     folders = [folder for folder in sorted(unpacked_beside().glob("program-*")) if folder.is_dir()]
     return [

@@ -84,7 +84,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     there = {folder: what for folder, what in folders.items() if check(folder)}
     service = _service(here)
     keeps = arguments.keep_config or arguments.keep_models or arguments.keep_binary
-    unpacked = [] if keeps else unpacked_programs()
+    unpacked = [] if keeps else unpacked_programs(running_pid(here.pid_file))
     if not there and service is None:
         _tell(Removed(), as_json=arguments.json)
         _leave(unpacked)
@@ -121,6 +121,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
             _wipe(there, removed)
     else:
         _wipe(there, removed)
+    unpacked = _free(unpacked)
     removed.folders += tuple(unpacked)
     _tell(removed, as_json=arguments.json)
     _leave(unpacked)
@@ -308,6 +309,17 @@ def _wipe(there: dict[Path, str], removed: Removed) -> None:
     for folder in there:
         wipe(folder, _KEYS)
         removed.folders += (folder,)
+
+
+def _free(unpacked: list[Path]) -> list[Path]:
+    """Those of these folders that nothing runs from; what has just ended may take a moment to be gone."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while unpacked and time.monotonic() < deadline:
+        free = unpacked_programs()
+        if set(unpacked) <= set(free):
+            return unpacked
+        time.sleep(POLL_INTERVAL_S)
+    return [folder for folder in unpacked if folder in unpacked_programs()]
 
 
 def _leave(unpacked: Iterable[Path]) -> None:

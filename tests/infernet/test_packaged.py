@@ -51,6 +51,7 @@ def test_what_was_unpacked_can_go_and_what_runs_stays(program: Path, tmp_path: P
     with subprocess.Popen([sleeper, "60"]) as other:
         try:
             assert packaged.unpacked_programs() == [older, here]
+            assert packaged.unpacked_programs(other.pid) == [older, here, running]
         finally:
             other.kill()
     packaged.forget_unpacked([older, here])
