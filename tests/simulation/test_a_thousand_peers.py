@@ -1,4 +1,4 @@
-"""A thousand peers of which none has room for all: each still hears what concerns it, and every model is answered.
+"""Hundreds of peers, by night a thousand, none with room for all: each hears what concerns it, each model is answered.
 
 What costs what at this size is measured by `scripts/bench gossip` and told in specs/04.
 """
