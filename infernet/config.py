@@ -6,23 +6,24 @@ below one folder, into `config`, `state` and `data`; otherwise they lie where th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-import errno
+import functools
 import hashlib
 import os
-import secrets
-import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
-from infernet.model_settings import ModelSettings
-from infernet.settings import BY_NAME, NO_MONEY, SETTINGS, Dollars, Setting, as_plain
-from infernet.turns import one_at_a_time
+from infernet.host.files import FilesError, make_private_directory, reason_of, way_out, write_private
+from infernet.host.turns import one_at_a_time
+from infernet.settings.models import ModelSettings
+from infernet.settings.readers import NO_MONEY, Dollars, as_plain
+from infernet.settings.table import BY_NAME, SETTINGS, Setting
 from protocol.constants import P2P_PORT
 from protocol.ids import NodeId, short
 from protocol.locality import ip_of
@@ -39,7 +40,7 @@ _OTHER_VARIABLES: Final = (ENGINE_KEY_VARIABLE, *(name for setting in SETTINGS f
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
-class ConfigError(Exception):
+class ConfigError(FilesError):
     """A file or a value cannot be used; one line: where, what, what is allowed."""
 
 
@@ -103,7 +104,7 @@ class Config:
     slots: int = 4
     threads: int | None = None
     confine: bool = True
-    #: Windows as `infernet/hours.py` writes them; none: at any time.
+    #: Windows as `infernet/settings/hours.py` writes them; none: at any time.
     serve_hours: tuple[str, ...] = ()
     serve_zone: str | None = None
     cluster_head: NodeId | None = None
@@ -429,7 +430,7 @@ def read_file(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({_reason(error)}): check its owner and mode") from None
+        raise ConfigError(f"cannot read {path} ({reason_of(error)}): check its owner and mode") from None
     try:
         return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -447,16 +448,34 @@ def read_file(path: Path) -> dict[str, Any] | None:
 def save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
     """Write settings to the file, whole or not at all. With `keep`, whatever else is in it stays, comments too.
 
-    A value of None removes the setting. Raises ConfigError.
+    A value of None removes the setting. Raises FilesError.
     """
-    try:
-        make_private_directory(path.parent)
-        with one_at_a_time(path.parent):
-            _save(path, values, keep=keep)
-    except TimeoutError as error:
-        raise ConfigError(f"{error}, and nothing was written: end it, and try again") from None
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
+    with changing(path) as write:
+        write(values, keep=keep)
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[Write]:
+    """For what follows from the settings that are there: between its reading and its writing nobody else writes.
+
+    Gives what writes them, which raises FilesError. Raises FilesError when the turn does not come.
+    """
+    with contextlib.ExitStack() as turn:
+        try:
+            make_private_directory(path.parent)
+            turn.enter_context(one_at_a_time(path.parent))
+        except TimeoutError as error:
+            raise ConfigError(f"{error}, and nothing was written: end it, and try again") from None
+        except OSError as error:
+            raise ConfigError(f"cannot write {path} ({reason_of(error)}): {way_out(error)}") from None
+        yield functools.partial(_save, path)
+
+
+class Write(Protocol):
+    """Writes settings to a file; a value of None removes the setting."""
+
+    def __call__(self, values: Mapping[str, object], *, keep: bool) -> None:
+        """Whole or not at all. Raises FilesError."""
 
 
 def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
@@ -474,66 +493,3 @@ def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
         else:
             document[name] = as_plain(value)
     write_private(path, tomlkit.dumps(document).encode())
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file atomically by one that only its owner can read. Raises ConfigError."""
-    try:
-        make_private_directory(path.parent)
-        replace_whole(path, data, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({_reason(error)}): {way_out(error)}") from None
-
-
-def replace_whole(path: Path, data: bytes, mode: int) -> None:
-    """Have this file, or the one from before, whatever comes between. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def make_private_directory(path: Path) -> None:
-    """Have a folder that only its owner can enter; one that exists is left as it is. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
-
-
-def require_private_directory(path: Path, *, create: bool) -> None:
-    """Make sure that nobody else can put anything into a folder. Raises ConfigError."""
-    try:
-        if create:
-            make_private_directory(path)
-        status = path.lstat()
-    except FileNotFoundError:
-        return  # nothing is there, so nothing is there that could deceive
-    except OSError as error:
-        raise ConfigError(f"cannot use {path} ({_reason(error)}): {_HOW_TO_MOVE}") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise ConfigError(f"{path} is not a folder: move it away")
-    if status.st_uid != os.getuid():
-        raise ConfigError(f"{path} belongs to another user: {_HOW_TO_MOVE}")
-    if status.st_mode & 0o022:
-        raise ConfigError(f"{path} can be written by others: run `chmod 700 {path}`")
-
-
-_HOW_TO_MOVE: Final = "make the folder yours, or choose another with INFERNET_HOME"
-
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-
-
-def way_out(error: OSError) -> str:
-    """What to do when something cannot be written."""
-    return "make room there" if error.errno in _FULL else _HOW_TO_MOVE
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

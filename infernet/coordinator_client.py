@@ -1,4 +1,4 @@
-"""HTTP to the coordinator: its key, registration, its list of peers; what it is asked about money is in `money_client`.
+"""HTTP to the coordinator: its key, registration, its list of peers; what it is asked about money is in `money.client`.
 
 Requests are signed with the node's key for the pinned coordinator alone. From the signed time in the coordinator's
 answer to a refused request a node learns that its own clock is wrong, and says so: it never sets the system's clock,

@@ -13,13 +13,14 @@ import structlog
 import trio
 
 import infernet
-from infernet import ipc_server
 from infernet.answers import AnswerEvent, AskOptions
 from infernet.config import Config
 from infernet.coordinator_client import CoordinatorError
 from infernet.driver import wall_ms
+from infernet.host.notify import Notifier
 from infernet.identity import forbid_core_dumps
-from infernet.ipc_server import (
+from infernet.ipc import server as ipc_server
+from infernet.ipc.server import (
     DRAIN_LIMIT_S,
     ChatRequest,
     CloseLeaseRequest,
@@ -28,11 +29,10 @@ from infernet.ipc_server import (
     MoneyRequest,
 )
 from infernet.metrics.exposition import NodeMetrics
-from infernet.money_client import TARGETS
+from infernet.money.client import TARGETS
 from infernet.node import Node, run_node
-from infernet.notify import Notifier
 from infernet.own_addresses import peer_of
-from infernet.settings import read_node, read_peer
+from infernet.settings.readers import read_node, read_peer
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import LeaseId, NodeId, peer_id

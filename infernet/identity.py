@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from infernet.config import make_private_directory, way_out
+from infernet.host.files import make_private_directory, reason_of, way_out
 from protocol.envelope import SigningKey
 from protocol.errors import LocalProtocolError
 from protocol.ids import bech32_decode
@@ -73,7 +73,7 @@ def create(path: Path, key: SigningKey) -> None:
             os.close(descriptor)
             draft.unlink()
     except OSError as error:
-        raise IdentityError(f"cannot store the key in {path.parent} ({_reason(error)}): {way_out(error)}") from None
+        raise IdentityError(f"cannot store the key in {path.parent} ({reason_of(error)}): {way_out(error)}") from None
 
 
 def _link(draft: Path, path: Path) -> None:
@@ -90,7 +90,7 @@ def load(path: Path) -> SigningKey:
     except FileNotFoundError:
         raise NoIdentity(f"this node has no key yet ({path}): run `infernet init`") from None
     except OSError as error:
-        raise IdentityError(f"cannot read the key {path} ({_reason(error)}): check its owner and mode") from None
+        raise IdentityError(f"cannot read the key {path} ({reason_of(error)}): check its owner and mode") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -115,7 +115,7 @@ def set_aside(path: Path, key: SigningKey) -> Path:
     try:
         path.rename(aside)
     except OSError as error:
-        raise IdentityError(f"cannot move the old key {path} aside ({_reason(error)})") from None
+        raise IdentityError(f"cannot move the old key {path} aside ({reason_of(error)})") from None
     return aside
 
 
@@ -135,7 +135,3 @@ def forbid_core_dumps() -> None:
     """Keep this process's memory, with the key in it, out of core dumps and away from debuggers (Linux)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -19,7 +19,8 @@ import trio
 import infernet
 from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
-from infernet.carrier import TransportCarrier
+from infernet.carriers.link import LinkCarrier
+from infernet.carriers.transport import TransportCarrier
 from infernet.cluster.membership import Cluster, spoken_in_clusters
 from infernet.config import Config
 from infernet.coordinator_client import RequestSigner
@@ -36,12 +37,12 @@ from infernet.engines.contract import DividesCards, Engine, RunsOnCards
 from infernet.engines.selection import open_engine
 from infernet.hardware.contract import Card
 from infernet.hardware.watch import Watch
-from infernet.inspection import Inspection
+from infernet.ipc.inspection import Inspection
+from infernet.ipc.why import WhyRequest
 from infernet.kept_experience import KeptExperience
-from infernet.link_carrier import LinkCarrier
-from infernet.money import Money
-from infernet.money_client import MoneyClient
-from infernet.money_store import MoneyStore
+from infernet.money.client import MoneyClient
+from infernet.money.performer import Money
+from infernet.money.store import MoneyStore
 from infernet.opening_hours import OpeningHours
 from infernet.own_addresses import peer_of, uses_local_network
 from infernet.proxy import open_proxy, proxy_for
@@ -50,7 +51,6 @@ from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from infernet.transport.libp2p_host import HostLimits, Libp2pTransport
 from infernet.transport.yamux_session import YamuxConfig
-from infernet.why import WhyRequest
 from protocol import constants as c
 from protocol import events as e
 from protocol.clusters import CLUSTER_PROTOCOL

@@ -14,8 +14,8 @@ import structlog
 import trio
 
 from infernet.config import Config
-from infernet.hours import Week, described, words_of
-from infernet.time_zone import offset_of
+from infernet.settings.hours import Week, described, words_of
+from infernet.settings.time_zone import offset_of
 from protocol.records import Availability, Role
 
 log = structlog.get_logger(__name__)

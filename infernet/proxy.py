@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final, Never
 import trio
 
 from infernet.config import Config, ConfigError
+from infernet.host.files import reason_of
 from infernet.own_addresses import is_loopback_url
-from infernet.settings import split_proxy
+from infernet.settings.readers import split_proxy
 
 if TYPE_CHECKING:
     import httpx
@@ -222,7 +223,7 @@ def _read_login(path: Path) -> bytes:
         with path.open("rb") as file:
             line = file.read(_LOGIN_BYTES_MAX + 3).strip()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise ConfigError(f"the login file {path} cannot be read ({reason}): check its owner and mode") from None
     if not line.isascii() or not line.decode("ascii").isprintable():
         raise ConfigError(f"{path} does not hold a login for the proxy: it must be one line of printable ASCII")

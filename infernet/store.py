@@ -19,7 +19,7 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from infernet.config import make_private_directory
+from infernet.host.files import make_private_directory, reason_of
 from protocol.ids import NodeId
 from protocol.records import Heartbeat, Signed
 from protocol.reputation import OWN_MAX, SavedExperience
@@ -101,7 +101,7 @@ class Store:
             self._database = self._open_or_recover()
         except OSError as error:
             raise StoreError(
-                f"cannot use the store {path} ({(error.strerror or str(error)).lower()}): make its folder yours, "
+                f"cannot use the store {path} ({reason_of(error)}): make its folder yours, "
                 "or choose another with INFERNET_HOME"
             ) from None
 

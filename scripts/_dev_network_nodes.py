@@ -32,7 +32,7 @@ from _dev_network_namespaces import Place, end_with_parent
 from _environment import ROOT, Failure, clean_environ
 from infernet import identity
 from infernet.config import places
-from infernet.settings import BY_NAME
+from infernet.settings.table import BY_NAME
 from protocol.ids import NodeId, peer_id
 
 PACED_NODE: Final = "tests.helpers_paced_node"

@@ -143,7 +143,7 @@ def system_unit() -> str:
     """The unit for the system's systemd, as `infernet service unit --system` prints it for a program at INSTALLED."""
     sys.path.insert(0, str(ROOT))
     try:
-        from infernet import service_units
+        from infernet.host import service_units
     finally:
         sys.path.pop(0)
     return service_units.system_unit(service_units.Service([INSTALLED, "start", "--foreground"]))

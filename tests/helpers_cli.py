@@ -17,7 +17,7 @@ import trio
 
 from infernet.cli.__main__ import main
 from infernet.config import Config, places
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from tests.helpers_ipc import FakeNode, is_served, served
 from tests.helpers_json_shapes import check
 

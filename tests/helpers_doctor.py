@@ -20,7 +20,7 @@ from infernet import identity
 from infernet.cli.__main__ import main
 from infernet.config import save
 from infernet.engines import models
-from infernet.settings import BY_NAME
+from infernet.settings.table import BY_NAME
 from protocol.constants import PROTOCOL_VERSION
 from protocol.ids import NodeId
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside

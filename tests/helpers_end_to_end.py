@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import trio
 
-from infernet import ipc
 from infernet.answers import AskOptions
 from infernet.config import Config
+from infernet.ipc import client as ipc
 from infernet.node import Node, client_node
 from protocol.effects import JobDone, JobEvent, JobText
 from protocol.envelope import SigningKey

@@ -11,8 +11,8 @@ import trio
 
 from infernet.answers import AnswerEvent
 from infernet.draining import JobsLeft
-from infernet.ipc_server import ChatRequest, CloseLeaseRequest, Handlers, JoinRequest, MoneyRequest, serve
-from infernet.why import WhyRequest
+from infernet.ipc.server import ChatRequest, CloseLeaseRequest, Handlers, JoinRequest, MoneyRequest, serve
+from infernet.ipc.why import WhyRequest
 from protocol.effects import JobAccepted, JobDone, JobFailed, JobText, Served
 from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId

@@ -17,8 +17,8 @@ from typing import Final
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from infernet.money_store import MoneyStore
-from infernet.money_writer import MoneyWriter
+from infernet.money.store import MoneyStore
+from infernet.money.writer import MoneyWriter
 from protocol.effects import StoreMark
 from tests.helpers_money_store import CAP_UUSD, claimed, mark, paid
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from infernet import ipc
 from infernet.config import places
+from infernet.ipc import client as ipc
 from protocol.ids import node_id_from_text
 from tests.helpers_processes import wait_until
 

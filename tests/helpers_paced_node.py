@@ -37,7 +37,7 @@ from infernet.config import Config
 from infernet.daemon import run_daemon
 from infernet.driver import wall_ms
 from infernet.engines.contract import Engine, EngineState, EngineStatistics, Report
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from infernet.node import Node, run_node
 from protocol.effects import RunEngine
 from protocol.envelope import SigningKey

@@ -19,8 +19,9 @@ from typing import Any
 
 from coordinator.store.db import DATABASE_NAME, open_database
 from coordinator.store.ledger import Ledger
-from infernet import identity, ipc
+from infernet import identity
 from infernet.driver import wall_ms
+from infernet.ipc import client as ipc
 from protocol.ids import NodeId
 from protocol.ledger import Deposit, Entry, available
 from tests.helpers_cli import ROOT, Home, Outcome

@@ -11,7 +11,7 @@ from infernet.cli.engine import quiet_log
 from infernet.cli.output import duration, print_json, print_table
 from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
 
 if TYPE_CHECKING:
     from infernet.engines.benchmark import Benchmark

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, Final
 
-from infernet import identity, ipc
+from infernet import identity
 from infernet.cli.command import Failure, Misuse, innermost
 from infernet.cli.conversation import Conversation, NoAnswer, Question
 from infernet.config import Config, load, places
-from infernet.lock import running_pid
-from infernet.settings import read_dollars, read_node, read_peer, read_url
+from infernet.host.files import reason_of
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
+from infernet.settings.readers import read_dollars, read_node, read_peer, read_url
 from protocol.envelope import SigningKey
 
 MAX_TOKENS_DEFAULT: Final = 512
@@ -163,7 +165,7 @@ def _read_question(arguments: argparse.Namespace) -> str:
         except UnicodeDecodeError:
             raise Misuse("the question is not UTF-8 text") from None
         except OSError as error:
-            raise Misuse(f"standard input cannot be read ({(error.strerror or 'an error').lower()})") from None
+            raise Misuse(f"standard input cannot be read ({reason_of(error)})") from None
     if not text.strip():
         raise Misuse('the question is empty: infernet chat "...", or give it on standard input')
     if len(text) > QUESTION_CHARACTERS_MAX:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import duration, print_fields, print_json, print_table, size
 from infernet.cli.settings_flags import warn_if_running
 from infernet.config import Config, LoadedConfig, load, save
-from infernet.lock import running_pid
-from infernet.settings import BY_NAME, read_node, read_worker
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
+from infernet.settings.readers import read_node, read_worker
+from infernet.settings.table import BY_NAME
 from protocol.ids import NodeId, npub
 from protocol.records import Role
 

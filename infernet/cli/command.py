@@ -22,10 +22,10 @@ INTERRUPTED: Final = 130
 
 # Exceptions whose text is one line for people. A class of a module that was never loaded cannot have been raised.
 _FOR_PEOPLE: Final = (
-    ("infernet.config", "ConfigError"),
+    ("infernet.host.files", "FilesError"),
     ("infernet.identity", "IdentityError"),
-    ("infernet.lock", "AlreadyRunning"),
-    ("infernet.ipc", "IpcError"),
+    ("infernet.host.lock", "AlreadyRunning"),
+    ("infernet.ipc.client", "IpcError"),
     ("infernet.store", "StoreError"),
     ("infernet.coordinator_client", "CoordinatorError"),
     ("infernet.engines.contract", "EngineUnavailable"),
@@ -131,7 +131,7 @@ def _take_over(verb: str) -> None:
     if verb in _WITHOUT_SETTINGS:
         return
     from infernet.config import places
-    from infernet.earlier_config import take_over
+    from infernet.settings.earlier import take_over
 
     if (done := take_over(places())) is not None:
         complain(done.text)
@@ -199,21 +199,24 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 def explain(error: BaseException) -> str | None:
     """The text of an error that was written for people, None for any other."""
+    from infernet.host.files import reason_of
+
     known = (Failure, *(getattr(sys.modules[module], name) for module, name in _FOR_PEOPLE if module in sys.modules))
     if isinstance(error, known):
         return str(error)
     if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-        return f"cannot write the output ({(error.strerror or 'an error').lower()}): make room where it goes"
+        return f"cannot write the output ({reason_of(error)}): make room where it goes"
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRORS:
         where = f" {error.filename}" if error.filename else " a file"
-        reason = (error.strerror or "an error").lower()
+        reason = reason_of(error)
         return f"cannot use{where} ({reason}): put that right, or choose another folder with INFERNET_HOME"
     return None
 
 
 def _unexpected(error: BaseException) -> str:
     """Write down where it happened, without the values that an exception quotes; gives one line for the user."""
-    from infernet.config import directories, make_private_directory
+    from infernet.config import directories
+    from infernet.host.files import make_private_directory
     from infernet.log import describe
 
     text = f"something unexpected went wrong ({type(error).__name__})"

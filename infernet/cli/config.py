@@ -9,7 +9,8 @@ from infernet.cli.command import Misuse
 from infernet.cli.output import print_json, print_table
 from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running
 from infernet.config import save
-from infernet.settings import BY_NAME, as_plain
+from infernet.settings.readers import as_plain
+from infernet.settings.table import BY_NAME
 
 USAGE: Final = "show|set [SETTINGS] [--json]"
 DESCRIPTION: Final = """\

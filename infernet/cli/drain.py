@@ -7,12 +7,12 @@ import contextlib
 from pathlib import Path
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_json
 from infernet.cli.status import node_status
 from infernet.cli.stop import SHUTDOWN_TIMEOUT_S, jobs_left, seconds
 from infernet.config import places
+from infernet.ipc import client as ipc
 
 LIMIT_S_DEFAULT: Final = 3600.0
 

@@ -12,6 +12,7 @@ from infernet.cli.output import print_fields, print_json, print_table
 from infernet.cli.running_models import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
+from infernet.host.files import reason_of
 
 if TYPE_CHECKING:
     from infernet.confinement.contract import Protection
@@ -132,7 +133,7 @@ def _embedded() -> dict[str, Any]:
 
 
 async def _exllamas() -> list[dict[str, Any]]:
-    from infernet.settings import EXLLAMA
+    from infernet.settings.readers import EXLLAMA
 
     return [await _exllama(name) for name in EXLLAMA]
 
@@ -159,7 +160,7 @@ async def _exllama(name: str) -> dict[str, Any]:
             if not isinstance(answer, Probed):
                 return _row(name, kind, "", [], await worker.why_gone())
     except OSError as error:
-        return _row(name, kind, "", [], f"no process can be started to look ({(error.strerror or 'an error').lower()})")
+        return _row(name, kind, "", [], f"no process can be started to look ({reason_of(error)})")
     return _row(name, kind, f"{name} {answer.version}" if answer.version else "", [], answer.problem)
 
 
@@ -243,7 +244,7 @@ async def _try(config: Config, timeout_s: float) -> tuple[list[Trial], tuple[Pro
 
 def _named(config: Config, name: str | None) -> Config:
     """The configuration of a provider with this engine. Raises Misuse."""
-    from infernet.settings import read_engine_url
+    from infernet.settings.readers import read_engine_url
     from protocol.records import Role
 
     if name is None:

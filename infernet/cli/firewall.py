@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.status import STATUS_TIMEOUT_S
 from infernet.config import Config, load
-from infernet.firewalls import BY_NAME, FIREWALLS, Firewall, detect
-from infernet.settings import PORT_MAX
+from infernet.host.firewalls import BY_NAME, FIREWALLS, Firewall, detect
+from infernet.ipc import client as ipc
+from infernet.settings.readers import PORT_MAX
 from protocol.constants import P2P_PORT
 
 USAGE: Final = "[--port P] [--for NAME] [--json]"

@@ -16,7 +16,9 @@ from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
 from infernet.cli.settings_flags import add_settings, settings_given, warn_if_running
 from infernet.config import Config, ConfigError, default_name, places, read_file, save, values_in
-from infernet.settings import BY_NAME, as_plain, read_node
+from infernet.host.files import reason_of
+from infernet.settings.readers import as_plain, read_node
+from infernet.settings.table import BY_NAME
 from protocol.envelope import SigningKey
 from protocol.ids import NodeId, npub, peer_id
 from protocol.records import Role
@@ -261,7 +263,7 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
         try:
             path.replace(aside)
         except OSError as error:
-            raise ConfigError(f"cannot move {path} aside ({(error.strerror or 'an error').lower()})") from None
+            raise ConfigError(f"cannot move {path} aside ({reason_of(error)})") from None
         try:
             save(path, values, keep=False)
         except BaseException:

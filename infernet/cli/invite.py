@@ -7,12 +7,13 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from infernet import identity, ipc
+from infernet import identity
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_json
 from infernet.cli.picture import draw
 from infernet.config import Config, load
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 from infernet.own_addresses import is_loopback_url, multiaddr
 from infernet.store import Store
 from protocol.formats.invites import Invite, InvitedNode, encode_invite

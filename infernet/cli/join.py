@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
-from infernet import identity, ipc
+from infernet import identity
 from infernet.cli import init
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import confirm
 from infernet.config import Config, load, places, save, values_in
-from infernet.lock import running_pid
-from infernet.settings import read_peer, read_url
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
+from infernet.settings.readers import read_peer, read_url
 from protocol.formats.invites import Invite, decode_invite
 from protocol.ids import NodeId, npub, peer_id
 

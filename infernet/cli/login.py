@@ -10,7 +10,7 @@ from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
 from infernet.config import Config, load, places, save, values_in
-from infernet.settings import BY_NAME
+from infernet.settings.table import BY_NAME
 from protocol.ids import npub
 
 USAGE: Final = "[--status] [--url URL [--coordinator-key KEY] [--yes]] [--json]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,6 +15,7 @@ from infernet.cli.running_models import parts_in, running_parts, where_of
 from infernet.config import Config
 
 if TYPE_CHECKING:
+    from infernet.engines.fitting import Fit
     from infernet.engines.shelf import Model
 
 USAGE: Final = "list | pull [WHAT] | show MODEL | use MODEL [--also] | remove MODEL [OPTIONS] [--json]"
@@ -150,7 +152,7 @@ def _fields(model: Model, config: Config, memory: Any, running: list[dict[str, A
 def _needed(model: Model, config: Config) -> int:
     """What it takes with the contexts that are set for it, or for all."""
     from infernet.engines.fitting import needed_bytes
-    from infernet.model_settings import settings_of
+    from infernet.settings.models import settings_of
 
     own = settings_of(config.model_settings, model.name)
     context_tokens, slots = own.context_tokens or config.context_tokens, own.slots or config.slots
@@ -291,9 +293,8 @@ def _refuse_too_large(file_bytes: int) -> None:
 
 def _use(arguments: argparse.Namespace) -> None:
     from infernet.cli.settings_flags import warn_if_running
-    from infernet.config import save
+    from infernet.config import changing, load
     from infernet.engines import models, shelf
-    from infernet.engines.fitting import Fit, fit, machine_memory
     from infernet.engines.shelf import Check
 
     config = _config()
@@ -304,7 +305,39 @@ def _use(arguments: argparse.Namespace) -> None:
         raise Failure(f"the file {path} {model.problem}: it cannot be served")
     if model.check is Check.DAMAGED:
         raise Failure(f"the file {path} is damaged (its sha256 differs): remove it, and pull it again")
-    others = _others(config, path) if arguments.also else []
+    # What is set beside it is read and written in one turn: two commands at once may each add a model.
+    with changing(config.config_file) as write:
+        config = load().config
+        choice = _choice(model, config, arguments)
+        write(choice.changes, keep=True)
+    beside = [other.name for other in choice.others]
+    if arguments.json:
+        told = {"beside": beside, "fits": choice.fits.value, "config_file": str(config.config_file)}
+        print_json({"model": model.name, "path": str(path), **told})
+    else:
+        also = f" beside {', '.join(beside)}" if beside else ""
+        print(f"{model.name} is served{also} from the next `infernet start` on (written to {config.config_file}).")
+    if choice.is_tight:
+        what = "these models fit" if beside else f"{model.name} fits"
+        warn(f"{what} this machine only if other programs give up memory")
+    warn_if_running(config)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What `use` writes, which models are set beside the new one, and whether all of them fit."""
+
+    changes: dict[str, Any]
+    others: list[Model]
+    fits: Fit
+    is_tight: bool
+
+
+def _choice(model: Model, config: Config, arguments: argparse.Namespace) -> _Choice:
+    """Raises Failure where it cannot be served beside the others."""
+    from infernet.engines.fitting import Fit, fit, machine_memory
+
+    others = _others(config, model.path) if arguments.also else []
     if any(other.name == model.name for other in others):
         raise Failure(f"another model that is set is called {model.name}, too: rename the file of one")
     needed = _needed(model, config) + sum(_needed(other, config) for other in others)
@@ -316,7 +349,7 @@ def _use(arguments: argparse.Namespace) -> None:
             f"{config.context_tokens}, more than this machine has: set fewer, or give --force",
             needed_bytes=needed,
         )
-    value = _value(config, path, model.name)
+    value = _value(config, model.path, model.name)
     engines = (
         config.engine if config.llama_models else ",".join((*config.engines, "llama")) if arguments.also else "llama"
     )
@@ -324,17 +357,7 @@ def _use(arguments: argparse.Namespace) -> None:
     if others:
         values = [_value(config, other.path, other.name) for other in others]
         changes |= {"model": values[0], "models": (*values, value)}
-    save(config.config_file, changes, keep=True)
-    if arguments.json:
-        told = {"beside": [other.name for other in others], "fits": fits.value, "config_file": str(config.config_file)}
-        print_json({"model": model.name, "path": str(path), **told})
-    else:
-        beside = f" beside {', '.join(other.name for other in others)}" if others else ""
-        print(f"{model.name} is served{beside} from the next `infernet start` on (written to {config.config_file}).")
-    if fits is Fit.TIGHT:
-        what = "these models fit" if others else f"{model.name} fits"
-        warn(f"{what} this machine only if other programs give up memory")
-    warn_if_running(config)
+    return _Choice(changes, others, fits, fits is Fit.TIGHT)
 
 
 def _others(config: Config, path: Path) -> list[Model]:
@@ -383,8 +406,8 @@ def _remove(arguments: argparse.Namespace) -> None:
 def _is_served(config: Config, path: Path, name: str) -> bool:
     """Whether a running node has this model: by what it says, or if it does not answer, by what is set."""
     from infernet.cli.status import node_status
-    from infernet.ipc import IpcError
-    from infernet.lock import running_pid
+    from infernet.host.lock import running_pid
+    from infernet.ipc.client import IpcError
 
     if running_pid(config.pid_file) is None:
         return False

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure, Misuse
 from infernet.config import load
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 from protocol import constants as c
 from protocol.formats.amounts import BadAmount, format_usd, parse_usd
 from protocol.formats.coins import Pair, UnknownPair, find_pair
@@ -66,7 +66,7 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     from infernet.cli.command import innermost
     from infernet.coordinator_client import CoordinatorError, CoordinatorRefused, RequestSigner
     from infernet.driver import wall_ms
-    from infernet.money_client import MoneyClient
+    from infernet.money.client import MoneyClient
     from infernet.node import registration
     from infernet.proxy import proxy_for
 

@@ -15,7 +15,8 @@ from typing import Final
 from infernet.cli.__main__ import GROUPS
 from infernet.cli.command import make_parser
 from infernet.config import Config
-from infernet.settings import BY_NAME, SETTINGS, Setting, as_plain
+from infernet.settings.readers import as_plain
+from infernet.settings.table import BY_NAME, SETTINGS, Setting
 
 COMMANDS: Final = "commands.md"
 SETTINGS_PAGE: Final = "settings.md"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.output import duration, print_json, print_table
 from infernet.cli.status import STATUS_TIMEOUT_S, node_status
 from infernet.config import places
+from infernet.ipc import client as ipc
 
 USAGE: Final = "[--all] [--json]"
 DESCRIPTION: Final = """\

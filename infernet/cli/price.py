@@ -9,9 +9,10 @@ from typing import Final, NamedTuple
 from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
-from infernet.config import Config, load, save
-from infernet.model_settings import ModelSettings
-from infernet.settings import BY_NAME, NO_MONEY, Dollars, as_plain
+from infernet.config import Config, changing, load, places
+from infernet.settings.models import ModelSettings
+from infernet.settings.readers import NO_MONEY, Dollars, as_plain
+from infernet.settings.table import BY_NAME
 from protocol.formats.amounts import format_usd
 
 # An answer of some length to a question of some length, so that prices for a million tokens mean something.
@@ -64,12 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "set" and not given:
         raise Misuse("nothing to set: give --in, --out or --job, or `infernet price free`")
     changes: dict[str, object] = dict(_read(given))
-    if arguments.action == "free":
-        changes = dict.fromkeys(_FLAGS, NO_MONEY) | _without_prices(load().config)
-    # Read and checked together with what is set elsewhere.
-    config = load(changes).config
-    if changes:
-        save(config.config_file, changes, keep=True)
+    if arguments.action == "show":
+        config = load().config
+    else:
+        with changing(places().config_file) as write:
+            if arguments.action == "free":
+                changes = dict.fromkeys(_FLAGS, NO_MONEY) | _without_prices(load().config)
+            # Read and checked together with what is set elsewhere.
+            config = load(changes).config
+            write(changes, keep=True)
     _tell(config, as_json=arguments.json)
     if changes:
         origins = load().origins

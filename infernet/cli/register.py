@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.money import ask_coordinator, fields_of
 from infernet.cli.output import print_fields, print_json
 from infernet.config import Config, load
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 
 USAGE: Final = "[--json]"
 DESCRIPTION: Final = """\

@@ -20,11 +20,11 @@ from infernet.cli.questions import confirm
 from infernet.cli.stop import POLL_INTERVAL_S, WAIT_S_DEFAULT, end_node
 from infernet.cli.wallet import vouchers
 from infernet.config import Config, ConfigError, load, places
-from infernet.ipc import IpcError
-from infernet.lock import AlreadyRunning, hold_lock, running_pid
-from infernet.packaged import forget_unpacked, is_packaged, program_file, unpacked_programs
+from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.host.packaged import forget_unpacked, is_packaged, program_file, unpacked_programs
+from infernet.host.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
+from infernet.ipc.client import IpcError
 from infernet.store import StoreError
-from infernet.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
 from protocol.formats.amounts import format_usd
 from protocol.formats.text import clean_line
 from protocol.ids import npub
@@ -232,7 +232,7 @@ def _refuse_loss(losses: tuple[Loss, ...]) -> None:
 def _service(here: Config) -> Path | None:
     """The unit of this node, if a service manager has one."""
     from infernet.cli.service import installed_for, manager
-    from infernet.service_manager import ServiceError
+    from infernet.host.service_manager import ServiceError
 
     try:
         return manager().path if installed_for(here) else None
@@ -268,7 +268,7 @@ def _announcement(
 
 def _uninstall(path: Path) -> str:
     from infernet.cli.service import manager
-    from infernet.service_manager import ServiceError
+    from infernet.host.service_manager import ServiceError
 
     try:
         manager().uninstall()

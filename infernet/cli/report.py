@@ -9,6 +9,7 @@ from typing import Final
 
 from infernet.cli.command import Failure
 from infernet.cli.output import print_json
+from infernet.host.files import reason_of
 
 USAGE: Final = "[--output FILE] [--skip-network] [--skip-engine] [--json]"
 DESCRIPTION: Final = """\
@@ -59,6 +60,4 @@ def _new_file(path: Path) -> int:
     except FileExistsError:
         raise Failure(f"{path} exists already: choose another name for the report") from None
     except OSError as error:
-        raise Failure(
-            f"cannot write {path} ({(error.strerror or 'an error').lower()}): choose another place for the report"
-        ) from None
+        raise Failure(f"cannot write {path} ({reason_of(error)}): choose another place for the report") from None

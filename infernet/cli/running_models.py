@@ -7,8 +7,8 @@ from typing import Any
 from infernet.cli.command import Failure
 from infernet.cli.status import node_status
 from infernet.config import Config
-from infernet.ipc import IpcError
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc.client import IpcError
 
 
 def running_parts(config: Config) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
 from infernet.config import Config, load, save
-from infernet.hours import DAY_MINUTES, DAYS, WEEK_MINUTES, Offset, Week, described, minute_of_week
-from infernet.settings import BY_NAME
-from infernet.time_zone import offset_of
+from infernet.settings.hours import DAY_MINUTES, DAYS, WEEK_MINUTES, Offset, Week, described, minute_of_week
+from infernet.settings.table import BY_NAME
+from infernet.settings.time_zone import offset_of
 from protocol.records import Role
 
 # Half an hour to a character, so that a day and its name fit into any terminal.

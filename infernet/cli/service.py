@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from infernet import identity, service_units
+from infernet import identity
 from infernet.cli.command import Failure, Misuse, self_command, warn
 from infernet.cli.logs import LINES_DEFAULT, no_log, read_count, show_file
 from infernet.cli.output import print_fields, print_json
-from infernet.config import Config, load, make_private_directory, places
-from infernet.firewalls import find_program
-from infernet.lock import running_pid
+from infernet.config import Config, load, places
+from infernet.host import service_units
+from infernet.host.files import make_private_directory
+from infernet.host.firewalls import find_program
+from infernet.host.lock import running_pid
+from infernet.host.packaged import is_packaged, program_file, unpacked_beside
+from infernet.host.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd, read_ours
 from infernet.log_lines import LINE_BYTES_MAX, for_people, for_programs
-from infernet.packaged import is_packaged, program_file, unpacked_beside
-from infernet.service_manager import Installed, Launchd, Manager, ServiceError, State, Systemd, read_ours
-from infernet.settings import BY_NAME
+from infernet.settings.table import BY_NAME
 
 SYSTEM_PATH: Final = f"/etc/systemd/system/{service_units.UNIT_NAME}"
 ACTIONS: Final = ("install", "uninstall", "status", "logs", "unit")

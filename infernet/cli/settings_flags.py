@@ -10,8 +10,8 @@ from typing import Final
 from infernet import identity
 from infernet.cli.command import warn
 from infernet.config import Config, LoadedConfig, load, save, values_in
-from infernet.lock import running_pid
-from infernet.settings import BY_NAME, SETTINGS
+from infernet.host.lock import running_pid
+from infernet.settings.table import BY_NAME, SETTINGS
 from protocol.envelope import SigningKey
 
 _SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht", "allow_private", "confine")

@@ -18,8 +18,9 @@ from infernet.cli.command import Failure, Misuse, explain, innermost, self_comma
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_models import not_serving, parts_in
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
-from infernet.config import Config, make_private_directory
-from infernet.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.config import Config
+from infernet.host.files import make_private_directory
+from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
 from protocol.envelope import SigningKey
 
 # A large model from a slow disk; the node itself is up in a second.

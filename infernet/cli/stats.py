@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.cli.status import STATUS_TIMEOUT_S, earned, node_status
 from infernet.config import Config, places
+from infernet.ipc import client as ipc
 from protocol.formats.amounts import format_usd
 from protocol.formats.text import clean_text
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.config import Config, places
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 from protocol.formats.amounts import format_usd
 
 STATUS_TIMEOUT_S: Final = 2.0

@@ -10,11 +10,11 @@ import sys
 import time
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure
 from infernet.cli.output import print_json
 from infernet.config import Config, places
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 
 WAIT_S_DEFAULT: Final = 30.0
 SHUTDOWN_TIMEOUT_S: Final = 5.0

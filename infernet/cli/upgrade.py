@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import infernet
-from infernet import ipc
 from infernet.cli.output import print_json
 from infernet.cli.status import STATUS_TIMEOUT_S
 from infernet.config import places
-from infernet.packaged import is_packaged, program_file, unpacked_beside
+from infernet.host.packaged import is_packaged, program_file, unpacked_beside
+from infernet.ipc import client as ipc
 from protocol.formats.text import clean_line
 
 USAGE: Final = "[--json]"

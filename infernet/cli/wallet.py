@@ -6,7 +6,6 @@ import argparse
 import sys
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.money import (
     as_usd_text,
@@ -25,7 +24,8 @@ from infernet.cli.output import print_fields, print_json, print_table
 from infernet.cli.payments import LIMIT_DEFAULT, LIMIT_MAX, read_limit
 from infernet.cli.picture import draw
 from infernet.config import Config, load
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 from protocol.effects import Equivocation
 from protocol.formats.amounts import BadAmount, Rounding, parse_amount
 from protocol.formats.coins import Pair
@@ -149,7 +149,7 @@ def vouchers(config: Config) -> dict[str, int]:
         return {"unclaimed_uusd": 0, "unclaimed_leases": 0}
     from contextlib import closing
 
-    from infernet.money_store import MoneyStore, accusation
+    from infernet.money.store import MoneyStore, accusation
 
     with closing(MoneyStore(config.money_file, read_only=True)) as store:
         totals = store.totals()
@@ -295,7 +295,7 @@ def _proofs(config: Config) -> list[Equivocation]:
         return []
     from contextlib import closing
 
-    from infernet.money_store import MoneyStore
+    from infernet.money.store import MoneyStore
 
     with closing(MoneyStore(config.money_file, read_only=True)) as store:
         return store.proofs()

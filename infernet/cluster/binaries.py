@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from infernet.engines.contract import EngineUnavailable
-from infernet.tools import ToolError, run_tool
+from infernet.host.tools import ToolError, run_tool
 from protocol.clusters import DEVICES_MAX, Build, Device
 from protocol.formats.text import clean_line
 

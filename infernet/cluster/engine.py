@@ -23,6 +23,7 @@ from infernet.cluster.program import Program, ProgramGone, open_program, private
 from infernet.engines.contract import EngineEvent, EngineState, EngineStatistics, EngineUnavailable, Report
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Patience
 from infernet.engines.openai_http import ApiKey
+from infernet.host.files import reason_of
 from protocol.clusters import Attached, Build
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
@@ -242,7 +243,7 @@ class ClusterEngine:
         except ProgramGone as error:
             return str(error)
         except OSError as error:
-            return f"the key of llama-server cannot be written ({(error.strerror or str(error)).lower()})"
+            return f"the key of llama-server cannot be written ({reason_of(error)})"
 
     async def _follow(
         self, program: Program, members: Members, sessions: Sequence[Attached | None], key: ApiKey

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 
-from infernet.hardening import harden
+from infernet.host.hardening import harden
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1

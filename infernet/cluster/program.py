@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from infernet.engines.process import reason_in, signal_name, worker_environment
+from infernet.host.files import reason_of
 
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = 4096
@@ -203,7 +204,7 @@ async def open_program(
 
 
 def _plain(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    return reason_of(error)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from infernet.confinement import landlock, seccomp
 from infernet.confinement.contract import MEANINGS, Protection
 from infernet.confinement.landlock import Grant
 from infernet.confinement.seccomp import AtMost, Condition, Refuse
+from infernet.host.files import reason_of
 
 #: How long the name of a socket may be that an engine connects to: its own, in its own folder, by a relative path. The
 #: kernel tells a filter the length of a socket's address, and not the address.
@@ -176,7 +177,7 @@ def _tried(name: str, restrict: Callable[[], None]) -> Protection:
     try:
         restrict()
     except OSError as error:
-        return Protection(name, is_on=False, why_not=f"the kernel refused it: {(error.strerror or str(error)).lower()}")
+        return Protection(name, is_on=False, why_not=f"the kernel refused it: {reason_of(error)}")
     return Protection(name, is_on=True)
 
 

@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 import psutil
 
 import infernet
-from infernet import ipc
 from infernet.config import Config, ConfigError, LoadedConfig, load, places
 from infernet.diagnostics import log_lines, settings_shown
 from infernet.diagnostics.known_names import known_names
 from infernet.diagnostics.redactor import Redactor
 from infernet.doctor.examination import Result
-from infernet.settings import SETTINGS
+from infernet.ipc import client as ipc
+from infernet.settings.table import SETTINGS
 from protocol.constants import PROTOCOL_VERSION
 from protocol.records import Reachability
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from infernet.config import STARTER_MODEL, Config, LoadedConfig
-from infernet.settings import SETTINGS, as_plain, split_proxy
+from infernet.settings.readers import as_plain, split_proxy
+from infernet.settings.table import SETTINGS
 from protocol.networks import is_globally_routable, read_ip
 
 Show = Callable[[Any], str]

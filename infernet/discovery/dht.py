@@ -39,6 +39,7 @@ from infernet.discovery.dht_records import (
     encode_heartbeat,
     model_key,
 )
+from infernet.host.files import reason_of
 from infernet.store import Store, StoreError
 from infernet.transport.addresses import parse_tcp
 from protocol import codec
@@ -181,7 +182,7 @@ class Dht:
                     nursery.start_soon(end_with, self._listen(process, finds))
                 return reasons[0]
         except OSError as error:
-            return f"it cannot be started ({(error.strerror or str(error)).lower()})"
+            return f"it cannot be started ({reason_of(error)})"
         finally:
             self._process, self.addresses = None, ()
 

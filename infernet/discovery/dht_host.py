@@ -47,6 +47,7 @@ from multiaddr import Multiaddr
 
 from infernet.discovery.dht_frames import ADDRESSES_MAX
 from infernet.discovery.dht_records import KAD_PROTOCOL, NAMESPACE, TTL_S, check_heartbeat, is_newer
+from infernet.host.files import reason_of
 from infernet.transport.addresses import parse_tcp
 from protocol import constants as c
 from protocol.envelope import SigningKey
@@ -193,7 +194,7 @@ def _check_port(host: str, port: int) -> None:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind((host, port))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise HostUnavailable(
             f"the DHT cannot listen on {host}, port {port} ({reason}): choose another --dht-port"
         ) from None

@@ -42,7 +42,7 @@ from infernet.discovery.dht_frames import (
 )
 from infernet.discovery.dht_host import HostUnavailable, Providers, configure_library, running_dht
 from infernet.discovery.dht_records import REPUBLISH_S, heartbeat_key
-from infernet.hardening import harden
+from infernet.host.hardening import harden
 from protocol import constants as c
 from protocol.errors import LocalProtocolError
 from protocol.ids import NodeId, node_id_from_peer_id

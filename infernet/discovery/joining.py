@@ -11,8 +11,8 @@ from infernet.driver import Contact, Driver
 from protocol.events import DialFailed, LearnAddresses
 from protocol.ids import NodeId
 
-# Longer than one dial may take (infernet/carrier.py), so that its own reason is told; shorter than whoever asked waits
-# (infernet/ipc.py).
+# Longer than one dial may take (infernet/carriers/transport.py), so that its own reason is told; shorter than whoever
+# asked waits (infernet/ipc/client.py).
 JOIN_TIMEOUT_S: Final = 25.0
 
 

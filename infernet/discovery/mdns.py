@@ -22,6 +22,7 @@ import trio
 
 from infernet.discovery.contract import Finds
 from infernet.discovery.mdns_packets import PACKET_BYTES_MAX, answer, question, read
+from infernet.host.files import reason_of
 from infernet.transport.addresses import parse_tcp
 from protocol.rates import Rates
 
@@ -114,7 +115,7 @@ class Mdns:
                     await self._run_on(sock, here, finds)
             except OSError as error:
                 # No multicast on these links, or the port is somebody's alone: perhaps later, on others.
-                log.info("mdns.unavailable", reason=(error.strerror or str(error)).lower())
+                log.info("mdns.unavailable", reason=reason_of(error))
                 await trio.sleep(LINKS_S)
 
     async def _run_on(self, sock: socket.socket, here: tuple[Link, ...], finds: Finds) -> None:
@@ -175,7 +176,7 @@ class Mdns:
                     stream.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, link.address.ip.packed)
                     await stream.sendto(packet, (GROUP, self._port))
                 except OSError as error:
-                    log.debug("mdns.not_sent", link=link.host, reason=(error.strerror or str(error)).lower())
+                    log.debug("mdns.not_sent", link=link.host, reason=reason_of(error))
 
     def _say_goodbye(self, sock: socket.socket, here: tuple[Link, ...]) -> None:
         """So that others forget us at once; when that does not work they do so by themselves."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from infernet.config import ConfigError, load, places
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, warn
+from infernet.host.files import reason_of
 
 # A configuration has a few hundred bytes, and is read whole.
 FILE_BYTES_MAX: Final = 1024 * 1024
@@ -54,7 +55,7 @@ def _mode(situation: Situation) -> Finding:
     except FileNotFoundError:
         return ok("there is no file that others could change")
     except OSError as error:
-        return fail(f"{path}: {(error.strerror or 'an error').lower()}", f"check the owner and mode of {path.parent}")
+        return fail(f"{path}: {reason_of(error)}", f"check the owner and mode of {path.parent}")
     if status.st_uid not in (os.getuid(), 0):
         return fail(f"{path} belongs to another user", f"run `chown {os.getuid()} {shlex.quote(str(path))}` as root")
     if status.st_mode & 0o022:

@@ -14,6 +14,7 @@ from infernet.doctor.contract import Check, Finding, Part, Situation, fail, ok, 
 from infernet.engines.contract import EngineConfig
 from infernet.engines.frames import Load, LoadFailed, Ready
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
+from infernet.host.files import reason_of
 from infernet.own_addresses import peer_of
 from infernet.transport.contract import TransportError
 from protocol.effects import JobDone, JobFailed, JobText, RunEngine
@@ -70,7 +71,7 @@ async def _loads(situation: Situation) -> Finding:
             return await _tried(worker, config, situation)
     except OSError as error:
         return fail(
-            f"the engine process cannot be started ({(error.strerror or 'an error').lower()})",
+            f"the engine process cannot be started ({reason_of(error)})",
             "install infernet again: `pip install --force-reinstall 'infernet[llama]'`",
         )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import trio
 
 from infernet.doctor.contract import Check, Finding, Part, Situation, Status, fail, skip
+from infernet.host.files import reason_of
 from infernet.log import scrub
 
 _FLAG_OF: Final = {Part.NETWORK: "--skip-network", Part.ENGINE: "--skip-engine"}
@@ -70,9 +71,7 @@ async def _look(check: Check, situation: Situation) -> Finding:
             finding = await check.examine(situation)
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else "a file"
-        return fail(
-            f"{where} cannot be used ({(error.strerror or 'an error').lower()})", "check its owner and its mode"
-        )
+        return fail(f"{where} cannot be used ({reason_of(error)})", "check its owner and its mode")
     except Exception as error:  # noqa: BLE001 - a doctor that breaks helps nobody, whatever it met
         return fail(
             f"the check itself broke ({type(error).__name__})",

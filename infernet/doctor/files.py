@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from infernet.config import Config, ConfigError, require_private_directory
+from infernet.config import Config
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, warn
+from infernet.host.files import FilesError, require_private_directory
 from infernet.log import FILE_BYTES_MAX
 
 # Vouchers must be written before they count; below this one busy hour may fill the disk.
@@ -48,7 +49,7 @@ def _private(situation: Situation) -> Finding:
     for folder in (situation.here.state_dir, situation.here.socket_path.parent):
         try:
             require_private_directory(folder, create=False)
-        except ConfigError as error:
+        except FilesError as error:
             return fail(str(error).partition(": ")[0], f"run `chmod 700 {_quoted(folder)}`, once it is yours")
     return ok("nobody else can put anything where the node's socket is")
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from infernet import identity
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok
+from infernet.host.files import reason_of
 from protocol.ids import npub
 
 
@@ -20,7 +21,7 @@ def _present(situation: Situation) -> Finding:
     except FileNotFoundError:
         return fail(f"this node has no key yet ({path})", "run `infernet init`")
     except OSError as error:
-        return fail(f"{path}: {(error.strerror or 'an error').lower()}", f"check the owner and mode of {path.parent}")
+        return fail(f"{path}: {reason_of(error)}", f"check the owner and mode of {path.parent}")
     return ok(f"there is a key at {path}")
 
 
@@ -37,7 +38,7 @@ def _complaint(path: Path, what: str, mode: int) -> Finding | None:
     try:
         status = path.stat()
     except OSError as error:
-        return fail(f"{path}: {(error.strerror or 'an error').lower()}", f"check the owner and mode of {path}")
+        return fail(f"{path}: {reason_of(error)}", f"check the owner and mode of {path}")
     quoted = shlex.quote(str(path))
     if status.st_uid != os.getuid():
         return fail(f"the {what} {path} belongs to another user", f"run `chown {os.getuid()} {quoted}` as root")

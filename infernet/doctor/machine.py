@@ -15,7 +15,7 @@ import trio
 from infernet.confinement.contract import describe
 from infernet.confinement.profiles import available, open_to_engines, switched_off
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
-from infernet.settings import EXLLAMA
+from infernet.settings.readers import EXLLAMA
 from infernet.transport.contract import TransportError
 from protocol.records import Role
 

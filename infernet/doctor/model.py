@@ -11,7 +11,8 @@ from typing import Final
 from infernet.config import Config
 from infernet.doctor.contract import Check, Finding, Situation, Status, fail, in_thread, ok, skip, warn
 from infernet.engines import folders, models, shelf
-from infernet.settings import EXLLAMA
+from infernet.host.files import reason_of
+from infernet.settings.readers import EXLLAMA
 from protocol.records import Role
 
 HASH_DEADLINE_S: Final = 60.0
@@ -36,7 +37,7 @@ def _present(situation: Situation) -> Finding:
             with path.open("rb") as file:
                 file.read(1)
         except OSError as error:
-            return fail(f"the model {path} cannot be read ({(error.strerror or 'an error').lower()})", how)
+            return fail(f"the model {path} cannot be read ({reason_of(error)})", how)
         paths.append(path)
     # The first is what other checks try out.
     situation.model_file = paths[0]

@@ -9,10 +9,10 @@ from typing import Final
 import trio
 
 import infernet
-from infernet import ipc
-from infernet.config import ConfigError
 from infernet.doctor.contract import Check, Finding, Part, Situation, fail, in_thread, ok, part_of, skip, text_of, warn
-from infernet.lock import running_pid
+from infernet.host.files import FilesError
+from infernet.host.lock import running_pid
+from infernet.ipc import client as ipc
 from protocol.formats.text import clean_line
 from protocol.records import Role
 
@@ -28,7 +28,7 @@ def _stale(situation: Situation) -> Finding:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return ok("no node has run here")
-    except (OSError, ConfigError) as error:
+    except (OSError, FilesError) as error:
         return fail(f"{path} cannot be read ({_reason(error)})", f"move {path} away")
     try:
         left = os.read(file, 32).strip()
@@ -47,7 +47,7 @@ def _stale(situation: Situation) -> Finding:
 def _running(situation: Situation) -> Finding:
     try:
         pid = running_pid(situation.here.pid_file)
-    except (OSError, ConfigError) as error:
+    except (OSError, FilesError) as error:
         return warn(f"it cannot be told whether a node runs ({_reason(error)})", "see the check lock.stale")
     situation.pid = pid
     if pid is None:

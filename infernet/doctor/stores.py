@@ -12,7 +12,8 @@ from typing import Final
 
 from infernet import store
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, part_of, skip, text_of, warn
-from infernet.money_store import MoneyStore
+from infernet.host.files import reason_of
+from infernet.money.store import MoneyStore
 from infernet.store import StoreError
 
 COPY_BYTES_MAX: Final = 128 * 1024 * 1024
@@ -52,7 +53,7 @@ def _store(situation: Situation) -> Finding:
     except _TooLarge:
         return skip(f"{path} is too large to be looked at on a copy")
     except OSError as error:
-        return fail(f"{path} cannot be read ({(error.strerror or 'an error').lower()})", f"check the owner of {path}")
+        return fail(f"{path} cannot be read ({reason_of(error)})", f"check the owner of {path}")
     except sqlite3.Error as error:
         found, version = str(error), 0
     if found != "ok":
@@ -84,7 +85,7 @@ def _money(situation: Situation) -> Finding:
     except _TooLarge:
         return skip(f"{path} is too large to be looked at on a copy; `infernet start` checks it")
     except OSError as error:
-        return fail(f"{path} cannot be read ({(error.strerror or 'an error').lower()})", f"check the owner of {path}")
+        return fail(f"{path} cannot be read ({reason_of(error)})", f"check the owner of {path}")
 
 
 def _examined(situation: Situation, path: Path, copy: Path) -> Finding:

@@ -14,8 +14,8 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from infernet.config import write_private
 from infernet.engines.trial import Trial, question
+from infernet.host.files import write_private
 from protocol.records import JobRequest, ModelOffer
 
 FILE_NAME: Final = "benchmark.json"
@@ -78,7 +78,7 @@ def _speed_of(rounds: list[Trial]) -> Speed:
 
 
 def keep(state_dir: Path, benchmark: Benchmark) -> Path:
-    """Keep the last measurement. Raises ConfigError."""
+    """Keep the last measurement. Raises FilesError."""
     path = state_dir / FILE_NAME
     write_private(path, msgspec.json.encode(benchmark))
     return path

@@ -25,6 +25,7 @@ from infernet.engines.placement import NoPlace, Placed, Plan, Room, Wish, plan
 from infernet.engines.process import ANYWHERE, Place, open_worker, worker_command
 from infernet.hardware.contract import Card
 from infernet.hardware.detect import find_cards
+from infernet.host.files import reason_of
 from protocol.records import GpuVendor
 
 _LOOK_TIMEOUT_S: Final = 60.0
@@ -50,7 +51,7 @@ async def devices_seen(command: Sequence[str] | None = None) -> tuple[Device, ..
             if told is None:
                 why = await worker.why_gone()
     except OSError as error:
-        why = f"the engine process cannot be started ({(error.strerror or str(error)).lower()})"
+        why = f"the engine process cannot be started ({reason_of(error)})"
     if isinstance(told, LoadFailed):
         why = told.text
     if not isinstance(told, Seen):

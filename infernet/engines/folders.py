@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 
 from infernet.engines import models
 from infernet.engines.models import ModelCorrupt, ModelMissing
+from infernet.host.files import reason_of
 from protocol.constants import MODEL_NAME_CHARACTERS_MAX
 from protocol.structs import prepare
 
@@ -254,7 +255,7 @@ def _bytes_of(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(_FILE_BYTES_MAX + 1)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise ModelMissing(f"{path} cannot be read ({reason}): check its owner and mode") from None
     if len(data) > _FILE_BYTES_MAX:
         raise ModelCorrupt(f"{path} is larger than such a file ever is: fetch the model again")

@@ -30,6 +30,7 @@ from infernet.engines.contract import (
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
+from infernet.host.files import reason_of
 from protocol.constants import TOKEN_ID_BYTES
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
@@ -286,7 +287,7 @@ class IsolatedEngine:
             async with open_worker(self._command, place) as worker:
                 return await self._life(worker, place, digest, ready)
         except OSError as error:
-            return f"the engine process cannot be started ({(error.strerror or str(error)).lower()})"
+            return f"the engine process cannot be started ({reason_of(error)})"
 
     async def _check_file(self) -> bytes:
         """The SHA-256 of the model file, which is the one that was configured. Raises ModelError."""

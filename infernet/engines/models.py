@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable
-from infernet.packaged import is_packaged
+from infernet.host.files import reason_of
+from infernet.host.packaged import is_packaged
 
 ReportProgress = Callable[[int, int | None], None]
 
@@ -126,7 +127,7 @@ def fingerprint(path: Path) -> bytes:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        raise ModelMissing(f"the model file {path} cannot be read ({_reason(error)}): {_HOW_TO_GET}") from error
+        raise ModelMissing(f"the model file {path} cannot be read ({reason_of(error)}): {_HOW_TO_GET}") from error
     _write_marker(path, stat, digest)
     return digest
 
@@ -360,11 +361,7 @@ def storing_failed(store: Path, error: OSError) -> str:
         return (
             f"the disk of the model store {store} is full: free some of it, 210 MB for the starter model, and try again"
         )
-    return f"the model store {store} cannot be written ({_reason(error)}): check its owner, or choose another folder"
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+    return f"the model store {store} cannot be written ({reason_of(error)}): check its owner, or choose another folder"
 
 
 # ---------------------------------------------------------------- command

@@ -23,9 +23,10 @@ from infernet.engines.openai_http import ApiKey
 from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE
 from infernet.engines.several import Part, SeveralEngines, Waits
-from infernet.model_settings import ModelSettings, settings_of
+from infernet.host.files import reason_of
 from infernet.proxy import proxy_for
-from infernet.settings import EXLLAMA
+from infernet.settings.models import ModelSettings, settings_of
+from infernet.settings.readers import EXLLAMA
 from protocol.records import Kind, Role
 
 _KEY_BYTES_MAX: Final = 4096
@@ -149,7 +150,7 @@ def _read_key(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(_KEY_BYTES_MAX + 2).decode("ascii", "replace")
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         raise EngineUnavailable(f"the key file {path} cannot be read ({reason}): check its owner and mode") from None
 
 

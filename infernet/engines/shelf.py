@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from infernet.engines import models
 from infernet.engines.gguf import BadGguf, Header, read_header
+from infernet.host.files import reason_of
 from protocol.constants import MODEL_NAME_CHARACTERS_MAX
 
 _NOTE_BYTES_MAX: Final = 16 * 1024
@@ -82,7 +83,7 @@ def look(path: Path) -> Model:
     except BadGguf as error:
         problem = str(error)
     except OSError as error:
-        problem = f"cannot be read ({(error.strerror or str(error)).lower()})"
+        problem = f"cannot be read ({reason_of(error)})"
     origin = origin_of(path)
     return Model(name_of(path), path, file_bytes, header, problem, _check(path, origin), origin)
 

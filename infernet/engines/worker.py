@@ -34,7 +34,7 @@ from infernet.engines.frames import (
     encode,
 )
 from infernet.engines.wishes import Wishes
-from infernet.hardening import harden
+from infernet.host.hardening import harden
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed

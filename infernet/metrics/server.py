@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from infernet.config import ConfigError
+from infernet.host.files import reason_of
 from infernet.metrics.exposition import CONTENT_TYPE
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,7 @@ async def open_door(host: str, port: int) -> AsyncIterator[MetricsDoor]:
     try:
         [listener] = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = reason_of(error)
         what = (
             "another program has it: choose another one with --metrics-port"
             if error.errno == errno.EADDRINUSE

@@ -1,7 +1,8 @@
 """Every metric of a node: its name, kind, labels and meaning, and where its value is read.
 
-All values come from what a node says of itself (`infernet/inspection.py`), so `infernet status` and Prometheus never
-disagree. Labels have few values, all of which stand in our code: nothing that strangers say, and nobody's name or key.
+All values come from what a node says of itself (`infernet/ipc/inspection.py`), so `infernet status` and Prometheus
+never disagree. Labels have few values, all of which stand in our code: nothing that strangers say, and nobody's name
+or key.
 """
 
 from __future__ import annotations

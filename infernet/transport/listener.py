@@ -16,6 +16,7 @@ import psutil
 import structlog
 import trio
 
+from infernet.host.files import reason_of
 from infernet.transport.addresses import tcp_multiaddr
 from infernet.transport.contract import ListenFailed, PortTaken
 
@@ -55,7 +56,7 @@ async def _open_all(hosts: Sequence[str], port: int) -> list[trio.SocketListener
                     raise PortTaken(port) from error
                 if error.errno not in _UNAVAILABLE:
                     raise ListenFailed(f"cannot listen on {host} port {port}: {error}") from error
-                missing.append(f"{host} ({(error.strerror or str(error)).lower()})")
+                missing.append(f"{host} ({reason_of(error)})")
                 continue
             listeners += opened
             port = port or opened[0].socket.getsockname()[1]

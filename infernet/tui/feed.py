@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from infernet import ipc
 from infernet.cli.logs import no_log
 from infernet.config import Config
 from infernet.hardware.contract import Card
 from infernet.hardware.detect import find_cards
+from infernet.host.files import reason_of
+from infernet.ipc import client as ipc
 from infernet.log_lines import LogReader
 from infernet.tui.model import LOG_LINES_MAX, GpuRow
 from protocol.formats.text import clean_line
@@ -175,7 +176,7 @@ class Feed:
             except FileNotFoundError:
                 self._post(LogLines((), no_log(path)))
             except OSError as error:
-                reason = (error.strerror or "an error").lower()
+                reason = reason_of(error)
                 self._post(LogLines((), f"the log {path} cannot be read ({reason})"))
             self._stopped.wait(AGAIN_S)
 

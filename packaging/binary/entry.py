@@ -3,7 +3,7 @@
 import os
 import sys
 
-from infernet.packaged import undo_loader
+from infernet.host.packaged import undo_loader
 
 undo_loader(os.environ)
 

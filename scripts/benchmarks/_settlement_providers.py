@@ -20,7 +20,7 @@ import trio_websocket
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from infernet.coordinator_client import CoordinatorClient, RequestSigner
-from infernet.money_client import MoneyClient
+from infernet.money.client import MoneyClient
 from protocol import link as wire
 from protocol.codec import CONTROL_LIMITS, decode_struct
 from protocol.constants import CLAIMS_MAX

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infernet import ipc
+from infernet.ipc import client as ipc
 from tests.helpers_cli import ROOT, Home
 from tests.helpers_processes import wait_until
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import trio
 
-from infernet.config import Config, make_private_directory
+from infernet.config import Config
 from infernet.discovery import dht, mdns
 from infernet.engines.contract import Engine
+from infernet.host.files import make_private_directory
 from infernet.node import Node, run_node
 from protocol.effects import JobDone
 from protocol.envelope import SigningKey

@@ -15,9 +15,10 @@ import psutil
 import pytest
 import trio
 
-from infernet import identity, ipc
+from infernet import identity
 from infernet.answers import AskOptions
 from infernet.config import Config
+from infernet.ipc import client as ipc
 from infernet.node import Node, client_node
 from infernet.transport.addresses import parse_tcp
 from infernet.transport.channel import ChannelBroken

@@ -17,8 +17,8 @@ import pytest
 import trio
 from rich.console import Console
 
-from infernet import ipc
 from infernet.config import Config, places
+from infernet.ipc import client as ipc
 from infernet.node import client_node
 from protocol.effects import JobDone, JobEvent, JobResumed, JobText
 from protocol.envelope import SigningKey

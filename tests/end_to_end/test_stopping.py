@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from infernet import ipc
+from infernet.ipc import client as ipc
 from tests.helpers_cli import Home
 from tests.helpers_cluster import Cluster, loopback_cluster, plans
 from tests.helpers_end_to_end import until

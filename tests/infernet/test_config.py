@@ -1,4 +1,4 @@
-"""infernet/config.py and settings.py: later sources win, bad values are named, nothing is lost or half-written."""
+"""infernet/config.py: later sources win, bad values are named, nothing is lost or half-written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from infernet import config as configuration
 from infernet.config import Config, ConfigError, LoadedConfig, load, save
-from infernet.settings import BY_NAME, SETTINGS
+from infernet.host.files import FilesError
+from infernet.settings.table import BY_NAME, SETTINGS
 from protocol.ids import node_id, npub, peer_id
 from protocol.records import Role
 
@@ -251,7 +252,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_draft(home: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match=r"cannot write .*config\.toml \(no space left on device\)"):
+    with pytest.raises(FilesError, match=r"cannot write .*config\.toml \(no space left on device\)"):
         save(path, {"slots": 3}, keep=True)
     assert path.read_text() == "slots = 2\n"
     assert os.listdir(path.parent) == ["config.toml"]
@@ -259,7 +260,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_draft(home: Path, monkeypa
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"cannot write .* INFERNET_HOME"):
+    with pytest.raises(FilesError, match=r"cannot write .* INFERNET_HOME"):
         save(tmp_path / "file" / "config" / "config.toml", {}, keep=False)
 
 
@@ -319,21 +320,6 @@ def test_without_a_home_the_xdg_folders_are_used(monkeypatch: pytest.MonkeyPatch
 def test_an_empty_home_is_refused() -> None:
     with pytest.raises(ConfigError, match="INFERNET_HOME is empty"):
         load(environ={"INFERNET_HOME": " "})
-
-
-def test_a_private_folder_is_demanded(tmp_path: Path) -> None:
-    private = tmp_path / "private"
-    configuration.require_private_directory(private, create=False)
-    assert not private.exists()
-    configuration.require_private_directory(private, create=True)
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    private.chmod(0o770)
-    with pytest.raises(ConfigError, match="chmod 700"):
-        configuration.require_private_directory(private, create=False)
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="is not a folder"):
-        configuration.require_private_directory(link, create=True)
 
 
 def test_all_settings_can_be_shown_as_json(home: Path) -> None:

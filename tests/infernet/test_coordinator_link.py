@@ -15,10 +15,10 @@ import pytest
 import trio
 import trio_websocket
 
+from infernet.carriers.link import LinkCarrier
 from infernet.config import Config
 from infernet.coordinator_client import CoordinatorError, RequestSigner, fetch_key
 from infernet.driver import wall_ms
-from infernet.link_carrier import LinkCarrier
 from infernet.node import Node
 from infernet.transport.libp2p_host import Libp2pTransport
 from protocol.constants import PROTOCOLS

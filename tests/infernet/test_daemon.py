@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from infernet import log
 from infernet.answers import AnswerEvent
 from infernet.daemon import handlers, status_of
-from infernet.ipc_server import ChatRequest, ChatTurn
+from infernet.ipc.server import ChatRequest, ChatTurn
 from infernet.node import Node
 from protocol.effects import JobAccepted, JobDone, JobFailed
 from protocol.errors import LocalProtocolError

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from infernet.engines.contract import Engine
-from infernet.money_store import MoneyStore
+from infernet.money.store import MoneyStore
 from infernet.node import Node
 from infernet.store import StoreError
 from infernet.transport.memory import MemoryNetwork

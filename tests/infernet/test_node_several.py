@@ -17,8 +17,8 @@ from infernet.engines.isolated import IsolatedEngine
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Patience
 from infernet.engines.selection import open_engine
 from infernet.engines.several import Part, SeveralEngines
-from infernet.model_settings import ModelSettings
 from infernet.node import Node
+from infernet.settings.models import ModelSettings
 from protocol.effects import JobDone, JobEvent, JobText
 from protocol.records import ModelOffer
 from tests.helpers_engine import PacedEngine

@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from infernet.ipc.why import WhyRequest
 from infernet.node import Node
-from infernet.why import WhyRequest
 from protocol import events as e
 from protocol.effects import JobFailed
 from protocol.reporting import REPORT_INTERVAL_S

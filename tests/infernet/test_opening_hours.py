@@ -6,10 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from infernet.hours import Week, described
+from infernet.ipc.why import WhyRequest
 from infernet.opening_hours import LOOK_S, OpeningHours
-from infernet.time_zone import offset_of
-from infernet.why import WhyRequest
+from infernet.settings.hours import Week, described
+from infernet.settings.time_zone import offset_of
 from protocol.effects import JobDone, JobFailed, JobText
 from protocol.errors import Refusal
 from protocol.records import Availability, Role

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from infernet import ipc
 from infernet.config import places
-from infernet.settings import SETTINGS
+from infernet.ipc import client as ipc
+from infernet.settings.table import SETTINGS
 from protocol.constants import P2P_PORT
 from tests.helpers_market import Coordinator
 from tests.helpers_processes import free_port, wait_until

@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 from msgspec.structs import replace
 
-from infernet.money_store import MoneyStore
+from infernet.money.store import MoneyStore
 from protocol import constants as c
 from protocol.codec import encode_message
 from protocol.effects import (

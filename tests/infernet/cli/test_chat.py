@@ -13,7 +13,7 @@ import trio
 from msgspec.structs import replace
 
 from infernet.cli.conversation import ADVICE
-from infernet.ipc_server import ChatTurn
+from infernet.ipc.server import ChatTurn
 from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, Served
 from protocol.errors import Refusal
 from protocol.ids import npub, peer_id

@@ -8,7 +8,7 @@ import pytest
 
 from infernet import identity
 from infernet.config import load, save
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from protocol.ids import npub, peer_id
 from tests.helpers_cli import Home, invoke
 from tests.helpers_rpc_cluster import FIRST, HEAD, SECOND, programs

@@ -82,7 +82,7 @@ def test_an_empty_machine_is_no_trouble(home: Home, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_a_database_in_use_is_looked_at_without_being_touched(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    from infernet.money_store import MoneyStore
+    from infernet.money.store import MoneyStore
     from infernet.store import Store
 
     make_well(home, capsys)

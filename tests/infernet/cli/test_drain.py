@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from infernet.draining import JobsLeft
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 

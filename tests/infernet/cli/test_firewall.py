@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infernet import firewalls
 from infernet.cli import firewall
 from infernet.cli.__main__ import main
 from infernet.cli.firewall import need_of_running
+from infernet.host import firewalls
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 

@@ -15,7 +15,7 @@ import pytest
 from infernet.cli.__main__ import VERBS
 from infernet.cli.command import make_parser
 from infernet.cli.start import FOREGROUND_VARIABLE
-from infernet.settings import SETTINGS
+from infernet.settings.table import SETTINGS
 from tests.helpers_cli import ROOT, Home, invoke
 from tests.helpers_processes import free_port
 

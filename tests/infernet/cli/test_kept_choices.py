@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infernet import ipc
 from infernet.config import load, values_in
+from infernet.ipc import client as ipc
 from protocol.formats.invites import Invite, InvitedNode, encode_invite
 from protocol.ids import NodeId
 from tests.helpers_cli import Home, invoke

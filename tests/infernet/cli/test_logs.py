@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from infernet.cli import logs
-from infernet.config import make_private_directory
+from infernet.host.files import make_private_directory
 from tests.helpers_cli import Home, invoke
 
 EVENTS = [{"timestamp": f"2026-11-29T09:34:0{number}Z", "level": "info", "event": f"e{number}"} for number in range(5)]

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from infernet.config import load, read_file
+from infernet.config import load, read_file, save
 from infernet.engines import fitting
 from infernet.engines.fitting import Memory
 from infernet.engines.models import STARTER
+from infernet.host.turns import one_at_a_time
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_gguf import model
 from tests.helpers_ipc import FakeNode
@@ -220,6 +221,26 @@ def test_models_are_set_beside_each_other_and_one_alone_takes_their_place(
     assert invoke(capsys, "model", "use", "second").code == 0
     assert load().config.llama_models == ("second",)
     assert "models" not in (read_file(home.config.config_file) or {})
+
+
+def test_two_commands_at_once_each_add_their_model(
+    home: Home, tiny: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tiny.parent / "second.gguf").write_bytes(WEIGHTS)
+    invoke(capsys, "model", "use", "tiny")
+    save(home.config.config_file, {"slots": 2}, keep=True)
+    turn = one_at_a_time(home.config.config_file.parent)
+    turn.__enter__()
+
+    def the_other_writes(_seconds: float) -> None:
+        text = home.config.config_file.read_text() + 'models = ["tiny", "third"]\n'
+        home.config.config_file.write_text(text)
+        (tiny.parent / "third.gguf").write_bytes(WEIGHTS)
+        turn.__exit__(None, None, None)
+
+    monkeypatch.setattr("infernet.host.turns.time.sleep", the_other_writes)
+    assert invoke(capsys, "model", "use", "second", "--also").code == 0
+    assert load().config.llama_models == ("tiny", "third", "second")
 
 
 def test_a_model_that_is_removed_while_others_are_set_is_told_as_that(home: Home, tiny: Path, capsys: Capture) -> None:

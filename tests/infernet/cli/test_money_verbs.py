@@ -11,7 +11,7 @@ import pytest
 
 from infernet.config import save
 from infernet.coordinator_client import CoordinatorUnreachable
-from infernet.money_store import MoneyStore
+from infernet.money.store import MoneyStore
 from protocol.effects import Equivocation
 from protocol.errors import LocalProtocolError
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running

@@ -9,7 +9,7 @@ import pytest
 
 from infernet.cli.__main__ import VERBS
 from infernet.cli.pages import COMMANDS, SETTINGS_PAGE, commands_page, pages, settings_page
-from infernet.settings import SETTINGS
+from infernet.settings.table import SETTINGS
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGES = dict(pages())

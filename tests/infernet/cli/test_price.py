@@ -8,8 +8,9 @@ import pytest
 
 from infernet.cli.price import Prices, sample
 from infernet.config import load, save
-from infernet.lock import hold_lock
-from infernet.model_settings import ModelSettings
+from infernet.host.lock import hold_lock
+from infernet.host.turns import one_at_a_time
+from infernet.settings.models import ModelSettings
 from protocol.formats.amounts import parse_usd
 from tests.helpers_cli import Home, invoke
 from tests.helpers_money_server import BANK
@@ -40,6 +41,22 @@ def test_a_price_is_set_shown_and_taken_back(home: Home, capsys: Capture) -> Non
     assert (outcome.code, outcome.err) == (0, "")
     assert "asks nothing. Its jobs are for: known" in outcome.out
     assert not any((load().config.price_in_usd, load().config.price_out_usd, load().config.price_job_usd))
+
+
+def test_making_it_free_takes_the_prices_that_another_command_has_set_meanwhile(
+    home: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = one_at_a_time(home.config.config_file.parent)
+    turn.__enter__()
+
+    def the_other_writes(_seconds: float) -> None:
+        text = home.config.config_file.read_text() + '[model_settings.tiny]\nprice_in_usd = "0.1"\nslots = 3\n'
+        home.config.config_file.write_text(text)
+        turn.__exit__(None, None, None)
+
+    monkeypatch.setattr("infernet.host.turns.time.sleep", the_other_writes)
+    assert invoke(capsys, "price", "free").code == 0
+    assert load().config.model_settings == (ModelSettings(name="tiny", slots=3),)
 
 
 @pytest.mark.parametrize(

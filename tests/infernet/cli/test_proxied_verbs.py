@@ -16,7 +16,7 @@ from infernet.config import save
 from infernet.engines import models
 from infernet.engines.openai_servers import Found, look_around
 from infernet.engines.selection import openai_config
-from infernet.settings import read_proxy
+from infernet.settings.readers import read_proxy
 from tests.helpers_cli import Home, invoke
 from tests.helpers_gguf import model
 from tests.helpers_node import config_of_nobody

@@ -12,10 +12,11 @@ import pytest
 import trio
 
 from infernet.cli import remove, service
-from infernet.config import make_private_directory, save
-from infernet.lock import running_pid
-from infernet.money_store import MoneyStore
-from infernet.service_units import home_mark
+from infernet.config import save
+from infernet.host.files import make_private_directory
+from infernet.host.lock import running_pid
+from infernet.host.service_units import home_mark
+from infernet.money.store import MoneyStore
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server

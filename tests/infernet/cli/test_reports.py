@@ -9,8 +9,8 @@ import pytest
 
 from infernet.cli.output import duration, size
 from infernet.engines import models
-from infernet.lock import hold_lock
-from infernet.settings import BY_NAME
+from infernet.host.lock import hold_lock
+from infernet.settings.table import BY_NAME
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 

@@ -10,9 +10,9 @@ import pytest
 from infernet.cli import schedule
 from infernet.cli.schedule import picture
 from infernet.config import load, save
-from infernet.hours import Week
-from infernet.lock import hold_lock
-from infernet.time_zone import offset_of
+from infernet.host.lock import hold_lock
+from infernet.settings.hours import Week
+from infernet.settings.time_zone import offset_of
 from tests.helpers_cli import Home, invoke
 
 Capture = pytest.CaptureFixture[str]

@@ -14,8 +14,8 @@ import pytest
 
 from infernet.cli import service
 from infernet.cli.__main__ import main
-from infernet.config import make_private_directory
-from infernet.lock import hold_lock
+from infernet.host.files import make_private_directory
+from infernet.host.lock import hold_lock
 from tests.helpers_cli import DEADLINE_S, Home, invoke
 from tests.helpers_systemd import FakeSystemd, fake_systemd
 

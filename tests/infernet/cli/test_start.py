@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from infernet.cli.start import set_for_nobody
-from infernet.model_settings import ModelSettings
+from infernet.settings.models import ModelSettings
 from tests.helpers_node import config_of_nobody
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from infernet.cli import stop
 from infernet.cli.__main__ import main
-from infernet.lock import running_pid
+from infernet.host.lock import running_pid
 from tests.helpers_cli import DEADLINE_S, Home, invoke
 
 # Without an engine a node is up in a second.

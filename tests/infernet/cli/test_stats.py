@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 

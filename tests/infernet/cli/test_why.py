@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from infernet.why import WhyRequest
+from infernet.ipc.why import WhyRequest
 from tests.helpers_cli import Home, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 

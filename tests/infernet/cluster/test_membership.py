@@ -12,8 +12,8 @@ from infernet.cluster.membership import spoken_in_clusters
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.models import ModelMissing
 from infernet.engines.selection import cluster_config, open_engine
-from infernet.model_settings import ModelSettings
-from infernet.settings import Dollars
+from infernet.settings.models import ModelSettings
+from infernet.settings.readers import Dollars
 from protocol.clusters import CLUSTER_PROTOCOL
 from protocol.effects import JobDone, JobFailed, JobText
 from protocol.ids import npub

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from infernet import ipc
 from infernet.config import save
 from infernet.diagnostics import bundle
 from infernet.diagnostics.bundle import gather
@@ -18,7 +17,8 @@ from infernet.diagnostics.page import render
 from infernet.doctor.contract import Check, Finding, Status, in_thread
 from infernet.doctor.contract import ok as well
 from infernet.doctor.examination import Result
-from infernet.settings import SETTINGS
+from infernet.ipc import client as ipc
+from infernet.settings.table import SETTINGS
 from protocol.ids import bech32_encode, npub, peer_id, short
 from tests.helpers_cli import Home
 from tests.helpers_node import key_of

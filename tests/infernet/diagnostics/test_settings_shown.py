@@ -6,7 +6,7 @@ import pytest
 
 from infernet.config import load
 from infernet.diagnostics import settings_shown
-from infernet.settings import SETTINGS
+from infernet.settings.table import SETTINGS
 from tests.helpers_secrets import ALICES_HOME
 
 

@@ -17,13 +17,13 @@ import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from infernet import ipc
 from infernet.config import load, places
 from infernet.diagnostics import bundle
 from infernet.doctor import configuration, files, key, model, node, ports, stores
 from infernet.doctor.contract import Situation
 from infernet.doctor.examination import Result, examine
 from infernet.doctor.table import CHECKS
+from infernet.ipc import client as ipc
 from protocol.ids import NodeId
 
 LOCAL = {

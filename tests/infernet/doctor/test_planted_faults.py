@@ -19,9 +19,9 @@ from infernet.config import FILE_NAME, save
 from infernet.confinement import landlock, seccomp
 from infernet.doctor import engine
 from infernet.doctor.stores import COPY_BYTES_MAX
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from infernet.log import FILE_BYTES_MAX
-from infernet.money_store import MoneyStore
+from infernet.money.store import MoneyStore
 from infernet.store import Store
 from protocol.effects import Equivocation
 from protocol.ids import NodeId

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from infernet.doctor.contract import own_address
-from infernet.lock import hold_lock
+from infernet.host.lock import hold_lock
 from protocol.ids import peer_id
 from tests.helpers_cli import Home, running
 from tests.helpers_doctor import (

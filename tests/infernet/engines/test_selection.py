@@ -18,8 +18,8 @@ from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE, Place
 from infernet.engines.selection import engine_configs, exllama_config, open_engine, openai_config
 from infernet.engines.several import SeveralEngines
-from infernet.model_settings import ModelSettings
-from infernet.settings import Dollars, read_engine_url
+from infernet.settings.models import ModelSettings
+from infernet.settings.readers import Dollars, read_engine_url
 from protocol.records import Kind, Role
 from tests.helpers_exllama import write_folder
 

@@ -1,0 +1,3 @@
+"""The room of what carries the peer's streams: `transport` over libp2p, `link` over the coordinator's WebSocket, and
+the bounded `outbox` of what waits to be written.
+"""
