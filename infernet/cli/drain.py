@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_json
-from infernet.cli.status import node_status
+from infernet.cli.running_node import node_status
 from infernet.cli.stop import SHUTDOWN_TIMEOUT_S, jobs_left, seconds
 from infernet.config import places
 from infernet.ipc import client as ipc

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import print_fields, print_json, print_table
-from infernet.cli.running_models import running_parts
+from infernet.cli.running_node import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
 from infernet.host.files import reason_of
@@ -122,7 +122,7 @@ def _embedded() -> dict[str, Any]:
 
     from infernet.confinement.profiles import available
     from infernet.engines.contract import EngineUnavailable
-    from infernet.engines.llama_cpp import import_xllamacpp
+    from infernet.engines.llama_library import import_xllamacpp
 
     try:
         import_xllamacpp()

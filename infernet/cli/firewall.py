@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from infernet.cli.output import print_fields, print_json
-from infernet.cli.status import STATUS_TIMEOUT_S
+from infernet.cli.running_node import STATUS_TIMEOUT_S
 from infernet.config import Config, load
 from infernet.host.firewalls import BY_NAME, FIREWALLS, Firewall, detect
 from infernet.ipc import client as ipc

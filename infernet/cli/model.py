@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json, print_table, size
-from infernet.cli.running_models import parts_in, running_parts, where_of
+from infernet.cli.running_node import parts_in, running_parts, where_of
 from infernet.config import Config
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ def _remove(arguments: argparse.Namespace) -> None:
 
 def _is_served(config: Config, path: Path, name: str) -> bool:
     """Whether a running node has this model: by what it says, or if it does not answer, by what is set."""
-    from infernet.cli.status import node_status
+    from infernet.cli.running_node import node_status
     from infernet.host.lock import running_pid
     from infernet.ipc.client import IpcError
 

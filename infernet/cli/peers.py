@@ -6,7 +6,7 @@ import argparse
 from typing import Any, Final
 
 from infernet.cli.output import duration, print_json, print_table
-from infernet.cli.status import STATUS_TIMEOUT_S, node_status
+from infernet.cli.running_node import STATUS_TIMEOUT_S, node_status
 from infernet.config import places
 from infernet.ipc import client as ipc
 

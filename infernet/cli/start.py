@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment, warn
 from infernet.cli.output import print_fields, print_json
-from infernet.cli.running_models import not_serving, parts_in
+from infernet.cli.running_node import not_serving, parts_in
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config
 from infernet.host.files import make_private_directory

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import duration, print_fields, print_json, size
-from infernet.cli.status import STATUS_TIMEOUT_S, earned, node_status
+from infernet.cli.running_node import STATUS_TIMEOUT_S, node_status
+from infernet.cli.status import earned
 from infernet.config import Config, places
 from infernet.ipc import client as ipc
 from protocol.formats.amounts import format_usd

@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from infernet.cli.command import Failure
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.config import Config, places
-from infernet.host.lock import running_pid
-from infernet.ipc import client as ipc
 from protocol.formats.amounts import format_usd
-
-STATUS_TIMEOUT_S: Final = 2.0
 
 USAGE: Final = "[--json]"
 DESCRIPTION: Final = """\
@@ -40,20 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"It is ending: it takes no new jobs, and waits {status['ends_in_s']:.0f} s at most for those that run.")
     print_fields(fields_of(status, config))
     return 0
-
-
-def node_status(config: Config) -> dict[str, Any]:
-    """The running node's status. Raises Failure when there is none, IpcError when it does not answer."""
-    try:
-        status: dict[str, Any] = ipc.call(config.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
-    except ipc.NotRunning as error:
-        pid = running_pid(config.pid_file)
-        if pid is None:
-            raise Failure(str(error), running=False) from None
-        raise Failure(
-            f"the node (process {pid}) is starting or ending, try again; log: {config.log_file}", running=False, pid=pid
-        ) from None
-    return status
 
 
 def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]]:
@@ -89,7 +70,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
 
 def _run_on(status: dict[str, Any]) -> list[str]:
     """Which model runs on what."""
-    from infernet.cli.running_models import lines_of, parts_in
+    from infernet.cli.running_node import lines_of, parts_in
 
     return lines_of(parts_in(status))
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import infernet
 from infernet.cli.output import print_json
-from infernet.cli.status import STATUS_TIMEOUT_S
+from infernet.cli.running_node import STATUS_TIMEOUT_S
 from infernet.config import places
 from infernet.host.packaged import is_packaged, program_file, unpacked_beside
 from infernet.ipc import client as ipc

@@ -100,7 +100,7 @@ def _number_in(paths: tuple[str, ...]) -> int | None:
 
 def _gpu_bytes() -> tuple[int, int]:
     """Total and free memory of GPUs that have one of their own."""
-    from infernet.engines.llama_cpp import import_xllamacpp
+    from infernet.engines.llama_library import import_xllamacpp
 
     try:
         xllamacpp = import_xllamacpp()

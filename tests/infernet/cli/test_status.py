@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infernet.cli.running_models import not_serving
+from infernet.cli.running_node import not_serving
 from infernet.cli.status import fields_of
 from infernet.config import Config
 from tests.helpers_cli import Home, invoke_beside, running

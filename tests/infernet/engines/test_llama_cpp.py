@@ -21,7 +21,7 @@ from infernet.confinement.contract import MEANINGS
 from infernet.confinement.profiles import available
 from infernet.engines.contract import EngineEvent, EngineUnavailable
 from infernet.engines.isolated import IsolatedEngine, Timeouts
-from infernet.engines.llama_cpp import LlamaCpp, explain_import_error, missing_cpu_features
+from infernet.engines.llama_cpp import LlamaCpp
 from infernet.engines.models import ModelCorrupt, ModelMissing
 from infernet.engines.process import describe_exit
 from infernet.engines.spelling import pack, unpack
@@ -406,17 +406,3 @@ async def test_a_truncated_model_without_a_known_hash_is_told(tmp_path: Path, st
     error = await refusal_to_load(path, None)
     assert "llama.cpp cannot load" in str(error)
     assert "the file is damaged" in str(error)
-
-
-def test_a_cpu_that_is_too_old_is_told_and_not_tried() -> None:
-    old = "processor : 0\nflags\t\t: fpu sse sse2 avx fma f16c\nbugs\t: none\n"
-    assert missing_cpu_features("x86_64", old) == ["avx2", "bmi2"]
-    assert missing_cpu_features("x86_64", old.replace("avx ", "avx avx2 bmi2 ")) == []
-    assert missing_cpu_features("aarch64", "Features : fp asimd") == []
-
-
-def test_what_is_missing_is_told_with_the_command_that_brings_it() -> None:
-    gomp = ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")
-    assert "apt-get install libgomp1" in explain_import_error(gomp)
-    assert "pip install infernet[llama]" in explain_import_error(ModuleNotFoundError("No module named 'xllamacpp'"))
-    assert "reinstall" in explain_import_error(ImportError("undefined symbol"))

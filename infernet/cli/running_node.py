@@ -1,14 +1,29 @@
-"""Which model of the running node runs on what, as it says itself: for the verbs that show models and engines."""
+"""What the running node says of itself, for the verbs that show it: its status, and which model runs on what."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from infernet.cli.command import Failure
-from infernet.cli.status import node_status
 from infernet.config import Config
 from infernet.host.lock import running_pid
-from infernet.ipc.client import IpcError
+from infernet.ipc import client as ipc
+
+STATUS_TIMEOUT_S: Final = 2.0
+
+
+def node_status(config: Config) -> dict[str, Any]:
+    """The running node's status. Raises Failure when there is none, IpcError when it does not answer."""
+    try:
+        status: dict[str, Any] = ipc.call(config.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
+    except ipc.NotRunning as error:
+        pid = running_pid(config.pid_file)
+        if pid is None:
+            raise Failure(str(error), running=False) from None
+        raise Failure(
+            f"the node (process {pid}) is starting or ending, try again; log: {config.log_file}", running=False, pid=pid
+        ) from None
+    return status
 
 
 def running_parts(config: Config) -> list[dict[str, Any]]:
@@ -17,7 +32,7 @@ def running_parts(config: Config) -> list[dict[str, Any]]:
         return []
     try:
         status = node_status(config)
-    except (Failure, IpcError):
+    except (Failure, ipc.IpcError):
         return []
     return parts_in(status)
 
