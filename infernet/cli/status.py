@@ -6,6 +6,7 @@ import argparse
 from typing import Any, Final
 
 from infernet.cli.output import duration, print_fields, print_json, size
+from infernet.cli.running_node import node_status
 from infernet.config import Config, places
 from protocol.formats.amounts import format_usd
 
