@@ -159,7 +159,7 @@ def test_a_node_that_hangs_is_told_of_and_killed_only_with_force(
 ) -> None:
     for name in ("SHUTDOWN_TIMEOUT_S", "END_TIMEOUT_S"):
         monkeypatch.setattr(stop, name, 0.1)
-    monkeypatch.setattr("infernet.cli.status.STATUS_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("infernet.cli.running_node.STATUS_TIMEOUT_S", 0.1)
     with ready_home.started(*QUICK) as status:
         os.kill(status["pid"], signal.SIGSTOP)
         assert "did not answer within 0.1 s" in invoke(capsys, "status").complaint
