@@ -218,6 +218,7 @@ def handlers(node: Node, metrics: NodeMetrics | None = None) -> Handlers:
         live=node.live,
         shutdown=node.stop,
         drain=node.drain,
+        pause=node.pause,
         jobs_left=node.jobs_left,
         chat=chat,
         join=join,

@@ -38,7 +38,7 @@ from infernet.engines.selection import open_engine
 from infernet.hardware.contract import Card
 from infernet.hardware.watch import Watch
 from infernet.ipc.inspection import Inspection
-from infernet.ipc.why import WhyRequest
+from infernet.ipc.why import WhyRequest, article
 from infernet.kept_experience import KeptExperience
 from infernet.money.client import MoneyClient
 from infernet.money.performer import Money
@@ -197,6 +197,12 @@ class Node:
     def drain(self, limit_s: float) -> None:
         """Take no more jobs, and `stop` when the last one has ended or after this long."""
         self._draining.begin(limit_s)
+
+    def pause(self, until_told: bool) -> None:
+        """Take no new jobs until told to, or again. Raises LocalProtocolError for one that takes none anyway."""
+        if self.config.role is not Role.PROVIDER:
+            raise LocalProtocolError(f"this node is {article(self.config.role)}, which runs no jobs for others")
+        self._hours.pause(until_told=until_told)
 
     def jobs_left(self) -> JobsLeft:
         """What a node that drains has still to do."""

@@ -3,6 +3,8 @@
 Outside of them it says `DRAINING`, as one that is being stopped does: jobs that run are finished, those that wait for a
 slot are sent elsewhere, and connections of others are relayed as before. The clock is looked at twice a minute, so that
 one that was set, or a machine that was asleep, makes no difference for long.
+
+Its owner may pause it, too: then it is as outside of all hours until it is told to go on, or started anew.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import structlog
 import trio
 
 from infernet.config import Config
-from infernet.settings.hours import Week, described, words_of
+from infernet.settings.hours import PAUSED, Week, described, words_of
 from infernet.settings.time_zone import offset_of
 from protocol.records import Availability, Role
 
@@ -35,12 +37,25 @@ class OpeningHours:
         self._offset = offset_of(config.serve_zone)
         self._clock_ms = clock_ms
         self._changed = changed
+        self._is_paused = False
         self._told = self.is_open
 
     @property
     def is_open(self) -> bool:
         """Whether new jobs may be taken now."""
-        return self._week.is_open(self._now_s(), self._offset)
+        return not self._is_paused and self._week.is_open(self._now_s(), self._offset)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its owner has it take no new jobs, whatever the hours."""
+        return self._is_paused
+
+    def pause(self, *, until_told: bool) -> None:
+        """Take no new jobs until told to, or again within the hours."""
+        if until_told != self._is_paused:
+            self._is_paused = until_told
+            log.info("hours.paused" if until_told else "hours.resumed")
+        self._look()
 
     @property
     def availability(self) -> Availability:
@@ -48,8 +63,8 @@ class OpeningHours:
         return Availability.AVAILABLE if self.is_open else Availability.DRAINING
 
     def words(self) -> str:
-        """Where in its hours the node is, for people; empty where it has none."""
-        return words_of(self._week, self._now_s(), self._offset)
+        """Where in its hours the node is, for people; empty where it has none, and is not paused."""
+        return PAUSED if self._is_paused else words_of(self._week, self._now_s(), self._offset)
 
     def status(self) -> dict[str, Any] | None:
         """For `infernet status --json`; None where there are no hours."""
@@ -67,7 +82,8 @@ class OpeningHours:
         is_open = self.is_open
         if is_open != self._told:
             self._told = is_open
-            log.info("hours.begun" if is_open else "hours.over", detail=self.words())
+            if not self._is_paused and self._windows:
+                log.info("hours.begun" if is_open else "hours.over", detail=self.words())
             self._changed()
 
     def _pause_s(self) -> float:

@@ -68,6 +68,7 @@ class FakeNode:
             live=lambda: self.live,
             shutdown=self.stopped.set,
             drain=self.drained.append,
+            pause=self._pause,
             jobs_left=lambda: JobsLeft(running=2, asked=0, forwarded=0, ends_in_s=9.5),
             chat=self._chat,
             join=self._join,
@@ -77,6 +78,9 @@ class FakeNode:
             close_leases=self._close_leases,
             metrics=self._metrics,
         )
+
+    def _pause(self, until_told: bool) -> None:
+        self.state["paused"] = until_told
 
     async def _metrics(self) -> str:
         return self.metrics

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Final
+from typing import Any, Final
 
 from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_fields, print_json
+from infernet.cli.running_node import STATUS_TIMEOUT_S, node_status
 from infernet.cli.settings_flags import warn_if_running
-from infernet.config import Config, load, save
+from infernet.cli.stop import jobs_left
+from infernet.config import Config, load, places, save
+from infernet.ipc import client as ipc
 from infernet.settings.hours import DAY_MINUTES, DAYS, WEEK_MINUTES, Offset, Week, described, minute_of_week
 from infernet.settings.table import BY_NAME
 from infernet.settings.time_zone import offset_of
@@ -20,8 +23,9 @@ from protocol.records import Role
 CELL_MINUTES: Final = 30
 _BLOCKS: Final = ("·", "▒", "█")
 _PLAIN: Final = (".", "+", "#")
+_ACTIONS: Final = ("show", "set", "clear", "pause", "resume")
 
-USAGE: Final = "[show | set HOURS... [--zone ZONE] | clear] [--json]"
+USAGE: Final = "[show | set HOURS... [--zone ZONE] | clear | pause | resume] [--json]"
 DESCRIPTION: Final = """\
 In which hours this node runs jobs for others. Outside of them it takes no new jobs and says so; what runs is finished,
 what waits is sent elsewhere, connections are relayed as before, and its own questions are asked. It comes back by
@@ -30,6 +34,8 @@ itself; meanwhile its model stays in memory. Nothing set means: at any time.
 show    the week as a picture, and where in it this node is now (this is the default)
 set     write these hours into the file, in place of those before
 clear   run jobs at any time
+pause   have the running node take no new jobs, until it is told to resume or started anew
+resume  have it take jobs again, within its hours
 
 HOURS are as a clock shows them, such as 22:00-07:00 for every night, or with days: "sat,sun 00:00-24:00",
 "mon-fri 18:00-08:00". A night belongs to the day on which it begins. Where the clock is put forward, what it skips is
@@ -42,6 +48,7 @@ examples:
   infernet schedule
   infernet schedule --json | jq -r .until
   infernet schedule clear
+  infernet schedule pause                           a game on this card, say; then: infernet schedule resume
 
 the first of these, on a Wednesday at 20:10 (half an hour to a character):
          00    03    06    09    12    15    18    21
@@ -59,7 +66,7 @@ A node that is running goes on with its hours, and in the zone that this machine
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and the hours."""
-    parser.add_argument("action", nargs="?", choices=("show", "set", "clear"), default="show", help="default: show")
+    parser.add_argument("action", nargs="?", choices=_ACTIONS, default="show", help="default: show")
     parser.add_argument("hours", nargs="*", metavar="HOURS", help="with set: when to run jobs")
     parser.add_argument("--zone", metavar="ZONE", help="with set: the zone of the clock, such as Europe/Berlin")
 
@@ -68,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Show or set them."""
     if arguments.action != "set" and (arguments.hours or arguments.zone is not None):
         raise Misuse("hours are written with `infernet schedule set`")
+    if arguments.action in ("pause", "resume"):
+        _tell_node(arguments.action, as_json=arguments.json)
+        return 0
     changes: dict[str, object] | None = None
     if arguments.action == "set":
         changes = _read(arguments.hours, arguments.zone)
@@ -87,6 +97,25 @@ def run(arguments: argparse.Namespace) -> int:
                 warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
         warn_if_running(config)
     return 0
+
+
+def _tell_node(command: str, *, as_json: bool) -> None:
+    """Have the running node pause, or go on."""
+    config = places()
+    try:
+        left: dict[str, Any] = ipc.call(config.socket_path, command, timeout_s=STATUS_TIMEOUT_S)
+    except ipc.NotRunning:
+        node_status(config)  # says whether it is starting
+        raise
+    if as_json:
+        left.pop("ends_in_s", None)
+        print_json(left)
+    elif command == "resume":
+        print("The node takes jobs again, within its hours.")
+    else:
+        text = jobs_left(left)
+        ending = f"; what it has begun it finishes: {text}" if text else ""
+        print(f"The node takes no new jobs until `infernet schedule resume`{ending}.")
 
 
 def _read(words: list[str], zone: str | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.cli.running_node import node_status
 from infernet.config import Config, places
+from infernet.settings.hours import PAUSED
 from protocol.formats.amounts import format_usd
 
 USAGE: Final = "[--json]"
@@ -51,7 +52,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
         ("models", status.get("models") or "none"),
         ("run on", _run_on(status)),
         ("gpus", [f"{gpu.get('model')} ({gpu.get('vram_tier')})" for gpu in status.get("gpus") or []]),
-        ("hours", (status.get("hours") or {}).get("words")),
+        ("hours", PAUSED if status.get("paused") is True else (status.get("hours") or {}).get("words")),
         (
             "jobs",
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",

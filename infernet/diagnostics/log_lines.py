@@ -68,6 +68,8 @@ EVENTS: Final = frozenset(
         "head.from_the_future",
         "hours.begun",
         "hours.over",
+        "hours.paused",
+        "hours.resumed",
         "ipc.failed",
         "job.attempt_failed",
         "job.forward_failed",

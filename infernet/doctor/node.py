@@ -102,6 +102,8 @@ async def _hours(situation: Situation) -> Finding:
     await trio.lowlevel.checkpoint()
     if situation.status is None:
         return skip("no node is running")
+    if situation.status.get("paused") is True:
+        return warn("the running node is paused, and takes no new jobs", "`infernet schedule resume` lets it go on")
     hours = part_of(situation.status, "hours")
     if not hours:
         return ok("the running node serves at any hour")
@@ -199,9 +201,9 @@ CHECKS: Final = (
     Check(
         id="node.hours",
         title="Node is within its hours",
-        looks="Whether the running node is within the hours in which its owner lets it run jobs for others. Outside of "
-        "them all is well, and no job comes.",
-        remedy="Wait, or change them: `infernet schedule`.",
+        looks="Whether the running node is paused, or within the hours in which its owner lets it run jobs for others. "
+        "Outside of them all is well, and no job comes.",
+        remedy="Wait, or change them: `infernet schedule`; `infernet schedule resume` where it is paused.",
         examine=_hours,
         needs=("ipc.answers",),
     ),

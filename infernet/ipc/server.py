@@ -106,6 +106,7 @@ class Handlers:
 
     `join` gives, for each node, why it is not connected, or "" when it is; it may raise LocalProtocolError, too.
     `drain` takes after how many seconds the node stops although jobs run, and returns at once.
+    `pause` takes whether to take no new jobs until told, or to go on; it may raise LocalProtocolError.
     `money`, `claim` and `close_leases` may raise LocalProtocolError, CoordinatorError or StoreError.
     """
 
@@ -114,6 +115,7 @@ class Handlers:
     live: Callable[[], dict[str, Any]]
     shutdown: Callable[[], None]
     drain: Callable[[float], None]
+    pause: Callable[[bool], None]
     jobs_left: Callable[[], JobsLeft]
     chat: Callable[[ChatRequest], AbstractAsyncContextManager[AsyncIterator[AnswerEvent]]]
     join: Callable[[JoinRequest], Awaitable[dict[str, str]]]
@@ -232,11 +234,21 @@ class _Server:
             await _send(stream, _success({"text": await self._handlers.metrics()}))
         elif command == "peers":
             await _send(stream, _success(self._handlers.peers()))
+        elif command in ("pause", "resume"):
+            await self._pause(stream, until_told=command == "pause")
         elif command == "shutdown":
             await _send(stream, _success({"shuttingDown": True}))
             self._handlers.shutdown()
         else:
             await _send(stream, _failure(f"unknown-cmd: {clean_line(command, 64)}"))
+
+    async def _pause(self, stream: trio.SocketStream, *, until_told: bool) -> None:
+        try:
+            self._handlers.pause(until_told)
+        except LocalProtocolError as error:
+            await _send(stream, _failure(str(error), "bad_request"))
+        else:
+            await _send(stream, _success({"paused": until_told, **asdict(self._handlers.jobs_left())}))
 
     async def _join(self, stream: trio.SocketStream, payload: object) -> None:
         try:

@@ -184,18 +184,20 @@ class Situation:
     reach_advice: str
     jobs_running: int
     slots: int
-    #: Empty, or that it is outside the hours in which its owner lets it serve.
+    #: Empty, or that it is paused, or outside the hours in which its owner lets it serve.
     hours: str = ""
+    is_paused: bool = False
 
 
 def facts(now: Situation) -> list[dict[str, str]]:
     """What this node's own state explains, most serious first: each a text and what to do."""
     found: list[tuple[str, str]] = []
     if now.role is not Role.PROVIDER:
-        found.append((f"this node is {_article(now.role)}, which runs no jobs", "infernet start --role provider"))
+        found.append((f"this node is {article(now.role)}, which runs no jobs", "infernet start --role provider"))
         return [{"text": text, "advice": advice} for text, advice in found]
     if now.hours:
-        found.append((f"it takes no new jobs: it is {now.hours}", "wait, or change them: `infernet schedule`"))
+        advice = "`infernet schedule resume`" if now.is_paused else "wait, or change them: `infernet schedule`"
+        found.append((f"it takes no new jobs: it is {now.hours}", advice))
     elif now.availability is not Availability.AVAILABLE:
         found.append(("it takes no new jobs: it is stopping", "start it again when it has ended"))
     if not now.models:
@@ -233,7 +235,8 @@ def facts(now: Situation) -> list[dict[str, str]]:
     return [{"text": text, "advice": advice} for text, advice in found]
 
 
-def _article(role: Role) -> str:
+def article(role: Role) -> str:
+    """A role within a sentence."""
     return f"an {role.name.lower()}" if role is Role.AGGREGATOR else f"a {role.name.lower()}"
 
 

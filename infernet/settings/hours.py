@@ -20,6 +20,8 @@ from typing import Any, Final
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DAY_MINUTES: Final = 24 * 60
 WEEK_MINUTES: Final = 7 * DAY_MINUTES
+#: What a node is that its owner has told to take no new jobs.
+PAUSED: Final = "paused by its owner"
 WINDOWS_MAX: Final = 32
 #: What a window must look like, for people.
 FORM: Final = 'must be like "22:00-07:00" or "sat,sun 00:00-24:00", with days mon tue wed thu fri sat sun or mon-fri'

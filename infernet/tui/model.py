@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from infernet.log_lines import for_people, read_event
+from infernet.settings.hours import PAUSED
 from protocol.formats.text import clean_line, clean_name
 
 ROWS_MAX: Final = 256
@@ -173,7 +174,7 @@ def _node(data: Mapping[str, Any]) -> NodeView:
         version=_text(status, "version"),
         uptime_s=_number(status, "uptime_s"),
         ends_in_s=_number(status, "ends_in_s") if isinstance(ends_in_s, (int, float)) else None,
-        hours=_text(hours, "words"),
+        hours=PAUSED if status.get("paused") is True else _text(hours, "words"),
         engine=_text(engine, "state"),
         engine_trouble=_text(engine, "last_error"),
         models=tuple(map(_single, _names(status))),

@@ -74,7 +74,7 @@ def header(model: Model, look: Look, width: int) -> Text:
     line = look.text((node.name or "(no name)", "bold"), (f"  {node.role}  up {duration(node.uptime_s)}  ", ""))
     if node.ends_in_s is not None:
         line.append(f"ending, in {duration(node.ends_in_s)} at the latest", look.style("yellow"))
-    elif node.hours.startswith("outside"):
+    elif node.hours.startswith(("outside", "paused")):
         line.append(node.hours, look.style("yellow"))
     elif node.link and node.link != "connected":
         line.append(f"link {node.link}", look.style("yellow"))
@@ -144,7 +144,7 @@ def _fields(model: Model, look: Look, width: int) -> list[Text]:
     rows: list[tuple[str, str, str]] = [
         ("engine", f"{node.engine or 'none'}: {', '.join(node.models) or 'no model'}", ""),
         ("", node.engine_trouble, "yellow"),
-        ("hours", node.hours, "yellow" if node.hours.startswith("outside") else ""),
+        ("hours", node.hours, "yellow" if node.hours.startswith(("outside", "paused")) else ""),
         ("coordinator", f"{node.coordinator} {link}".strip(), "" if is_linked else "yellow"),
         ("", node.link_trouble, "yellow"),
         ("peers", f"{node.peers} connected, {node.peers_known} known; reachability: {node.reached or 'unknown'}", ""),

@@ -11,7 +11,7 @@ from infernet.opening_hours import LOOK_S, OpeningHours
 from infernet.settings.hours import Week, described
 from infernet.settings.time_zone import offset_of
 from protocol.effects import JobDone, JobFailed, JobText
-from protocol.errors import Refusal
+from protocol.errors import LocalProtocolError, Refusal
 from protocol.records import Availability, Role
 from protocol.relays import FEATURE_RELAYS
 from protocol.routing import Exclusion
@@ -52,6 +52,57 @@ async def test_a_provider_outside_its_hours_takes_no_job_says_so_and_comes_back_
         await trio.sleep(SECONDS_TO_MIDNIGHT + 5)
         assert provider.status()["hours"]["words"] == "within its hours until 07:00"
         assert isinstance((await ask(client, question(provider=provider.node_id, max_tokens=3)))[-1], JobDone)
+
+
+async def test_one_that_is_paused_takes_no_job_at_any_hour_until_it_is_told_to_go_on() -> None:
+    async with world() as w, trio.open_nursery() as nursery:
+        provider = await w.start(PacedEngine(tokens_per_s=1, slots=1))
+        client = await w.start(None, provider)
+        await settle(client, lambda: client.driver.peer.directory.get(provider.node_id) is not None)
+        ends: list[object] = []
+
+        async def ask_and_keep() -> None:
+            ends.append((await ask(client, question(provider=provider.node_id, max_tokens=20)))[-1])
+
+        nursery.start_soon(ask_and_keep)
+        await settle(provider, lambda: provider.status()["jobs_running"] == 1)
+        provider.pause(True)
+        assert provider.status()["paused"]
+        (fact,) = [fact for fact in provider.why(WhyRequest())["serving"]["facts"] if "no new jobs" in fact["text"]]
+        assert (fact["text"], fact["advice"]) == (
+            "it takes no new jobs: it is paused by its owner",
+            "`infernet schedule resume`",
+        )
+        refused = (await ask(client, question(provider=provider.node_id)))[-1]
+        assert isinstance(refused, JobFailed)
+        assert refused.code in (Refusal.DRAINING, Refusal.NO_PROVIDER)
+        # What it had begun is finished, and it goes on being there.
+        await settle(provider, lambda: bool(ends))
+        assert isinstance(ends[0], JobDone)
+        assert provider.node_id in client.driver.connected_peers()
+        provider.pause(False)
+        assert not provider.status()["paused"]
+        assert isinstance((await ask(client, question(provider=provider.node_id, max_tokens=3)))[-1], JobDone)
+
+
+async def test_one_that_is_paused_stays_so_when_its_hours_begin() -> None:
+    async with world() as w:
+        provider = await w.start(PacedEngine(), **FROM_MIDNIGHT)
+        client = await w.start(None, provider)
+        provider.pause(True)
+        await trio.sleep(SECONDS_TO_MIDNIGHT + 5)
+        refused = (await ask(client, question(provider=provider.node_id)))[-1]
+        assert isinstance(refused, JobFailed)
+        provider.pause(False)
+        assert provider.status()["hours"]["words"] == "within its hours until 07:00"
+        assert isinstance((await ask(client, question(provider=provider.node_id, max_tokens=3)))[-1], JobDone)
+
+
+async def test_a_client_has_nothing_to_pause() -> None:
+    async with world() as w:
+        client = await w.start(None)
+        with pytest.raises(LocalProtocolError, match="a client, which runs no jobs"):
+            client.pause(True)
 
 
 async def test_what_runs_when_the_hours_are_over_is_finished_and_what_waits_goes_elsewhere() -> None:

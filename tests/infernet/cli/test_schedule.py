@@ -13,7 +13,10 @@ from infernet.config import load, save
 from infernet.host.lock import hold_lock
 from infernet.settings.hours import Week
 from infernet.settings.time_zone import offset_of
-from tests.helpers_cli import Home, invoke
+from tests.helpers_cli import Home, invoke, invoke_beside, running
+from tests.helpers_ipc import FakeNode
+
+pytestmark = pytest.mark.anyio
 
 Capture = pytest.CaptureFixture[str]
 
@@ -41,6 +44,23 @@ def test_hours_are_set_shown_and_taken_back(home: Home, capsys: Capture) -> None
     assert shown["week"]["sun"] == ["00:00-24:00"]
     assert "at any time" in invoke(capsys, "schedule", "clear").out
     assert (load().config.serve_hours, load().config.serve_zone) == ((), None)
+
+
+async def test_a_running_node_is_paused_and_goes_on(home: Home, capsys: Capture) -> None:
+    node = FakeNode()
+    async with running(node, home.config):
+        paused = await invoke_beside(capsys, "schedule", "pause")
+        assert (paused.code, node.state["paused"]) == (0, True)
+        assert "no new jobs until `infernet schedule resume`; what it has begun it finishes: 2 jobs" in paused.out
+        resumed = await invoke_beside(capsys, "schedule", "resume", "--json")
+        assert resumed.json == {"paused": False, "running": 2, "asked": 0, "forwarded": 0}
+        assert (resumed.code, node.state["paused"]) == (0, False)
+
+
+def test_nobody_is_paused_where_no_node_runs(home: Home, capsys: Capture) -> None:
+    outcome = invoke(capsys, "schedule", "pause")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "no node is running" in outcome.complaint
 
 
 def test_the_picture_in_the_help_is_what_is_drawn() -> None:

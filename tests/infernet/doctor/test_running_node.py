@@ -60,6 +60,7 @@ async def test_a_running_node_that_is_well(well: Home, capsys: pytest.CaptureFix
         ({"peers": "many"}, "node.peers", "warn", "infernet join"),
         ({"engine": {"state": "waiting", "last_error": "it fell"}}, "engine.loads", "fail", "it fell"),
         ({"engine": None}, "engine.loads", "fail", "missing"),
+        ({"paused": True}, "node.hours", "warn", "infernet schedule resume"),
         ({"money": {"trouble": "the disk lost a write"}}, "money.store", "fail", "the disk lost a write"),
     ],
 )

@@ -117,6 +117,7 @@ async def test_what_matters_is_in_the_first_line() -> None:
         for changes, words in (
             ({"ends_in_s": 90.0}, "ending, in 1 min 30 s at the latest"),
             ({"hours": {"words": "outside its hours until 22:00"}}, "outside its hours until 22:00"),
+            ({"paused": True}, "paused by its owner"),
             ({"coordinator": {"url": "https://c.example", "state": "waiting", "last_error": "no"}}, "link waiting"),
             ({}, "running"),
         ):
