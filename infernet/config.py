@@ -37,6 +37,7 @@ SOCKET_PATH_BYTES_MAX: Final = 99
 #: No setting, because settings are shown: the API key of the engine's server.
 ENGINE_KEY_VARIABLE: Final = "INFERNET_ENGINE_KEY"
 _OTHER_VARIABLES: Final = (ENGINE_KEY_VARIABLE, *(name for setting in SETTINGS for name in setting.variables[1:]))
+_PINNED: Final = ("coordinator_url", "coordinator_key")
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
@@ -478,9 +479,29 @@ class Write(Protocol):
         """Whole or not at all. Raises FilesError."""
 
 
+def keep_former_coordinator(path: Path, values: Mapping[str, object], *, keep: bool) -> str | None:
+    """Write down the coordinator that this file pins, before values take its place that pin another; gives its address.
+
+    Raises FilesError.
+    """
+    from infernet.coordinators import remember
+
+    try:
+        document = read_file(path) or {}
+        before = {name: BY_NAME[name].read(document[name]) for name in _PINNED if name in document}
+    except (ConfigError, ValueError):
+        return None  # what cannot be read has pinned nothing
+    after = before | dict(values) if keep else values
+    if len(before) < len(_PINNED) or all(after.get(name) == before[name] for name in _PINNED):
+        return None
+    remember(path.parent, before["coordinator_url"], before["coordinator_key"])
+    return str(before["coordinator_url"])
+
+
 def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
     import tomlkit
 
+    keep_former_coordinator(path, values, keep=keep)
     document = tomlkit.document()
     if keep and read_file(path) is not None:
         document = tomlkit.parse(path.read_text("utf-8"))

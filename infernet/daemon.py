@@ -16,7 +16,9 @@ import infernet
 from infernet.answers import AnswerEvent, AskOptions
 from infernet.config import Config
 from infernet.coordinator_client import CoordinatorError
+from infernet.coordinators import remember
 from infernet.driver import wall_ms
+from infernet.host.files import FilesError
 from infernet.host.notify import Notifier
 from infernet.identity import forbid_core_dumps
 from infernet.ipc import server as ipc_server
@@ -69,6 +71,7 @@ async def run_daemon(
     Raises what `run` raises, ConfigError, OSError, and CoordinatorError where it could not be linked.
     """
     forbid_core_dumps()
+    _remember_coordinator(config)
     notifier = Notifier.of(os.environ, os.getpid())
     async with _metrics_door(config) as door, trio.open_nursery() as nursery:
         stop = _Stop(nursery.cancel_scope)
@@ -101,6 +104,16 @@ async def run_daemon(
             node.stop()
     gc.unfreeze()
     log.info("node.stopped", pid=os.getpid())
+
+
+def _remember_coordinator(config: Config) -> None:
+    """What it holds for this key later must be found by somebody whose environment does not name it."""
+    if config.coordinator_url is None or config.coordinator_key is None:
+        return
+    try:
+        remember(config.config_dir, config.coordinator_url, config.coordinator_key)
+    except FilesError as error:
+        log.warning("coordinator.not_remembered", detail=str(error))
 
 
 async def _linked(node: Node) -> None:

@@ -6,9 +6,10 @@ import argparse
 from typing import Final
 
 from infernet.cli.command import Misuse
+from infernet.cli.money import tell_former
 from infernet.cli.output import print_json, print_table
 from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running
-from infernet.config import save
+from infernet.config import keep_former_coordinator, save
 from infernet.settings.readers import as_plain
 from infernet.settings.table import BY_NAME
 
@@ -45,7 +46,9 @@ def _set(arguments: argparse.Namespace) -> int:
     values = {name: BY_NAME[name].read(value) for name, value in given.items()}
     # Beside several models that stay set, one would have no effect.
     alone: dict[str, object] = {"models": None} if "model" in given and "models" not in given else {}
+    replaced = keep_former_coordinator(config.config_file, values, keep=True)
     save(config.config_file, values | alone, keep=True)
+    tell_former(replaced)
     if arguments.json:
         written = {name: as_plain(value) for name, value in values.items()}
         print_json({"config_file": str(config.config_file), "set": written})

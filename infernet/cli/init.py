@@ -12,10 +12,20 @@ from typing import Any, Final
 
 from infernet import identity
 from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.money import tell_former
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
 from infernet.cli.settings_flags import add_settings, settings_given, warn_if_running
-from infernet.config import Config, ConfigError, default_name, places, read_file, save, values_in
+from infernet.config import (
+    Config,
+    ConfigError,
+    default_name,
+    keep_former_coordinator,
+    places,
+    read_file,
+    save,
+    values_in,
+)
 from infernet.host.files import reason_of
 from infernet.settings.readers import as_plain, read_node
 from infernet.settings.table import BY_NAME
@@ -259,6 +269,7 @@ def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> N
 
 def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
     if force and path.exists():
+        tell_former(keep_former_coordinator(path, values, keep=False))
         aside = _free_name(path)
         try:
             path.replace(aside)
@@ -271,6 +282,7 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
             raise
         warn(f"the old configuration lies now at {aside}")
     else:
+        tell_former(keep_former_coordinator(path, values, keep=True))
         save(path, values, keep=read_file(path) is not None)
 
 

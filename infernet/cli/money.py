@@ -6,10 +6,14 @@ otherwise the command signs with the node's key itself. No verb of its own.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from typing import Any, Final
 
-from infernet.cli.command import Failure, Misuse
-from infernet.config import load
+from infernet.cli.command import Failure, Misuse, warn
+from infernet.config import Config, load
+from infernet.coordinators import Coordinator, former, remember
+from infernet.host.files import FilesError
 from infernet.host.lock import running_pid
 from infernet.ipc import client as ipc
 from protocol import constants as c
@@ -29,19 +33,54 @@ NO_COORDINATOR: Final = (
 )
 
 
+def no_coordinator(config: Config) -> str:
+    """Why nobody can be asked, and who was asked before. Raises FilesError."""
+    urls = [one.url for one in former(config.config_dir)]
+    if not urls:
+        return NO_COORDINATOR
+    return (
+        f"no coordinator is configured now, and this key may have money at {', '.join(urls)}: "
+        f"`infernet login --url {urls[-1]}` uses it again"
+    )
+
+
+def tell_former(url: str | None) -> None:
+    """Say that a coordinator which was replaced is not forgotten."""
+    if url is not None:
+        warn(
+            f"this key may have money at {url}: `infernet login --url {url}` and `infernet wallet` show it, and "
+            "`infernet remove` asks there, too"
+        )
+
+
 def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
     """What the coordinator answers to one of `money_client.TARGETS`. Raises Failure, IpcError or CoordinatorError."""
     config = load().config
     if running_pid(config.pid_file) is None:
         if config.coordinator_url is None:
-            raise Failure(NO_COORDINATOR)
-        return _ask_alone(name, fields)
+            raise Failure(no_coordinator(config))
+        _remember(config)
+        return _ask_alone(config, name, fields)
     # It may have been told of a coordinator when it was started, and knows by itself when it was not.
     payload = {"ask": name, "fields": fields}
     try:
         return ipc.call(config.socket_path, "money", payload, timeout_s=ASK_TIMEOUT_S)
     except ipc.Refused as refused:
         raise _failure(refused) from None
+
+
+def ask_former(coordinator: Coordinator, name: str, **fields: str | int | bool) -> Any:
+    """What a coordinator of before answers. Raises Failure or CoordinatorError."""
+    config = load().config
+    at = dataclasses.replace(config, coordinator_url=coordinator.url, coordinator_key=coordinator.node)
+    return _ask_alone(at, name, fields)
+
+
+def _remember(config: Config) -> None:
+    """One that only the environment names, today, may hold money tomorrow."""
+    if config.coordinator_url is not None and config.coordinator_key is not None:
+        with contextlib.suppress(FilesError):  # a file system that is read only: then nothing is set there either
+            remember(config.config_dir, config.coordinator_url, config.coordinator_key)
 
 
 def ask_node(command: str, payload: object = None) -> Any:
@@ -58,7 +97,7 @@ def _failure(refused: ipc.Refused) -> Failure:
     return Failure(refused.code, code=refused.cause)
 
 
-def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
+def _ask_alone(config: Config, name: str, fields: dict[str, str | int | bool]) -> Any:
     """Sign with the node's own key, which nobody else uses now."""
     import trio
 
@@ -70,7 +109,6 @@ def _ask_alone(name: str, fields: dict[str, str | int | bool]) -> Any:
     from infernet.node import registration
     from infernet.proxy import proxy_for
 
-    config = load().config
     key = identity.load(config.key_file)
     config = config.named_after(key.node)
     assert config.coordinator_url is not None

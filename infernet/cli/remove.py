@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from infernet import identity
 from infernet.cli.command import Failure
-from infernet.cli.money import ask_coordinator, fields_of
+from infernet.cli.money import ask_coordinator, ask_former, fields_of
 from infernet.cli.output import print_json, size
 from infernet.cli.questions import confirm
 from infernet.cli.stop import POLL_INTERVAL_S, WAIT_S_DEFAULT, end_node
 from infernet.cli.wallet import vouchers
 from infernet.config import Config, ConfigError, load, places
+from infernet.coordinators import former
+from infernet.host.files import FilesError
 from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
 from infernet.host.packaged import forget_unpacked, is_packaged, program_file, unpacked_programs
 from infernet.host.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
@@ -31,6 +34,8 @@ from protocol.ids import npub
 
 # With the drafts that a key is written as, one of which stays where a machine loses power in between.
 _KEYS: Final = "*identity.key*"
+#: A key that another was put in the place of.
+_OLDER_KEYS: Final = "identity.key.*"
 _UUSD_MAX: Final = 2**63
 _LOCK_TIMEOUT_S: Final = 5.0
 _STRANGERS_SHOWN: Final = 3
@@ -42,8 +47,8 @@ its settings, its key, its records and its models. It says what goes, and asks. 
 the key nobody gets this identity again, nor what it owns. The program itself stays; what a packaged one has unpacked
 goes with the rest, unless something is to be kept.
 
-Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and vouchers that were
-not redeemed. So it does when that cannot be found out. --abandon-money gives it up."""
+Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and those that it had
+before, and vouchers that were not redeemed. So it does when that cannot be found out. --abandon-money gives it up."""
 EXAMPLES: Final = """\
 examples:
   infernet remove
@@ -95,11 +100,14 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     if not arguments.abandon_money:
         _refuse_loss(losses)
     pid = running_pid(here.pid_file)
-    tells_remote = key is not None and config is not None and config.coordinator_url is not None
-    tells_remote = tells_remote and not arguments.keep_remote
+    told: list[Remote] = []
+    if key is not None and not arguments.keep_remote:
+        # Where the list cannot be read, the loss is told of above; whoever gives that up has nobody told.
+        with contextlib.suppress(FilesError):
+            told = _coordinators(config)
     if not arguments.yes:
         shown = there | dict.fromkeys(unpacked, "this program, unpacked")
-        for line in _announcement(shown, pid, service, config if tells_remote else None, key, losses):
+        for line in _announcement(shown, pid, service, told, key, losses):
             print(line, file=sys.stderr)
         if not confirm("Remove all this for good?", "--yes"):
             raise Failure("nothing was removed")
@@ -112,8 +120,8 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
         if not arguments.abandon_money:
             _refuse_loss(losses)
     removed.lost = losses
-    if tells_remote and config is not None:
-        removed.deregistered = _deregister(config)
+    for coordinator in told:
+        removed.deregistered |= _deregister(coordinator)
     if service is not None:
         removed.service = _uninstall(service)
     if here.state_dir in there:
@@ -154,6 +162,14 @@ class Loss:
         return f"{format_usd(self.uusd)} {self.what}" if self.uusd is not None else self.what
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A coordinator that this key may be known to, and how it is asked."""
+
+    url: str
+    ask: Callable[..., Any]
+
+
 @dataclass
 class Removed:
     """What was done."""
@@ -192,16 +208,35 @@ def _losses(here: Config, config: Config | None, key: str | None, trouble: str, 
         return tuple(losses)
     if trouble:
         losses.append(Loss(f"what this key owns cannot be found out ({clean_line(trouble, 300)})", None))
-    elif key is not None and config is not None and config.coordinator_url is not None:
-        losses += _held_by_coordinator(config.coordinator_url)
+    elif key is not None:
+        try:
+            for coordinator in _coordinators(config):
+                losses += _held_by(coordinator)
+        except FilesError as error:
+            losses.append(Loss(clean_line(str(error), 500), None))
+    losses += [
+        Loss(f"an older key lies at {clean_line(str(path), 500)}, and nobody is asked what it owns: move it away", None)
+        for path in sorted(here.config_dir.glob(_OLDER_KEYS))
+    ]
     return tuple(losses)
 
 
-def _held_by_coordinator(url: str) -> Iterator[Loss]:
+def _coordinators(config: Config | None) -> list[Remote]:
+    """The coordinator that is set, and those that were: each may hold something for this key. Raises FilesError."""
+    if config is None:
+        return []
+    now = (config.coordinator_url, config.coordinator_key.hex() if config.coordinator_key is not None else None)
+    before = [one for one in former(config.config_dir) if (one.url, one.key) != now]
+    current = [Remote(config.coordinator_url, ask_coordinator)] if config.coordinator_url is not None else []
+    return current + [Remote(one.url, functools.partial(ask_former, one)) for one in before]
+
+
+def _held_by(coordinator: Remote) -> Iterator[Loss]:
     from infernet.coordinator_client import CoordinatorError
 
+    url = coordinator.url
     try:
-        wallet = fields_of(ask_coordinator("wallet"))
+        wallet = fields_of(coordinator.ask("wallet"))
     except (CoordinatorError, Failure, IpcError) as error:
         yield Loss(f"{url} does not say what it holds ({clean_line(str(error), 300)})", None)
         return
@@ -244,7 +279,7 @@ def _announcement(
     there: dict[Path, str],
     pid: int | None,
     service: Path | None,
-    remote: Config | None,
+    told: list[Remote],
     key: str | None,
     losses: tuple[Loss, ...],
 ) -> Iterator[str]:
@@ -255,8 +290,8 @@ def _announcement(
         yield f"  {clean_line(str(folder), 500)}  ({what}, {size(size_of(folder))})"
     if service is not None:
         yield f"  {clean_line(str(service), 500)}  (the service)"
-    if remote is not None:
-        yield f"  the entry at {remote.coordinator_url}"
+    for coordinator in told:
+        yield f"  the entry at {coordinator.url}"
     if key is not None and any("key" in what for what in there.values()):
         yield f"The key {key} goes with it. Without a copy nobody ever is this node again."
     for loss in losses:
@@ -277,12 +312,12 @@ def _uninstall(path: Path) -> str:
     return str(path)
 
 
-def _deregister(config: Config) -> bool:
+def _deregister(coordinator: Remote) -> bool:
     """Have the coordinator forget this node; gives whether it knew it. Raises Failure."""
     from infernet.coordinator_client import CoordinatorError
 
     try:
-        answer = fields_of(ask_coordinator("remove", role=config.role.name.lower()))
+        answer = fields_of(coordinator.ask("remove", role=load().config.role.name.lower()))
     except (CoordinatorError, Failure) as error:
         raise Failure(f"{error}; no file was removed: try again, or leave its entry there with --keep-remote") from None
     return answer.get("deleted") is True

@@ -13,7 +13,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from infernet.config import Config
+from infernet.coordinators import former
 from infernet.engines.models import STARTER
+from infernet.host.files import FilesError
 
 _SECRET_VARIABLE: Final = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CRED|COOKIE|MNEMONIC|SEED", re.IGNORECASE)
 # They are everybody's.
@@ -63,6 +65,8 @@ def _of_config(config: Config) -> dict[str, str]:
         names[config.address] = "host"
     if config.coordinator_url is not None:
         names[urlsplit(config.coordinator_url).hostname or ""] = "host"
+    with contextlib.suppress(FilesError):
+        names |= {urlsplit(one.url).hostname or "": "host" for one in former(config.config_dir)}
     # What somebody runs is theirs to tell.
     for model in {config.model, *config.models} - {STARTER.name}:
         path = Path(model)

@@ -36,6 +36,7 @@ EVENTS: Final = frozenset(
         "coordinator.link_lost",
         "coordinator.linked",
         "coordinator.no_peers",
+        "coordinator.not_remembered",
         "dht.bad_record",
         "dht.begun",
         "dht.close_failed",

@@ -22,7 +22,16 @@ from protocol.networks import is_globally_routable
 TEXT_CHARACTERS_MAX: Final = 400
 # Kept in a path, so that a reader knows which file is meant.
 _KNOWN_FILES: Final = frozenset(
-    {"config.toml", "identity.key", "node.sqlite3", "money.sqlite3", "daemon.log", "daemon.pid", "daemon.sock"}
+    {
+        "config.toml",
+        "coordinators.json",
+        "identity.key",
+        "node.sqlite3",
+        "money.sqlite3",
+        "daemon.log",
+        "daemon.pid",
+        "daemon.sock",
+    }
 )
 # They say nothing about anybody, and much about what is wrong.
 _PLAIN_IPS: Final = frozenset({"127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - names, not sockets

@@ -102,5 +102,14 @@ def _own_names() -> frozenset[str]:
     names |= {".".join(path.with_suffix("").parts) for path in modules}
     names |= {f"{name}.py" for name in sys.stdlib_module_names}
     names |= {check.id for check in CHECKS}
-    names |= {"config.toml", "identity.key", "node.sqlite3", "money.sqlite3", "daemon.log", "daemon.pid", "daemon.sock"}
+    names |= {
+        "config.toml",
+        "coordinators.json",
+        "identity.key",
+        "node.sqlite3",
+        "money.sqlite3",
+        "daemon.log",
+        "daemon.pid",
+        "daemon.sock",
+    }
     return frozenset(names | {"crash.log", "e.g", "i.e"})

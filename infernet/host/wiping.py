@@ -20,6 +20,7 @@ _KEY_BYTES_MAX: Final = 64 * 1024
 # What nodes write, by folder; with drafts, older files, and what a damaged database was moved aside as.
 OF_SETTINGS: Final = (
     *("config.toml*", ".config.toml.*", "identity.key*", ".identity.key.*"),
+    *("coordinators.json*", ".coordinators.json.*"),
     # What is left of the earlier program's settings.
     *("config.json.old", ".config.json.old.*"),
 )

@@ -13,14 +13,17 @@ import trio
 
 from infernet.cli import remove, service
 from infernet.config import save
+from infernet.coordinators import FILE_NAME, former, remember
 from infernet.host.files import make_private_directory
 from infernet.host.lock import running_pid
 from infernet.host.service_units import home_mark
 from infernet.money.store import MoneyStore
+from protocol.ids import NodeId
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server
 from tests.helpers_money_store import claimed, paid
+from tests.helpers_records import signing_key
 from tests.helpers_systemd import FakeSystemd, fake_systemd
 
 pytestmark = pytest.mark.anyio
@@ -126,7 +129,8 @@ def test_everything_that_nodes_write_is_known(ready: Home, capsys: Capture) -> N
     ):
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")
-    outcome = invoke(capsys, "remove", "--yes")
+    remember(config.config_dir, "http://127.0.0.1:9", BANK.node)
+    outcome = invoke(capsys, "remove", "--yes", "--abandon-money", "--keep-remote")
     assert (outcome.code, outcome.err) == (0, "")
     assert not ready.path.exists()
 
@@ -234,6 +238,72 @@ async def test_with_the_key_kept_the_coordinators_money_is_not_lost(ready: Home,
     async with coordinator(ready, NOTHING | {"available_uusd": 5_000_000}):
         assert (await invoke_beside(capsys, "remove", "--yes", "--keep-config", "--keep-remote")).code == 0
     assert folders(ready) == ["config"]
+
+
+def forget_all_but(home: Home, url: str, key: NodeId) -> None:
+    """Leave one coordinator of before."""
+    assert (url, key) in [(one.url, one.node) for one in former(home.config.config_dir)]
+    (home.config.config_dir / FILE_NAME).unlink()
+    remember(home.config.config_dir, url, key)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["login", "--url", "none"],
+        ["login", "--url", "http://127.0.0.1:9", "--coordinator-key", BANK.node.hex()],
+        ["config", "set", "--url", "http://127.0.0.1:9"],
+        ["config", "set", "--coordinator-key", signing_key("other").node.hex()],
+        ["init", "--yes", "--force"],
+    ],
+)
+async def test_what_a_coordinator_of_before_holds_is_not_lost_by_mistake(
+    ready: Home, capsys: Capture, words: list[str]
+) -> None:
+    async with coordinator(ready, NOTHING | {"available_uusd": 5_000_000}) as server:
+        replaced = await invoke_beside(capsys, *words)
+        assert replaced.code == 0, replaced.err
+        assert f"this key may have money at {server.url}" in replaced.err
+        save(ready.config.config_file, {"coordinator_url": None, "coordinator_key": None}, keep=True)
+        wallet = await invoke_beside(capsys, "wallet")
+        assert (wallet.code, f"this key may have money at {server.url}" in wallet.complaint) == (1, True)
+        # Where the test has set another one on the way, nothing is to be had there.
+        forget_all_but(ready, server.url, BANK.node)
+        outcome = await refused(capsys)
+        assert f"$5.00 available (`infernet payout request AMOUNT`) at {server.url}" in outcome.err
+        assert folders(ready) == ALL
+        server.answers["node/wallet"] = NOTHING
+        assert (await invoke_beside(capsys, "remove", "--yes")).code == 0
+        assert len(server.to("/remove")) == 1
+    assert folders(ready) == []
+
+
+async def test_each_coordinator_of_before_is_asked_and_told(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready) as first, coordinator(ready) as second:
+        assert [one.url for one in former(ready.config.config_dir)] == [first.url]
+        assert (await invoke_beside(capsys, "remove", "--yes")).code == 0
+        for server in (first, second):
+            assert [asked.target.rpartition("/")[2] for asked in server.asked] == ["wallet", "remove"]
+
+
+@pytest.mark.parametrize("damage", [b"[", b'[{"url": 1}]', b'[{"url": "http://x", "key": "zz"}]'])
+async def test_where_it_is_not_known_which_coordinators_there_were_something_may_be_lost(
+    ready: Home, capsys: Capture, damage: bytes
+) -> None:
+    (ready.config.config_dir / FILE_NAME).write_bytes(damage)
+    outcome = await refused(capsys, "--json")
+    assert "does not list coordinators" in outcome.err
+    assert outcome.json["lost_is_known"] is False
+    assert (await invoke_beside(capsys, "remove", "--yes", "--abandon-money")).code == 0
+
+
+async def test_an_older_key_may_own_something(ready: Home, capsys: Capture, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("07" * 32)
+    assert invoke(capsys, "init", "--yes", "--force", "--nostr-privkey", f"@{secret}").code == 0
+    outcome = await refused(capsys)
+    assert "an older key lies at" in outcome.err
+    assert folders(ready) == ALL
 
 
 @pytest.mark.parametrize("words", [[], ["--keep-config"]])
