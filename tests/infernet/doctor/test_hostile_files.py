@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def assert_sound(results: list[Result]) -> None:
     for result in results:
         assert "itself broke" not in result.finding.found, (result.check.id, result.finding)
         assert (result.finding.fix != "") == (result.finding.status in ("warn", "fail")), result
-        assert result.finding.found.isprintable()
+        # What is no character yet is shown as it came: a newer Unicode may have made one of it.
+        shown = [character for character in result.finding.found if unicodedata.category(character) != "Cn"]
+        assert "".join(shown).isprintable()
 
 
 @given(
