@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from infernet.cli.command import Failure
+from infernet.cli.output import duration
 from infernet.config import Config
 from infernet.host.lock import running_pid
 from infernet.ipc import client as ipc
@@ -63,6 +64,24 @@ def not_serving(parts: list[dict[str, Any]]) -> list[str]:
     return lines_of([part for part in parts if part.get("state") != "ready"])
 
 
+def loading_words(part: dict[str, Any]) -> str | None:
+    """That an engine is loading, and for how long; None for one that is not."""
+    seconds = part.get("loading_s")
+    return f"loading for {duration(seconds)}" if isinstance(seconds, int | float) else None
+
+
+def loading(status: dict[str, Any], model: str | None = None) -> str:
+    """What a node loads, or what of it may be this model, and for how long, in words; empty when that is nothing."""
+    parts = parts_in(status)
+    if not parts:
+        return loading_words(status.get("engine") or {}) or ""
+    return "; ".join(
+        f"{', '.join(map(str, part.get('models') or [])) or part.get('engine')}: {words}"
+        for part in parts
+        if (words := loading_words(part)) is not None and (not part.get("models") or model in (None, *part["models"]))
+    )
+
+
 def _where(part: dict[str, Any]) -> str:
-    where, state = str(part.get("where") or ""), str(part.get("state"))
+    where, state = str(part.get("where") or ""), loading_words(part) or str(part.get("state"))
     return where or "ready" if state == "ready" else where if where == "nowhere" else state

@@ -60,6 +60,11 @@ def _answers(situation: Situation) -> Finding:
         return ok("no node is running, and nothing answers in its place")
     try:
         status = ipc.call(situation.here.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
+    except ipc.NotRunning:
+        return warn(
+            f"process {situation.pid} is starting or ending: it does not listen to its owner",
+            f"wait a moment, and look again; if that goes on: {situation.here.log_file}",
+        )
     except ipc.IpcError as error:
         return fail(
             f"process {situation.pid} runs this node and does not answer: {error}",
