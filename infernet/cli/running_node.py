@@ -54,8 +54,7 @@ def lines_of(parts: list[dict[str, Any]]) -> list[str]:
     lines = []
     for part in parts:
         trouble = part.get("trouble")
-        models = ", ".join(map(str, part.get("models") or [])) or str(part.get("engine"))
-        lines.append(f"{models}: {_where(part)}" + (f" ({trouble})" if trouble else ""))
+        lines.append(f"{_names(part)}: {_where(part)}" + (f" ({trouble})" if trouble else ""))
     return lines
 
 
@@ -72,14 +71,18 @@ def loading_words(part: dict[str, Any]) -> str | None:
 
 def loading(status: dict[str, Any], model: str | None = None) -> str:
     """What a node loads, or what of it may be this model, and for how long, in words; empty when that is nothing."""
-    parts = parts_in(status)
+    parts, engine = parts_in(status), status.get("engine")
     if not parts:
-        return loading_words(status.get("engine") or {}) or ""
+        return (loading_words(engine) if isinstance(engine, dict) else None) or ""
     return "; ".join(
-        f"{', '.join(map(str, part.get('models') or [])) or part.get('engine')}: {words}"
+        f"{_names(part)}: {words}"
         for part in parts
         if (words := loading_words(part)) is not None and (not part.get("models") or model in (None, *part["models"]))
     )
+
+
+def _names(part: dict[str, Any]) -> str:
+    return ", ".join(map(str, part.get("models") or [])) or str(part.get("engine"))
 
 
 def _where(part: dict[str, Any]) -> str:

@@ -61,9 +61,10 @@ def _answers(situation: Situation) -> Finding:
     try:
         status = ipc.call(situation.here.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
     except ipc.NotRunning:
-        return warn(
-            f"process {situation.pid} is starting or ending: it does not listen to its owner",
-            f"wait a moment, and look again; if that goes on: {situation.here.log_file}",
+        return fail(
+            f"process {situation.pid} runs this node and is starting or ending: it does not listen to its owner",
+            f"wait if it was just started or stopped; else `infernet stop --force`, then `infernet start`; "
+            f"log: {situation.here.log_file}",
         )
     except ipc.IpcError as error:
         return fail(
