@@ -95,7 +95,7 @@ async def run_daemon(
         )
         nursery.start_soon(notifier.run)
         nursery.start_soon(_tell_the_end, node, notifier)
-        is_up = await _loaded(node, f"{config.role.name.lower()} {config.name}", notifier, loading)
+        is_up = await until_loaded(node, f"{config.role.name.lower()} {config.name}", notifier, loading)
         if is_up and once:
             await _linked(node)
         if is_up:
@@ -110,7 +110,7 @@ async def run_daemon(
     log.info("node.stopped", pid=os.getpid())
 
 
-async def _loaded(node: Node, who: str, notifier: Notifier, loading: Callable[[], None]) -> bool:
+async def until_loaded(node: Node, who: str, notifier: Notifier, loading: Callable[[], None]) -> bool:
     """Say that the node is there, and wait until its engine is; whether the node goes on."""
     if not node.is_loading:
         notifier.ready(who)

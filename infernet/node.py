@@ -170,7 +170,7 @@ class Node:
                 self._inspection.carrier = TransportCarrier(self._transport, self.driver, self._cluster.services)
                 await nursery.start(self._inspection.carrier.run)
             if self._hardware is not None:
-                # While the engine loads its model, so that the first offer has them.
+                # Beside the engine, which seldom is up before them: the first offer is to have them.
                 self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
                 nursery.start_soon(self._hardware.run)
             nursery.start_soon(self._load, nursery)

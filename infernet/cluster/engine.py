@@ -207,8 +207,8 @@ class ClusterEngine:
     async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, whenever all workers are there.
 
-        Unlike other engines it has started when it knows that it can: workers are reached through the node, which
-        begins to reach others only then. Raises EngineUnavailable when it never can.
+        Unlike other engines it has started when it knows that it can: when its workers come is nobody's to say.
+        Raises EngineUnavailable when it never can.
         """
         if self._network is None:
             raise EngineUnavailable(
