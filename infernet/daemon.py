@@ -50,6 +50,10 @@ _LINK_POLL_S: Final = 0.1
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def _nobody_waits() -> None:
+    """Where nobody does."""
+
+
 class RunNode(Protocol):
     """As `run_node`."""
 
@@ -63,12 +67,14 @@ async def run_daemon(
     run: RunNode = run_node,
     *,
     once: bool = False,
+    loading: Callable[[], None] = _nobody_waits,
 ) -> None:
     """Run the node with its socket and its signals until it is stopped. The caller holds the lock.
 
-    `ready` is called once with the node's status, and a service manager that started this process is told, too. With
-    `once` the node is stopped then, which is not before it is linked to its coordinator, if it has one.
-    Raises what `run` raises, ConfigError, OSError, and CoordinatorError where it could not be linked.
+    A service manager that started this process hears that it is ready as soon as the node listens and answers its
+    owner. Where the engine takes longer, `loading` is called then; `ready` is called once with the node's status, when
+    it has loaded. With `once` the node is stopped then, which is not before it is linked to its coordinator, if it has
+    one. Raises what `run` raises, ConfigError, OSError, and CoordinatorError where it could not be linked.
     """
     forbid_core_dumps()
     _remember_coordinator(config)
@@ -90,12 +96,13 @@ async def run_daemon(
             addresses=node.addresses(),
             pid=os.getpid(),
         )
-        if once:
-            await _linked(node)
-        ready(status_of(node))
         nursery.start_soon(notifier.run)
         nursery.start_soon(_tell_the_end, node, notifier)
-        notifier.ready(f"{config.role.name.lower()} {config.name}")
+        is_up = await until_loaded(node, f"{config.role.name.lower()} {config.name}", notifier, loading)
+        if is_up and once:
+            await _linked(node)
+        if is_up:
+            ready(status_of(node))
         # What is there now stays to the end. Without this, the garbage collector looks through all of it again and
         # again, and nobody is answered meanwhile: a quarter of a second each time.
         gc.collect()
@@ -114,6 +121,24 @@ def _remember_coordinator(config: Config) -> None:
         remember(config.config_dir, config.coordinator_url, config.coordinator_key)
     except FilesError as error:
         log.warning("coordinator.not_remembered", detail=str(error))
+
+
+async def until_loaded(node: Node, who: str, notifier: Notifier, loading: Callable[[], None]) -> bool:
+    """Say that the node is there, and wait until its engine is; whether the node goes on."""
+    if not node.is_loading:
+        notifier.ready(who)
+        return True
+    models = ", ".join(node.models_loading()) or "its engine"
+    # Loading does not hold it up: the end of it is nobody's to foretell, and the node is there for its owner.
+    notifier.ready(f"{who}, loading {models}")
+    log.info("node.loading", model=models)
+    loading()
+    began_s = trio.current_time()
+    if not await node.wait_loaded():
+        return False
+    log.info("node.loaded", duration_s=round(trio.current_time() - began_s, 1))
+    notifier.status(who)
+    return True
 
 
 async def _linked(node: Node) -> None:

@@ -1,7 +1,8 @@
 """One node: peer, driver, transport, engine and link, started and stopped in order.
 
 Everything runs in one nursery. The order of starting is: driver, transport (so that a taken port is known before a
-model is loaded), engine, offer, link; stopping is announced to everyone before anything is torn down.
+model is loaded), offer, link; the engine loads beside them, for as long as it takes, and what it has loaded is offered
+then. Stopping is announced to everyone before anything is torn down.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from infernet.discovery.mdns import Mdns
 from infernet.discovery.saved import SavedPeers
 from infernet.draining import Draining, JobsLeft
 from infernet.driver import AppEffect, Contact, Driver, MoneyEffect, wall_ms
-from infernet.engines.contract import DividesCards, Engine, RunsOnCards
+from infernet.engines.contract import DividesCards, Engine, EngineUnavailable, RunsOnCards, models_loading
 from infernet.engines.selection import open_engine
 from infernet.hardware.contract import Card
 from infernet.hardware.watch import Watch
@@ -77,6 +78,9 @@ AGENT: Final = f"infernet/{infernet.__version__}"
 FAREWELL_S: Final = 1.5
 FAREWELL_FLUSH_S: Final = 0.1
 CLAIMS_FAREWELL_S: Final = 3.0
+# What changes right after the first heartbeat is gossiped five seconds later, so an engine that is up in a moment is
+# to be in it.
+FIRST_OFFER_S: Final = 1.0
 _FREE_POLICIES: Final = {"nobody": FreePolicy.NOBODY, "known": FreePolicy.KNOWN, "all": FreePolicy.ALL}
 
 
@@ -107,6 +111,8 @@ class Node:
         self._heartbeat: Signed | None = None
         self._link: LinkCarrier | None = None
         self._stop_requested = trio.Event()
+        self._load_over = trio.Event()
+        self._not_loaded: EngineUnavailable | None = None
         self._proxy = proxy_for(config, config.coordinator_url) if config.coordinator_url is not None else None
         now = e.Now(trio.current_time(), clock_ms())
         settings = PeerConfig(AGENT, reports=config.reports, forwards=config.forward)
@@ -150,7 +156,8 @@ class Node:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start everything and serve until `stop` is called; being cancelled ends it without goodbye.
 
-        Raises TransportError (a taken port above all), StoreError and EngineUnavailable before `started()`.
+        The engine loads meanwhile, as `wait_loaded` tells. Raises TransportError (a taken port above all) and
+        StoreError before `started()`, and EngineUnavailable when the first load has failed.
         """
         self._inspection.started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -163,12 +170,14 @@ class Node:
                 self._inspection.carrier = TransportCarrier(self._transport, self.driver, self._cluster.services)
                 await nursery.start(self._inspection.carrier.run)
             if self._hardware is not None:
-                # While the engine loads its model, so that the first offer has them.
+                # Beside the engine, which seldom is up before them: the first offer is to have them.
                 self._hardware.on_change, self._hardware.on_gone = self._offer, self._on_cards_gone
                 nursery.start_soon(self._hardware.run)
-            if self._engine is not None:
-                self._engine.on_change = self._offer
-                await nursery.start(self._engine.run, self.driver.report)
+            nursery.start_soon(self._load, nursery)
+            with trio.move_on_after(FIRST_OFFER_S):
+                await self._load_over.wait()
+            if self._not_loaded is not None:
+                raise self._not_loaded
             self._introduce()
             nursery.start_soon(self._discovery.run)
             nursery.start_soon(self._reached.run)
@@ -185,6 +194,35 @@ class Node:
             if self._kept is not None:
                 await self._kept.save()
             nursery.cancel_scope.cancel()
+        if self._not_loaded is not None:
+            raise self._not_loaded
+
+    async def _load(self, nursery: trio.Nursery) -> None:
+        """Start the engine, if there is one; a node whose engine cannot load at all ends."""
+        if self._engine is not None:
+            self._engine.on_change = self._offer
+            try:
+                await nursery.start(self._engine.run, self.driver.report)
+            except EngineUnavailable as error:
+                # What ends anyhow ends as it was asked to.
+                if not self._stop_requested.is_set():
+                    self._not_loaded = error
+                    self.stop()
+        self._load_over.set()
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether the engine loads for the first time."""
+        return not self._load_over.is_set()
+
+    def models_loading(self) -> tuple[str, ...]:
+        """What is to be served and is not yet, or not again."""
+        return models_loading(self._engine)
+
+    async def wait_loaded(self) -> bool:
+        """Wait until the engine has loaded what it can, and say whether this node goes on."""
+        await self._load_over.wait()
+        return not self._stop_requested.is_set()
 
     def stop(self) -> None:
         """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
@@ -314,6 +352,7 @@ class Node:
             relays=self._reached.relays,
             coordinators=self._coordinators(),
             dht_address=next(iter(self._dht.addresses), None) if self._dht is not None else None,
+            models_loading=self.models_loading(),
         )
         self.driver.command(e.SetOffer(offer))
 
@@ -479,7 +518,8 @@ async def run_node(
 ) -> None:
     """Run the node that the configuration describes until it is stopped or cancelled.
 
-    Raises StoreError, TransportError or EngineUnavailable before `started()`, each one line for people.
+    Raises StoreError or TransportError before `started()`, and EngineUnavailable then or when the first load has
+    failed, each one line for people.
     """
     engine = await engine_of(config)
     with closing(Store(config.store_file)) as store, _money_store(config) as money_store:

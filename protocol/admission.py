@@ -202,6 +202,10 @@ def _model(offer: Offer, order: JobOpenRecord) -> ModelOffer | Why:
             if order.kind in model.kinds:
                 return model
             return Refusal.UNSUPPORTED, "this model does not do that kind of job here"
+    # SPEC 05: The provider SHOULD refuse with `ENGINE_UNAVAILABLE` an order for a model that it is set to serve while
+    #   its engine loads it.
+    if order.model in offer.models_loading:
+        return Refusal.ENGINE_UNAVAILABLE, "that model is being loaded here: try again in a minute"
     return Refusal.NO_MODEL, "this node does not serve that model"
 
 

@@ -225,6 +225,8 @@ class Offer(Struct, frozen=True):
     coordinators: tuple[NodeId, ...] = ()
     #: A full multiaddr of this node's place in the DHT (specs/03), from which others may begin.
     dht_address: str | None = None
+    #: What the owner has set to be served and no engine has ready now, because it is being loaded; never sent.
+    models_loading: tuple[str, ...] = ()
 
 
 class SetOffer(Struct, frozen=True):

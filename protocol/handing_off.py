@@ -39,7 +39,9 @@ SAMPLE: Final = 32
 HANDOFFS_PER_S: Final = 2.0
 HANDOFFS_BURST: Final = 8
 HANDOFFS_MAX: Final = 64
-CODES: Final = frozenset({Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL, Refusal.CONTEXT_EXCEEDED})
+CODES: Final = frozenset(
+    {Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL, Refusal.ENGINE_UNAVAILABLE, Refusal.CONTEXT_EXCEEDED}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ class Refusing:
         fitting: list[NodeId] = []
         if reservation is not None:
             fitting.append(open_record(reservation, ReservationRecord).provider)
-        if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL):
+        if code in (Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL, Refusal.ENGINE_UNAVAILABLE):
             fitting += self._directory.providers_of(order.model)[: 4 * c.BETTER_PEERS_MAX]
         records: list[Signed] = []
         for node in dict.fromkeys(fitting):

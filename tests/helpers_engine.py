@@ -14,8 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 import trio
+from msgspec.structs import replace
 
-from infernet.engines.contract import EngineEvent, EngineState, EngineStatistics, Report
+from infernet.engines.contract import (
+    EngineEvent,
+    EnginePart,
+    EngineState,
+    EngineStatistics,
+    EngineUnavailable,
+    Report,
+    loading_for,
+)
 from infernet.engines.stops import StopMatcher
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
@@ -245,6 +254,52 @@ class PacedEngine:
                 return Outcome.STOP
         answer.finish()
         return Outcome.LENGTH
+
+
+class LateEngine(PacedEngine):
+    """Test double: a paced engine that loads until the test lets it, or has it fail."""
+
+    def __init__(self, name: str = "late", **others: Any) -> None:
+        super().__init__(name, **others)
+        self._may_end = trio.Event()
+        self._failure = ""
+        self._since_s = 0.0
+        #: Set once it loads, and once that was cancelled.
+        self.loads = trio.Event()
+        self.left = trio.Event()
+
+    def load(self) -> None:
+        """Have loaded the model."""
+        self._may_end.set()
+
+    def fail(self, why: str) -> None:
+        """Be unable to load it."""
+        self._failure = why
+        self._may_end.set()
+
+    async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load for as long as the test says, then serve until cancelled."""
+        self._since_s = trio.current_time()
+        self._become(EngineState.STARTING)
+        self.loads.set()
+        try:
+            await self._may_end.wait()
+        except trio.Cancelled:
+            self.left.set()
+            raise
+        if self._failure:
+            raise EngineUnavailable(self._failure)
+        await super().run(report, task_status=task_status)
+
+    def statistics(self) -> EngineStatistics:
+        """What the engine did so far."""
+        return replace(super().statistics(), loading_s=loading_for(self._state, self._since_s))
+
+    def parts(self) -> tuple[EnginePart, ...]:
+        """Its one model."""
+        told = self.statistics()
+        runs, restarts = told.runs_active, told.restarts
+        return (EnginePart("late", (self.offer.name,), told.state, "here", runs, restarts, "", told.loading_s),)
 
 
 class _Answer:

@@ -58,9 +58,13 @@ class World:
         *knows: Node,
         store: Store | None = None,
         hardware: Watch | None = None,
+        until_loaded: bool = True,
         **config: object,
     ) -> Node:
-        """Start a node: a provider when it has an engine. It connects to the nodes that it knows."""
+        """Start a node: a provider when it has an engine. It connects to the nodes that it knows.
+
+        Its engine has loaded then, unless the test is about a node that loads.
+        """
         self._number += 1
         key = key_of(self._number)
         peers = tuple(f"/memory/1/p2p/{peer_id(node.node_id)}" for node in knows)
@@ -76,6 +80,8 @@ class World:
             rng=random.Random(self._number),
         )
         await self._nursery.start(node.run)
+        if until_loaded:
+            await node.wait_loaded()
         return node
 
     def kill(self, node: Node) -> None:

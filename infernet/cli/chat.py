@@ -13,6 +13,7 @@ from typing import Any, Final
 from infernet import identity
 from infernet.cli.command import Failure, Misuse, innermost
 from infernet.cli.conversation import Conversation, NoAnswer, Question
+from infernet.cli.running_node import loading
 from infernet.config import Config, load, places
 from infernet.host.files import reason_of
 from infernet.host.lock import running_pid
@@ -235,7 +236,8 @@ def _through_node_or_itself(here: Config, model: str | None) -> Ask:
         _directly(own, None, identity.generate())(question, conversation)
 
     def ask(question: Question, conversation: Conversation) -> None:
-        own = _own_engine(here, model)
+        status = ipc.call(here.socket_path, "status")
+        own = _own_engine(status, model)
         others = [peer for peer in ipc.call(here.socket_path, "peers") if _serves(peer, model) and _may_answer(peer)]
         if own is not None and not others:
             ask_itself(own, "is known", question, conversation)
@@ -243,16 +245,20 @@ def _through_node_or_itself(here: Config, model: str | None) -> Ask:
         try:
             asked_by_node(question, conversation)
         except NoAnswer as failed:
-            if own is None or conversation.tokens or failed.details["code"] not in NOBODY_REACHED:
+            if conversation.tokens or failed.details["code"] not in NOBODY_REACHED:
+                raise
+            if own is None and (words := loading(status, model)):
+                advice = f"this node's own engine is not there yet ({words}): ask again when `infernet status` shows it"
+                raise failed.because(advice) from None
+            if own is None:
                 raise
             ask_itself(own, "was reached", question, conversation)
 
     return ask
 
 
-def _own_engine(here: Config, model: str | None) -> str | None:
+def _own_engine(status: dict[str, Any], model: str | None) -> str | None:
     """The loopback address of the node here when it serves the model and can be asked there; else None."""
-    status = ipc.call(here.socket_path, "status")
     addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
     return addresses[0] if addresses and _serves(status, model) else None
 

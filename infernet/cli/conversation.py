@@ -65,16 +65,22 @@ class NoAnswer(Failure):
         what: str = "no answer",
     ) -> None:
         self._said = (text, code, retry_after_ms)
+        self._advice = advice
         advice = advice if advice is not None else ADVICE.get(code or "", "")
         wait = f" (in {duration(retry_after_ms / 1000)})" if retry_after_ms >= 500 else ""
         super().__init__(f"{what}: {text.rstrip('.')}{'; ' if advice else ''}{advice}{wait}", code=code)
+
+    def because(self, advice: str) -> NoAnswer:
+        """The same, with something better to do about it."""
+        text, code, retry_after_ms = self._said
+        return NoAnswer(text, code, retry_after_ms, advice=advice)
 
     def told(self, *, asked_one: bool, has_begun: bool, paid_uusd: int = 0) -> NoAnswer:
         """The same, for somebody who asked one provider and no other, or has read, or paid for, half an answer."""
         text, code, retry_after_ms = self._said
         if paid_uusd:
             text = f"{text.rstrip('.')} (it has cost {format_usd(paid_uusd)})"
-        advice = ADVICE_FOR_ONE.get(code or "") if asked_one else None
+        advice = ADVICE_FOR_ONE.get(code or "") if asked_one else self._advice
         what = "the answer broke off" if has_begun else "no answer"
         return NoAnswer(text, code, retry_after_ms, advice=advice, what=what)
 

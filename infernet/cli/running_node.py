@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from infernet.cli.command import Failure
+from infernet.cli.output import duration
 from infernet.config import Config
 from infernet.host.lock import running_pid
 from infernet.ipc import client as ipc
@@ -53,8 +54,7 @@ def lines_of(parts: list[dict[str, Any]]) -> list[str]:
     lines = []
     for part in parts:
         trouble = part.get("trouble")
-        models = ", ".join(map(str, part.get("models") or [])) or str(part.get("engine"))
-        lines.append(f"{models}: {_where(part)}" + (f" ({trouble})" if trouble else ""))
+        lines.append(f"{_names(part)}: {_where(part)}" + (f" ({trouble})" if trouble else ""))
     return lines
 
 
@@ -63,6 +63,28 @@ def not_serving(parts: list[dict[str, Any]]) -> list[str]:
     return lines_of([part for part in parts if part.get("state") != "ready"])
 
 
+def loading_words(part: dict[str, Any]) -> str | None:
+    """That an engine is loading, and for how long; None for one that is not."""
+    seconds = part.get("loading_s")
+    return f"loading for {duration(seconds)}" if isinstance(seconds, int | float) else None
+
+
+def loading(status: dict[str, Any], model: str | None = None) -> str:
+    """What a node loads, or what of it may be this model, and for how long, in words; empty when that is nothing."""
+    parts, engine = parts_in(status), status.get("engine")
+    if not parts:
+        return (loading_words(engine) if isinstance(engine, dict) else None) or ""
+    return "; ".join(
+        f"{_names(part)}: {words}"
+        for part in parts
+        if (words := loading_words(part)) is not None and (not part.get("models") or model in (None, *part["models"]))
+    )
+
+
+def _names(part: dict[str, Any]) -> str:
+    return ", ".join(map(str, part.get("models") or [])) or str(part.get("engine"))
+
+
 def _where(part: dict[str, Any]) -> str:
-    where, state = str(part.get("where") or ""), str(part.get("state"))
+    where, state = str(part.get("where") or ""), loading_words(part) or str(part.get("state"))
     return where or "ready" if state == "ready" else where if where == "nowhere" else state

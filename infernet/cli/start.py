@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import select
-import signal
-import subprocess
 import sys
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment, warn
+from infernet.cli.command import Misuse, explain, innermost, warn
+from infernet.cli.detached import Reports, detach
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_node import not_serving, parts_in
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config
-from infernet.host.files import make_private_directory
-from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.host.lock import hold_lock
 from protocol.envelope import SigningKey
-
-# A large model from a slow disk; the node itself is up in a second.
-START_TIMEOUT_S: Final = 120.0
-_END_TIMEOUT_S: Final = 5.0
-_MESSAGE_BYTES_MAX: Final = 1024 * 1024
 
 FOREGROUND_VARIABLE: Final = "INFERNET_DAEMON_FOREGROUND"
 # What scripts for the earlier Infernet may still give, and why it does nothing here.
@@ -37,9 +28,11 @@ _WITHOUT_EFFECT: Final = {
 
 USAGE: Final = "[--foreground [--log-to-file]] [--once] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
-Run the node. Without --foreground it goes on after this command, which returns once the node is up, or says why it is
-not. Only one process runs a node. Settings given here hold for this run, and the file stays as it is; but whether
-this node advertises itself, and whether it is found by mDNS, is kept there until the opposite is said."""
+Run the node. Without --foreground it goes on after this command, which returns once the node is up and has loaded its
+model, or says why it is not. A model may take as long as it needs: what is loaded is shown meanwhile, here and by
+`infernet status`, and Ctrl-C leaves the node to go on by itself. Only one process runs a node. Settings given here
+hold for this run, and the file stays as it is; but whether this node advertises itself, and whether it is found by
+mDNS, is kept there until the opposite is said."""
 EXAMPLES: Final = """\
 examples:
   infernet start
@@ -93,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
             once=arguments.once,
         )
     else:
-        _tell(config, _detach(config, arguments), config.log_file, as_json=arguments.json)
+        words = as_flags(settings_given(arguments))
+        _tell(config, detach(config, words, quiet=arguments.json), config.log_file, as_json=arguments.json)
     return 0
 
 
@@ -105,7 +99,15 @@ def _wants_foreground() -> bool:
     return word.lower() in ("1", "true", "yes", "on")
 
 
-def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool, once: bool = False) -> None:
+def _run_here(
+    config: Config,
+    key: SigningKey,
+    ready: Callable[[dict[str, Any]], None],
+    *,
+    log_to_file: bool,
+    once: bool = False,
+    loading: Callable[[], None] = lambda: None,
+) -> None:
     import trio
 
     from infernet import log
@@ -113,12 +115,7 @@ def _run_here(config: Config, key: SigningKey, ready: Any, *, log_to_file: bool,
 
     with hold_lock(config.pid_file):
         log.configure(config.log_level, file=config.log_file if log_to_file else None)
-        trio.run(partial(run_daemon, config, key, ready, once=once))
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    # Whoever ends this command before the node is up wants no node.
-    raise KeyboardInterrupt
+        trio.run(partial(run_daemon, config, key, ready, once=once, loading=loading))
 
 
 def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_json: bool) -> None:
@@ -157,93 +154,23 @@ def set_for_nobody(config: Config, status: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------- detached
 
 
-def _detach(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Start the node in a process of its own, wait until it is up, and give its status."""
-    pid = running_pid(config.pid_file)
-    if pid is not None:
-        raise AlreadyRunning(pid)
-    make_private_directory(config.log_file.parent)
-    words = ["start", "--ready-fd", "{}", *as_flags(settings_given(arguments))]
-    reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as reports:
-        # What is not logged, such as the last words of native code, ends up in the log file too.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-        log = os.open(config.log_file, flags, 0o600)
-        try:
-            words[2] = str(writing)
-            process = subprocess.Popen(
-                [*self_command(), *words],
-                env=self_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=[writing],
-            )
-        finally:
-            os.close(writing)
-            os.close(log)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
-        try:
-            report = _await_report(reports.fileno(), process)
-        except KeyboardInterrupt:
-            _end(process)
-            raise
-    if report is None:
-        raise Failure(f"the node ended before it was up: see {config.log_file}", log_file=str(config.log_file))
-    if "error" in report:
-        raise Failure(str(report["error"]), log_file=str(config.log_file))
-    # It is not ours to wait for any more.
-    process.returncode = 0
-    status: dict[str, Any] = report["status"]
-    return status
-
-
-def _await_report(descriptor: int, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-    """What the detached process reports: its status or its error; None when it ended without a word."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    data = b""
-    while not data.endswith(b"\n") and len(data) < _MESSAGE_BYTES_MAX:
-        readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not readable:
-            _end(process)
-            raise Failure(f"the node was not up within {START_TIMEOUT_S:.0f} s and was ended: is the model too large?")
-        piece = os.read(descriptor, 65536)
-        if not piece:
-            return None
-        data += piece
-    report: dict[str, Any] = json.loads(data)
-    return report
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_END_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
 def _run_detached(arguments: argparse.Namespace) -> int:
-    """The other side: run the node and report, once, how that went."""
-    reported = False
-
-    def report(message: dict[str, Any]) -> None:
-        nonlocal reported
-        if not reported:
-            reported = True
-            with os.fdopen(arguments.ready_fd, "wb") as reports:
-                reports.write(json.dumps(message).encode() + b"\n")
-
+    """The other side of `detach`: run the node and report how that went."""
+    reports = Reports(arguments.ready_fd)
     try:
-        os.set_inheritable(arguments.ready_fd, False)
         config, key = load_node(arguments)
-        _run_here(config, key, lambda status: report({"status": status}), log_to_file=True)
+        _run_here(
+            config,
+            key,
+            lambda status: reports.send({"status": status}),
+            log_to_file=True,
+            loading=lambda: reports.send({"loading": True}, is_last=False),
+        )
     except BaseException as error:
         text = explain(innermost(error))
         if text is not None:
-            report({"error": text})
+            reports.send({"error": text})
         raise
+    # Nobody hears this of a node that was up.
+    reports.send({"error": "the node was stopped before its engine had loaded"})
     return 0

@@ -6,7 +6,7 @@ import argparse
 from typing import Any, Final
 
 from infernet.cli.output import duration, print_fields, print_json, size
-from infernet.cli.running_node import node_status
+from infernet.cli.running_node import lines_of, loading_words, node_status, parts_in
 from infernet.config import Config, places
 from infernet.settings.hours import PAUSED
 from protocol.formats.amounts import format_usd
@@ -72,8 +72,6 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
 
 def _run_on(status: dict[str, Any]) -> list[str]:
     """Which model runs on what."""
-    from infernet.cli.running_node import lines_of, parts_in
-
     return lines_of(parts_in(status))
 
 
@@ -115,7 +113,8 @@ def _forwarded(forwarded: dict[str, Any]) -> str:
 
 
 def _engine(engine: dict[str, Any]) -> str:
-    text = f"{engine.get('state')}, {engine.get('runs_active')} runs now, {engine.get('runs_total')} in all"
+    state = loading_words(engine) or engine.get("state")
+    text = f"{state}, {engine.get('runs_active')} runs now, {engine.get('runs_total')} in all"
     if engine.get("restarts"):
         text += f", {engine['restarts']} restarts"
     return f"{text} ({engine['last_error']})" if engine.get("last_error") else text

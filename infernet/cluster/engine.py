@@ -20,7 +20,16 @@ from infernet.cluster import binaries
 from infernet.cluster.head import HeadPatience, Members
 from infernet.cluster.network import Network
 from infernet.cluster.program import Program, ProgramGone, open_program, private_directory
-from infernet.engines.contract import EngineEvent, EngineState, EngineStatistics, EngineUnavailable, Report
+from infernet.engines import models
+from infernet.engines.contract import (
+    EngineEvent,
+    EnginePart,
+    EngineState,
+    EngineStatistics,
+    EngineUnavailable,
+    Report,
+    loading_for,
+)
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine, Patience
 from infernet.engines.openai_http import ApiKey
 from infernet.host.files import reason_of
@@ -52,6 +61,8 @@ class ClusterConfig:
     price_in_uusd: int = 0
     price_out_uusd: int = 0
     price_job_uusd: int = 0
+    #: The SHA-256 that the file must have; without one it is taken as it is.
+    fingerprint: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,7 @@ class ClusterEngine:
         self._inner: OpenAiEngine | None = None
         self._is_up = False
         self._state = EngineState.STOPPED
+        self._started_at_s = 0.0
         self._runs_total = 0
         self._restarts = 0
         self._last_error = ""
@@ -158,8 +170,20 @@ class ClusterEngine:
         inner = self._inner.statistics() if self._inner is not None else None
         state = inner.state if inner is not None and self._is_up else self._state
         active = inner.runs_active if inner is not None else 0
-        error = self._last_error if self._is_up else self._waits_for() or self._last_error
-        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, error)
+        waits_for = "" if self._is_up else self._waits_for()
+        loading_s = None if waits_for else loading_for(state, self._started_at_s)
+        error = waits_for or self._last_error
+        return EngineStatistics(state, active, self._runs_total, self._restarts, 0, error, loading_s=loading_s)
+
+    def parts(self) -> tuple[EnginePart, ...]:
+        """The one model that it has; see `contract.TellsParts`."""
+        told, count = self.statistics(), len(self._config.workers)
+        trouble = told.last_error if told.state is not EngineState.READY else ""
+        where = f"{count} other machine{'s' if count != 1 else ''}"
+        runs, restarts = told.runs_active, told.restarts
+        return (
+            EnginePart("cluster", (self._config.model,), told.state, where, runs, restarts, trouble, told.loading_s),
+        )
 
     def _waits_for(self) -> str:
         missing = self._members.missing() if self._members is not None else []
@@ -183,8 +207,8 @@ class ClusterEngine:
     async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled, whenever all workers are there.
 
-        Unlike other engines it has started when it knows that it can: workers are reached through the node, which
-        begins to reach others only then. Raises EngineUnavailable when it never can.
+        Unlike other engines it has started when it knows that it can: when its workers come is nobody's to say.
+        Raises EngineUnavailable when it never can.
         """
         if self._network is None:
             raise EngineUnavailable(
@@ -193,7 +217,9 @@ class ClusterEngine:
             )
         self._report = report
         self._state = EngineState.STARTING
+        self._started_at_s = trio.current_time()
         try:
+            await self._check_file()
             server, build = await trio.to_thread.run_sync(
                 self._read_build, self._config.llama_server, abandon_on_cancel=True
             )
@@ -206,17 +232,23 @@ class ClusterEngine:
         finally:
             self._down(EngineState.STOPPED)
 
+    async def _check_file(self) -> None:
+        """See that the model is the one that was fetched, if it was. Raises ModelError."""
+        config = self._config
+        if config.fingerprint is not None:
+            await trio.to_thread.run_sync(models.verify, config.path, config.fingerprint, abandon_on_cancel=True)
+
     async def _supervise(self, server: Path, members: Members) -> None:
         patience = self._patience
         wait_s = patience.again_first_s
         while True:
             await members.until_complete()
             self._state = EngineState.STARTING
-            began_s = trio.current_time()
+            self._started_at_s = trio.current_time()
             self._last_error = await self._one_life(server, members)
             log.warning("cluster.stopped", model=self._config.model, reason=self._last_error)
             self._down(EngineState.WAITING)
-            if trio.current_time() - began_s > patience.healthy_s:
+            if trio.current_time() - self._started_at_s > patience.healthy_s:
                 wait_s = patience.again_first_s
             await trio.sleep(wait_s)
             wait_s = min(2 * wait_s, patience.again_max_s)

@@ -96,6 +96,8 @@ EVENTS: Final = frozenset(
         "node.caught_up",
         "node.drained",
         "node.draining",
+        "node.loaded",
+        "node.loading",
         "node.not_drained",
         "node.overloaded",
         "node.reachability",

@@ -9,8 +9,21 @@ import trio
 
 from infernet import identity
 from infernet.answers import AskOptions
+from infernet.cli.running_node import loading
 from infernet.config import Config, default_name
-from infernet.doctor.contract import Check, Finding, Part, Situation, fail, ok, own_address, part_of, skip, text_of
+from infernet.doctor.contract import (
+    Check,
+    Finding,
+    Part,
+    Situation,
+    fail,
+    ok,
+    own_address,
+    part_of,
+    skip,
+    text_of,
+    warn,
+)
 from infernet.engines.contract import EngineConfig
 from infernet.engines.frames import Load, LoadFailed, Ready
 from infernet.engines.process import WorkerProcess, open_worker, worker_command
@@ -51,6 +64,8 @@ async def _loads(situation: Situation) -> Finding:
         state, error = text_of(engine, "state"), text_of(engine, "last_error")
         if state == "ready":
             return ok("the running node's engine is ready")
+        if words := loading(situation.status):
+            return warn(f"the running node loads its model ({words})", "wait: `infernet status` shows how far it is")
         fix = f"see {situation.here.log_file}, then restart the node: `infernet stop`, `infernet start`"
         return fail(f"the running node's engine is {state or 'missing'}" + (f" ({error})" if error else ""), fix)
     if situation.pid is not None:
@@ -112,6 +127,8 @@ def _judged(output_tokens: int, text: str) -> Finding:
 async def _answers(situation: Situation) -> Finding:
     if situation.status is None:
         return situation.answer or skip("no engine was started")
+    if loading(situation.status) and not situation.status.get("models"):
+        return skip("not looked at: the running node loads its model")
     address = own_address(situation.status)
     if address is None:
         return skip("the running node listens on no port; `infernet stop`, then ask the doctor again")

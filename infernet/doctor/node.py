@@ -60,6 +60,12 @@ def _answers(situation: Situation) -> Finding:
         return ok("no node is running, and nothing answers in its place")
     try:
         status = ipc.call(situation.here.socket_path, "status", timeout_s=STATUS_TIMEOUT_S)
+    except ipc.NotRunning:
+        return fail(
+            f"process {situation.pid} runs this node and is starting or ending: it does not listen to its owner",
+            f"wait if it was just started or stopped; else `infernet stop --force`, then `infernet start`; "
+            f"log: {situation.here.log_file}",
+        )
     except ipc.IpcError as error:
         return fail(
             f"process {situation.pid} runs this node and does not answer: {error}",

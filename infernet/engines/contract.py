@@ -107,12 +107,15 @@ class EngineStatistics(Struct, frozen=True):
     last_error: str
     #: What the kernel keeps the engine's process from; nothing for an engine that is no process of ours.
     protections: tuple[Protection, ...] = ()
+    #: For how long it has been loading what it is to serve; None when it does not.
+    loading_s: float | None = None
 
 
 class EnginePart(Struct, frozen=True):
     """What runs one model or the models of one server: which engine (`llama`, `openai`), and where.
 
-    `models` are those that are offered at this moment, or are to be; `trouble` says in one line why they are not.
+    `models` are those that are offered at this moment, or are to be; `trouble` says in one line why they are not, and
+    `loading_s` for how long they have been loading, if they are.
     """
 
     engine: str
@@ -122,6 +125,12 @@ class EnginePart(Struct, frozen=True):
     runs_active: int
     restarts: int
     trouble: str
+    loading_s: float | None = None
+
+
+def loading_for(state: EngineState, since_s: float) -> float | None:
+    """For how long an engine that is in this state since this instant has been loading."""
+    return round(trio.current_time() - since_s, 1) if state is EngineState.STARTING else None
 
 
 class Engine(Protocol):
@@ -191,3 +200,11 @@ class TellsParts(Protocol):
 
     def parts(self) -> tuple[EnginePart, ...]:
         """What it is made of, at this moment."""
+
+
+def models_loading(engine: object) -> tuple[str, ...]:
+    """What an engine is to serve and does not yet, or not again: it loads, or waits for its next try."""
+    if not isinstance(engine, TellsParts):
+        return ()
+    coming = (EngineState.STARTING, EngineState.WAITING)
+    return tuple(model for part in engine.parts() if part.state in coming for model in part.models)

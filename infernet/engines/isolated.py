@@ -27,6 +27,7 @@ from infernet.engines.contract import (
     EngineStatistics,
     EngineUnavailable,
     Report,
+    loading_for,
 )
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
@@ -121,6 +122,7 @@ class IsolatedEngine:
         self.on_change: Callable[[], None] = _nothing
         self._report: Report | None = None
         self._state = EngineState.STOPPED
+        self._started_at_s = 0.0
         self._worker: WorkerProcess | None = None
         self._on_cards = False
         self._offer: ModelOffer | None = None
@@ -164,7 +166,8 @@ class IsolatedEngine:
         runs, restarts = len(self._runs), self._restarts
         exllama = self._config.exllama
         word = f"exllamav{exllama.version}" if exllama is not None else "llama"
-        return (EnginePart(word, (self.name,), self._state, where, runs, restarts, trouble),)
+        loading_s = loading_for(self._state, self._started_at_s)
+        return (EnginePart(word, (self.name,), self._state, where, runs, restarts, trouble, loading_s),)
 
     # ------------------------------------------------------------ the contract
 
@@ -238,6 +241,7 @@ class IsolatedEngine:
             slots_leaked=self._slots_leaked,
             last_error=self._last_error,
             protections=self._protections,
+            loading_s=loading_for(self._state, self._started_at_s),
         )
 
     # ------------------------------------------------------------ life
@@ -257,7 +261,7 @@ class IsolatedEngine:
         try:
             while True:
                 self._state = EngineState.STARTING
-                started_at_s = trio.current_time()
+                self._started_at_s = trio.current_time()
                 try:
                     self._last_error = await self._serve_once(ready)
                 except models.ModelError as error:
@@ -269,7 +273,7 @@ class IsolatedEngine:
                 self._down(EngineState.WAITING, Refusal.ENGINE_FAILED, "the engine broke down during the answer")
                 if self._place is None:
                     raise EngineUnavailable(self._no_place)
-                if trio.current_time() - started_at_s > self._timeouts.healthy_s:
+                if trio.current_time() - self._started_at_s > self._timeouts.healthy_s:
                     wait_s = self._timeouts.restart_first_s
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, self._timeouts.restart_max_s)
@@ -296,7 +300,10 @@ class IsolatedEngine:
             return await self._check_folder(path)
         if self._config.fingerprint is not None:
             await trio.to_thread.run_sync(models.verify, path, self._config.fingerprint, abandon_on_cancel=True)
-        return await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
+        digest = await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
+        # From the first load on it is this very file, or none.
+        self._config = replace(self._config, fingerprint=digest)
+        return digest
 
     async def _check_folder(self, path: Path) -> bytes:
         digest = await trio.to_thread.run_sync(folders.fingerprint, path, abandon_on_cancel=True)

@@ -116,11 +116,9 @@ STARTER: Final = CatalogueEntry(
 
 def fingerprint(path: Path) -> bytes:
     """The SHA-256 of a model file, from its marker if the file has not changed since. Raises ModelMissing."""
+    require(path)
     try:
         stat = path.stat()
-        if not path.is_file():
-            # Reading from a pipe would wait for a writer, perhaps for ever.
-            raise ModelMissing(f"the model {path} is not a file: {_HOW_TO_GET}")
         marked = _read_marker(path, stat)
         if marked is not None:
             return marked
@@ -130,6 +128,18 @@ def fingerprint(path: Path) -> bytes:
         raise ModelMissing(f"the model file {path} cannot be read ({reason_of(error)}): {_HOW_TO_GET}") from error
     _write_marker(path, stat, digest)
     return digest
+
+
+def require(path: Path) -> None:
+    """See that there is a file which may be read, without reading it. Raises ModelMissing."""
+    try:
+        path.stat()
+        if not path.is_file():
+            # Reading from a pipe would wait for a writer, perhaps for ever.
+            raise ModelMissing(f"the model {path} is not a file: {_HOW_TO_GET}")
+        path.open("rb").close()
+    except OSError as error:
+        raise ModelMissing(f"the model file {path} cannot be read ({reason_of(error)}): {_HOW_TO_GET}") from error
 
 
 def verify(path: Path, sha256: bytes) -> None:

@@ -17,7 +17,7 @@ import httpx
 import structlog
 import trio
 
-from infernet.engines.contract import EnginePart, EngineState, EngineStatistics, EngineUnavailable, Report
+from infernet.engines.contract import EnginePart, EngineState, EngineStatistics, EngineUnavailable, Report, loading_for
 from infernet.engines.openai_answer import Answer
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerGone, ServerRefused
 from infernet.engines.openai_servers import (
@@ -127,10 +127,13 @@ class OpenAiEngine:
         self.on_change: Callable[[], None] = _nothing
         self._report: Report | None = None
         self._state = EngineState.STOPPED
+        self._started_at_s = 0.0
         self._server: Server | None = None
         self._dialect = Dialect.OTHER
         self._served: dict[str, Served] = {}
         self._offers: tuple[ModelOffer, ...] = ()
+        # What it offers, or offered last.
+        self._names = config.models
         self._runs: dict[RunId, _Run] = {}
         self._nursery: trio.Nursery | None = None
         self._doubt = trio.Event()
@@ -192,13 +195,17 @@ class OpenAiEngine:
 
     def statistics(self) -> EngineStatistics:
         """What the engine did so far. A server's slots are not seen from here."""
-        return EngineStatistics(self._state, len(self._runs), self._runs_total, self._restarts, 0, self._last_error)
+        return EngineStatistics(
+            *(self._state, len(self._runs), self._runs_total, self._restarts, 0, self._last_error),
+            loading_s=loading_for(self._state, self._started_at_s),
+        )
 
     def parts(self) -> tuple[EnginePart, ...]:
         """What the server has of ours; see `contract.TellsParts`."""
-        names = tuple(offer.name for offer in self._offers) or self._config.models
         trouble = self._last_error if self._state is not EngineState.READY else ""
-        return (EnginePart("openai", names, self._state, self.description, len(self._runs), self._restarts, trouble),)
+        runs, loading_s = len(self._runs), loading_for(self._state, self._started_at_s)
+        where, restarts = self.description, self._restarts
+        return (EnginePart("openai", self._names, self._state, where, runs, restarts, trouble, loading_s),)
 
     # ------------------------------------------------------------ life
 
@@ -206,6 +213,7 @@ class OpenAiEngine:
         """Find the server, then serve until cancelled; see `contract.Engine`."""
         self._report = report
         self._state = EngineState.STARTING
+        self._started_at_s = trio.current_time()
         try:
             async with trio.open_nursery() as self._nursery:
                 await self._live(task_status)
@@ -284,6 +292,7 @@ class OpenAiEngine:
             self._last_error = self._told(why)
         self._served = served
         self._offers = tuple(map(self._offer, served.values()))
+        self._names = tuple(served)
         self._state = EngineState.READY
         self._doubt = trio.Event()
         self.on_change()

@@ -1,4 +1,7 @@
-"""Which engines a configuration asks for, with their models found and checked before anything is started."""
+"""Which engines a configuration asks for, with their models found before anything is started.
+
+No file is read whole here: that takes minutes for a large one, and is the engine's, which loads while the node runs.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,8 @@ _CACHE_BITS: Final = {"fp16": 16, "q8": 8, "q6": 6, "q4": 4}
 async def open_engine(config: Config, waits: Waits | None = None) -> Engine | None:
     """The engine that the configuration names, not yet running; None for a node that runs no jobs.
 
-    Hashes the model files in a thread, and divides the cards where there are several models. Raises EngineUnavailable:
-    ModelMissing or ModelCorrupt above all.
+    Finds the model files, which engines read and check when they run, and divides the cards where there are several
+    models. Raises EngineUnavailable: ModelMissing above all.
     """
     if not config.engines or config.role is not Role.PROVIDER:
         return None
@@ -99,7 +102,7 @@ def _or(own: int | None, for_all: int) -> int:
 
 
 def cluster_config(config: Config) -> ClusterConfig:
-    """Which model on which machines; checks the file's hash. Raises EngineUnavailable."""
+    """Which model on which machines. Raises EngineUnavailable."""
     if not config.cluster_workers:
         raise EngineUnavailable(
             "this cluster has no workers: name them with `infernet cluster serve MODEL --workers KEY,KEY`"
@@ -117,6 +120,7 @@ def cluster_config(config: Config) -> ClusterConfig:
         workers=workers,
         model=model.name,
         path=path,
+        fingerprint=model.fingerprint,
         llama_server=config.llama_server,
         split=config.cluster_split,
         slots=model.slots,
@@ -180,7 +184,7 @@ def exllama_config(config: Config) -> EngineConfig:
 
 
 def engine_configs(config: Config) -> list[EngineConfig]:
-    """What the embedded engine is to serve, checked. Raises EngineUnavailable."""
+    """What the embedded engine is to serve, each file there. Raises EngineUnavailable."""
     configs: list[EngineConfig] = []
     for model in config.llama_models:
         one = _engine_config(config, model)
@@ -192,13 +196,13 @@ def engine_configs(config: Config) -> list[EngineConfig]:
 
 def _engine_config(config: Config, model: str) -> EngineConfig:
     path = shelf.path_of(config.models_dir, model)
+    models.require(path)
     origin = shelf.origin_of(path)
-    if origin is not None:
-        models.verify(path, bytes.fromhex(origin.sha256))
     if model.lower() == models.STARTER.name:
         engine = models.STARTER.engine_config(path)
     else:
-        engine = EngineConfig(shelf.name_of(path), str(path), models.fingerprint(path))
+        digest = bytes.fromhex(origin.sha256) if origin is not None else None
+        engine = EngineConfig(shelf.name_of(path), str(path), digest)
     own = settings_of(config.model_settings, engine.name)
     price_in_uusd, price_out_uusd, price_job_uusd = prices(config, own)
     return replace(

@@ -172,6 +172,7 @@ class SeveralEngines:
             sum(one.slots_leaked for one in each),
             "; ".join(errors)[:_ERROR_CHARACTERS_MAX],
             _weakest(protection for one in each for protection in one.protections),
+            max((one.loading_s for one in each if one.loading_s is not None), default=None),
         )
 
     def _state(self, states: Sequence[EngineState]) -> EngineState:
@@ -297,7 +298,8 @@ def _told(part: Part) -> tuple[EnginePart, ...]:
         told = engine.parts()
     else:
         one, names = part.engine.statistics(), tuple(offer.name for offer in part.engine.models())
-        told = (EnginePart(part.word, names or part.names, one.state, "", one.runs_active, one.restarts, ""),)
+        names = names or part.names
+        told = (EnginePart(part.word, names, one.state, "", one.runs_active, one.restarts, "", one.loading_s),)
     return tuple(_with_retries(one, part) for one in told)
 
 

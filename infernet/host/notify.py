@@ -45,8 +45,12 @@ class Notifier:
         return cls(address, watchdog_s if address is not None else None)
 
     def ready(self, status: str) -> None:
-        """The node serves from now on."""
+        """The node is there from now on."""
         self._send("READY=1", f"MAINPID={os.getpid()}", _status(status))
+
+    def status(self, text: str) -> None:
+        """What it does, for people."""
+        self._send(_status(text))
 
     def stopping(self) -> None:
         """The node is about to end, and does not come back."""

@@ -27,7 +27,8 @@ UNIT_NAME: Final = "infernet.service"
 LAUNCHD_LABEL: Final = "infernet.node"
 SYSTEM_HOME: Final = "/var/lib/infernet"
 
-# The engine's model is read before the node says that it is ready.
+# Until the node listens and answers its owner. Its models load after that, for as long as they take, and what it is
+# loading stands in its status.
 START_LIMIT_S: Final = 180
 # Jobs that run get 30 s after the first signal, then come the farewells.
 STOP_LIMIT_S: Final = 60

@@ -106,6 +106,7 @@ class Inspection:
                 "restarts": engine.restarts,
                 "slots_leaked": engine.slots_leaked,
                 "last_error": engine.last_error,
+                "loading_s": engine.loading_s,
             }
             if engine is not None
             else None,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
+from infernet.engines.contract import EngineState
 from protocol import constants as c
 from protocol.events import Now
 from protocol.hearsay import DAY_MS, HOUR_MS, Heard
@@ -200,7 +201,11 @@ def facts(now: Situation) -> list[dict[str, str]]:
         found.append((f"it takes no new jobs: it is {now.hours}", advice))
     elif now.availability is not Availability.AVAILABLE:
         found.append(("it takes no new jobs: it is stopping", "start it again when it has ended"))
-    if not now.models:
+    if not now.models and now.engine == EngineState.STARTING:
+        found.append(
+            ("it serves no model yet: the engine is loading", "wait: `infernet status` shows for how long it has been")
+        )
+    elif not now.models:
         state = f"the engine is {now.engine}" if now.engine is not None else "it has no engine"
         why = f" ({now.engine_error})" if now.engine_error else ""
         found.append(

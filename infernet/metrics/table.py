@@ -233,6 +233,12 @@ METRICS: Final = (
     ),
     # The engine and its cards.
     Metric("infernet_engine_state", GAUGE, "1 for the state that the engine is in.", _engine_state, ("state",)),
+    Metric(
+        "infernet_engine_loading_seconds",
+        GAUGE,
+        "For how long the engine has been loading; nothing while it does not.",
+        _at("engine.loading_s"),
+    ),
     Metric("infernet_engine_runs_active", GAUGE, "Runs in the engine now.", _at("engine.runs_active")),
     Metric("infernet_engine_runs", COUNTER, "Runs that the engine was given.", _at("engine.runs_total")),
     Metric(

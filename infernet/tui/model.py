@@ -84,6 +84,7 @@ class NodeView:
     hours: str = ""
     engine: str = ""
     engine_trouble: str = ""
+    loading_s: float | None = None
     models: tuple[str, ...] = ()
     coordinator: str = ""
     link: str = ""
@@ -165,7 +166,7 @@ def _node(data: Mapping[str, Any]) -> NodeView:
     engine, link, hours = _part(status, "engine"), _part(status, "coordinator"), _part(status, "hours")
     reached, money = _part(status, "reached"), _part(status, "money")
     counts = _part(_part(status, "counts"), "jobs")
-    ends_in_s = status.get("ends_in_s")
+    ends_in_s, loading_s = status.get("ends_in_s"), engine.get("loading_s")
     waiting = _count(status, "jobs_waiting")
     return NodeView(
         name=clean_name(_raw(status, "name")),
@@ -177,6 +178,7 @@ def _node(data: Mapping[str, Any]) -> NodeView:
         hours=PAUSED if status.get("paused") is True else _text(hours, "words"),
         engine=_text(engine, "state"),
         engine_trouble=_text(engine, "last_error"),
+        loading_s=_number(engine, "loading_s") if isinstance(loading_s, (int, float)) else None,
         models=tuple(map(_single, _names(status))),
         coordinator=_text(link, "url") or _text(status, "coordinator_url"),
         link=_text(link, "state"),

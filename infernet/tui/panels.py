@@ -13,7 +13,7 @@ from typing import Final
 from rich.text import Text
 
 from infernet.cli.output import duration, size
-from infernet.tui.model import Model
+from infernet.tui.model import Model, NodeView
 from protocol.formats.amounts import format_usd
 
 PANELS: Final = ("overview", "jobs", "peers", "gpus", "log")
@@ -137,12 +137,18 @@ def _past(model: Model) -> str:
     return "What follows is how it was." if model.node.name else ""
 
 
+def _engine(node: NodeView) -> str:
+    if node.loading_s is not None:
+        return f"loading for {duration(node.loading_s)}"
+    return node.engine or "none"
+
+
 def _fields(model: Model, look: Look, width: int) -> list[Text]:
     node = model.node
     link = node.link or ("no link" if node.coordinator else "none")
     is_linked = node.link in ("connected", "") or not node.coordinator
     rows: list[tuple[str, str, str]] = [
-        ("engine", f"{node.engine or 'none'}: {', '.join(node.models) or 'no model'}", ""),
+        ("engine", f"{_engine(node)}: {', '.join(node.models) or 'no model'}", ""),
         ("", node.engine_trouble, "yellow"),
         ("hours", node.hours, "yellow" if node.hours.startswith(("outside", "paused")) else ""),
         ("coordinator", f"{node.coordinator} {link}".strip(), "" if is_linked else "yellow"),

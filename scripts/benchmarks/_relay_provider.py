@@ -153,6 +153,7 @@ async def provide(arguments: argparse.Namespace) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
+        await node.wait_loaded()
         say({"address": node.addresses()[0]})
         await serve(handle)
         node.stop()

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from trio.testing import MockClock
 
 from infernet import log
 from infernet.answers import AnswerEvent
-from infernet.daemon import handlers, status_of
+from infernet.daemon import handlers, status_of, until_loaded
+from infernet.host.notify import Notifier
 from infernet.ipc.server import ChatRequest, ChatTurn
 from infernet.node import Node
 from protocol.effects import JobAccepted, JobDone, JobFailed
 from protocol.errors import LocalProtocolError
 from protocol.ids import npub, peer_id
-from tests.helpers_engine import PacedEngine
+from tests.helpers_engine import LateEngine, PacedEngine
 from tests.helpers_log import logging_restored
 from tests.helpers_node import key_of, world
 
@@ -94,6 +99,33 @@ async def test_status_peers_and_shutdown_are_the_nodes() -> None:
         assert asked.status() == status_of(node) == {"pid": os.getpid(), **node.status()}
         assert [peer["ourselves"] for peer in asked.peers()] == [True]
         asked.shutdown()
+
+
+async def test_a_service_manager_hears_that_a_node_is_ready_which_loads_and_what(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        notifier = Notifier(str(tmp_path / "notify"))
+        loading, answers = trio.Event(), list[bool]()
+
+        async def wait(node: Node) -> None:
+            answers.append(await until_loaded(node, "provider one", notifier, loading.set))
+
+        async with world() as w, trio.open_nursery() as nursery:
+            engine = LateEngine("large")
+            nursery.start_soon(wait, await w.start(engine, until_loaded=False))
+            await loading.wait()
+            assert "READY=1" in (said := manager.recv(4096).decode().splitlines())
+            assert "STATUS=provider one, loading large" in said
+            assert not answers
+            engine.load()
+            await trio.testing.wait_all_tasks_blocked()
+            assert answers == [True]
+            assert manager.recv(4096).decode() == "STATUS=provider one"
+            loading = trio.Event()
+            await wait(await w.start(PacedEngine()))
+            assert manager.recv(4096).decode().splitlines()[-1] == "STATUS=provider one"
+            assert not loading.is_set()
 
 
 async def test_nothing_of_a_job_reaches_the_log_of_anybody() -> None:

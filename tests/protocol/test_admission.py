@@ -105,6 +105,16 @@ def test_every_refusal_of_an_offer(changes: dict[str, Any], code: Refusal) -> No
     assert ask(admission_of(**changes)) is code
 
 
+def test_a_model_that_is_being_loaded_is_refused_for_now_and_not_for_good() -> None:
+    admission = admission_of(models_loading=("other", "late"))
+    assert ask(admission, order(model="late")) is Refusal.ENGINE_UNAVAILABLE
+    assert ask(admission, order(model="another")) is Refusal.NO_MODEL
+    assert ask(admission) is None
+    # What keeps all jobs away is said first.
+    draining = admission_of(models_loading=("late",), availability=Availability.DRAINING)
+    assert ask(draining, order(model="late")) is Refusal.DRAINING
+
+
 @pytest.mark.parametrize("price_out_uusd", [0, 1])
 def test_a_lease_over_nothing_is_no_way_around_the_rules_for_free_jobs(price_out_uusd: int) -> None:
     """Neither one at a price of 0 nor one at next to nothing for a model that is free."""

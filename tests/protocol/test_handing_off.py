@@ -230,14 +230,17 @@ def test_weights_that_nobody_knows_are_equal_to_any(bench: Bench) -> None:
     assert questions(bench)
 
 
-def test_a_model_that_we_do_not_serve_is_handed_on(bench: Bench) -> None:
-    bench.provide()
+@pytest.mark.parametrize(
+    ("loading", "code"), [((), Refusal.NO_MODEL), (("wide",), Refusal.ENGINE_UNAVAILABLE)], ids=["unknown", "loading"]
+)
+def test_a_model_that_we_do_not_serve_now_is_handed_on(bench: Bench, loading: tuple[str, ...], code: Refusal) -> None:
+    bench.provide(models_loading=loading)
     know(bench, "b", models=(WIDE,))
     stream, wanted = ordered(bench, model="wide")
     _, asking = question(bench)
     held = reservation("b", wanted)
     bench.hear(asking, Reserved(wanted.record.job, held, 0))
-    assert refusal(bench, stream).code == Refusal.NO_MODEL
+    assert refusal(bench, stream).code == code
 
 
 @pytest.mark.parametrize("code", [Refusal.NOT_FREE, Refusal.STALE, Refusal.LEASE])

@@ -69,7 +69,7 @@ def test_a_long_explanation_is_cut_to_what_the_wire_holds() -> None:
     assert len(answer.text) == c.TEXT_CHARACTERS_MAX
 
 
-@pytest.mark.parametrize("code", [Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL])
+@pytest.mark.parametrize("code", [Refusal.BUSY, Refusal.DRAINING, Refusal.NO_MODEL, Refusal.ENGINE_UNAVAILABLE])
 def test_others_that_can_be_dialled_are_named_but_neither_we_nor_the_asker(code: Refusal) -> None:
     machine = refusing("us", "asker", "b", "c", "d", "e", "f")
     answer = said(machine.refuse(unwanted(code), None, now()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infernet.cli.running_node import not_serving
+from infernet.cli.running_node import loading, not_serving
 from infernet.cli.status import fields_of
 from infernet.config import Config
 from tests.helpers_cli import Home, invoke_beside, running
@@ -55,6 +55,26 @@ def test_what_each_model_runs_on_and_what_is_wrong_with_it_in_words() -> None:
         "openai: starting",
     ]
     assert dict(fields_of({"engines": "nonsense"}, CONFIG))["run on"] == []
+
+
+def test_what_is_loading_and_for_how_long_in_words() -> None:
+    parts: list[dict[str, Any]] = [
+        {"engine": "llama", "models": ["a"], "state": "ready", "where": "RTX", "trouble": "", "loading_s": None},
+        {"engine": "llama", "models": ["b"], "state": "starting", "where": "", "trouble": "it broke", "loading_s": 3.9},
+        {"engine": "openai", "models": [], "state": "starting", "where": "no server", "loading_s": 120},
+    ]
+    engine = {"state": "starting", "runs_active": 0, "runs_total": 0, "loading_s": 120.0}
+    status = {"engine": engine, "engines": parts}
+    shown = dict(fields_of(status, CONFIG))
+    assert shown["engine"] == "loading for 2 min, 0 runs now, 0 in all"
+    assert shown["run on"] == ["a: RTX", "b: loading for 4 s (it broke)", "openai: loading for 2 min"]
+    assert loading(status) == "b: loading for 4 s; openai: loading for 2 min"
+    # What that server has is not known yet.
+    assert loading(status, "b") == "b: loading for 4 s; openai: loading for 2 min"
+    assert loading(status, "c") == "openai: loading for 2 min"
+    assert loading({"engine": engine}) == "loading for 2 min"
+    assert loading({"engine": {"state": "ready", "loading_s": None}}) == ""
+    assert loading({"engine": "nonsense", "engines": "nonsense"}) == ""
 
 
 def test_this_node_is_not_among_those_it_knows() -> None:

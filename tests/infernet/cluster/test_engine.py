@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from infernet.cluster.engine import ClusterConfig, ClusterEngine, command
-from infernet.engines.contract import EngineState, EngineUnavailable
+from infernet.engines.contract import EnginePart, EngineState, EngineUnavailable
 from infernet.transport.contract import NotConnected, Stream
 from protocol.effects import RunEngine
 from protocol.errors import Refusal
@@ -96,8 +96,14 @@ async def test_two_machines_answer_together_and_only_when_both_are_there(tmp_pat
             (refused,) = recorder.of(1)
             assert isinstance(refused, EngineFailed)
             assert refused.code is Refusal.ENGINE_UNAVAILABLE
+            (part,) = engine.parts()
+            # It waits for a machine, and loads nothing.
+            assert (part.models, part.loading_s) == ((MODEL,), None)
+            assert part.trouble.startswith("waits for the worker ")
             await world.lend(SECOND, server)
             await ready(engine)
+            where = "2 other machines"
+            assert engine.parts() == (EnginePart("cluster", (MODEL,), EngineState.READY, where, 0, 0, ""),)
             assert [offer.name for offer in engine.models()] == [MODEL]
             assert engine.models()[0].concurrency == 2
             assert await answer(engine, recorder, 2) == "Two machines said this."
@@ -230,6 +236,16 @@ async def test_what_can_never_be_is_told_at_the_start(tmp_path: Path) -> None:
     engine.use_network(Nowhere())
     with pytest.raises(EngineUnavailable, match=r"is no program: build llama\.cpp with -DGGML_RPC=ON"):
         await engine.run(Recorder().report)
+
+
+async def test_a_model_that_is_not_the_one_that_was_fetched_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"other weights")
+    engine = ClusterEngine(ClusterConfig((FIRST,), MODEL, path, fingerprint=bytes(32)))
+    async with machines() as world:
+        engine.use_network(await world.network())
+        with pytest.raises(EngineUnavailable, match="is corrupt"):
+            await engine.run(Recorder().report)
 
 
 def test_the_command_line_has_everything_but_the_key(tmp_path: Path) -> None:

@@ -61,6 +61,12 @@ async def test_a_running_node_that_is_well(well: Home, capsys: pytest.CaptureFix
         ({"engine": {"state": "waiting", "last_error": "it fell"}}, "engine.loads", "fail", "it fell"),
         ({"engine": None}, "engine.loads", "fail", "missing"),
         ({"paused": True}, "node.hours", "warn", "infernet schedule resume"),
+        (
+            {"engine": {"state": "starting", "loading_s": 75.2}, "models": []},
+            "engine.loads",
+            "warn",
+            "the running node loads its model (loading for 1 min 15 s)",
+        ),
         ({"money": {"trouble": "the disk lost a write"}}, "money.store", "fail", "the disk lost a write"),
     ],
 )
@@ -75,6 +81,15 @@ async def test_what_a_running_node_says_of_itself(
         assert words in report.told(name)
         node.state = healthy_status(well)
         assert (await examine_beside(capsys, "--strict")).faults == {}
+
+
+async def test_a_node_that_loads_is_not_asked(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [{"engine": "llama", "models": ["large"], "state": "starting", "loading_s": 3}]
+    node = double(well, engine={"state": "starting", "loading_s": 3}, engines=parts, models=[])
+    async with running(node, well.config):
+        report = await examine_beside(capsys, "--skip-network")
+    assert "the running node loads its model (large: loading for 3 s)" in report.told("engine.loads")
+    assert report.checks["engine.answers"]["found"] == "not looked at: the running node loads its model"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,14 @@ import trio
 import trio.testing
 from msgspec import structs
 
-from infernet.engines.contract import EngineConfig, EngineState, EngineUnavailable, ExllamaOptions, RunsOnCards
+from infernet.engines.contract import (
+    EngineConfig,
+    EngineState,
+    EngineUnavailable,
+    ExllamaOptions,
+    RunsOnCards,
+    models_loading,
+)
 from infernet.engines.isolated import IsolatedEngine, Timeouts
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
@@ -43,6 +52,11 @@ def engine(config: EngineConfig, mode: str, timeouts: Timeouts = QUICK) -> Isola
     return IsolatedEngine(config, timeouts, [sys.executable, str(DOUBLE), mode])
 
 
+def change(model: Path) -> None:
+    """Put something else in the place of a model."""
+    model.write_bytes(b"other weights")
+
+
 async def until_restarted(bench: Bench, times: int = 1) -> None:
     """Wait for the engine to be back."""
     with trio.fail_after(20):
@@ -55,6 +69,35 @@ async def test_a_run_goes_through(config: EngineConfig) -> None:
         assert await bench.do(Kind.CHAT, chat("?")) == ("yes", EngineFinished(RunId(1), Outcome.STOP, 1))
         offer = bench.engine.models()[0]
         assert (offer.context_tokens, offer.concurrency, offer.is_free) == (512, 4, True)
+
+
+async def test_it_says_for_how_long_it_loads_and_holds_the_file_to_what_it_was_then(config: EngineConfig) -> None:
+    model = Path(config.path)
+    loads = engine(config, "loads when it may")
+    assert loads.statistics().loading_s is loads.parts()[0].loading_s is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loads.run, Recorder().report)
+        with trio.fail_after(20):
+            while not model.with_suffix(".begun").exists():
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        assert models_loading(loads) == ("double",)
+        seconds = loads.parts()[0].loading_s
+        assert seconds is not None
+        assert 0 <= seconds < 20
+        model.with_suffix(".go").touch()
+        with trio.fail_after(20):
+            while not loads.models():
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        assert loads.statistics().loading_s is loads.parts()[0].loading_s is None
+        assert models_loading(loads) == ()
+        change(model)
+        assert loads.pid is not None
+        os.kill(loads.pid, signal.SIGKILL)
+        with trio.fail_after(20):
+            while "is corrupt" not in loads.statistics().last_error:
+                await trio.testing.wait_all_tasks_blocked(0.005)
+        assert models_loading(loads) == ("double",)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineConfig) -> None:

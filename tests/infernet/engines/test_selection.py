@@ -12,12 +12,13 @@ from infernet.config import ENGINE_KEY_VARIABLE, Config
 from infernet.engines import selection
 from infernet.engines.contract import EngineUnavailable, ExllamaOptions
 from infernet.engines.isolated import IsolatedEngine
-from infernet.engines.models import ModelMissing
+from infernet.engines.models import ModelMissing, marker_path
 from infernet.engines.openai_engine import OpenAiEngine, Terms
 from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE, Place
 from infernet.engines.selection import engine_configs, exllama_config, open_engine, openai_config
 from infernet.engines.several import SeveralEngines
+from infernet.engines.shelf import Origin, Voucher, write_origin
 from infernet.settings.models import ModelSettings
 from infernet.settings.readers import Dollars, read_engine_url
 from protocol.records import Kind, Role
@@ -169,6 +170,19 @@ async def test_several_models_and_a_server_are_served_in_the_order_of_the_settin
     only = await open_engine(config_of(tmp_path, models=models[:1]))
     assert isinstance(only, IsolatedEngine)
     assert only.name == "a"
+
+
+async def test_no_file_is_read_whole_before_an_engine_runs(
+    tmp_path: Path, no_division: dict[str, Place | NoPlace]
+) -> None:
+    assert not no_division
+    paths = model_files(tmp_path, "a", "b")
+    engine = await open_engine(config_of(tmp_path, models=paths))
+    assert isinstance(engine, SeveralEngines)
+    assert not any(marker_path(Path(path)).exists() for path in paths)
+    # What is known of a file that was fetched is what the engine holds it against.
+    write_origin(Path(paths[0]), Origin("somewhere", "ab" * 32, Voucher.OWNER))
+    assert [one.fingerprint for one in engine_configs(config_of(tmp_path, models=paths))] == [b"\xab" * 32, None]
 
 
 async def test_two_models_of_one_name_and_one_that_is_not_there_are_told_at_once(

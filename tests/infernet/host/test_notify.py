@@ -49,9 +49,11 @@ def test_it_is_told_that_the_node_is_ready_and_that_it_ends(tmp_path: Path) -> N
     assert environ == {"HOME": "/x"}, "no child is to speak for us"
     with listening(path) as come:
         notifier.ready("provider one\nREADY=0\x1b")
+        notifier.status("loading\tone")
         notifier.stopping()
         assert come() == [
             f"READY=1\nMAINPID={os.getpid()}\nSTATUS=provider one READY=0 ",
+            "STATUS=loading one",
             "STOPPING=1\nSTATUS=ending",
         ]
 

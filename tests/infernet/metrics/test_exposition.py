@@ -50,6 +50,10 @@ async def test_they_agree_with_the_status() -> None:
         assert found["infernet_output_tokens_total", ()] == jobs["output_tokens"] == 5
         assert found["infernet_engine_state", ("ready",)] == 1
         assert found["infernet_engine_state", ("waiting",)] == 0
+        assert ("infernet_engine_loading_seconds", ()) not in found
+        status["engine"] |= {"state": "starting", "loading_s": 7.5}
+        loads = samples(await NodeMetrics(lambda: status, None).text())
+        assert loads["infernet_engine_loading_seconds", ()] == 7.5
         assert found["infernet_peers_connected", ()] == 1
         assert found["infernet_transport_bytes_total", ("sent",)] == status["transport"]["bytes_out"]
         assert found["infernet_sent_bytes_total", ("gossip",)] > 0

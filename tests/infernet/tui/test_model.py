@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from infernet.tui.model import HISTORY_MAX, LOG_LINES_MAX, ROWS_MAX, Model
 from infernet.tui.panels import PANELS, Look, header, panel, tabs
-from tests.helpers_tui import HOSTILE, hostile_snapshot, job, line, peer, snapshot
+from tests.helpers_tui import HOSTILE, hostile_snapshot, job, line, peer, snapshot, status
 
 json_like = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),
@@ -102,3 +102,15 @@ def test_lines_of_the_log_keep_their_level_and_are_found_by_words() -> None:
     assert [row.level for row in model.shown_log()] == ["info"]
     model.take_log([], "there is no log")
     assert model.log_trouble == "there is no log"
+
+
+def test_what_loads_is_told_with_how_long() -> None:
+    model = Model()
+    for engine, words in (
+        ({"state": "starting", "loading_s": 75}, "loading for 1 min 15 s: no model"),
+        ({"state": "ready", "loading_s": None}, "ready: no model"),
+        ({"state": "starting", "loading_s": HOSTILE}, "starting: no model"),
+    ):
+        model.take_snapshot(snapshot(status=status(engine=engine, models=[])))
+        lines = [each.plain for each in panel(model, Look(False), "overview", 100, 30)]
+        assert any(words in each for each in lines), lines
