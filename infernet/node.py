@@ -20,6 +20,7 @@ import infernet
 from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carriers.link import LinkCarrier
+from infernet.carriers.loopback import Loopback
 from infernet.carriers.transport import TransportCarrier
 from infernet.cluster.membership import Cluster, spoken_in_clusters
 from infernet.config import Config
@@ -113,6 +114,7 @@ class Node:
         peer = Peer(settings, key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
+        self._loopback = Loopback(self.driver)
         self._answers = Answers(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
@@ -155,6 +157,7 @@ class Node:
         self._inspection.started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.driver.run)
+            await nursery.start(self._loopback.run)
             if self._money is not None:
                 # Before anybody asks or is served: what was signed and given before must be known.
                 await self._money.restore()
@@ -205,7 +208,7 @@ class Node:
     async def _say_goodbye(self) -> None:
         self.driver.command(e.Shutdown())
         with trio.move_on_after(FAREWELL_S):
-            await self.driver.wait_for(lambda: self.driver.peer.statistics().jobs_running == 0)
+            await self.driver.wait_for(self._runs_nothing)
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
         if self._money is not None:
@@ -213,6 +216,10 @@ class Node:
             with trio.move_on_after(CLAIMS_FAREWELL_S):
                 await self._money.settle()
             await self._money.flush()
+
+    def _runs_nothing(self) -> bool:
+        statistics = self.driver.peer.statistics()
+        return statistics.jobs_running == statistics.jobs_own == 0
 
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
@@ -345,6 +352,8 @@ class Node:
     def learn_peer(self, address: str) -> NodeId:
         """Learn the full multiaddr of a peer, dialled when it is asked; gives who it is. Raises LocalProtocolError."""
         node = peer_of(address)
+        if node == self.node_id:
+            return node  # nobody dials itself
         self._permit([address])
         self.driver.command(e.LearnAddresses(node, (address,)))
         return node
@@ -369,7 +378,8 @@ class Node:
         """
         if self._draining.has_begun:
             raise LocalProtocolError("this node is stopping and takes no new questions")
-        if options.spend_uusd_max:
+        # What it answers itself costs nothing.
+        if options.spend_uusd_max and options.provider != self.node_id:
             self.money.check_spending()
         return self._answers.ask(options)
 
