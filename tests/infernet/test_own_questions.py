@@ -100,6 +100,7 @@ async def test_what_runs_for_the_owner_does_not_run_for_others() -> None:
                 assert "all its 1 slots are taken at this moment" in facts
         await settle(node, lambda: node.driver.peer.statistics().jobs_own == 0)
         assert node.status()["counts"]["asked"]["cancelled"] == 2
+        assert node.status()["counts"]["jobs"] == asdict(JobCounts())
         await assert_idle(node)
 
 

@@ -17,7 +17,7 @@ from protocol.jobs import order_extensions
 from protocol.messages import Interest, JobOpen, JobReject, Queued
 from protocol.peer import FEATURE_FORWARDS
 from protocol.records import Availability, FreePolicy, Outcome, Role
-from tests.helpers_machines import ALONE, Bench, chat, offer, record_of
+from tests.helpers_machines import ALONE, LOOPBACK, Bench, chat, offer, record_of
 from tests.helpers_puppets import job_stream, order_for
 from tests.helpers_records import ASKER, OFFER, PROVIDER, order, signing_key
 from tests.protocol.test_admission import admission_of, ask
@@ -57,18 +57,20 @@ def test_nobody_else_is_taken_for_the_owner() -> None:
     assert ask(draining, order(), peer=ASKER.node, local=True) is Refusal.DRAINING
 
 
-def test_it_waits_before_all_others_and_where_strangers_find_no_place() -> None:
+@pytest.mark.parametrize(("address", "share"), [(LOOPBACK, 1.0), ("/ip4/198.51.100.7/tcp/50000", 0.5)])
+def test_it_waits_before_all_others_and_where_they_find_no_place(address: str, share: float) -> None:
+    """Known askers may have every place in the queue, strangers half of them."""
     bench = Bench()
-    bench.provide(models=(OFFER,), free_policy=FreePolicy.KNOWN)
+    bench.provide()
     waits = {"extensions": order_extensions(may_hand_off=False, queue_wait_ms=30_000)}
-    places = c.QUEUE_PER_SLOT * OFFER.concurrency
+    places = round(c.QUEUE_PER_SLOT * OFFER.concurrency * share)
     for number in range(OFFER.concurrency + places):
         key = signing_key(f"asker {number}")
-        bench.hear(job_stream(bench, key), *order_for(bench, key, **waits).messages)
+        bench.hear(job_stream(bench, key, address), *order_for(bench, key, **waits).messages)
         if number < OFFER.concurrency:
             bench.feed(EngineStarted(RunId(number + 1), 5))
     late = signing_key("late")
-    stream = job_stream(bench, late)
+    stream = job_stream(bench, late, address)
     bench.hear(stream, *order_for(bench, late, **waits).messages)
     assert bench.heard(stream, JobReject).code == Refusal.BUSY
     own = ordered(bench, **waits)
