@@ -208,7 +208,7 @@ class Node:
     async def _say_goodbye(self) -> None:
         self.driver.command(e.Shutdown())
         with trio.move_on_after(FAREWELL_S):
-            await self.driver.wait_for(self._runs_nothing)
+            await self.driver.wait_for(lambda: self.driver.peer.statistics().jobs_running == 0)
             # What the peer said last is in the outboxes of its streams; their writers need a moment.
             await trio.sleep(FAREWELL_FLUSH_S)
         if self._money is not None:
@@ -216,10 +216,6 @@ class Node:
             with trio.move_on_after(CLAIMS_FAREWELL_S):
                 await self._money.settle()
             await self._money.flush()
-
-    def _runs_nothing(self) -> bool:
-        statistics = self.driver.peer.statistics()
-        return statistics.jobs_running == statistics.jobs_own == 0
 
     def _introduce(self) -> None:
         """Tell the peer whom we know and what we offer."""
@@ -352,8 +348,6 @@ class Node:
     def learn_peer(self, address: str) -> NodeId:
         """Learn the full multiaddr of a peer, dialled when it is asked; gives who it is. Raises LocalProtocolError."""
         node = peer_of(address)
-        if node == self.node_id:
-            return node  # nobody dials itself
         self._permit([address])
         self.driver.command(e.LearnAddresses(node, (address,)))
         return node

@@ -456,6 +456,8 @@ class Peer:
             return [Note("record.bad", None, str(error))]
 
     def _learn_addresses(self, event: e.LearnAddresses, now: Now) -> list[Effect]:
+        if event.peer == self.node:
+            return []  # whoever wants something of it has it here
         is_connected = event.peer in self._connections
         effects = self._contacts.learn(event, connected=is_connected)
         return effects + self._gossip.on_candidate(event.peer, now)

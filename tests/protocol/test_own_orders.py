@@ -9,15 +9,15 @@ import pytest
 
 from protocol import constants as c
 from protocol.admission import FREE_RUNS_PER_STRANGER_MAX, Held
-from protocol.effects import JobFailed, OpenStream, RunEngine, Send
+from protocol.effects import Dial, JobFailed, OpenStream, RunEngine, Send
 from protocol.errors import Refusal
-from protocol.events import Ask, EngineFinished, EngineStarted, LearnRecord, SetOffer
+from protocol.events import Ask, EngineFinished, EngineStarted, LearnAddresses, LearnRecord, SetOffer
 from protocol.ids import RunId, StreamId
 from protocol.jobs import order_extensions
 from protocol.messages import Interest, JobOpen, JobReject, Queued
 from protocol.peer import FEATURE_FORWARDS
 from protocol.records import Availability, FreePolicy, Outcome, Role
-from tests.helpers_machines import ALONE, LOOPBACK, Bench, chat, offer, record_of
+from tests.helpers_machines import ADDRESS, ALONE, LOOPBACK, Bench, chat, offer, provider_record, record_of
 from tests.helpers_puppets import job_stream, order_for
 from tests.helpers_records import ASKER, OFFER, PROVIDER, order, signing_key
 from tests.protocol.test_admission import admission_of, ask
@@ -108,6 +108,25 @@ def test_no_aggregator_is_asked_to_reach_it() -> None:
     bench.wait(c.REACH_DEADLINE_S)
     assert bench.one(JobFailed).code is Refusal.DEADLINE
     assert [each.peer for each in bench.opened.values() if each.protocol == c.JOB_PROTOCOL] == []
+
+
+def test_it_does_not_dial_itself_wherever_it_is_said_to_be() -> None:
+    bench = Bench()
+    bench.feed(LearnAddresses(bench.peer.node, (ADDRESS,), connect=True))
+    assert bench.effects == []
+    bench.wait(c.REACH_DEADLINE_S)
+    assert bench.none_of(Dial)
+
+
+def test_it_passes_nothing_on_to_others_for_itself() -> None:
+    bench = Bench()
+    other = signing_key("other").node
+    bench.feed(LearnRecord(provider_record("other")))
+    bench.connect(other)
+    bench.feed(chat(provider=other, via=bench.peer.node))
+    opened = bench.one(OpenStream)
+    assert opened.peer == other
+    assert [type(message) for message in bench.said[opened.stream]] == [JobOpen]
 
 
 def test_it_orders_from_itself_at_no_price_and_by_way_of_nobody() -> None:
