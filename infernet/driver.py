@@ -154,6 +154,8 @@ class Driver:
         self._carrier_of_stream: dict[StreamId, Carrier] = {}
         #: The carrier that can dial; None while there is none.
         self.dialer: Carrier | None = None
+        #: The one of streams to this node itself; None while there is none.
+        self.loopback: Carrier | None = None
         #: Told of connections as they come up and of dials that fail, before the peer is.
         self.on_contact: Callable[[Contact], None] = _nobody_listens
 
@@ -309,7 +311,8 @@ class Driver:
             self._observe(effect)
 
     def _open_stream(self, effect: OpenStream) -> None:
-        carrier = self._carrier_of_peer.get(effect.peer)
+        is_to_itself = effect.peer == self.peer.node
+        carrier = self.loopback if is_to_itself else self._carrier_of_peer.get(effect.peer)
         if carrier is None:
             self.post(StreamBroken(effect.stream, "not connected"))
             return

@@ -21,6 +21,7 @@ import infernet
 from infernet.answers import AnswerEvent, Answers, AskOptions
 from infernet.being_reached import BeingReached
 from infernet.carriers.link import LinkCarrier
+from infernet.carriers.loopback import Loopback
 from infernet.carriers.transport import TransportCarrier
 from infernet.cluster.membership import Cluster, spoken_in_clusters
 from infernet.config import Config
@@ -119,6 +120,7 @@ class Node:
         peer = Peer(settings, key, HpkeSealer(), self._rng, now)
         self.driver = Driver(peer, engine=engine, observe=self._observe, clock_ms=clock_ms)
         self._kept = KeptExperience(store, peer.experience.reputation) if store is not None else None
+        self._loopback = Loopback(self.driver)
         self._answers = Answers(self.driver)
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
@@ -162,6 +164,7 @@ class Node:
         self._inspection.started_at_s = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.driver.run)
+            await nursery.start(self._loopback.run)
             if self._money is not None:
                 # Before anybody asks or is served: what was signed and given before must be known.
                 await self._money.restore()
@@ -414,7 +417,8 @@ class Node:
         """
         if self._draining.has_begun:
             raise LocalProtocolError("this node is stopping and takes no new questions")
-        if options.spend_uusd_max:
+        # What it answers itself costs nothing.
+        if options.spend_uusd_max and options.provider != self.node_id:
             self.money.check_spending()
         return self._answers.ask(options)
 

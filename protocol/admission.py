@@ -14,7 +14,7 @@ from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.events import Now, Offer
 from protocol.ids import JobId, NodeId
-from protocol.jobs import is_free
+from protocol.jobs import is_free, is_own
 from protocol.records import Availability, FreePolicy, JobOpenRecord, Kind, ModelOffer, Role, Signed
 from protocol.timers import Timers
 
@@ -86,7 +86,10 @@ class Admission:
         offer = self.offer
         if offer is None or offer.role is not Role.PROVIDER:
             return Refusal.NO_MODEL, "this node runs no jobs"
-        if offer.availability is not Availability.AVAILABLE:
+        # SPEC 05: A provider that takes no orders of others for a while MAY take those of its own, but not once it has
+        #   said `OFFLINE`.
+        is_open_for_own = is_own(order) and offer.availability is Availability.DRAINING
+        if offer.availability is not Availability.AVAILABLE and not is_open_for_own:
             return Refusal.DRAINING, "this node is finishing its jobs and takes no new ones"
         model = _model(offer, order)
         if not isinstance(model, ModelOffer):
@@ -129,9 +132,9 @@ class Admission:
             del self._seen_from[network]
 
     def knows(self, asker: NodeId, peer: NodeId, local: bool) -> bool:
-        """Whether the owner knows who asks: by name, or because it sits at this machine."""
+        """Whether the owner knows who asks: by name, because it sits at this machine, or as its own node."""
         # SPEC 08: The provider MUST judge who asks by the signature of the order, never by the peer that brings it:
-        return asker in self.allowed or (local and asker == peer)
+        return asker in self.allowed or asker == self._node or (local and asker == peer)
 
     def model(self, name: str) -> ModelOffer | None:
         """What we offer under this name at present."""
@@ -169,6 +172,9 @@ class Admission:
     def _free_refusal(
         self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]
     ) -> Why | None:
+        # SPEC 05: A node MUST ask nothing for an order of its own, and needs no lease for it: it is free by every rule.
+        if is_own(order):
+            return None
         # SPEC 05: The provider MUST NOT run a job for free unless its owner's rules allow it for this asker.
         if offer.free_policy is FreePolicy.NOBODY:
             return Refusal.NOT_FREE, "this node runs no free jobs"

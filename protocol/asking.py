@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from protocol import constants as c
 from protocol.asked import Job, Stage, check_ask, is_above_limit, served_by
 from protocol.attempt import Attempt
@@ -72,11 +74,13 @@ class Asking:
         next_stream: Callable[[], StreamId],
         connected_only: bool = False,
     ) -> None:
+        self._node = signer.node
         self._directory = directory
         self._router = router
         self._purse = purse
         self._ordering = Ordering(signer, sealer, rng, next_stream)
         self._searching = Searching(
+            signer.node,
             directory,
             router,
             connected=connected,
@@ -122,6 +126,12 @@ class Asking:
         if ask.job in self._jobs:
             raise LocalProtocolError("this job id is in use")
         check_ask(ask)
+        if ask.via == self._node:
+            ask = replace(ask, via=None)
+        if ask.provider == self._node:
+            # SPEC 05: A node MUST ask nothing for an order of its own, and needs no lease for it: it is free by every
+            #   rule.
+            ask = replace(ask, spend_uusd_max=0)
         job = Job(ask, Stage.SEARCHING, now.monotonic_s + ask.timeout_s)
         job.measure()
         if job.sealed_bytes > c.SEALED_BYTES_MAX:

@@ -1,4 +1,4 @@
-"""What became of the orders that a provider has had since it started: numbers for its owner, and nobody else."""
+"""What became of the orders of others that a provider has had since it started: numbers for its owner alone."""
 
 from __future__ import annotations
 

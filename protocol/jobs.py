@@ -106,6 +106,11 @@ def cost_bound_uusd(priced: Priced, prompt_tokens: int, output_tokens: int) -> i
     return cost_uusd(priced, prompt_tokens, 0) + -(-output_tokens * priced.price_out_uusd // 1_000_000)
 
 
+def is_own(order: JobOpenRecord) -> bool:
+    """Whether a node orders from itself, for its owner: such an order is signed with the key that is to serve it."""
+    return order.asker == order.provider
+
+
 def is_free(order: JobOpenRecord) -> bool:
     """Whether the order offers no money at all."""
     return order.price_in_uusd == order.price_out_uusd == order.price_job_uusd == 0

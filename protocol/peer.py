@@ -82,7 +82,7 @@ class PeerStatistics:
     streams: int
     records: int
     jobs_asked: int
-    #: Those that wait for a slot included.
+    #: Those of others; those that wait for a slot included.
     jobs_running: int
     jobs_waiting: int
     zombie_chunks: int
@@ -91,6 +91,8 @@ class PeerStatistics:
     neighbours: int
     forwards: ForwardStatistics
     jobs: JobCounts
+    #: What runs here, or waits for a slot, for the node's own owner: of `jobs_asked`.
+    jobs_own: int = 0
 
 
 class Peer:
@@ -164,7 +166,7 @@ class Peer:
             rng,
             self.experience.router,
             self.purse,
-            connected=self._connections.__contains__,
+            connected=lambda node: node == self.node or node in self._connections,
             addresses=self._contacts.addresses,
             aggregators=self._aggregators,
             search=self._finding.ask,
@@ -246,14 +248,15 @@ class Peer:
             streams=len(self._streams),
             records=len(self.directory),
             jobs_asked=self._asking.active,
-            jobs_running=self._providing.active,
-            jobs_waiting=self._providing.waiting,
+            jobs_running=self._providing.active - self._providing.own,
+            jobs_waiting=self._providing.others_waiting,
             zombie_chunks=self._asking.zombie_chunks,
             bad_frames=self._traffic.bad_frames,
             queries=self._finding.active,
             neighbours=len(self._gossip.neighbours),
             forwards=self._forwarding.statistics(),
             jobs=self._providing.counts,
+            jobs_own=self._providing.own,
         )
 
     def jobs_now(self, now: Now) -> list[JobNow]:
@@ -301,7 +304,7 @@ class Peer:
                 effects += self._reachable.on_unreachable(event.peer, now)
                 return effects + self._forwarding.on_unreachable(event.peer)
             case e.Ask():
-                if event.model is not None:
+                if event.model is not None and event.provider != self.node:
                     self._gossip.ask(event.model, now)
                 return self._asking.ask(event, now)
             case e.StopAsking():
@@ -363,7 +366,7 @@ class Peer:
             if isinstance(effect, RecordLearnt):
                 self._gossip.on_learnt(effect)
                 self._absorb(self._asking.on_record(effect.heartbeat, now), effects, now)
-            elif isinstance(effect, JobDone):
+            elif isinstance(effect, JobDone) and effect.receipt.provider != self.node:
                 self.directory.mark_useful(effect.receipt.provider)
             else:
                 self._streams.follow(effect, now)
@@ -453,6 +456,8 @@ class Peer:
             return [Note("record.bad", None, str(error))]
 
     def _learn_addresses(self, event: e.LearnAddresses, now: Now) -> list[Effect]:
+        if event.peer == self.node:
+            return []  # whoever wants something of it has it here
         is_connected = event.peer in self._connections
         effects = self._contacts.learn(event, connected=is_connected)
         return effects + self._gossip.on_candidate(event.peer, now)

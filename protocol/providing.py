@@ -21,7 +21,7 @@ from protocol.errors import BadFrame, Refusal, RemoteProtocolError, SealError, U
 from protocol.events import Now, Offer
 from protocol.handing_off import Unwanted
 from protocol.ids import JobId, NodeId, RunId, StreamId
-from protocol.jobs import JobState, advance, check_request, order_hash, queue_wait_ms
+from protocol.jobs import JobState, advance, check_request, is_own, order_hash, queue_wait_ms
 from protocol.leases import Meter
 from protocol.messages import Cancel, JobOpen, Message, Part, Progress, Queued, Reserve, Voucher
 from protocol.queueing import Line, Pace
@@ -98,17 +98,27 @@ class Providing:
 
     @property
     def counts(self) -> JobCounts:
-        """What became of all orders so far."""
+        """What became of all orders of others so far."""
         return self._running.counting.snapshot()
 
     def jobs_now(self, now: Now) -> list[JobNow]:
-        """The orders that hold a slot of the engine or wait for one, in the order in which they came."""
-        return [run.described(now.monotonic_s) for run in self._runs.values()]
+        """The orders of others that hold a slot of the engine or wait for one, in the order in which they came."""
+        return [run.described(now.monotonic_s) for run in self._runs.values() if not run.is_own]
+
+    @property
+    def own(self) -> int:
+        """Orders of this node's owner that hold a slot or wait for one."""
+        return sum(run.is_own for run in self._runs.values())
 
     @property
     def waiting(self) -> int:
         """Orders that wait for a slot."""
         return sum(run.waits for run in self._runs.values())
+
+    @property
+    def others_waiting(self) -> int:
+        """Those of others among them."""
+        return sum(run.waits and not run.is_own for run in self._runs.values())
 
     def load(self) -> int:
         """Slots taken of slots offered, in coarse steps of 0 to 8."""
@@ -125,7 +135,7 @@ class Providing:
 
     def job_streams_max(self, peer: NodeId) -> int:
         """How many job streams of this peer are held at once."""
-        if peer not in self._admission.allowed:
+        if not self._admission.knows(peer, peer, local=False):
             return c.JOB_STREAMS_PER_PEER_MAX
         # Whom the owner knows, the coordinator above all, may fill every slot and the queue while streams of ended jobs
         # close.
@@ -197,9 +207,11 @@ class Providing:
         return self._running.on_engine(event, now) + self._fill_slots(now)
 
     def drain(self, now: Now) -> list[Effect]:
-        """Send those who wait elsewhere; those who hold a slot stay. The offer says that no new ones are taken."""
+        """Send those who wait elsewhere; those who hold a slot stay, and the owner, who has nowhere else to go. The
+        offer says that no new ones are taken.
+        """
         effects: list[Effect] = []
-        for run in [run for run in self._runs.values() if run.waits]:
+        for run in [run for run in self._runs.values() if run.waits and not run.is_own]:
             text = "this node is finishing its jobs, and yours had not begun"
             effects += self._fail_offer(run, Refusal.DRAINING, text, now)
         return effects
@@ -232,7 +244,7 @@ class Providing:
             self._forwarded.add(stream)
         offer = self._admission.admit(order, message.lease, peer, local, self._held(order), now)
         if not isinstance(offer, ModelOffer):
-            self._running.counting.refused()
+            self._count_refused(order)
             return self._reject(stream, order, message.order, offer, now)
         effects = self._fence(order, now)
         is_known = self._admission.knows(order.asker, peer, local)
@@ -241,7 +253,7 @@ class Providing:
         why = self._full() or (None if has_slot else self._queue_refusal(order, offer, is_known))
         why = why or self._admission.remember(order, "" if is_known else self._network_of(peer), now)
         if why is not None:
-            self._running.counting.refused()
+            self._count_refused(order)
             return effects + self._reject(stream, order, message.order, why, now)
         self._reserving.use(order)
         hash_ = order_hash(message.order.body)
@@ -263,6 +275,11 @@ class Providing:
             #   `DEADLINE`.
             self._timers.set(("parts", run.run), now.monotonic_s + c.PARTS_DEADLINE_S)
         return effects + (self._begin(run, now) if has_slot else self._enqueue(run, now))
+
+    def _count_refused(self, order: JobOpenRecord) -> None:
+        # SPEC 05: A node MUST NOT count its own orders as jobs of others,
+        if not is_own(order):
+            self._running.counting.refused()
 
     def _held(self, order: JobOpenRecord) -> list[Held]:
         """What all orders here hold or wait for, and what is kept for others than this one."""
@@ -302,6 +319,10 @@ class Providing:
         places = min(c.QUEUE_PER_SLOT * offer.concurrency, QUEUE_MAX)
         waiting = [run for run in self._runs.values() if run.waits and run.offer.name == offer.name]
         strangers = sum(not run.is_known for run in waiting)
+        # SPEC 05: The provider SHOULD let its own orders go before all others that wait, in as many places as those
+        #   have.
+        if is_own(order):
+            waiting = [run for run in waiting if run.is_own]
         if len(waiting) >= places or (not is_known and strangers >= places // 2):
             return Refusal.BUSY, "all slots of this model are taken, and all places in its queue"
         return None
@@ -356,7 +377,7 @@ class Providing:
     def _enqueue(self, run: Run, now: Now) -> list[Effect]:
         run.state = advance(run.state, JobState.QUEUED)
         model = run.offer.name
-        self._lines[model].add(run.order.asker, run.run)
+        self._lines[model].add(run.order.asker, run.run, is_own=run.is_own)
         wait_ms = min(queue_wait_ms(run.order), run.order.expires_at_ms - now.wall_ms)
         self._timers.set(("wait", run.run), now.monotonic_s + wait_ms / 1000)
         self._tell_soon(now)
@@ -440,7 +461,7 @@ class Providing:
     def _fail_offer(self, run: Run, code: Refusal, text: str, now: Now) -> list[Effect]:
         """An order that the engine never got ends with a refusal."""
         run.state = advance(run.state, JobState.FAILED)
-        self._running.counting.refused()
+        self._count_refused(run.order)
         self._forget(run, now)
         return self._refuse(run, code, text, now)
 

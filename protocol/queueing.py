@@ -2,7 +2,8 @@
 
 Fair between askers: they take turns, and each one's own orders go in the order of their arrival. So whoever sends many
 delays itself, and whoever sends one waits for at most one of everybody else. How long a place takes is estimated from
-how long runs have really taken of late; where nothing is measured yet, from a guess.
+how long runs have really taken of late; where nothing is measured yet, from a guess. What the owner of the machine
+asks goes before all of them.
 
 Nothing here sends: `providing` asks, and tells those who wait.
 """
@@ -27,16 +28,21 @@ class Line:
 
     def __init__(self) -> None:
         self._askers: OrderedDict[NodeId, deque[RunId]] = OrderedDict()
+        # The owner's, before all others.
+        self._own: deque[RunId] = deque()
 
     def __len__(self) -> int:
-        return sum(map(len, self._askers.values()))
+        return len(self._own) + sum(map(len, self._askers.values()))
 
-    def add(self, asker: NodeId, run: RunId) -> None:
+    def add(self, asker: NodeId, run: RunId, *, is_own: bool = False) -> None:
         """Take a place. An asker's first order comes after one of everybody who waits already."""
-        self._askers.setdefault(asker, deque()).append(run)
+        (self._own if is_own else self._askers.setdefault(asker, deque())).append(run)
 
     def remove(self, asker: NodeId, run: RunId) -> None:
         """Leave the line. Those who did not stand in it may."""
+        if run in self._own:
+            self._own.remove(run)
+            return
         runs = self._askers.get(asker)
         if runs is None or run not in runs:
             return
@@ -46,6 +52,8 @@ class Line:
 
     def pop(self) -> RunId | None:
         """The next run; its asker goes to the end of the turns."""
+        if self._own:
+            return self._own.popleft()
         if not self._askers:
             return None
         asker, runs = next(iter(self._askers.items()))
@@ -58,7 +66,7 @@ class Line:
 
     def in_order(self) -> list[RunId]:
         """All who wait, in the order in which their turn will come."""
-        ordered: list[RunId] = []
+        ordered: list[RunId] = list(self._own)
         rounds = max(map(len, self._askers.values()), default=0)
         for turn in range(rounds):
             ordered += [runs[turn] for runs in self._askers.values() if turn < len(runs)]

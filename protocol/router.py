@@ -226,6 +226,10 @@ class Router:
         """An order for this job goes out."""
         asked = self._asked(ask)
         self._close(asked)
+        # SPEC 05: A node MUST NOT count its own orders as jobs of others, nor as experience with a provider, nor report
+        #   them.
+        if provider == self._node:
+            return
         asked.trial = _Trial(provider, model, now.monotonic_s)
         self._open[provider] += 1
 
@@ -271,6 +275,8 @@ class Router:
         trial = asked.trial if asked is not None else None
         if asked is not None:
             self._close(asked)
+        if provider == self._node:
+            return
         # An aggregator that reaches nobody answers for itself.
         if trial is None or code is Refusal.NO_ROUTE:
             if model is not None:

@@ -21,7 +21,7 @@ from protocol.envelope import Signer, sign_record
 from protocol.errors import Refusal, RemoteProtocolError
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector, Now
 from protocol.ids import NodeId, RunId, StreamId
-from protocol.jobs import JobState, advance, cost_uusd, running_hash
+from protocol.jobs import JobState, advance, cost_uusd, is_own, running_hash
 from protocol.leases import Meter
 from protocol.messages import Chunk, JobAccept, Progress, Receipt, Voucher
 from protocol.records import (
@@ -102,6 +102,11 @@ class Run:
     cancel_code: Refusal | None = None
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is of the node's own owner."""
+        return is_own(self.order)
+
+    @property
     def waits(self) -> bool:
         """Whether it waits for a slot, and has not had one."""
         return not self.has_slot and self.ending is None
@@ -157,7 +162,8 @@ class Running:
         run.engine_runs = True
         run.engine_holds = run.meter is not None
         self._runs[run.run] = run
-        self.counting.took()
+        if not run.is_own:
+            self.counting.took()
         self._timers.set(("expires", run.run), now.monotonic_s + (order.expires_at_ms - now.wall_ms) / 1000)
         self._timers.set(("sign", run.run), run.said_at_s + c.SIGN_INTERVAL_S)
         return [
@@ -417,7 +423,7 @@ class Running:
         if run.state is JobState.OFFERED:
             assert isinstance(event, EngineFailed)
             run.state = advance(run.state, JobState.FAILED)
-            self.counting.ended(Outcome.FAILED, 0, 0)
+            self._count_end(run, Outcome.FAILED)
             return self._refused(run, event.code, event.text, now)
         if run.state is JobState.CANCELLING:
             code = run.cancel_code or Refusal.CANCELLED
@@ -428,6 +434,11 @@ class Running:
         self._count_all(run, event)
         return [*self._flush(run, now), *self._receipt(run, event.outcome, None, now)]
 
+    def _count_end(self, run: Run, outcome: Outcome) -> None:
+        # SPEC 05: A node MUST NOT count its own orders as jobs of others,
+        if not run.is_own:
+            self.counting.ended(outcome, run.prompt_tokens, run.sent_tokens)
+
     def _receipt(self, run: Run, outcome: Outcome, code: Refusal | None, now: Now) -> list[Effect]:
         ended = {
             Outcome.CANCELLED: JobState.CANCELLED,
@@ -435,7 +446,7 @@ class Running:
             Outcome.UNPAID: JobState.FAILED,
         }.get(outcome, JobState.DONE)
         run.state = advance(run.state, ended)
-        self.counting.ended(outcome, run.prompt_tokens, run.sent_tokens)
+        self._count_end(run, outcome)
         if run.stream is None:
             return []
         if run.accepted_at_ms == 0:

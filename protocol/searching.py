@@ -51,6 +51,7 @@ class Searching:
 
     def __init__(
         self,
+        node: NodeId,
         directory: Directory,
         router: Router,
         *,
@@ -63,6 +64,7 @@ class Searching:
         connected_only: bool,
         outcomes: Outcomes,
     ) -> None:
+        self._node = node
         self._directory = directory
         self._router = router
         self._connected = connected
@@ -370,6 +372,9 @@ class Searching:
 
     def _detours(self, job: Job, provider: NodeId | None) -> list[NodeId]:
         """Aggregators through which this provider may be tried, for once."""
+        # SPEC 05: A node that orders from itself MUST NOT let the order leave the node,
+        if provider == self._node:
+            return []
         if self._connected_only or job.ask.via is not None or provider in job.detoured:
             return []
         return [node for node in self._aggregators() if node != provider]

@@ -27,6 +27,8 @@ TIMEOUT_S_DEFAULT: Final = 600.0
 QUESTION_CHARACTERS_MAX: Final = 1024 * 1024
 # What is said when nobody is there who could answer.
 NOBODY_REACHED: Final = frozenset({"no_provider", "peer_lost", "no_route"})
+# What is said by a node whose engine has no such model, or does other kinds of jobs with it.
+NOT_SERVED: Final = frozenset({"no_model", "unsupported"})
 
 USAGE: Final = "[QUESTION] [--peer MULTIADDR | --remote] [--via MULTIADDR] [OPTIONS]"
 DESCRIPTION: Final = """\
@@ -34,8 +36,8 @@ Ask a question. The answer streams to standard output as it is made; who served 
 error. Without QUESTION it is read from standard input. Ctrl-C cancels the job where it runs.
 
 Who is asked:
-  by default   any provider that the node running here knows, peer to peer; if none is reached, its own engine,
-               unless it opens no port (--no-advertise, --no-p2p)
+  by default   the node that runs here: it answers itself, at once and for nothing, where it serves the model; else
+               any provider that it knows, peer to peer
   --peer       this one node, peer to peer, also when no node runs here
   --via        the same, but through this aggregator, which passes on what it cannot read
   --remote     the coordinator's public chat, which sees question and answer"""
@@ -202,7 +204,7 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
         return (_through_node(here, peer, via) if is_running else _directly(peer, via, _own_key(here))), route
     if not is_running:
         raise Failure(_nobody_to_ask(), code="daemon-unreachable")
-    return _through_node_or_itself(here, arguments.model), "node"
+    return _own_node(here, arguments.model), "node"
 
 
 def _read_peer(flag: str, word: str | None) -> str | None:
@@ -225,47 +227,32 @@ def _read_via(word: str | None, *, is_running: bool) -> str | None:
     return word
 
 
-def _through_node_or_itself(here: Config, model: str | None) -> Ask:
-    """Whoever the node here chooses; when it knows or reaches nobody else, its own engine, if it can be asked."""
+def _own_node(here: Config, model: str | None) -> Ask:
+    """The node here itself, where it serves the model; else whoever it chooses."""
     asked_by_node = _through_node(here, None, None)
-
-    def ask_itself(own: str, why: str, question: Question, conversation: Conversation) -> None:
-        print(f"infernet: no other provider {why}; asking this node's own engine", file=sys.stderr)
-        conversation.route = "self"
-        # A node never sends a job to itself, so somebody without a name asks it, over loopback.
-        _directly(own, None, identity.generate())(question, conversation)
 
     def ask(question: Question, conversation: Conversation) -> None:
         status = ipc.call(here.socket_path, "status")
-        own = _own_engine(status, model)
-        others = [peer for peer in ipc.call(here.socket_path, "peers") if _serves(peer, model) and _may_answer(peer)]
-        if own is not None and not others:
-            ask_itself(own, "is known", question, conversation)
-            return
+        if _serves(status, model):
+            conversation.route = "self"
+            try:
+                _through_node(here, None, None, str(status["node_id"]))(question, conversation)
+            except NoAnswer as failed:
+                if failed.details["code"] not in NOT_SERVED:
+                    raise
+            else:
+                return
+            conversation.route = "node"
         try:
             asked_by_node(question, conversation)
         except NoAnswer as failed:
-            if conversation.tokens or failed.details["code"] not in NOBODY_REACHED:
-                raise
-            if own is None and (words := loading(status, model)):
+            nobody = not conversation.tokens and failed.details["code"] in NOBODY_REACHED
+            if nobody and (words := loading(status, model)):
                 advice = f"this node's own engine is not there yet ({words}): ask again when `infernet status` shows it"
                 raise failed.because(advice) from None
-            if own is None:
-                raise
-            ask_itself(own, "was reached", question, conversation)
+            raise
 
     return ask
-
-
-def _own_engine(status: dict[str, Any], model: str | None) -> str | None:
-    """The loopback address of the node here when it serves the model and can be asked there; else None."""
-    addresses = [str(address) for address in status.get("addresses", []) if "/127.0.0.1/" in str(address)]
-    return addresses[0] if addresses and _serves(status, model) else None
-
-
-def _may_answer(peer: dict[str, Any]) -> bool:
-    """Whether it is somebody else who has not said goodbye."""
-    return not peer.get("ourselves") and peer.get("availability") != "offline"
 
 
 def _serves(node: dict[str, Any], model: str | None) -> bool:
@@ -288,9 +275,9 @@ def _nobody_to_ask() -> str:
     return f"no node is running here: run {', or '.join(ways)}"
 
 
-def _through_node(here: Config, peer: str | None, via: str | None) -> Ask:
+def _through_node(here: Config, peer: str | None, via: str | None, provider: str | None = None) -> Ask:
     def ask(question: Question, conversation: Conversation) -> None:
-        payload = question.payload() | {"peer": peer, "via": via}
+        payload = question.payload() | {"peer": peer, "via": via, "provider": provider}
         events = ipc.stream(here.socket_path, "chat", payload, silence_s=question.timeout_s + 30)
         try:
             with closing(events):

@@ -28,8 +28,8 @@ _ACTIONS: Final = ("show", "set", "clear", "pause", "resume")
 USAGE: Final = "[show | set HOURS... [--zone ZONE] | clear | pause | resume] [--json]"
 DESCRIPTION: Final = """\
 In which hours this node runs jobs for others. Outside of them it takes no new jobs and says so; what runs is finished,
-what waits is sent elsewhere, connections are relayed as before, and its own questions are asked. It comes back by
-itself; meanwhile its model stays in memory. Nothing set means: at any time.
+what waits is sent elsewhere, connections are relayed as before, and its owner's questions are answered. It comes back
+by itself; meanwhile its model stays in memory. Nothing set means: at any time.
 
 show    the week as a picture, and where in it this node is now (this is the default)
 set     write these hours into the file, in place of those before

@@ -227,7 +227,7 @@ class Inspection:
             link_error=self.link.last_error if self.link is not None else "",
             is_published=bool(self._reached.advertised()),
             reach_advice="" if reached["reachability"] in ("unknown", "reached") else reached["advice"],
-            jobs_running=statistics.jobs_running,
+            jobs_running=statistics.jobs_running + statistics.jobs_own,
             slots=sum(offer.concurrency for offer in self._models()) or self._config.slots,
         )
 

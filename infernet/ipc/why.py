@@ -20,7 +20,7 @@ from protocol.hearsay import DAY_MS, HOUR_MS, Heard
 from protocol.peer import Peer
 from protocol.ranking import STRANGER
 from protocol.records import Availability, Kind, Role
-from protocol.routing import Exclusion, RouteRequest, Verdict
+from protocol.routing import Exclusion, RouteRequest, Verdict, model_for
 
 # What `infernet chat` asks for when it is told nothing else.
 OUTPUT_TOKENS: Final = 512
@@ -93,7 +93,11 @@ def asking(peer: Peer, request: WhyRequest, now: Now) -> dict[str, Any]:
     verdicts = peer.explain(wanted, now)
     candidates = sum(verdict.rank is not None for verdict in verdicts)
     what = f"{request.kind} jobs" + (f" with {request.model}" if request.model is not None else "")
-    summary, advice = _summary(verdicts, candidates, what)
+    if _serves(peer, wanted):
+        others = f", and {_count(candidates, 'other node')} could do them" if candidates else ""
+        summary, advice = f"this node answers {what} itself{others}", None
+    else:
+        summary, advice = _summary(verdicts, candidates, what)
     return {
         "model": request.model,
         "kind": request.kind,
@@ -103,6 +107,14 @@ def asking(peer: Peer, request: WhyRequest, now: Now) -> dict[str, Any]:
         "left_out": len(verdicts) - candidates,
         "nodes": [_node(peer, verdict, place, now) for place, verdict in enumerate(verdicts, 1)],
     }
+
+
+def _serves(peer: Peer, wanted: RouteRequest) -> bool:
+    """Whether a question of the owner's is for this node's own engine. Its hours are for the jobs of others."""
+    own = peer.directory.get(peer.node)
+    if own is None or own.heartbeat.role is not Role.PROVIDER:
+        return False
+    return own.heartbeat.availability is not Availability.OFFLINE and model_for(own, wanted) is not None
 
 
 def _summary(verdicts: Sequence[Verdict], candidates: int, what: str) -> tuple[str, str | None]:

@@ -33,6 +33,15 @@ def test_askers_take_turns_and_their_own_orders_go_in_order() -> None:
     assert len(line) == 0
 
 
+def test_the_owner_goes_before_all_others_and_in_order() -> None:
+    line = line_of((A, 1), (B, 2))
+    for run in (3, 4, 5):
+        line.add(C, RunId(run), is_own=True)
+    line.remove(C, RunId(4))
+    assert (line.in_order(), len(line)) == ([3, 5, 1, 2], 4)
+    assert drained(line) == [3, 5, 1, 2]
+
+
 def test_an_asker_that_has_just_had_its_turn_goes_to_the_end() -> None:
     line = line_of((A, 1), (A, 2), (B, 3))
     assert line.pop() == 1

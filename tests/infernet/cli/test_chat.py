@@ -26,15 +26,9 @@ ADDRESS = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id(PROVIDER.node)}"
 Capture = pytest.CaptureFixture[str]
 
 
-def known_provider(**changes: Any) -> dict[str, Any]:
-    return {"name": "other", "models": ["tiny-135m"], "ourselves": False} | changes
-
-
 def node(*events: Any) -> FakeNode:
-    """A running node that knows a provider."""
-    fake = FakeNode(events or (ACCEPTED, PARIS, DONE))
-    fake.known = [known_provider()]
-    return fake
+    """A running node that serves nothing itself."""
+    return FakeNode(events or (ACCEPTED, PARIS, DONE))
 
 
 @pytest.mark.anyio
@@ -337,63 +331,63 @@ async def test_ctrl_c_cancels_the_job_and_ends_with_130(home: Home, when: str) -
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("known", "model", "models", "addresses", "asks_itself"),
+    ("model", "models", "asks_itself"),
     [
-        ([], None, ["tiny-135m"], [ADDRESS], True),
-        ([known_provider(ourselves=True)], None, ["tiny-135m"], [ADDRESS], True),
-        ([known_provider(models=[])], None, ["tiny-135m"], [ADDRESS], True),
-        ([known_provider()], None, ["tiny-135m"], [ADDRESS], False),
-        ([known_provider()], "big", ["big"], [ADDRESS], True),
-        ([known_provider(availability="offline")], None, ["tiny-135m"], [ADDRESS], True),
-        ([known_provider(availability="offline"), known_provider()], None, ["tiny-135m"], [ADDRESS], False),
-        ([], "big", ["tiny-135m"], [ADDRESS], False),
-        ([], None, [], [ADDRESS], False),
-        ([], None, ["tiny-135m"], [], False),
+        (None, ["tiny-135m"], True),
+        ("big", ["tiny-135m", "big"], True),
+        ("big", ["tiny-135m"], False),
+        (None, [], False),
     ],
 )
-async def test_a_node_that_knows_no_other_provider_asks_its_own_engine(
-    home: Home,
-    capsys: Capture,
-    known: list[dict[str, Any]],
-    model: str | None,
-    models: list[str],
-    addresses: list[str],
-    asks_itself: bool,
+@pytest.mark.parametrize("words", [[], ["--pay", "0.01"]])
+async def test_a_node_that_serves_the_model_is_asked_to_answer_itself(
+    home: Home, capsys: Capture, model: str | None, models: list[str], asks_itself: bool, words: list[str]
+) -> None:
+    """Whoever else it knows, with or without a port."""
+    fake = node()
+    fake.state |= {"models": models, "node_id": PROVIDER.node.hex(), "addresses": []}
+    async with running(fake, home.config):
+        named = ["--model", model] if model is not None else []
+        outcome = await invoke_beside(capsys, "chat", *words, *named, "Hi")
+    assert outcome.code == 0
+    assert outcome.err.endswith("; self]\n" if asks_itself else "; node]\n")
+    (request,) = fake.requests
+    assert (request.provider, request.peer, request.via) == (PROVIDER.node.hex() if asks_itself else None, None, None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("words", [["--peer", ADDRESS], ["--via", ADDRESS]])
+async def test_whoever_is_named_is_asked_although_the_node_serves(
+    home: Home, capsys: Capture, words: list[str]
 ) -> None:
     fake = node()
-    fake.known = known
-    fake.state |= {"models": models, "addresses": addresses}
+    fake.state |= {"models": ["tiny-135m"], "node_id": signing_key("own").node.hex()}
     async with running(fake, home.config):
-        words = ["--model", model] if model is not None else []
-        outcome = await invoke_beside(capsys, "chat", "--timeout", "1", *words, "Hi")
-    # Its own engine is behind an address where nobody listens, so asking it fails; the node itself answers.
-    assert ("asking this node's own engine" in outcome.err) is asks_itself
-    assert outcome.code == (1 if asks_itself else 0)
-    assert len(fake.requests) == (0 if asks_itself else 1)
+        assert (await invoke_beside(capsys, "chat", *words, "Hi")).code == 0
+    assert [request.provider for request in fake.requests] == [None]
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("code", "has_begun", "asks_itself"),
+    ("code", "asks_others"),
     [
-        (Refusal.PEER_LOST, False, True),
-        (Refusal.NO_PROVIDER, False, True),
-        (Refusal.PEER_LOST, True, False),
-        (Refusal.NOT_FREE, False, False),
+        (Refusal.NO_MODEL, True),
+        (Refusal.UNSUPPORTED, True),
+        (Refusal.BUSY, False),
+        (Refusal.ENGINE_FAILED, False),
+        (Refusal.PEER_LOST, False),
     ],
 )
-async def test_a_node_that_reaches_no_other_provider_asks_its_own_engine(
-    home: Home, capsys: Capture, code: Refusal, has_begun: bool, asks_itself: bool
+async def test_others_are_asked_where_the_own_engine_cannot_do_it_and_not_where_it_fails(
+    home: Home, capsys: Capture, code: Refusal, asks_others: bool
 ) -> None:
-    failed = JobFailed(JOB, code, "cannot be reached")
-    fake = node(*([ACCEPTED, PARIS] if has_begun else []), failed)
-    fake.known = [known_provider()]
-    fake.state |= {"models": ["tiny-135m"], "addresses": [ADDRESS]}
+    fake = node(JobFailed(JOB, code, "it did not"))
+    fake.state |= {"models": ["embeds-only"], "node_id": PROVIDER.node.hex()}
     async with running(fake, home.config):
-        outcome = await invoke_beside(capsys, "chat", "--timeout", "1", "Hi")
-    assert outcome.code == 1
-    assert len(fake.requests) == 1
-    assert ("no other provider was reached; asking this node's own engine" in outcome.err) is asks_itself
+        outcome = await invoke_beside(capsys, "chat", "--json", "Hi")
+    assert (outcome.code, outcome.json["code"]) == (1, code.name.lower())
+    providers = [request.provider for request in fake.requests]
+    assert providers == [PROVIDER.node.hex(), None][: 1 + asks_others]
 
 
 @pytest.mark.model
@@ -411,6 +405,8 @@ def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_m
         assert direct.code == 0, direct.err
         itself = home.run(*words)
         assert itself.code == 0, itself.err
+        counts = home.run("stats", "--json").json
+        assert (counts["asked"]["answered"], counts["jobs"]["taken"]) == (1, 1)
     for outcome, route in ((direct, "peer"), (itself, "self")):
         assert "Paris" in outcome.json["text"]
         assert (outcome.json["route"], outcome.json["provider"]) == (route, status["node_id"])

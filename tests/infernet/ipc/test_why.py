@@ -82,6 +82,19 @@ def test_candidates_come_with_their_figures_and_others_with_their_reasons() -> N
     )
 
 
+@pytest.mark.parametrize("availability", [Availability.AVAILABLE, Availability.DRAINING])
+def test_a_node_that_serves_the_model_answers_itself(availability: Availability) -> None:
+    of = bench("a", "b")
+    of.provide(availability=availability)
+    answer = ask(of, model=M)
+    assert answer["summary"] == f"this node answers chat jobs with {M} itself, and 2 other nodes could do them"
+    assert (answer["candidates"], answer["advice"]) == (2, None)
+    assert "would go to" not in ask(of)["summary"]
+    assert "nobody can do" in ask(of, model="other")["summary"]
+    of.provide(availability=Availability.OFFLINE)
+    assert "would go to" in ask(of, model=M)["summary"]
+
+
 def test_explaining_changes_nothing() -> None:
     of = bench("a")
     before = of.peer.next_deadline()
