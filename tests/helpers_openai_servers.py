@@ -63,8 +63,9 @@ class Reply:
 
     async def begin(self, status: int = 200, **headers: str) -> None:
         """Status line and headers; the length stays open."""
-        pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        await self._put(h11.Response(status_code=status, headers=[("content-type", "application/json"), *pairs]))
+        named = {"content_type": "application/json", **headers}
+        pairs = [(name.replace("_", "-"), value) for name, value in named.items()]
+        await self._put(h11.Response(status_code=status, headers=pairs))
 
     async def send(self, data: bytes) -> None:
         """A piece of the body."""
