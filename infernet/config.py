@@ -111,6 +111,7 @@ class Config:
     cluster_split: tuple[int, ...] = ()
     llama_server: str | None = None
     log_level: str = "info"
+    log_format: str = "auto"
     #: 0: none is opened.
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"

@@ -61,8 +61,9 @@ def rows() -> list[tuple[str, str, str]]:
     return re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| ?([^|]*?) ?\|$", text, re.MULTILINE)
 
 
+ORDERS = ("model_install", "model_remove")
 COMMAND_ROWS = [row for row in rows() if row[0].startswith("infernet ")]
-VARIABLE_ROWS = [row for row in rows() if not row[0].startswith("infernet ")]
+VARIABLE_ROWS = [row for row in rows() if not row[0].startswith("infernet ") and row[0] not in ORDERS]
 
 
 def knows(command: str) -> bool:
@@ -108,6 +109,17 @@ def test_a_row_of_variables_is_true(earlier: str, here: str, why: str) -> None:
     assert (earlier in known) is (here == "same")
     assert here in ("same", "gone")
     assert why or here == "same"
+
+
+def test_what_a_control_plane_could_order_is_gone() -> None:
+    told = {row[0]: row for row in rows()}
+    for order in ORDERS:
+        _, here, why = told[order]
+        assert here == "gone"
+        assert why
+        # Nothing that comes over the wire, or from anywhere else, is called so.
+        for package in ("infernet", "protocol"):
+            assert not [path for path in (ROOT / package).rglob("*.py") if order in path.read_text("utf-8")]
 
 
 # ---------------------------------------------------------------- what is the same does the same
