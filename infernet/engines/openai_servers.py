@@ -53,6 +53,9 @@ USUAL_PORTS: Final = (
     (30000, "SGLang"),
     (1234, "LM Studio"),
 )
+_READY: Final = "/v1/health/ready"
+# From the server, and from the proxy in front of one that does not answer yet.
+_NOT_YET: Final = (502, 503)
 LOOK_TIMEOUT_S: Final = 5.0
 # Counting the longest prompt takes about a second.
 COUNT_TIMEOUT_S: Final = 60.0
@@ -85,6 +88,12 @@ class Served(Struct, frozen=True):
     kinds: tuple[Kind, ...]
     context_tokens: int | None
     counts_first: bool
+
+
+class _Ready(Struct, frozen=True):
+    """NIM's: `{"object": "health.response", "message": "Service is ready."}`; the status is what counts."""
+
+    message: str = ""
 
 
 class _Version(Struct, frozen=True):
@@ -188,7 +197,12 @@ def _ollama_url(environ: Mapping[str, str]) -> str | None:
 
 async def identify(server: Server) -> Found:
     """Which server it is, and what it lists. Raises ServerError."""
-    listed = (await server.get("/v1/models", ModelList, LOOK_TIMEOUT_S)).data or []
+    try:
+        listed = (await server.get("/v1/models", ModelList, LOOK_TIMEOUT_S)).data or []
+    except ServerRefused as error:
+        if error.status in _NOT_YET:
+            await _check_ready(server)
+        raise
     models = tuple(model for model in listed if public_name(model.id))
     owners = {str(model.owned_by) for model in models}
     for owner, dialect in _OWNERS.items():
@@ -202,9 +216,21 @@ async def identify(server: Server) -> Found:
     ):
         if await _has(server, path, type_):
             return Found(server.url, dialect, models)
-    # NIM is a vLLM that shows its own names.
+    await _check_ready(server)
+    # What NIM runs may be a vLLM, under names of its own.
     is_vllm = any(model.max_model_len for model in models) and await _has(server, "/version", _Version)
     return Found(server.url, Dialect.VLLM if is_vllm else Dialect.OTHER, models)
+
+
+async def _check_ready(server: Server) -> None:
+    """Ask NIM, which alone has this page, whether its model is loaded. Raises ServerBroken while it is not."""
+    try:
+        await server.get(_READY, _Ready, LOOK_TIMEOUT_S)
+    except ServerRefused as error:
+        if error.status in _NOT_YET:
+            raise ServerBroken(f"it is still loading its model (as {_READY} says): wait for it") from None
+    except ServerBroken:
+        pass  # whatever that page is, it is not NIM's
 
 
 async def _has(server: Server, path: str, type_: type[Struct]) -> bool:

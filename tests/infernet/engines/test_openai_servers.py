@@ -25,7 +25,7 @@ from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.events import EngineFailed
 from protocol.records import JobRequest, Kind
-from tests.helpers_openai_servers import KEY, OddServer, llama_server, ollama, talks, vllm
+from tests.helpers_openai_servers import KEY, OddServer, llama_server, nim, ollama, sglang, talks, vllm
 from tests.infernet.engines.conftest import running
 
 pytestmark = pytest.mark.anyio
@@ -57,18 +57,56 @@ def plain(**models: object) -> OddServer:
         (ollama(), Dialect.OLLAMA),
         (vllm(), Dialect.VLLM),
         (lm_studio(), Dialect.LM_STUDIO),
-        (plain(owned_by="sglang", max_model_len=4096), Dialect.SGLANG),
+        (sglang(), Dialect.SGLANG),
         (plain(owned_by="llamacpp"), Dialect.LLAMA),
-        (plain(owned_by="nvidia", max_model_len=4096).serves("/version", {"version": "0.9"}), Dialect.VLLM),
+        (nim(), Dialect.OTHER),
+        (nim().serves("/version", {"version": "0.9"}), Dialect.VLLM),
         (plain().serves("/props", {"default_generation_settings": {"n_ctx": 512}}), Dialect.LLAMA),
         (plain(owned_by=None), Dialect.OTHER),
         (plain(owned_by=["?"]).serves("/api/version", ["?"]), Dialect.OTHER),
     ],
-    ids=["ollama", "vllm", "lm-studio", "sglang", "llama", "nim", "llama-by-its-page", "other", "odd"],
+    ids=["ollama", "vllm", "lm-studio", "sglang", "llama", "nim", "nim-of-vllm", "llama-by-its-page", "other", "odd"],
 )
 async def test_each_is_known_by_its_pages(server: OddServer, dialect: Dialect) -> None:
     async with server.running(), Server(server.url) as client:
         assert (await identify(client)).dialect is dialect
+
+
+@pytest.mark.parametrize(
+    ("server", "context_tokens", "kinds"),
+    [(sglang(), 40960, (Kind.CHAT, Kind.COMPLETION)), (nim(), 131072, (Kind.CHAT,))],
+    ids=["sglang", "nim"],
+)
+async def test_sglang_and_nim_say_their_context_and_count_by_being_asked(
+    server: OddServer, context_tokens: int, kinds: tuple[Kind, ...]
+) -> None:
+    async with server.running(), Server(server.url) as client:
+        found = await identify(client)
+        served = await probe(client, found.dialect, found.models[0])
+    assert (served.context_tokens, served.kinds, served.counts_first) == (context_tokens, kinds, False)
+
+
+async def test_nim_is_waited_for_while_it_loads() -> None:
+    async with nim(is_ready=False).running() as server, Server(server.url) as client:
+        with pytest.raises(ServerBroken, match=r"still loading its model \(as /v1/health/ready says\): wait for it"):
+            await identify(client)
+    # It lists what it will have before it has it.
+    listed = nim().serves("/v1/health/ready", {"object": "health.response"}, 503)
+    async with listed.running() as server, Server(server.url) as client:
+        with pytest.raises(ServerBroken, match="still loading"):
+            await identify(client)
+
+
+@pytest.mark.parametrize("status", [404, 500, 401])
+async def test_a_server_without_that_page_is_not_waited_for(status: int) -> None:
+    server = plain().serves("/v1/health/ready", {}, status)
+    async with server.running(), Server(server.url) as client:
+        assert (await identify(client)).dialect is Dialect.OTHER
+    refuses = OddServer().serves("/v1/models", {}, 503).serves("/v1/health/ready", {}, status)
+    async with refuses.running(), Server(refuses.url) as client:
+        with pytest.raises(ServerRefused):
+            await identify(client)
+    assert [asked.path for asked in refuses.asked] == ["/v1/models", "/v1/health/ready"]
 
 
 async def test_a_model_of_lm_studio_has_the_context_that_it_was_loaded_with() -> None:
