@@ -19,7 +19,9 @@ import trio
 
 from infernet.engines import models, package_index, starter, transfer
 from infernet.engines.models import STARTER, CatalogueEntry, FetchFailed
+from infernet.host.wiping import OF_MODELS, strangers
 from tests.helpers_openai_servers import Asked, OddServer, Page, Reply
+from tests.helpers_socks import nothing_goes_around, socks_double
 
 pytestmark = pytest.mark.anyio
 
@@ -171,15 +173,17 @@ async def test_what_is_there_is_kept_and_what_is_damaged_is_replaced(
 
 
 async def test_what_was_broken_off_is_gone_on_with(entry: CatalogueEntry, data: bytes, tmp_path: Path) -> None:
-    server = index(entry, data, file=sends(data, cut_after=[300_000, 200_000]))
+    server, store = index(entry, data, file=sends(data, cut_after=[300_000, 200_000])), tmp_path / "data" / "models"
     async with server.running():
         for _ in range(2):
-            assert "run this again, and it goes on where it was" in str(await fetched(server, tmp_path / "store"))
-            assert names(tmp_path / "store") == {f".{FILE}.part", f".{FILE}.part.note"}
-        await fetched(server, tmp_path / "store")
+            assert "run this again, and it goes on where it was" in str(await fetched(server, store))
+            assert names(store) == {f".{FILE}.part", f".{FILE}.part.note"}
+            # `infernet remove` knows what it is.
+            assert list(strangers(store.parent, OF_MODELS)) == []
+        await fetched(server, store)
     starts = [asked.headers.get("range", "bytes=0-") for asked in server.asked_for(f"/files/{FILE}")]
     assert starts == ["bytes=0-", "bytes=299999-", "bytes=499998-"]
-    assert is_whole(tmp_path / "store")
+    assert is_whole(store)
 
 
 async def test_a_login_of_the_index_is_told_to_it_alone_and_written_nowhere(
@@ -199,6 +203,20 @@ async def test_a_login_of_the_index_is_told_to_it_alone_and_written_nowhere(
     assert len(written) == 4
     assert b"sesame" not in b"".join(written)
     assert "sesame" not in str(errors)
+
+
+async def test_a_proxy_carries_all_of_it_and_looks_the_name_up(
+    entry: CatalogueEntry, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = index(entry, data)
+    async with server.running():
+        port = int(server.url.rpartition(":")[2])
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://index.example:{port}/simple")
+        names = {("index.example", port): ("127.0.0.1", port)}
+        with socks_double(names=names) as double, nothing_goes_around(("127.0.0.1", double.port)):
+            await fetched(server, tmp_path / "store", double.proxy.for_httpx())
+    assert is_whole(tmp_path / "store")
+    assert set(double.asked) == {("index.example", port)}
 
 
 async def test_no_other_program_is_needed(
