@@ -30,7 +30,8 @@ from infernet.host.files import reason_of
 DEFAULT_INDEX: Final = "https://pypi.org/simple"
 _JSON: Final = "application/vnd.pypi.simple.v1+json"
 _ACCEPT: Final = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-_PAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+# That of our package has a few kilobytes; reading HTML that is meant badly takes longer than it grows.
+_PAGE_BYTES_MAX: Final = 256 * 1024
 _PAGE_TIMEOUT_S: Final = 60.0
 _SETTINGS_BYTES_MAX: Final = 1024 * 1024
 _INDEXES_MAX: Final = 8
@@ -199,7 +200,7 @@ def _files_in(page: bytes, host: str, *, is_json: bool) -> Iterator[tuple[str, s
             return
         links = _Links()
         links.feed(page.decode("utf-8"))
-    except (msgspec.MsgspecError, UnicodeDecodeError, AssertionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, AssertionError, RecursionError):
         raise FetchFailed(f"what {host} sends is no page of a package index: correct PIP_INDEX_URL") from None
     for link in links.found:
         target, fragment = urldefrag(link)

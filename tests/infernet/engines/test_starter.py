@@ -282,6 +282,8 @@ BAD: dict[str, tuple[Callable[[CatalogueEntry, bytes], dict[str, Page]], str]] =
     "no file": (lambda *_: {"page": says(b"<html>")}, f"does not have {FILE}"),
     "no page": (lambda *_: {"page": says(b"\xff\xfe")}, "is no page of a package index"),
     "no JSON": (lambda *_: {"page": says(b'{"files": 1}', content_type=JSON)}, "is no page of a package index"),
+    "JSON without end": (lambda *_: {"page": says(b'{"x":' + b"[" * 200_000, content_type=JSON)}, "is no page"),
+    "HTML that is slow to read": (lambda *_: {"page": says(b"<" * 200_000)}, f"does not have {FILE}"),
     "packed": (lambda *_: {"page": says(b"x", content_encoding="gzip")}, "sends the file packed"),
     "a page without end": (lambda *_: {"page": endless()}, "sends its page without end"),
     "a loop": (lambda *_: {"page": redirects(PAGE)}, "from one address to the next without end"),
