@@ -13,8 +13,8 @@ from infernet.engines.models import ReportProgress
 
 @contextmanager
 def shown_progress(console: Console, name: str) -> Iterator[ReportProgress]:
-    """A bar on a terminal, a line for each tenth in a pipe."""
-    if not console.is_terminal:
+    """A bar on a terminal, a line for each tenth in a pipe, and where NO_COLOR asks for no control sequence."""
+    if not console.is_terminal or console.no_color:
         yield _TenthPrinter(console, name).show
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
