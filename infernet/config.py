@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from infernet.host.files import FilesError, make_private_directory, reason_of, way_out, write_private
 from infernet.host.turns import one_at_a_time
+from infernet.settings.environment import ENGINE_KEY_VARIABLE, place_of_vendor, without_effect
 from infernet.settings.models import ModelSettings
 from infernet.settings.readers import NO_MONEY, Dollars, as_plain
 from infernet.settings.table import BY_NAME, SETTINGS, Setting
@@ -34,9 +35,6 @@ SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "config.toml"
 # `sun_path` has 108 bytes on Linux and 104 on macOS, the final zero included.
 SOCKET_PATH_BYTES_MAX: Final = 99
-#: No setting, because settings are shown: the API key of the engine's server.
-ENGINE_KEY_VARIABLE: Final = "INFERNET_ENGINE_KEY"
-_OTHER_VARIABLES: Final = (ENGINE_KEY_VARIABLE, *(name for setting in SETTINGS for name in setting.variables[1:]))
 _PINNED: Final = ("coordinator_url", "coordinator_key")
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
@@ -114,6 +112,7 @@ class Config:
     cluster_split: tuple[int, ...] = ()
     llama_server: str | None = None
     log_level: str = "info"
+    log_format: str = "auto"
     #: 0: none is opened.
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
@@ -267,7 +266,7 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
             sources.read(setting, environ[variable], "environment", variable)
         if flags is not None and flags.get(setting.name) is not None:
             sources.read(setting, flags[setting.name], "flag", setting.flag)
-    sources.warnings += _unknown_variables(environ)
+    _take_place_of_vendor(sources, environ)
     for setting in SETTINGS:
         sources.origins.setdefault(setting.name, "default")
     _let_one_model_win(sources)
@@ -275,6 +274,9 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     if sources.values.get("listen_hosts") and not values["listen_hosts"]:
         sources.warnings.append("listen_hosts has no effect: with advertise off this node does not listen")
     config = Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir, **values)
+    has_key = bool(config.engine_key_file or environ.get(ENGINE_KEY_VARIABLE))
+    has_url = config.engine_url is not None
+    sources.warnings += without_effect(environ, config.engines, has_url=has_url, has_key=has_key)
     if config.coordinator_url is None and _has_prices(config):
         sources.warnings.append(
             "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
@@ -287,6 +289,17 @@ def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] =
     sources.warnings += _around_proxy(config, sources.values)
     _check_together(config)
     return LoadedConfig(config, sources.origins, tuple(sources.warnings), document is not None)
+
+
+def _take_place_of_vendor(sources: _Sources, environ: Mapping[str, str]) -> None:
+    """Where the owner says nothing of it, what the vendor says of the way here counts; with a proxy nobody is told."""
+    if sources.values.get("proxy") is not None or "address" in sources.values:
+        return
+    told = place_of_vendor(environ)
+    if {"p2p_port", "bind_port"} & sources.values.keys():
+        told = {name: value for name, value in told.items() if name == "address"}
+    sources.values |= told
+    sources.origins |= dict.fromkeys(told, "environment")
 
 
 def _let_one_model_win(sources: _Sources) -> None:
@@ -407,18 +420,6 @@ def _read_document(document: Mapping[str, Any], path: Path, sources: _Sources) -
             near = difflib.get_close_matches(name, BY_NAME, n=1)
             hint = f"did you mean {near[0]}?" if near else "`infernet config show` lists those there are"
             sources.warnings.append(f"{path}: unknown setting {name[:64]!r} is kept and has no effect; {hint}")
-
-
-def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Complaints about variables that look like ours, and are none of ours or the coordinator's."""
-    prefix = "INFERNET_"
-    words = [name.removeprefix(prefix) for name in environ if name.startswith(prefix)]
-    return [
-        f"unknown variable {prefix}{word} has no effect; did you mean {BY_NAME[near[0]].variable}?"
-        for word in words
-        if word.lower() not in BY_NAME and not word.startswith("COORDINATOR_") and prefix + word not in _OTHER_VARIABLES
-        if (near := difflib.get_close_matches(word.lower(), BY_NAME, n=1, cutoff=0.8))
-    ]
 
 
 def read_file(path: Path) -> dict[str, Any] | None:

@@ -161,10 +161,11 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def configure(level: str, *, stream: IO[str] | None = None, file: Path | None = None) -> None:
+def configure(level: str, *, stream: IO[str] | None = None, file: Path | None = None, form: str = "auto") -> None:
     """Send every logger of this process through the rules of this page, to a file or a stream (default: stderr).
 
-    On a terminal lines are for people; anywhere else each is one JSON object. Raises OSError for the file.
+    On a terminal lines are for people; anywhere else each is one JSON object. `form` says otherwise of a stream, `text`
+    or `json`; the file is for programs of ours that read it. Raises OSError for the file.
     """
     stream = sys.stderr if stream is None else stream
     handler: logging.Handler
@@ -172,7 +173,7 @@ def configure(level: str, *, stream: IO[str] | None = None, file: Path | None = 
         handler = _PrivateFile(file, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT, encoding="utf-8")
     else:
         handler = logging.StreamHandler(stream)
-    for_people = file is None and stream.isatty()
+    for_people = file is None and (form == "text" or (form == "auto" and stream.isatty()))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=_annotate(),

@@ -20,7 +20,8 @@ from _dev_network_namespaces import Internet
 from _dev_network_nodes import NodeProcess, Nodes, Plan, add_at, add_on_loopback, nodes, serve_proxy
 from _dev_network_view import Teller, Watch, ask_everything, asked_table, view_table
 from _environment import ROOT, Failure, run_main, step
-from infernet.engines.models import STARTER, ModelError, fetch_starter
+from infernet.engines.models import STARTER, ModelError
+from infernet.engines.starter import fetch_starter
 
 LOOK_INTERVAL_S = 0.5
 # A check waits no longer than this for everybody to know everybody.

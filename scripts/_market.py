@@ -222,7 +222,8 @@ def wait_until_serving(market: Market, coordinator: Child, provider: Child, show
 def fetch_model(store: Path) -> None:
     """Have the starter model in the provider's store; a file that is there is checked."""
     # Only the environment has it, and the command line is read without one.
-    from infernet.engines.models import STARTER, ModelError, fetch_starter
+    from infernet.engines.models import STARTER, ModelError
+    from infernet.engines.starter import fetch_starter
 
     with step(f"Model {STARTER.name}") as show:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -87,6 +88,20 @@ class Home:
             env=self.environment(**environ),
         )
         return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode(), words)
+
+    def on_terminal(self, *words: str, **environ: str) -> tuple[int, str]:
+        """Run a command with a terminal for its output: its exit status, and what the terminal gets."""
+        ours, its = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as screen:
+            process = subprocess.Popen(self.command(*words), stdout=its, stderr=its, env=self.environment(**environ))
+            os.close(its)
+            shown = b""
+            try:
+                while piece := screen.read(65536):
+                    shown += piece
+            except OSError:
+                pass  # Linux says so when the last writer is gone
+            return process.wait(DEADLINE_S), shown.decode()
 
     @contextmanager
     def started(self, *words: str) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,13 @@ NVIDIA_SMI: Final = b"""\
 0, NVIDIA GeForce RTX 4090, 24564, 1021, 37, 56, 228.82, 550.54.14, GPU-0, 00000000:01:00.0
 1, NVIDIA GeForce RTX 3090, 24576, 0, [N/A], 44, [Not Supported], 550.54.14, GPU-1, 00000000:0B:00.0
 """
+# The form of the table that NVIDIA's own documentation of `nvidia-smi` shows; the columns below it are left out.
+NVIDIA_SMI_HEADING: Final = b"""\
+Sun Nov 29 12:00:00 2026
++-----------------------------------------------------------------------------------------+
+| NVIDIA-SMI 550.54.14              Driver Version: 550.54.14      CUDA Version: 12.4     |
+|-----------------------------------------+------------------------+----------------------+
+"""
 NVIDIA_SMI_LOST: Final = b"""\
 0, NVIDIA GeForce RTX 3090, 24576, 3, 0, 44, 21.10, 550.54.14, GPU-1, 00000000:01:00.0
 1, [Unknown Error], [GPU requires reset], [GPU requires reset], [N/A], [N/A], [N/A], 550.54.14, [N/A], 00000000:0B:00.0
@@ -168,6 +175,15 @@ class FakeMachine:
         if driver:
             link.symlink_to(f"../../../../bus/pci/drivers/{driver}")
         return folder
+
+    def adapter(self, name: str, vendor: int, *states: str) -> None:
+        """Put an RDMA adapter in, with a port for each state."""
+        folder = self.root / "sys/class/infiniband" / name
+        (folder / "device").mkdir(parents=True)
+        (folder / "device" / "vendor").write_text(f"0x{vendor:04x}\n")
+        for number, state in enumerate(states, 1):
+            (folder / "ports" / str(number)).mkdir(parents=True)
+            (folder / "ports" / str(number) / "state").write_text(f"{state}\n")
 
     def unplug(self, slot: str) -> None:
         """Take a device off the bus."""

@@ -1,13 +1,19 @@
 """Servers that the OpenAI-compatible adapter is tested with: llama.cpp's real one, and a double of all others.
 
 `OddServer` is a test double: it answers with what it is told to, byte for byte if need be. What it says as Ollama,
-vLLM and LM Studio has the shapes that these document, for want of the servers themselves:
+vLLM, LM Studio, SGLang and NIM has the shapes that these document, for want of the servers themselves:
 
 - Ollama: `docs/api.md` (`/api/version`, `/api/show`, `/api/ps`) and `docs/openai.md` of github.com/ollama/ollama, and
   its `openai/openai.go` for the chunks;
 - vLLM: `entrypoints/openai/engine/protocol.py` (models, usage, chunks) and `entrypoints/serve/tokenize/protocol.py` of
   github.com/vllm-project/vllm;
-- LM Studio: "REST API v0", `1_developer/2_rest/endpoints.mdx` of github.com/lmstudio-ai/docs.
+- LM Studio: "REST API v0", `1_developer/2_rest/endpoints.mdx` of github.com/lmstudio-ai/docs;
+- SGLang: `python/sglang/srt/entrypoints/openai/protocol.py` (`ModelCard`, `UsageInfo`, the choices of a stream) of
+  github.com/sgl-project/sglang;
+- NIM: "API Reference" of its models that see (docs.nvidia.com/nim/vision-language-models/latest/api-reference.html),
+  which shows answers of `/v1/models` and `/v1/health/ready`; that of its language models
+  (docs.nvidia.com/nim/large-language-models/latest/reference/api-reference.html), by which vLLM is behind it, and
+  "health ready" there: 200 once the model is loaded, 503 before. How it streams is nowhere shown: as vLLM, we take it.
 """
 
 from __future__ import annotations
@@ -63,8 +69,9 @@ class Reply:
 
     async def begin(self, status: int = 200, **headers: str) -> None:
         """Status line and headers; the length stays open."""
-        pairs = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        await self._put(h11.Response(status_code=status, headers=[("content-type", "application/json"), *pairs]))
+        named = {"content_type": "application/json", **headers}
+        pairs = [(name.replace("_", "-"), value) for name, value in named.items()]
+        await self._put(h11.Response(status_code=status, headers=pairs))
 
     async def send(self, data: bytes) -> None:
         """A piece of the body."""
@@ -279,4 +286,34 @@ def vllm(*events: object) -> OddServer:
         await reply.end()
 
     server.pages["/v1/completions"] = complete
+    return server
+
+
+def sglang() -> OddServer:
+    """A double of SGLang with one model. Its pieces say what stopped them, and its counts have a part for thoughts."""
+    card = {"id": "Qwen/Qwen3-8B", "object": "model", "created": 1, "owned_by": "sglang", "root": "Qwen/Qwen3-8B"}
+    server = OddServer()
+    server.serves("/v1/models", {"object": "list", "data": [card | {"parent": None, "max_model_len": 40960}]})
+    last = chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop", "matched_stop": 151645}])
+    counts = usage(PROMPT_TOKENS, 7) | {"prompt_tokens_details": None, "reasoning_tokens": 0}
+    server.pages["/v1/chat/completions"] = talks(piece(""), *map(piece, ANSWER), last, chunk(usage=counts), "[DONE]")
+    server.pages["/v1/completions"] = answer_once
+    return server
+
+
+def nim(*, is_ready: bool = True) -> OddServer:
+    """A double of NIM with one model, or before that is loaded: then only the proxy in front of it answers."""
+    server = OddServer()
+    if not is_ready:
+        server.serves("/v1/models", {"error": "the model is not there"}, 503)
+        return server.serves("/v1/health/ready", {"object": "health.response", "message": "Service is not ready."}, 503)
+    model = "nvidia/nemotron-nano-12b-v2-vl"
+    card = {"id": model, "object": "model", "created": 1, "owned_by": "system", "root": model, "parent": None}
+    permission = {"id": "modelperm-1", "object": "model_permission", "allow_sampling": True, "organization": "*"}
+    server.serves(
+        "/v1/models", {"object": "list", "data": [card | {"max_model_len": 131072, "permission": [permission]}]}
+    )
+    server.serves("/v1/health/ready", {"object": "health.response", "message": "Service is ready."})
+    said = (piece(""), *map(piece, ANSWER), piece("", "stop"), chunk(usage=usage(PROMPT_TOKENS, 7)), "[DONE]")
+    server.pages["/v1/chat/completions"] = talks(*said)
     return server

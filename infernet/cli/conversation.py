@@ -6,14 +6,13 @@ The three ways to ask (the running node, a node of our own, the coordinator) all
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from infernet.cli.command import Failure
-from infernet.cli.output import duration, print_json
+from infernet.cli.output import duration, is_styled, print_json
 from protocol.formats.amounts import format_usd
 from protocol.formats.text import TerminalCleaner, clean_line
 
@@ -213,8 +212,7 @@ class Conversation:
         if sys.stdout.isatty():
             self.end_line()
         line = clean_line(text, 200)
-        is_dim = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-        print(f"\x1b[2m[{line}]\x1b[0m" if is_dim else f"[{line}]", file=sys.stderr, flush=True)
+        print(f"\x1b[2m[{line}]\x1b[0m" if is_styled(sys.stderr) else f"[{line}]", file=sys.stderr, flush=True)
 
     def end_line(self) -> None:
         """Leave the cursor at the beginning of a line."""

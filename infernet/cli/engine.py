@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from infernet.cli.command import Failure, Misuse
+from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import print_fields, print_json, print_table
 from infernet.cli.running_node import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
@@ -165,10 +165,13 @@ async def _exllama(name: str) -> dict[str, Any]:
 
 
 async def _servers(config: Config) -> list[dict[str, Any]]:
-    from infernet.engines.openai_servers import USUAL_PORTS, look_around, usual_urls
+    from infernet.engines.openai_servers import USUAL_PORTS, look_around, ollama_elsewhere, usual_urls
     from infernet.engines.selection import openai_config
 
     named = config.engine_url
+    elsewhere = ollama_elsewhere()
+    if elsewhere is not None and named is None:
+        warn(f"OLLAMA_HOST names another machine, which is not asked unbidden: give --engine-url {elsewhere} to use it")
     usual = dict(zip(usual_urls(), (name for _, name in USUAL_PORTS), strict=True))
     # The key is the named server's, and nobody else's to see.
     server = openai_config(config)

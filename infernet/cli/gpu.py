@@ -20,8 +20,9 @@ All of this stays on this machine. Of each GPU that can be used a running provid
 name, and its memory in coarse steps of the nominal size (<8gb, 8-16gb, 16-24gb, 24-48gb, >=48gb), and no more.
 
 With --json: host {os, arch, memory_bytes}; gpus, each {vendor, index, model, vram_bytes, vram_used_bytes,
-utilisation_percent, temperature_c, power_w, driver, slot, uuid, source, trouble, announced {vendor, vram_tier, model}};
-cpus, each {model, cores, threads}; interconnects {nvlink, xgmi: {available, topology, link_count}, infiniband_ports}.
+utilisation_percent, temperature_c, power_w, driver, cuda, slot, uuid, source, trouble, announced {vendor, vram_tier,
+model}}; cpus, each {model, cores, threads}; interconnects {nvlink, xgmi: {available, topology, link_count},
+infiniband_ports, efa_adapters, rdma_capable}.
 What is not known is null. uuid and slot name this very card: leave them out of what you publish."""
 EXAMPLES: Final = """\
 examples:
@@ -70,12 +71,24 @@ def _print(cards: Sequence[Card], interconnects: Interconnects) -> None:
         print_table(columns, [_row(card) for card in cards])
     print_fields([("cannot be used", [f"{card.model}: {card.trouble}" for card in cards if card.trouble])])
     print_fields(
+        [("CUDA", f"up to {cuda}, by its driver") for cuda in sorted({card.cuda for card in cards if card.cuda})]
+    )
+    print_fields(
         [
             (name, f"{fabric.topology}, {fabric.link_count} links")
             for name, fabric in (("NVLink", interconnects.nvlink), ("xGMI", interconnects.xgmi))
             if fabric.available
         ]
     )
+    print_fields([("RDMA", _rdma(interconnects))])
+
+
+def _rdma(interconnects: Interconnects) -> str:
+    """What leads into the memory of other machines; empty where nothing does."""
+    if not interconnects.rdma_capable:
+        return ""
+    ports, efa = interconnects.infiniband_ports, interconnects.efa_adapters
+    return f"ports that are up: {ports}" + (f"; adapters of Amazon (EFA): {efa}" if efa else "")
 
 
 def _row(card: Card) -> list[object]:

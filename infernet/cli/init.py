@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from infernet import identity
 from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.hints import of_this_machine
 from infernet.cli.money import tell_former
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.questions import ask, confirm
@@ -38,7 +39,8 @@ SECRET_FILE_BYTES_MAX: Final = 1024
 USAGE: Final = "[--role ROLE] [--url URL] [--yes] [MORE]"
 DESCRIPTION: Final = """\
 Make this node's key, once, and its configuration. Asks what was not given; an empty answer takes what is offered.
-Run it again to change the answers: the key stays. Nothing is written before everything is known."""
+Run it again to change the answers: the key stays. Nothing is written before everything is known. At the end it names
+the GPUs that it finds, and the port that a firewall may have to let in."""
 EXAMPLES: Final = """\
 examples:
   infernet init
@@ -316,6 +318,8 @@ def _tell(here: Config, key: SigningKey, values: dict[str, Any], *, as_json: boo
     print(f"This node is {name} ({result['role']}).")
     result["coordinator_key"] = npub(coordinator) if coordinator is not None else None
     print_fields([(label.replace("_", " "), value) for label, value in result.items() if label not in ("name", "role")])
+    for line in of_this_machine():
+        print(line)
     print("Back up the key file: the key is the node, and whoever has it is the node.")
     if role is Role.PROVIDER and not _model_is_there(here, values):
         print("Next: `infernet model pull` fetches a small model; `infernet start` then serves it.")

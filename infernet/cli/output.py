@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 from protocol.formats.text import clean_line
 
@@ -13,6 +14,11 @@ from protocol.formats.text import clean_line
 def print_json(value: Any) -> None:
     """One JSON object. Everything beyond ASCII is escaped, so that it cannot do anything to a terminal."""
     print(json.dumps(value, indent=2))
+
+
+def is_styled(stream: IO[str]) -> bool:
+    """Whether what goes there may be bold or dim: on a terminal, where nobody asked for none (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -25,7 +31,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold" if is_styled(sys.stdout) else "")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in cells:

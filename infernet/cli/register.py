@@ -24,6 +24,12 @@ examples:
   infernet config set --no-advertise && infernet register"""
 
 
+_NOWHERE: Final = (
+    "no coordinator is configured, so there is none that could have an entry of this node: `infernet login --url URL` "
+    "names one"
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """None but --json."""
 
@@ -34,7 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     is_running = running_pid(config.pid_file) is not None
     if is_running:
         _check_hidden(config)
+        _check_coordinator(config)
         ask_coordinator("register")
+    elif config.coordinator_url is None:
+        raise Failure(_NOWHERE)
     else:
         # Nobody is to think that it takes jobs.
         ask_coordinator("register", status="offline")
@@ -53,6 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_running:
         print("It is entered as offline: `infernet start` brings it to life.")
     return 0
+
+
+def _check_coordinator(config: Config) -> None:
+    """The node that runs may have been told of a coordinator, or of none, when it was started. Raises Failure."""
+    status = ipc.call(config.socket_path, "status")
+    if isinstance(status, dict) and "coordinator_url" in status and status["coordinator_url"] is None:
+        raise Failure(f"{_NOWHERE}; for the node that runs it holds after `infernet stop` and `infernet start`")
 
 
 def _check_hidden(config: Config) -> None:

@@ -57,7 +57,8 @@ examples:
   infernet wallet claim                           before that, where vouchers were not redeemed
   infernet payout request 25                      before that, where there is money; wait until it is out
 
-Exits with 1 when nothing, or not all, was removed; in that case the same command goes on where it was."""
+Exits with 0 when nothing is left of what was to go, also where nothing was there to begin with; with 1 when something
+is still there, and then the same command goes on where it was."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -114,7 +114,7 @@ def _run_here(
     from infernet.daemon import run_daemon
 
     with hold_lock(config.pid_file):
-        log.configure(config.log_level, file=config.log_file if log_to_file else None)
+        log.configure(config.log_level, file=config.log_file if log_to_file else None, form=config.log_format)
         trio.run(partial(run_daemon, config, key, ready, once=once, loading=loading))
 
 

@@ -76,7 +76,7 @@ _SHOWN: Final[dict[str, Show]] = {
     **dict.fromkeys(
         (
             *("role", "p2p_enabled", "p2p_port", "advertise", "mdns", "allow_private", "relay", "forward", "dht"),
-            *("bind_port", "metrics_port"),
+            *("bind_port", "metrics_port", "log_format"),
             *("dht_port", "free_for", "reports", "engine", "context_tokens", "slots", "threads", "log_level"),
             *("tensor_parallel", "cache", "confine"),
         ),

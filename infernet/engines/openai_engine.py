@@ -28,6 +28,7 @@ from infernet.engines.openai_servers import (
     count_by_asking,
     identify,
     look_around,
+    ollama_elsewhere,
     probe,
     say_a_token,
     usual_urls,
@@ -271,7 +272,8 @@ class OpenAiEngine:
         if found:
             where = ", ".join(one.url for one in found)
             raise ServerGone(f"no server of this machine ({where}) has all models of --engine-models")
-        raise ServerGone("no OpenAI-compatible server answers on the usual ports of this machine")
+        elsewhere = f", and OLLAMA_HOST names another machine, {url}" if (url := ollama_elsewhere()) else ""
+        raise ServerGone(f"no OpenAI-compatible server answers on the usual ports of this machine{elsewhere}")
 
     async def _look(self, server: Server) -> None:
         """Offer what answers. Raises ServerError when nothing does."""

@@ -10,11 +10,13 @@ Ollama, vLLM, SGLang, LM Studio and NIM were not at hand: what is read of their 
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import httpx
 import trio
@@ -33,20 +35,27 @@ from infernet.engines.openai_shapes import (
     path_of,
     prompt_fields,
 )
+from infernet.own_addresses import is_loopback_url
+from infernet.settings.readers import read_engine_url
 from protocol import constants as c
 from protocol.effects import RunEngine
 from protocol.formats.text import clean_line
 from protocol.ids import RunId
+from protocol.networks import read_ip
 from protocol.records import ChatMessage, JobRequest, Kind, Sampling
 
+_OLLAMA_PORT: Final = 11434
 # Where these servers listen unless they are told otherwise.
 USUAL_PORTS: Final = (
-    (11434, "Ollama"),
+    (_OLLAMA_PORT, "Ollama"),
     (8000, "vLLM or NIM"),
     (8080, "llama-server"),
     (30000, "SGLang"),
     (1234, "LM Studio"),
 )
+_READY: Final = "/v1/health/ready"
+# From the server, and from the proxy in front of one that does not answer yet.
+_NOT_YET: Final = (502, 503)
 LOOK_TIMEOUT_S: Final = 5.0
 # Counting the longest prompt takes about a second.
 COUNT_TIMEOUT_S: Final = 60.0
@@ -79,6 +88,12 @@ class Served(Struct, frozen=True):
     kinds: tuple[Kind, ...]
     context_tokens: int | None
     counts_first: bool
+
+
+class _Ready(Struct, frozen=True):
+    """NIM's: `{"object": "health.response", "message": "Service is ready."}`; the status is what counts."""
+
+    message: str = ""
 
 
 class _Version(Struct, frozen=True):
@@ -144,14 +159,55 @@ def public_name(model: str) -> str:
     return clean_line(model, c.MODEL_NAME_CHARACTERS_MAX)
 
 
-def usual_urls() -> tuple[str, ...]:
+def usual_urls(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Where to look when no address is named: on this machine and nowhere else."""
-    return tuple(f"http://127.0.0.1:{port}" for port, _ in USUAL_PORTS)
+    ollama = _ollama_url(environ)
+    return tuple(
+        ollama if ollama is not None and name == "Ollama" and is_loopback_url(ollama) else f"http://127.0.0.1:{port}"
+        for port, name in USUAL_PORTS
+    )
+
+
+def ollama_elsewhere(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The address in OLLAMA_HOST where that is another machine: it is not asked, for whoever answers reads prompts."""
+    url = _ollama_url(environ)
+    return None if url is None or is_loopback_url(url) else url
+
+
+def _ollama_url(environ: Mapping[str, str]) -> str | None:
+    """What OLLAMA_HOST means, for Ollama's own programs; None where it is not set, or is no address.
+
+    A host, a port or both, perhaps with a scheme. Where its server is told to listen on all addresses, it is here.
+    """
+    text = environ.get("OLLAMA_HOST", "").strip().strip("'\"")
+    scheme, separator, rest = text.rpartition("://")
+    default_port = {"http": 80, "https": 443}.get(scheme, _OLLAMA_PORT)
+    if not text or (separator and scheme not in ("http", "https")):
+        return None
+    place = rest.partition("/")[0]
+    bare = read_ip(place.strip("[]"))
+    if bare is not None and bare.version == 6:
+        place = f"[{bare}]"
+    try:
+        parts = urlsplit(f"//{place}")
+        host, port = parts.hostname or "127.0.0.1", parts.port or default_port
+        ip = read_ip(host)
+        if ip is not None:
+            here = {4: "127.0.0.1", 6: "::1"}[ip.version] if ip.is_unspecified else host
+            host = f"[{here}]" if ip.version == 6 else here
+        return read_engine_url(f"{scheme or 'http'}://{host}:{port}")
+    except ValueError:
+        return None
 
 
 async def identify(server: Server) -> Found:
     """Which server it is, and what it lists. Raises ServerError."""
-    listed = (await server.get("/v1/models", ModelList, LOOK_TIMEOUT_S)).data or []
+    try:
+        listed = (await server.get("/v1/models", ModelList, LOOK_TIMEOUT_S)).data or []
+    except ServerRefused as error:
+        if error.status in _NOT_YET:
+            await _check_ready(server)
+        raise
     models = tuple(model for model in listed if public_name(model.id))
     owners = {str(model.owned_by) for model in models}
     for owner, dialect in _OWNERS.items():
@@ -165,9 +221,21 @@ async def identify(server: Server) -> Found:
     ):
         if await _has(server, path, type_):
             return Found(server.url, dialect, models)
-    # NIM is a vLLM that shows its own names.
+    await _check_ready(server)
+    # What NIM runs may be a vLLM, under names of its own.
     is_vllm = any(model.max_model_len for model in models) and await _has(server, "/version", _Version)
     return Found(server.url, Dialect.VLLM if is_vllm else Dialect.OTHER, models)
+
+
+async def _check_ready(server: Server) -> None:
+    """Ask NIM, which alone has this page, whether its model is loaded. Raises ServerBroken while it is not."""
+    try:
+        await server.get(_READY, _Ready, LOOK_TIMEOUT_S)
+    except ServerRefused as error:
+        if error.status in _NOT_YET:
+            raise ServerBroken(f"it is still loading its model (as {_READY} says): wait for it") from None
+    except ServerBroken:
+        pass  # whatever that page is, it is not NIM's
 
 
 async def _has(server: Server, path: str, type_: type[Struct]) -> bool:

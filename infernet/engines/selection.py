@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from infernet.cluster.engine import ClusterConfig, ClusterEngine
 from infernet.cluster.workers import worker_of
-from infernet.config import ENGINE_KEY_VARIABLE, Config
+from infernet.config import Config
 from infernet.engines import folders, models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable, ExllamaOptions
 from infernet.engines.dividing import Division, divide
@@ -28,6 +28,7 @@ from infernet.engines.process import ANYWHERE
 from infernet.engines.several import Part, SeveralEngines, Waits
 from infernet.host.files import reason_of
 from infernet.proxy import proxy_for
+from infernet.settings.environment import ENGINE_KEY_VARIABLE
 from infernet.settings.models import ModelSettings, settings_of
 from infernet.settings.readers import EXLLAMA
 from protocol.records import Kind, Role

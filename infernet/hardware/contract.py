@@ -26,8 +26,8 @@ class Card(Struct, frozen=True):
     """A GPU, or the part of one that MIG gives to itself. None stands for what could not be learnt.
 
     `index` is the driver's number for the card, `slot` its PCI address, `uuid` the driver's name for this very card;
-    neither of the last two ever leaves the machine. `source` names who told of it. `trouble` says why the card cannot
-    be used, or is empty.
+    neither of the last two ever leaves the machine. `cuda` is the newest CUDA that the driver runs. `source` names who
+    told of it. `trouble` says why the card cannot be used, or is empty.
     """
 
     vendor: GpuVendor
@@ -40,6 +40,7 @@ class Card(Struct, frozen=True):
     temperature_c: int | None = None
     power_w: float | None = None
     driver: str | None = None
+    cuda: str | None = None
     slot: str | None = None
     uuid: str | None = None
     trouble: str = ""
@@ -59,11 +60,17 @@ class Fabric(Struct, frozen=True):
 
 
 class Interconnects(Struct, frozen=True):
-    """What connects the cards with each other, and the machine with others, coarsely."""
+    """What connects the cards with each other, and the machine with others, coarsely.
+
+    `rdma_capable` is whether an adapter is there that reaches the memory of other machines: InfiniBand, Ethernet with
+    RoCE, or EFA, which is Amazon's.
+    """
 
     nvlink: Fabric = Fabric()
     xgmi: Fabric = Fabric()
     infiniband_ports: int = 0
+    efa_adapters: int = 0
+    rdma_capable: bool = False
 
 
 def announced(card: Card) -> Gpu:

@@ -17,6 +17,7 @@ from infernet.hardware.visible import visible
 # Where NVIDIA's driver is found without a card on the PCI bus of its own: in a container that hides sysfs, on boards
 # with the GPU in the chip, and in WSL.
 _NVIDIA_DEVICES: Final = ("/dev/nvidiactl", "/dev/dxg")
+_AMAZON: Final = "0x1d0f"
 
 
 def find_cards(machine: Machine = THIS_MACHINE) -> list[Card]:
@@ -46,7 +47,7 @@ def find_interconnects(cards: Iterable[Card], machine: Machine = THIS_MACHINE) -
         nvlink = nvidia.parse_topology(machine.output_of(nvidia.TOPOLOGY))
     if (count := sum(source in ("amdsmi", "rocm-smi") for source in sources)) > 1:
         xgmi = amd.parse_topology(machine.output_of(amd.TOPOLOGY), count)
-    return Interconnects(nvlink, xgmi, _infiniband_ports(machine))
+    return _with_adapters(machine, Interconnects(nvlink, xgmi))
 
 
 def _of(adapters: list[Adapter], vendor: int) -> list[Adapter]:
@@ -97,10 +98,14 @@ def _is_small_radeon(machine: Machine, adapter: Adapter) -> bool:
     return card is not None and not amd.is_card(card)
 
 
-def _infiniband_ports(machine: Machine) -> int:
-    """How many ports of InfiniBand adapters are up: `4: ACTIVE`."""
+def _with_adapters(machine: Machine, cards: Interconnects) -> Interconnects:
+    """The same with what leads to other machines: how many ports are up (`4: ACTIVE`), and Amazon's adapters."""
+    adapters = machine.list(machine.root / "sys/class/infiniband")[:64]
+    # Amazon's are listed there, too, and are no InfiniBand.
+    amazons = [adapter for adapter in adapters if machine.read(adapter / "device/vendor").lower() == _AMAZON]
     ports: list[Path] = []
-    for adapter in machine.list(machine.root / "sys/class/infiniband")[:64]:
-        ports += machine.list(adapter / "ports")[:16]
+    for adapter in adapters:
+        ports += machine.list(adapter / "ports")[:16] if adapter not in amazons else []
     states = (values.text(machine.read(port / "state")) or "" for port in ports)
-    return sum("ACTIVE" in state for state in states)
+    up = sum("ACTIVE" in state for state in states)
+    return replace(cards, infiniband_ports=up, efa_adapters=len(amazons), rdma_capable=bool(adapters))

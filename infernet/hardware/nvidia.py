@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from msgspec.structs import replace
+
 from infernet.hardware import values
 from infernet.hardware.contract import CARDS_MAX, Card, Fabric, topology_of
 from infernet.hardware.machine import Machine
@@ -29,8 +31,12 @@ _COLUMNS: Final = (
 )
 QUERY: Final = ("nvidia-smi", f"--query-gpu={','.join(_COLUMNS)}", "--format=csv,noheader,nounits")
 LIST: Final = ("nvidia-smi", "-L")
+# Only its heading, and that of older ones, says which CUDA the driver runs.
+HEADING: Final = ("nvidia-smi",)
 TOPOLOGY: Final = ("nvidia-smi", "topo", "-m")
 
+# `CUDA Version: 12.4`; `CUDA UMD Version` where the parts of the driver have versions of their own.
+_HEADING_CUDA: Final = re.compile(r"\bCUDA (?:UMD )?Version\s*:\s*(\d{1,3}\.\d{1,3})\b")
 _LIST_GPU: Final = re.compile(r"GPU\s+(\d{1,4}):\s.*")
 # `  MIG 3g.40gb     Device  0: (UUID: MIG-5f1...)`; the size is the nominal one, in gibibytes.
 _LIST_PART: Final = re.compile(
@@ -43,7 +49,16 @@ _TOPOLOGY_CARD: Final = re.compile(r"GPU(\d{1,4})")
 def cards_from_tool(machine: Machine) -> list[Card]:
     """What `nvidia-smi` tells, the parts of cards under MIG in place of the cards."""
     whole = parse_query(machine.output_of(QUERY))
-    return with_parts(whole, machine.output_of(LIST)) if whole else []
+    if not whole:
+        return []
+    cuda = parse_heading(machine.output_of(HEADING))
+    return with_parts([replace(card, cuda=cuda) for card in whole], machine.output_of(LIST))
+
+
+def parse_heading(output: bytes | None) -> str | None:
+    """The newest CUDA that the driver runs, as `nvidia-smi` alone says it above its table."""
+    found = (match for line in _lines(output) if (match := _HEADING_CUDA.search(line)))
+    return next((match[1] for match in found), None)
 
 
 def parse_query(output: bytes | None) -> list[Card]:
@@ -100,6 +115,7 @@ def part_of(card: Card, profile: str, vram_bytes: int | None, uuid: str | None) 
         source=card.source,
         vram_bytes=vram_bytes,
         driver=card.driver,
+        cuda=card.cuda,
         slot=card.slot,
         uuid=uuid,
         trouble=card.trouble,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from infernet.hardware import values
 from infernet.hardware.contract import CARDS_MAX, Card
 from infernet.hardware.nvidia import part_of
@@ -26,10 +28,18 @@ def read() -> list[Card]:
     pynvml.nvmlInit()
     try:
         driver = values.text(nvml.ask(pynvml.nvmlSystemGetDriverVersion))
+        cuda = cuda_version(nvml.ask(pynvml.nvmlSystemGetCudaDriverVersion_v2))
         count = min(int(pynvml.nvmlDeviceGetCount()), CARDS_MAX)
-        return [card for index in range(count) for card in nvml.cards(index, driver)]
+        cards = [card for index in range(count) for card in nvml.cards(index, driver)]
+        return [replace(card, cuda=cuda) for card in cards]
     finally:
         nvml.ask(pynvml.nvmlShutdown)
+
+
+def cuda_version(number: Any) -> str | None:
+    """The version in the library's number for it: 12040 is 12.4."""
+    whole = values.whole(number, 999_999) or 0
+    return f"{whole // 1000}.{whole % 1000 // 10}" if whole >= 1000 else None
 
 
 class _Nvml:

@@ -25,7 +25,7 @@ OF_SETTINGS: Final = (
     *("config.json.old", ".config.json.old.*"),
 )
 OF_RECORDS: Final = ("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*")
-OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.fetch-*", "models/.fetch-*/*")
+OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.*.whl.part*")
 
 
 class CannotWipe(Exception):

@@ -27,6 +27,7 @@ EXLLAMA: Final = ("exllamav2", "exllamav3")
 CACHES: Final = ("fp16", "q8", "q6", "q4")
 RELAYS: Final = ("yes", "no", "auto")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("auto", "text", "json")
 ROLES: Final = ("provider", "aggregator", "client")
 
 CONTEXT_TOKENS_MIN: Final = 128

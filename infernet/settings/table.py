@@ -14,6 +14,7 @@ from infernet.settings.readers import (
     CONTEXT_TOKENS_MAX,
     CONTEXT_TOKENS_MIN,
     FREE_FOR,
+    LOG_FORMATS,
     LOG_LEVELS,
     PORT_MAX,
     RELAYS,
@@ -183,6 +184,10 @@ CONFINE_HELP: Final = (
     "have the kernel keep engine processes from files, the network and other programs; turn it off only where a GPU's "
     "driver cannot do with what is left (docs/confinement.md)"
 )
+LOG_FORMAT_HELP: Final = (
+    "how the log of a node that stays in the foreground is written: text, json, or auto, which is text on a terminal "
+    "and JSON elsewhere; the log file of `infernet logs` is JSON in any case"
+)
 MODEL_HELP: Final = "the model that is served: a GGUF file for llama, a folder for exllamav2 and exllamav3"
 SETTINGS: Final = (
     Setting("role", "--role", read_role, "what this node does for others: provider, aggregator or client"),
@@ -273,5 +278,6 @@ SETTINGS: Final = (
     Setting("cluster_split", "--cluster-split", read_shares, CLUSTER_SPLIT_HELP),
     Setting("llama_server", "--llama-server", text_of("the path of a program"), LLAMA_SERVER_HELP),
     Setting("log_level", "--log-level", one_of(*LOG_LEVELS), "debug, info, warning or error"),
+    Setting("log_format", "--log-format", one_of(*LOG_FORMATS), LOG_FORMAT_HELP),
 )
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -139,6 +139,7 @@ def test_text_from_the_environment_gets_its_type(home: Path) -> None:
         ("slots", 0, "from 1 to 256"),
         ("threads", 0, "from 1 to 1024"),
         ("log_level", "loud", "one of debug, info, warning, error"),
+        ("log_format", "xml", "one of auto, text, json"),
     ],
 )
 def test_a_bad_value_is_named_with_its_file_and_what_is_allowed(home: Path, key: str, bad: Any, allowed: str) -> None:

@@ -84,6 +84,21 @@ def test_on_a_terminal_lines_are_for_people() -> None:
     assert line[8:] == ' info    peer.connected  peer=abcd reason="two words"'
 
 
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_the_owner_says_how_lines_look_wherever_they_go(stream: io.StringIO, tmp_path: Path) -> None:
+    configure("info", stream=stream, form="text")
+    our_log.info("peer.connected", peer="abcd")
+    configure("info", stream=stream, form="json")
+    our_log.info("peer.connected", peer="abcd")
+    text, as_json = stream.getvalue().splitlines()
+    assert text[8:] == " info    peer.connected  peer=abcd"
+    assert json.loads(as_json)["peer"] == "abcd"
+    # What reads the file wants JSON.
+    configure("info", file=tmp_path / "log", form="text")
+    our_log.info("peer.connected", peer="abcd")
+    assert json.loads((tmp_path / "log").read_text())["peer"] == "abcd"
+
+
 @pytest.mark.parametrize("name", ["prompt", "answer", "text", "messages", "headers", "key", "request", "anything"])
 def test_a_field_that_is_not_on_the_list_is_withheld(output: io.StringIO, name: str) -> None:
     our_log.info("job.opened", **{name: CANARY})

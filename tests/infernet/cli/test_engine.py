@@ -70,6 +70,18 @@ async def test_the_key_is_shown_to_the_named_server_alone(
     assert KEY not in outcome.out + outcome.err
 
 
+async def test_ollama_of_another_machine_is_named_and_not_asked(
+    home: Home, nobody: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "http://me:secret@gpu.invalid:1")
+    outcome = await invoke_beside(capsys, "engine", "list", "--json")
+    assert [engine["where"] for engine in outcome.json["engines"] if engine["engine"] == "openai"] == [
+        "http://127.0.0.1:9"
+    ]
+    assert "give --engine-url http://gpu.invalid:1 to use it" in outcome.err
+    assert "secret" not in outcome.out + outcome.err
+
+
 async def test_names_of_models_cannot_do_anything_to_a_terminal(
     home: Home, nobody: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from infernet.cli.__main__ import VERBS
 from infernet.cli.command import make_parser
 from infernet.cli.start import FOREGROUND_VARIABLE
+from infernet.settings.environment import EARLIER, EARLIER_KEYS, EARLIER_SERVERS, VENDOR_ADDRESSES
 from infernet.settings.table import SETTINGS
 from tests.helpers_cli import ROOT, Home, invoke
 from tests.helpers_processes import free_port
@@ -50,6 +51,7 @@ VARIABLES = (
     *("INFERNET_DAEMON_FOREGROUND", "INFERNET_BIND_PORT", "INFERNET_PUBLIC_PORT", "INFERNET_P2P_PORT", "PORT"),
     *("INFERNET_PUBLIC_ADDRESS", "INFERNET_NONINTERACTIVE", "INFERNET_CONTROL_PLANE_URL", "INFERNET_NODE_NAME"),
     *("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY", "INFERNET_BEARER"),
+    *("OLLAMA_HOST", *VENDOR_ADDRESSES, *EARLIER, *EARLIER_SERVERS, *EARLIER_KEYS),
 )
 
 
@@ -59,8 +61,9 @@ def rows() -> list[tuple[str, str, str]]:
     return re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| ?([^|]*?) ?\|$", text, re.MULTILINE)
 
 
+ORDERS = ("model_install", "model_remove")
 COMMAND_ROWS = [row for row in rows() if row[0].startswith("infernet ")]
-VARIABLE_ROWS = [row for row in rows() if not row[0].startswith("infernet ")]
+VARIABLE_ROWS = [row for row in rows() if not row[0].startswith("infernet ") and row[0] not in ORDERS]
 
 
 def knows(command: str) -> bool:
@@ -102,10 +105,21 @@ def test_a_row_of_commands_is_true(earlier: str, here: str, why: str) -> None:
 @pytest.mark.parametrize(("earlier", "here", "why"), VARIABLE_ROWS)
 def test_a_row_of_variables_is_true(earlier: str, here: str, why: str) -> None:
     known = {name for setting in SETTINGS for name in setting.variables}
-    known |= {FOREGROUND_VARIABLE, "INFERNET_NONINTERACTIVE", "INFERNET_DEBUG"}
+    known |= {FOREGROUND_VARIABLE, "INFERNET_NONINTERACTIVE", "INFERNET_DEBUG", "OLLAMA_HOST", *VENDOR_ADDRESSES}
     assert (earlier in known) is (here == "same")
     assert here in ("same", "gone")
     assert why or here == "same"
+
+
+def test_what_a_control_plane_could_order_is_gone() -> None:
+    told = {row[0]: row for row in rows()}
+    for order in ORDERS:
+        _, here, why = told[order]
+        assert here == "gone"
+        assert why
+        # Nothing that comes over the wire, or from anywhere else, is called so.
+        for package in ("infernet", "protocol"):
+            assert not [path for path in (ROOT / package).rglob("*.py") if order in path.read_text("utf-8")]
 
 
 # ---------------------------------------------------------------- what is the same does the same
@@ -119,6 +133,8 @@ def test_a_row_of_variables_is_true(earlier: str, here: str, why: str) -> None:
         ("INFERNET_PUBLIC_PORT", "5003", "p2p_port", 5003),
         ("INFERNET_PUBLIC_ADDRESS", "198.51.100.7", "address", "198.51.100.7"),
         ("INFERNET_NODE_NAME", "attic", "name", "attic"),
+        ("RUNPOD_PUBLIC_IP", "9.9.9.9", "address", "9.9.9.9"),
+        ("PUBLIC_IPADDR", "9.9.9.9", "address", "9.9.9.9"),
     ],
 )
 def test_a_variable_sets_what_it_set(

@@ -27,6 +27,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     fake.plug("0000:0c:00.0", pci.AMD, 0x744C)
     fake.say(nvidia.QUERY, recorded.NVIDIA_SMI)
     fake.say(nvidia.TOPOLOGY, b"\tGPU0\tGPU1\nGPU0\t X \tNV4\nGPU1\tNV4\t X \n")
+    fake.say(nvidia.HEADING, recorded.NVIDIA_SMI_HEADING)
+    fake.adapter("mlx5_0", 0x15B3, "4: ACTIVE")
+    fake.adapter("rdmap0s31", 0x1D0F, "4: ACTIVE")
     look_at(monkeypatch, fake)
     return fake
 
@@ -51,7 +54,9 @@ def test_a_table_for_people(
     assert lines[1].endswith("  24-48gb")
     assert lines[3].endswith("nothing")
     assert "no driver is loaded for it: install AMD's" in lines[4]
-    assert "NVLink  pair, 4 links" in lines[5]
+    assert "CUDA  up to 12.4, by its driver" in lines[5]
+    assert "NVLink  pair, 4 links" in lines[6]
+    assert "RDMA  ports that are up: 1; adapters of Amazon (EFA): 1" in lines[7]
     assert "\x1b" not in outcome.out
     assert "GPU-0" not in outcome.out
 
@@ -67,7 +72,9 @@ def test_an_object_for_programs(
     assert told["interconnects"] == {
         "nvlink": {"available": True, "topology": "pair", "link_count": 4},
         "xgmi": {"available": False, "topology": "none", "link_count": 0},
-        "infiniband_ports": 0,
+        "infiniband_ports": 1,
+        "efa_adapters": 1,
+        "rdma_capable": True,
     }
     first, _, last = told["gpus"]
     assert first == {
@@ -81,6 +88,7 @@ def test_an_object_for_programs(
         "temperature_c": 56,
         "power_w": 228.8,
         "driver": "550.54.14",
+        "cuda": "12.4",
         "slot": "0000:01:00.0",
         "uuid": "GPU-0",
         "trouble": None,

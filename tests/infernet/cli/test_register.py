@@ -100,7 +100,15 @@ async def test_without_a_coordinator_there_is_nowhere_to_register(home: Home, ca
     assert invoke(capsys, "init", "--yes").code == 0
     outcome = await invoke_beside(capsys, "register")
     assert (outcome.code, outcome.out) == (1, "")
-    assert "no coordinator is configured" in outcome.complaint
+    assert "no coordinator is configured, so there is none that could have an entry" in outcome.complaint
+    node = FakeNode()
+    node.state["coordinator_url"] = None
+    async with running(node, home.config):
+        outcome = await invoke_beside(capsys, "update")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "could have an entry of this node" in outcome.complaint
+    assert "`infernet stop` and `infernet start`" in outcome.complaint
+    assert node.money_asked == []
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ def test_everything_that_nodes_write_is_known(ready: Home, capsys: Capture) -> N
         config.money_file.with_name("money.sqlite3-shm"),
         config.models_dir / "some.gguf.verified",
         config.models_dir / ".some.gguf.part.note",
-        config.models_dir / ".fetch-x1" / "some.whl",
+        config.models_dir / ".some.whl.part",
+        config.models_dir / ".some.whl.part.note",
+        config.models_dir / ".tiny.gguf.unpacked",
     ):
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")

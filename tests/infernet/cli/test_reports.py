@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infernet.cli.output import duration, size
-from infernet.engines import models
+from infernet.engines import models, starter
 from infernet.host.lock import hold_lock
 from infernet.settings.table import BY_NAME
 from tests.helpers_cli import Home, invoke, invoke_beside, running
@@ -145,12 +145,12 @@ def test_config_show_warns_of_what_has_no_effect(home: Home, capsys: Capture) ->
 def test_model_pull_gives_the_path_of_the_model(home: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def fetch(store: object, progress: object, *, by_proxy: bool) -> object:
+    def fetch(store: object, progress: object, proxy: object) -> object:
         asked.append(store)
-        assert (callable(progress), by_proxy) == (True, False)
+        assert (callable(progress), proxy) == (True, None)
         return home.config.models_dir / "x.gguf"
 
-    monkeypatch.setattr(models, "fetch_starter", fetch)
+    monkeypatch.setattr(starter, "fetch_starter", fetch)
     outcome = invoke(capsys, "model", "pull", "--json")
     assert outcome.json == {"model": models.STARTER.name, "path": str(home.config.models_dir / "x.gguf")}
     assert invoke(capsys, "model", "pull").out.strip().endswith("x.gguf")

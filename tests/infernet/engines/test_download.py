@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from infernet.engines import download, models, shelf
-from infernet.engines.download import Fetched, fetch, name_in, read_name, read_sha256, read_url
+from infernet.engines import models, shelf, transfer
+from infernet.engines.download import Fetched, fetch, name_in, read_name, read_sha256
 from infernet.engines.models import FetchFailed
 from infernet.engines.shelf import Check, Voucher
+from infernet.engines.transfer import read_url
 from tests.helpers_gguf import model
 from tests.helpers_openai_servers import Asked, OddServer, Page, Reply
 
@@ -263,7 +264,7 @@ async def test_what_does_not_fit_is_refused_before_a_byte_of_it_comes(tmp_path: 
 
 async def test_a_full_disk_and_a_foreign_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ = serves()
-    monkeypatch.setattr(download, "_SPARE_BYTES", 10**18)
+    monkeypatch.setattr(transfer, "_SPARE_BYTES", 10**18)
     assert "GB free, and 0.0 GB are to come" in str(await fetched(server, tmp_path / "a"))
     (tmp_path / "file").write_bytes(b"")
     assert "cannot be written" in str(await fetched(server, tmp_path / "file"))

@@ -32,8 +32,10 @@ from tests.helpers_openai_servers import (
     answer_once,
     chunk,
     is_probe,
+    nim,
     ollama,
     piece,
+    sglang,
     usage,
     vllm,
 )
@@ -82,6 +84,13 @@ async def test_a_vllm_is_offered_for_chats_and_completions_with_its_own_context(
     assert (offer.name, offer.context_tokens) == ("Qwen/Qwen2.5-7B-Instruct", 32768)
     assert offer.kinds == (Kind.CHAT, Kind.COMPLETION)
     assert (text, end.outcome, end.output_tokens) == ("there was", Outcome.LENGTH, 2)
+
+
+@pytest.mark.parametrize("server", [sglang(), nim()], ids=["sglang", "nim"])
+async def test_sglang_and_nim_answer_and_are_counted_at_the_end(server: OddServer) -> None:
+    async with engine_on(server) as bench:
+        text, end = await bench.do(Kind.CHAT, chat("hello"))
+    assert (text, end.outcome, end.output_tokens) == ("".join(ANSWER), Outcome.STOP, 6)
 
 
 async def test_a_path_of_this_machine_is_never_published() -> None:

@@ -10,13 +10,22 @@ from hypothesis import strategies as st
 
 from infernet.engines.openai_engine import OpenAiConfig, OpenAiEngine
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerRefused
-from infernet.engines.openai_servers import Found, chosen, identify, look_around, probe, public_name, usual_urls
+from infernet.engines.openai_servers import (
+    Found,
+    chosen,
+    identify,
+    look_around,
+    ollama_elsewhere,
+    probe,
+    public_name,
+    usual_urls,
+)
 from infernet.engines.openai_shapes import Dialect, ListedModel
 from protocol import constants as c
 from protocol.errors import Refusal
 from protocol.events import EngineFailed
 from protocol.records import JobRequest, Kind
-from tests.helpers_openai_servers import KEY, OddServer, llama_server, ollama, talks, vllm
+from tests.helpers_openai_servers import KEY, OddServer, llama_server, nim, ollama, sglang, talks, vllm
 from tests.infernet.engines.conftest import running
 
 pytestmark = pytest.mark.anyio
@@ -48,18 +57,56 @@ def plain(**models: object) -> OddServer:
         (ollama(), Dialect.OLLAMA),
         (vllm(), Dialect.VLLM),
         (lm_studio(), Dialect.LM_STUDIO),
-        (plain(owned_by="sglang", max_model_len=4096), Dialect.SGLANG),
+        (sglang(), Dialect.SGLANG),
         (plain(owned_by="llamacpp"), Dialect.LLAMA),
-        (plain(owned_by="nvidia", max_model_len=4096).serves("/version", {"version": "0.9"}), Dialect.VLLM),
+        (nim(), Dialect.OTHER),
+        (nim().serves("/version", {"version": "0.9"}), Dialect.VLLM),
         (plain().serves("/props", {"default_generation_settings": {"n_ctx": 512}}), Dialect.LLAMA),
         (plain(owned_by=None), Dialect.OTHER),
         (plain(owned_by=["?"]).serves("/api/version", ["?"]), Dialect.OTHER),
     ],
-    ids=["ollama", "vllm", "lm-studio", "sglang", "llama", "nim", "llama-by-its-page", "other", "odd"],
+    ids=["ollama", "vllm", "lm-studio", "sglang", "llama", "nim", "nim-of-vllm", "llama-by-its-page", "other", "odd"],
 )
 async def test_each_is_known_by_its_pages(server: OddServer, dialect: Dialect) -> None:
     async with server.running(), Server(server.url) as client:
         assert (await identify(client)).dialect is dialect
+
+
+@pytest.mark.parametrize(
+    ("server", "context_tokens", "kinds"),
+    [(sglang(), 40960, (Kind.CHAT, Kind.COMPLETION)), (nim(), 131072, (Kind.CHAT,))],
+    ids=["sglang", "nim"],
+)
+async def test_sglang_and_nim_say_their_context_and_count_by_being_asked(
+    server: OddServer, context_tokens: int, kinds: tuple[Kind, ...]
+) -> None:
+    async with server.running(), Server(server.url) as client:
+        found = await identify(client)
+        served = await probe(client, found.dialect, found.models[0])
+    assert (served.context_tokens, served.kinds, served.counts_first) == (context_tokens, kinds, False)
+
+
+async def test_nim_is_waited_for_while_it_loads() -> None:
+    async with nim(is_ready=False).running() as server, Server(server.url) as client:
+        with pytest.raises(ServerBroken, match=r"still loading its model \(as /v1/health/ready says\): wait for it"):
+            await identify(client)
+    # It lists what it will have before it has it.
+    listed = nim().serves("/v1/health/ready", {"object": "health.response"}, 503)
+    async with listed.running() as server, Server(server.url) as client:
+        with pytest.raises(ServerBroken, match="still loading"):
+            await identify(client)
+
+
+@pytest.mark.parametrize("status", [404, 500, 401])
+async def test_a_server_without_that_page_is_not_waited_for(status: int) -> None:
+    server = plain().serves("/v1/health/ready", {}, status)
+    async with server.running(), Server(server.url) as client:
+        assert (await identify(client)).dialect is Dialect.OTHER
+    refuses = OddServer().serves("/v1/models", {}, 503).serves("/v1/health/ready", {}, status)
+    async with refuses.running(), Server(refuses.url) as client:
+        with pytest.raises(ServerRefused):
+            await identify(client)
+    assert [asked.path for asked in refuses.asked] == ["/v1/models", "/v1/health/ready"]
 
 
 async def test_a_model_of_lm_studio_has_the_context_that_it_was_loaded_with() -> None:
@@ -103,7 +150,42 @@ def test_any_name_becomes_one_short_line(name: str) -> None:
 
 
 def test_only_this_machine_is_searched() -> None:
-    assert all(url.startswith("http://127.0.0.1:") for url in usual_urls())
+    assert all(url.startswith("http://127.0.0.1:") for url in usual_urls({}))
+    for text in (
+        "gpu.example",
+        "https://gpu.example/",
+        "10.0.0.7:11434",
+        "http://me:secret@gpu.example:1",
+        "nonsense://x",
+    ):
+        assert usual_urls({"OLLAMA_HOST": text}) == usual_urls({})
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
+        (":1234", "http://127.0.0.1:1234"),
+        ("127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("http://localhost", "http://localhost:80"),
+        ("[::]:5000", "http://[::1]:5000"),
+        ("::1", "http://[::1]:11434"),
+        ("  '127.0.0.1' ", "http://127.0.0.1:11434"),
+        ("", "http://127.0.0.1:11434"),
+        ("x:99999", "http://127.0.0.1:11434"),
+        ("\x1b[2J", "http://127.0.0.1:11434"),
+    ],
+)
+def test_ollama_is_looked_for_where_its_own_programs_look(text: str, url: str) -> None:
+    assert usual_urls({"OLLAMA_HOST": text})[0] == url
+    assert ollama_elsewhere({"OLLAMA_HOST": text}) is None
+
+
+def test_ollama_on_another_machine_is_named_without_its_login() -> None:
+    assert ollama_elsewhere({"OLLAMA_HOST": "http://me:secret@gpu.example:1"}) == "http://gpu.example:1"
+    assert ollama_elsewhere({"OLLAMA_HOST": "https://gpu.example"}) == "https://gpu.example:443"
+    assert ollama_elsewhere({}) is None
 
 
 async def test_all_that_answer_are_found_and_those_that_do_not_say_why() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infernet.config import ENGINE_KEY_VARIABLE, Config
+from infernet.config import Config
 from infernet.engines import selection
 from infernet.engines.contract import EngineUnavailable, ExllamaOptions
 from infernet.engines.isolated import IsolatedEngine
@@ -19,6 +19,7 @@ from infernet.engines.process import ANYWHERE, Place
 from infernet.engines.selection import engine_configs, exllama_config, open_engine, openai_config
 from infernet.engines.several import SeveralEngines
 from infernet.engines.shelf import Origin, Voucher, write_origin
+from infernet.settings.environment import ENGINE_KEY_VARIABLE
 from infernet.settings.models import ModelSettings
 from infernet.settings.readers import Dollars, read_engine_url
 from protocol.records import Kind, Role

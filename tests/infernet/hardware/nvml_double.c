@@ -51,6 +51,8 @@ int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
     return SUCCESS;
 }
 
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 12040; return SUCCESS; }
+
 int nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return SUCCESS; }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, device_t **device) {

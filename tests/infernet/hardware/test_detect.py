@@ -147,15 +147,18 @@ def test_interconnects_are_asked_for_where_there_are_several_cards(fake: FakeMac
 
 
 def test_ports_of_infiniband_that_are_up_are_counted(fake: FakeMachine) -> None:
-    for adapter, port, state in (
-        ("mlx5_0", "1", "4: ACTIVE"),
-        ("mlx5_0", "2", "1: DOWN"),
-        ("mlx5_1", "1", "4: ACTIVE"),
-    ):
-        folder = fake.root / "sys/class/infiniband" / adapter / "ports" / port
-        folder.mkdir(parents=True)
-        (folder / "state").write_text(f"{state}\n")
-    assert find_interconnects([], fake.machine).infiniband_ports == 2
+    fake.adapter("mlx5_0", 0x15B3, "4: ACTIVE", "1: DOWN")
+    fake.adapter("mlx5_1", 0x15B3, "4: ACTIVE")
+    told = find_interconnects([], fake.machine)
+    assert (told.infiniband_ports, told.efa_adapters, told.rdma_capable) == (2, 0, True)
+
+
+def test_adapters_of_amazon_are_rdma_and_no_infiniband(fake: FakeMachine) -> None:
+    assert not find_interconnects([], fake.machine).rdma_capable
+    fake.adapter("rdmap0s31", 0x1D0F, "4: ACTIVE")
+    fake.adapter("rdmap1s31", 0x1D0F)
+    told = find_interconnects([], fake.machine)
+    assert (told.infiniband_ports, told.efa_adapters, told.rdma_capable) == (0, 2, True)
 
 
 def test_no_more_is_announced_than_a_heartbeat_holds_and_nothing_that_names_the_card() -> None:

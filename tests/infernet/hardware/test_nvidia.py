@@ -107,3 +107,29 @@ def test_whatever_a_tool_prints_gives_cards_and_nothing_else(output: bytes) -> N
     for card in cards:
         announced(card)
         assert card.vram_bytes is None or 0 < card.vram_bytes <= 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("output", "cuda"),
+    [
+        (recorded.NVIDIA_SMI_HEADING, "12.4"),
+        (b"| NVIDIA-SMI 590.1  KMD Version: 590.1  CUDA UMD Version: 13.1 |", "13.1"),
+        (b"| Driver Version: 390.157 |", None),
+        (b"CUDA Version: N/A", None),
+        (b"CUDA Version: ERR!", None),
+        (b"CUDA Version: 99999.1", None),
+        (recorded.NVIDIA_SMI_FAILED, None),
+        (b"\xff\x00" * 9000, None),
+        (None, None),
+    ],
+)
+def test_the_newest_cuda_stands_in_the_heading(output: bytes | None, cuda: str | None) -> None:
+    assert nvidia.parse_heading(output) == cuda
+
+
+def test_each_card_and_each_part_says_which_cuda(tmp_path: Path) -> None:
+    fake = FakeMachine(tmp_path)
+    fake.say(nvidia.QUERY, recorded.NVIDIA_SMI_TWO_A100)
+    fake.say(nvidia.LIST, recorded.NVIDIA_SMI_MIG)
+    fake.say(nvidia.HEADING, recorded.NVIDIA_SMI_HEADING)
+    assert [card.cuda for card in nvidia.cards_from_tool(fake.machine)] == ["12.4"] * 3

