@@ -14,6 +14,7 @@ from typing import Annotated, Final, NamedTuple
 from msgspec import Meta, Struct
 
 from protocol import constants as c
+from protocol.details import Said
 from protocol.errors import Refusal
 from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
 from protocol.records import (
@@ -225,6 +226,8 @@ class Offer(Struct, frozen=True):
     coordinators: tuple[NodeId, ...] = ()
     #: A full multiaddr of this node's place in the DHT (specs/03), from which others may begin.
     dht_address: str | None = None
+    #: What is said of models beside what they cost, by their names.
+    said: dict[str, Said] = {}
 
 
 class SetOffer(Struct, frozen=True):
