@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgpack
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.codec import Limits, decode_value, encode_value
@@ -105,12 +106,19 @@ _NO_DETAILS: Final = ("", EngineKind.UNKNOWN, 0, 0)
 
 def said_of(heartbeat: Heartbeat, model: str) -> Said:
     """What the node says of its model of this name."""
-    index = next((index for index, offer in enumerate(heartbeat.models) if offer.name == model), None)
-    details = next((one for one in _details_in(heartbeat) if one.model == index), None)
-    names = tuple(alias for alias, name in aliases_of(heartbeat).items() if name == model)
-    if details is None:
-        return Said(aliases=names) if names else NOTHING_SAID
-    return Said(details.quantisation, details.engine, details.prompt_tokens_per_s, details.tokens_per_s, names)
+    return all_said(heartbeat).get(model, NOTHING_SAID)
+
+
+def all_said(heartbeat: Heartbeat) -> dict[str, Said]:
+    """What the node says, by the names of those models of which it says something."""
+    found: dict[str, Said] = {}
+    for one in _details_in(heartbeat):
+        figures = one.prompt_tokens_per_s, one.tokens_per_s
+        found[heartbeat.models[one.model].name] = Said(one.quantisation, one.engine, *figures)
+    for alias, name in aliases_of(heartbeat).items():
+        one_said = found.get(name, NOTHING_SAID)
+        found[name] = replace(one_said, aliases=(*one_said.aliases, alias))
+    return found
 
 
 def speeds_of(heartbeat: Heartbeat, offer: ModelOffer) -> tuple[int, int]:
