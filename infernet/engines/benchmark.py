@@ -90,8 +90,13 @@ def keep(state_dir: Path, benchmark: Benchmark) -> Path:
 
 def kept(state_dir: Path) -> Benchmark | None:
     """The last measurement; None when there is none that can be read."""
+    return read(state_dir / FILE_NAME)
+
+
+def read(path: Path) -> Benchmark | None:
+    """A measurement that was kept; None when there is none that can be read."""
     try:
-        with (state_dir / FILE_NAME).open("rb") as file:
+        with path.open("rb") as file:
             return msgspec.json.decode(file.read(FILE_BYTES_MAX), type=Benchmark)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
