@@ -69,7 +69,7 @@ def test_strangers_that_say_they_are_slow_get_fewer_jobs_and_liars_little_more()
     honest = done_by(SCENARIO)
     assert sum(honest) == 24
     assert honest[0] + honest[2] > 3 * (honest[1] + honest[3])
-    # One of the slow ones says that it is a thousand times as fast: it counts as one in the middle until it was measured.
+    # One of the slow ones boasts: it counts as one in the middle until it was measured.
     boasting = replace(SCENARIO, speeds=(FAST, SLOW, FAST, replace(SLOW, boast=1000.0)))
     lied = done_by(boasting)
     assert lied[0] + lied[2] > 3 * (lied[1] + lied[3])
