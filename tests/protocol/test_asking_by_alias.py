@@ -12,6 +12,7 @@ from protocol.errors import Refusal
 from protocol.events import LearnRecord, StreamBroken
 from protocol.messages import Find, Found
 from protocol.records import FreePolicy, Kind
+from tests.helpers_hostile_provider import PRICED, paid_chat, paying
 from tests.helpers_machines import Bench, chat, provider_record
 from tests.helpers_puppets import Provider
 from tests.helpers_records import NOW_MS, OFFER, signing_key
@@ -30,8 +31,10 @@ def bench_of(**names: str) -> tuple[Bench, list[Provider]]:
 
 
 def ordered(provider: Provider, bench: Bench) -> str:
-    """The model that the last order to this provider names."""
+    """The model that a new order to this provider names."""
+    before = provider.order
     provider.take(bench)
+    assert provider.order not in (None, before)
     assert provider.order is not None
     return provider.order.model
 
@@ -67,11 +70,43 @@ def test_the_next_provider_is_asked_by_its_own_name_for_the_model() -> None:
 def test_a_queue_is_joined_under_the_name_that_its_provider_has_for_the_model() -> None:
     bench, (first, second) = bench_of(p="smollm2:135m", q="smollm2-135m")
     bench.feed(chat(model="tiny"))
-    first.take(bench)
+    ordered(first, bench)
     bench.hear(first.stream, first.reject(int(Refusal.BUSY), retry_after_ms=1_000))
     second.take(bench)
     bench.hear(second.stream, second.reject(int(Refusal.BUSY), retry_after_ms=5_000))
     assert ordered(first, bench) == "smollm2:135m"
+
+
+def test_whoever_is_asked_once_more_is_asked_by_the_name_that_it_has_for_the_model() -> None:
+    bench, (first, second) = bench_of(p="smollm2:135m", q="smollm2-135m")
+    bench.feed(chat(model="tiny"))
+    ordered(first, bench)
+    bench.feed(StreamBroken(first.stream, "gone"))
+    ordered(second, bench)
+    bench.feed(StreamBroken(second.stream, "gone"))
+    # Nobody else turns up: those who were lost have another chance, the last one first.
+    bench.wait(c.SEARCH_DEADLINE_S)
+    assert ordered(second, bench) == "smollm2-135m"
+    bench.hear(second.stream, second.reject(int(Refusal.INTERNAL)))
+    bench.wait(c.SEARCH_DEADLINE_S)
+    assert ordered(first, bench) == "smollm2:135m"
+
+
+def test_an_order_that_its_lease_does_not_pay_is_written_anew_for_the_same_model() -> None:
+    priced = replace(PRICED, name="smollm2:135m")
+    extensions = extensions_of((priced,), {priced.name: Said(aliases=("tiny",))})
+    bench, (provider,) = paying("p", offer=priced, extensions=extensions)
+    for number in (1, 2):
+        bench.feed(paid_chat(number, model="tiny", provider=provider.node))
+        provider.take(bench)
+        if number == 1:
+            bench.hear(provider.stream, provider.accept())
+            bench.hear(provider.stream, provider.receipt())
+    assert len(bench.requests) == 1  # the lease of the first job pays the second
+    bench.hear(provider.stream, provider.reject(int(Refusal.LEASE)))
+    assert bench.none_of(JobFailed)
+    assert ordered(provider, bench) == priced.name
+    assert len(bench.requests) == 2
 
 
 def test_an_answer_goes_on_where_the_same_weights_have_another_name() -> None:

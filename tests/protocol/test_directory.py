@@ -331,10 +331,10 @@ def test_a_provider_is_found_by_its_aliases_as_long_as_it_has_them() -> None:
 
 def test_whom_a_record_concerns_is_a_matter_of_names_and_not_of_aliases() -> None:
     directory = Directory()
-    directory.add(called("tiny"), NOW_MS)
-    directory.add(called(sequence=8), NOW_MS)
-    entry = directory.get(A.node)
-    assert entry is not None
-    assert entry.concerns(frozenset({OFFER.name}))
-    assert not entry.concerns(frozenset({"tiny"}))
-    assert entry.formerly == frozenset()
+    for sequence, aliases in enumerate((("tiny",), ())):
+        directory.add(called(*aliases, sequence=sequence), NOW_MS)
+        entry = directory.get(A.node)
+        assert entry is not None
+        assert entry.concerns(frozenset({OFFER.name}))
+        assert not entry.concerns(frozenset({"tiny"}))
+        assert entry.formerly == frozenset()
