@@ -48,6 +48,7 @@ from infernet.money.store import MoneyStore
 from infernet.opening_hours import OpeningHours
 from infernet.own_addresses import peer_of, uses_local_network
 from infernet.proxy import open_proxy, proxy_for
+from infernet.saying import Saying
 from infernet.store import Store
 from infernet.tally import Tally
 from infernet.transport.contract import Transport
@@ -125,6 +126,7 @@ class Node:
         self._joining = Joining(self.driver)
         self._draining = Draining(self.driver, self.stop)
         self._hours = OpeningHours(config, clock_ms, changed=self._offer)
+        self._saying = Saying(config, engine, clock_ms, changed=self._offer)
         self._tally = Tally()
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
@@ -186,6 +188,7 @@ class Node:
             nursery.start_soon(self._reached.run)
             nursery.start_soon(self._draining.run)
             nursery.start_soon(self._hours.run)
+            nursery.start_soon(self._saying.run)
             if self._kept is not None:
                 nursery.start_soon(self._kept.run)
             self._start_link(nursery)
@@ -356,6 +359,7 @@ class Node:
             coordinators=self._coordinators(),
             dht_address=next(iter(self._dht.addresses), None) if self._dht is not None else None,
             models_loading=self.models_loading(),
+            said=self._saying.of(self._models()),
         )
         self.driver.command(e.SetOffer(offer))
 

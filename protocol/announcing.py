@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from protocol import constants as c
+from protocol.details import extensions_of
 from protocol.directory import Entry
 from protocol.envelope import Signer, sign_record
 from protocol.events import Now, Offer
-from protocol.records import Heartbeat, Role
+from protocol.records import Extensions, Heartbeat, Role
 from protocol.relays import FEATURE_RELAYS
 from protocol.sealing import Sealer
 
@@ -25,6 +26,7 @@ class Announcing:
         self._sequence = 0
         self._features = features
         self.offer: Offer | None = None
+        self._extended: tuple[Offer, Extensions] | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -34,6 +36,13 @@ class Announcing:
     def _features_with(self, offer: Offer | None) -> tuple[int, ...]:
         relays = (FEATURE_RELAYS,) if offer is not None and offer.relays else ()
         return tuple(sorted((*self._features, *relays)))
+
+    def _extensions_of(self, offer: Offer) -> Extensions:
+        """The same for every heartbeat of an offer, which are many."""
+        if self._extended is None or self._extended[0] is not offer:
+            place = () if offer.dht_address is None else ((EXTENSION_DHT, offer.dht_address.encode()),)
+            self._extended = (offer, (*place, *extensions_of(offer.models, offer.said)))
+        return self._extended[1]
 
     def sign(self, offer: Offer, load: int, now: Now) -> Entry:
         """A heartbeat of this moment. Raises LocalProtocolError for an offer that others would refuse."""
@@ -59,7 +68,7 @@ class Announcing:
             sealed_bytes_max=offer.sealed_bytes_max,
             features=self._features_with(offer),
             coordinators=offer.coordinators,
-            extensions=() if offer.dht_address is None else ((EXTENSION_DHT, offer.dht_address.encode()),),
+            extensions=self._extensions_of(offer),
         )
         record = sign_record(heartbeat, self._signer)
         self._sequence = heartbeat.sequence

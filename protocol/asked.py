@@ -118,8 +118,12 @@ class Job:
 
     @property
     def model_wanted(self) -> str | None:
-        """The model that the next provider must serve; None: any."""
-        return self.model if self.has_begun else self.ask.model
+        """The model that the next provider must serve; None: any.
+
+        It may be another one's alias. An answer that has begun goes on with what its provider called the model, unless
+        the user named it: others may know those weights by that name alone.
+        """
+        return self.ask.model or (self.model if self.has_begun else None)
 
     @property
     def output_tokens_left(self) -> int:

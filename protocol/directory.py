@@ -1,8 +1,8 @@
 """Who offers what: the newest signed heartbeat of every node heard of, until it expires.
 
 A record enters only with a good signature, a sane lifetime and a higher sequence than the one held. The directory
-keeps two indices, so that nothing scans it: by model (for routing) and by node id in order (for anti-entropy); and
-beside the records the fresh load that providers tell their neighbours.
+keeps two indices, so that nothing scans it: by model and its aliases (for routing), and by node id in order (for
+anti-entropy); and beside the records the fresh load that providers tell their neighbours.
 
 It is bounded. When it is full, a newcomer takes the place of one of the least worth: ourselves, neighbours and
 providers that did a job stay, records that we are interested in go only when those that we are not are gone. Among
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Final
 
 from protocol import codec
 from protocol import constants as c
+from protocol.details import aliases_of
 from protocol.envelope import verify
 from protocol.errors import Stale, UnknownVersion
 from protocol.ids import NodeId
@@ -48,18 +49,26 @@ class Entry:
     formerly: frozenset[str] = frozenset()
     #: Node id and sequence: what two directories that hold the same agree on.
     mark: bytes = field(init=False, repr=False)
+    #: By which other names the node says its models are found: the model's own name by each.
+    aliases: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "aliases", aliases_of(self.heartbeat))
         object.__setattr__(self, "mark", self.heartbeat.node + self.heartbeat.sequence.to_bytes(8, "big"))
 
     def offer(self, model: str) -> ModelOffer | None:
         """What this node offers under a model name, or None."""
         return next((offer for offer in self.heartbeat.models if offer.name == model), None)
 
+    def own_name(self, model: str | None) -> str | None:
+        """What this node itself calls the model that is asked for under this name."""
+        return self.aliases.get(model, model) if model is not None and self.aliases else model
+
     def concerns(self, scope: Scope) -> bool:
         """Whether somebody who wants to hear of these models wants to hear of this record."""
         if scope is None:
             return True
+        # SPEC 01: The receiver MUST NOT let aliases decide whom a record concerns
         return any(offer.name in scope for offer in self.heartbeat.models) or not self.formerly.isdisjoint(scope)
 
 
@@ -146,11 +155,14 @@ class Directory:
         return [self._entries[node] for node in self._sorted]
 
     def models(self) -> list[str]:
-        """Names of all models that somebody offers, sorted."""
+        """All names under which somebody offers a model, sorted."""
         return sorted(self._by_model)
 
     def providers_of(self, model: str) -> list[NodeId]:
-        """The live list of the index: who offers this model. The caller must not change it."""
+        """The live list of the index: who offers this model, or has an alias of this name for one.
+
+        The caller must not change it.
+        """
         bucket = self._by_model.get(model)
         return bucket.items if bucket else []
 
@@ -323,7 +335,7 @@ class Directory:
         self._bodies[entry.record.body] = node
         insort(self._sorted, node)
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
-        self._index(node, _names(entry))
+        self._index(node, _found_by(entry))
 
     def _replace(self, held: Entry, entry: Entry) -> None:
         """A newer record of a node: only what differs is touched, as a rule nothing but its times."""
@@ -332,7 +344,7 @@ class Directory:
         del self._bodies[held.record.body]
         self._bodies[entry.record.body] = node
         self._expiry.set(node, entry.heartbeat.expires_at_ms)
-        before, after = _names(held), _names(entry)
+        before, after = _found_by(held), _found_by(entry)
         self._unindex(node, [name for name in before if name not in after])
         self._index(node, [name for name in after if name not in before])
 
@@ -342,7 +354,7 @@ class Directory:
         del self._sorted[bisect_left(self._sorted, node)]
         self._expiry.cancel(node)
         self._loads.pop(node, None)
-        self._unindex(node, _names(entry))
+        self._unindex(node, _found_by(entry))
 
     def _index(self, node: NodeId, names: Iterable[str]) -> None:
         for name in names:
@@ -359,6 +371,12 @@ class Directory:
 def _names(entry: Entry) -> Collection[str]:
     """The models of an entry, each once and in its order."""
     return dict.fromkeys(offer.name for offer in entry.heartbeat.models)
+
+
+def _found_by(entry: Entry) -> Collection[str]:
+    """The names under which the index has an entry."""
+    names = _names(entry)
+    return dict.fromkeys((*names, *entry.aliases)) if entry.aliases else names
 
 
 def _with_former_models(entry: Entry, held: Entry) -> Entry:

@@ -14,6 +14,7 @@ from typing import Annotated, Final, NamedTuple
 from msgspec import Meta, Struct
 
 from protocol import constants as c
+from protocol.details import Said
 from protocol.errors import Refusal
 from protocol.ids import JobId, LeaseId, NodeId, RunId, StreamId
 from protocol.records import (
@@ -227,6 +228,8 @@ class Offer(Struct, frozen=True):
     dht_address: str | None = None
     #: What the owner has set to be served and no engine has ready now, because it is being loaded; never sent.
     models_loading: tuple[str, ...] = ()
+    #: What is said of models beside what they cost, by their names.
+    said: dict[str, Said] = {}
 
 
 class SetOffer(Struct, frozen=True):

@@ -153,6 +153,8 @@ class HandingOff:
             load, wait_ms = self._directory.load_of(node)
             if entry is None or (load >= c.LOAD_STEPS or wait_ms):
                 continue
+            if entry.offer(order.model) is None:
+                continue  # it has an alias of this name, and is asked by its own
             against = exclusion(
                 entry,
                 request,

@@ -1,7 +1,7 @@
 """How soon, and how surely, a provider would be done with a job: the figures by which routing prefers one to another.
 
 Everything here is measured or counted by the asker, but for load and price, which the provider states: who states
-them too low is refused by what it then does. What a provider says about its speed does not enter.
+them too low is refused by what it then does. Its word about its speed has been cut to size before (protocol/stated.py).
 
 Candidates come in tiers, and within a tier by
 

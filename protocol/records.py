@@ -39,7 +39,9 @@ Features = Annotated[tuple[UnsignedInteger, ...], Meta(max_length=32)]
 TokenIds = Annotated[bytes, Meta(max_length=c.TOKEN_ID_BYTES * c.OUTPUT_TOKENS_MAX)]
 #: (type, value), types strictly ascending. Odd types are ignored when unknown; with an unknown even type the record
 #: must not be acted on.
-Extensions = Annotated[tuple[tuple[UnsignedInteger, Annotated[bytes, Meta(max_length=1024)]], ...], Meta(max_length=8)]
+Extensions = Annotated[
+    tuple[tuple[UnsignedInteger, Annotated[bytes, Meta(max_length=c.EXTENSION_BYTES_MAX)]], ...], Meta(max_length=8)
+]
 Milli = Annotated[int, Meta(ge=0, le=1000)]
 #: 0 or 1: MessagePack's booleans are not used.
 Flag = Annotated[int, Meta(ge=0, le=1)]
@@ -114,6 +116,19 @@ class VramTier(WireEnum):
     FROM_48 = 5
 
 
+class EngineKind(WireEnum):
+    """What runs a model, as its provider says."""
+
+    UNKNOWN = 0
+    LLAMA_CPP = 1  # embedded, or a llama-server
+    EXLLAMA_V2 = 2
+    EXLLAMA_V3 = 3
+    OLLAMA = 4
+    VLLM = 5
+    SGLANG = 6
+    LM_STUDIO = 7
+
+
 class Outcome(WireEnum):
     """How a job that was accepted ended; `Receipt.outcome`."""
 
@@ -182,6 +197,30 @@ class ModelOffer(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tru
     @property
     def is_free(self) -> bool:
         return self.price_in_uusd == self.price_out_uusd == self.price_job_uusd == 0
+
+
+ModelIndex = Annotated[int, Meta(ge=0, le=c.HEARTBEAT_MODELS_MAX - 1)]
+StatedSpeed = Annotated[int, Meta(ge=0, le=c.STATED_TOKENS_PER_S_MAX)]
+
+
+class ModelDetails(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a provider says of the model at this place of its heartbeat: extension 3 holds an array of them.
+
+    Nobody vouches for any of it. Speeds are tokens per second of one stream, in coarse steps; 0 is not said.
+    """
+
+    model: ModelIndex
+    quantisation: Annotated[str, Meta(max_length=c.QUANTISATION_CHARACTERS_MAX)]
+    engine: EngineKind
+    prompt_tokens_per_s: StatedSpeed
+    tokens_per_s: StatedSpeed
+
+
+class ModelAliases(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """By which other names the model at this place of the heartbeat is found: extension 5 holds an array of them."""
+
+    model: ModelIndex
+    aliases: Annotated[tuple[ModelName, ...], Meta(min_length=1, max_length=c.MODEL_ALIASES_MAX)]
 
 
 class Heartbeat(Record, frozen=True):

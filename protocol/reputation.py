@@ -166,7 +166,7 @@ class Reputation:
     def job_done(self, provider: NodeId, model: str, wall_ms: int) -> None:
         """A job of ours ended with a receipt that matches what arrived."""
         self._experience(provider, model, wall_ms).ok += 1
-        self._favour(provider, model)
+        self.favour(provider, model)
 
     def job_failed(self, provider: NodeId, model: str, wall_ms: int) -> None:
         """The provider took a job of ours and did not finish it, or broke the protocol."""
@@ -301,7 +301,8 @@ class Reputation:
         """A few providers that did jobs of this model, or of any, for us, the last one last."""
         return list(self._favourites.get(model) or ())
 
-    def _favour(self, provider: NodeId, model: str) -> None:
+    def favour(self, provider: NodeId, model: str) -> None:
+        """This provider did a job that asked for the model by this name."""
         for name in (model, None):
             favourites = self._favourites.get(name)
             if favourites is None:
@@ -329,7 +330,7 @@ class Reputation:
             )
             self._own.put((each.provider, each.model), experience)
             if each.ok > each.bad:
-                self._favour(each.provider, each.model)
+                self.favour(each.provider, each.model)
 
 
 def reliability(ok: float, bad: float) -> float:

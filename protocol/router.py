@@ -263,6 +263,8 @@ class Router:
         self._close(asked)
         self._measure(trial)
         self._reputation.job_done(trial.provider, trial.model, now.wall_ms)
+        if asked.model not in (None, trial.model):
+            self._reputation.favour(trial.provider, asked.model)
         self._resting.pop((trial.provider, trial.model))
         self._affinity.remember(asked.prefixes, asked.model, trial.provider, now.monotonic_s)
         self._tell(trial, Result.DONE, now, receipt)

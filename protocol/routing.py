@@ -14,16 +14,18 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from protocol.details import speeds_of
 from protocol.directory import Directory, Entry
 from protocol.ids import NodeId
 from protocol.jobs import cost_bound_uusd
 from protocol.ranking import STRANGER, Need, Rank, Standing, Tier, is_newcomer, rank
 from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
+from protocol.stated import Stated, believed
 
 # Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16
@@ -213,9 +215,13 @@ def exclusion(
 
 
 def model_for(entry: Entry, request: RouteRequest) -> str | None:
-    """The model of this node that fits the request: the one named, or the first that fits when none is."""
+    """The model of this node that fits the request: the one named, or the first that fits when none is.
+
+    It is what the node calls it, which may be another name than the one that is asked for.
+    """
+    name = entry.own_name(request.model)
     for offer in entry.heartbeat.models:
-        if request.model not in (None, offer.name):
+        if name not in (None, offer.name):
             continue
         if request.kind not in offer.kinds or request.context_tokens > offer.context_tokens:
             continue
@@ -237,7 +243,8 @@ def _has_weights(offer: ModelOffer, request: RouteRequest) -> bool:
 
 def _model_exclusion(entry: Entry, request: RouteRequest) -> Exclusion:
     """Why no model of this node fits: the reason of the one that comes closest."""
-    named = [offer for offer in entry.heartbeat.models if request.model in (None, offer.name)]
+    name = entry.own_name(request.model)
+    named = [offer for offer in entry.heartbeat.models if name in (None, offer.name)]
     if not named:
         return Exclusion.NO_MODEL
     fitting = [offer for offer in named if request.kind in offer.kinds]
@@ -283,7 +290,7 @@ def choose(
     need = _need(request)
     for size in (SAMPLE, SAMPLE_MAX):
         entries = _sample(request, directory, around, size, rng)
-        verdicts = [_judge(entry, request, need, directory, around, tried, wall_ms) for entry in entries]
+        verdicts = _judge_all(entries, request, need, directory, around, tried, wall_ms)
         ranked = [verdict for verdict in verdicts if verdict.rank is not None]
         if ranked:
             # Shuffled, so that equals share the jobs.
@@ -336,16 +343,36 @@ _REASON_OF_TIER: Final = {
 }
 
 
-def _judge(
-    entry: Entry,
+class _Fit(NamedTuple):
+    """A node that can do the job, and what ranks it beside what is known of it."""
+
+    entry: Entry
+    offer: ModelOffer
+    known: Standing
+    stated: Stated
+
+
+def _judge_all(
+    entries: Sequence[Entry],
     request: RouteRequest,
     need: Need,
     directory: Directory,
     around: Surroundings,
     tried: Collection[NodeId],
     wall_ms: int,
-) -> Verdict:
-    """What speaks against a node, or where it ranks."""
+) -> list[Verdict]:
+    """What speaks against each of these nodes, or where it ranks among them; in their order."""
+    found = [_look_at(entry, request, around, tried, wall_ms) for entry in entries]
+    fits = [one for one in found if isinstance(one, _Fit)]
+    # How far one is believed depends on the others.
+    counted = iter(believed([fit.known for fit in fits], [fit.stated for fit in fits], need))
+    return [_ranked(one, next(counted), need, directory) if isinstance(one, _Fit) else one for one in found]
+
+
+def _look_at(
+    entry: Entry, request: RouteRequest, around: Surroundings, tried: Collection[NodeId], wall_ms: int
+) -> Verdict | _Fit:
+    """What speaks against a node; or that nothing does."""
     node = entry.heartbeat.node
     against = exclusion(
         entry,
@@ -362,10 +389,15 @@ def _judge(
     assert model is not None
     offer = entry.offer(model)
     assert offer is not None
-    load, wait_ms = directory.load_of(node)
-    standing = around.standing(node, model)
+    return _Fit(entry, offer, around.standing(node, model), Stated(*speeds_of(entry.heartbeat, offer)))
+
+
+def _ranked(fit: _Fit, counted: Standing, need: Need, directory: Directory) -> Verdict:
+    heartbeat = fit.entry.heartbeat
+    load, wait_ms = directory.load_of(heartbeat.node)
     wait_s = wait_ms / 1000 if wait_ms else None
-    return Verdict(node, model, None, rank(offer, entry.heartbeat.free_policy, load, wait_s, standing, need))
+    by = rank(fit.offer, heartbeat.free_policy, load, wait_s, counted, need)
+    return Verdict(heartbeat.node, fit.offer.name, None, by)
 
 
 def _sample(
@@ -389,7 +421,7 @@ def explain(request: RouteRequest, directory: Directory, around: Surroundings, w
     As no choice is made here, none of the candidates has anything against it.
     """
     need = _need(request)
-    judged = [_judge(entry, request, need, directory, around, (), wall_ms) for entry in directory.entries()]
+    judged = _judge_all(directory.entries(), request, need, directory, around, (), wall_ms)
     candidates = sorted((v for v in judged if v.rank is not None), key=lambda v: _rank(v).key)
     others = sorted((v for v in judged if v.against is not None), key=_reason_number)
     return [*candidates, *others]

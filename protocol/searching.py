@@ -250,7 +250,8 @@ class Searching:
         waits = [(wait_ms, node) for node, wait_ms in job.busy.items() if 0 < wait_ms < left_ms]
         if not waits:
             return False
-        job.provider, job.queue_wait_ms = min(waits)[1], left_ms
+        # Whoever was tried last may call the model otherwise.
+        job.provider, job.model, job.queue_wait_ms = min(waits)[1], job.model_wanted, left_ms
         return True
 
     @staticmethod
@@ -296,7 +297,7 @@ class Searching:
         return self._return_to(job, gone[-1], now) if gone else self._nobody(job)
 
     def _return_to(self, job: Job, node: NodeId, now: Now) -> list[Effect]:
-        job.provider, job.queue_wait_ms = node, 0
+        job.provider, job.model, job.queue_wait_ms = node, job.model_wanted, 0
         job.retried.add(node)
         return self._reach(job, now)
 
@@ -392,6 +393,9 @@ class Searching:
         if offer is None:
             wanted = f"model {job.model!r}" if job.model else "a model for this kind of job"
             return self._fail(job, Refusal.NO_MODEL, f"the provider does not serve {wanted}", now)
+        # SPEC 05: The asker MUST NOT write an alias into an order ([01](01-wire.md)): the model is named as the offer
+        #   names it,
+        job.model = offer.name
         self.leave(job)
         return self._outcomes.reached(job, entry, offer, now)
 

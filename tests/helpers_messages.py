@@ -30,6 +30,8 @@ from protocol.records import (
     JobAcceptRecord,
     JobOpenRecord,
     JobRequest,
+    ModelAliases,
+    ModelDetails,
     ModelOffer,
     ReceiptRecord,
     Record,
@@ -57,7 +59,7 @@ RECORDS: tuple[type[Record], ...] = (
     ComplaintRecord,
     LedgerHeadRecord,
 )
-PARTS_OF_RECORDS = (Gpu, ModelOffer, Sampling, ReportEntry)
+PARTS_OF_RECORDS = (Gpu, ModelOffer, ModelDetails, ModelAliases, Sampling, ReportEntry)
 SEALED = (JobRequest, SealedPrompt, ChunkBody)
 
 # Long fields are rare in examples: Hypothesis spends its time on shapes, not on filling 48 KiB.

@@ -38,10 +38,11 @@ def key_of(number: int) -> SigningKey:
 
 
 def config_of_nobody(**changes: object) -> Config:
-    """A configuration whose folders are never touched."""
+    """A configuration whose folders are never touched, unless they are given."""
     nowhere = Path("/nonexistent")
-    fields = {"name": "test", "advertise": False, "mdns": False, "free_for": "all", **changes}
-    return Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere, **fields)  # type: ignore[arg-type]
+    folders = {"config_dir": nowhere, "state_dir": nowhere, "data_dir": nowhere}
+    fields = {"name": "test", "advertise": False, "mdns": False, "free_for": "all", **folders, **changes}
+    return Config(**fields)  # type: ignore[arg-type]
 
 
 class World:

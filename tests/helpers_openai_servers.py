@@ -239,7 +239,9 @@ def talks(*events: object, whole: bool = True) -> Page:
 def ollama(*events: object, context_length: int | None = 4096) -> OddServer:
     """A double of Ollama with one model. The counts come at the end, and the token that ends it is among them."""
     said = events or (*map(piece, ANSWER), piece("", "stop"), chunk(usage=usage(PROMPT_TOKENS, 7)), "[DONE]")
-    loaded = {"name": "qwen2.5:7b", "model": "qwen2.5:7b", "size": 1, "expires_at": "2026-11-02T08:15:34Z"}
+    details = {"family": "qwen2", "parameter_size": "7.6B", "quantization_level": "Q4_K_M"}
+    loaded: dict[str, Any] = {"name": "qwen2.5:7b", "model": "qwen2.5:7b", "size": 1, "details": details}
+    loaded["expires_at"] = "2026-11-02T08:15:34Z"
     if context_length is not None:
         loaded["context_length"] = context_length
     server = OddServer()

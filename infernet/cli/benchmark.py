@@ -15,12 +15,14 @@ from infernet.host.lock import running_pid
 
 if TYPE_CHECKING:
     from infernet.engines.benchmark import Benchmark
+    from protocol.records import JobRequest, ModelOffer
 
 USAGE: Final = "[--last] [--rounds N] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 Start the engine that is set, have each of its models read a prompt of a few hundred tokens and write an answer, several
-times, and show the medians. The last measurement is kept in this node's state folder; --last shows it again. Stop the
-node first: with it, two engines share this machine, and the figures are those of half of it."""
+times, and show the medians. The last measurement is kept in this node's state folder; --last shows it again. For 30
+days a node says in its heartbeat how fast the models with these weights are, in coarse steps. Stop the node first: with
+it, two engines share this machine, and the figures are those of half of it."""
 EXAMPLES: Final = """\
 examples:
   infernet benchmark
@@ -62,8 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measured(config: Config, rounds: int) -> Benchmark:
-    from functools import partial
-
     import trio
 
     from infernet.engines.benchmark import OUTPUT_TOKENS, Benchmark, keep, prompts, speeds_of
@@ -78,8 +78,14 @@ def _measured(config: Config, rounds: int) -> Benchmark:
         engine = await open_engine(config, Waits(others_s=_TIMEOUT_S))
         if engine is None:
             raise Misuse("this node has no engine to measure: give one with --engine, and --role provider")
-        trials = await try_engine(engine, partial(prompts, rounds), OUTPUT_TOKENS, _TIMEOUT_S, _TIMEOUT_S)
-        return Benchmark(time.time_ns() // 1_000_000, config.engine, speeds_of(trials))
+        offers: dict[str, ModelOffer] = {}
+
+        def requests(offer: ModelOffer) -> list[JobRequest]:
+            offers[offer.name] = offer
+            return prompts(rounds, offer)
+
+        trials = await try_engine(engine, requests, OUTPUT_TOKENS, _TIMEOUT_S, _TIMEOUT_S)
+        return Benchmark(time.time_ns() // 1_000_000, config.engine, speeds_of(trials, offers))
 
     try:
         benchmark = trio.run(measure)

@@ -7,13 +7,15 @@ from typing import Any, Final
 
 from infernet.cli.output import duration, print_json, print_table
 from infernet.cli.running_node import STATUS_TIMEOUT_S, node_status
+from infernet.cli.said import all_in_words
 from infernet.config import places
 from infernet.ipc import client as ipc
 
 USAGE: Final = "[--all] [--json]"
 DESCRIPTION: Final = """\
 The nodes whose signed record the running node holds: what they serve, how loaded they are, whether they are connected.
-Names are what those nodes call themselves; only the node id is proven."""
+Names are what those nodes call themselves, and nobody has checked what they say of their models (form of the weights,
+engine, speed); only the node id is proven."""
 EXAMPLES: Final = """\
 examples:
   infernet peers
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("No peers yet. Nodes are found on the local network, through the coordinator (`infernet init --url`) and")
         print("through each other; `infernet join INVITE` connects to somebody who has run `infernet invite`.")
     else:
-        columns = ("name", "node", "role", "connected", "models", "load", "seen", "address")
+        columns = ("name", "node", "role", "connected", "models", "says", "load", "seen", "address")
         print_table(columns, [_row(peer) for peer in peers])
     return 0
 
@@ -54,6 +56,7 @@ def _row(peer: dict[str, Any]) -> list[object]:
         peer.get("role"),
         peer.get("connected"),
         peer.get("models"),
+        all_in_words(peer.get("says"), peer.get("models") or []) or "-",
         f"{peer.get('load', 0)}/8",
         f"{duration(float(peer.get('age_s', 0)))} ago",
         addresses[0] if addresses else "-",

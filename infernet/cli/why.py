@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from infernet.cli.output import print_json, print_table
 from infernet.cli.running_node import node_status
+from infernet.cli.said import in_words
 from infernet.config import places
 from infernet.ipc import client as ipc
 from protocol.formats.text import clean_line
@@ -28,7 +29,7 @@ examples:
 
 Candidates are ranked by how soon they are expected to be done with an answer of 512 tokens, divided by how sure that
 is: both as measured with jobs of this node, and a little by what other askers report with a receipt. The figures of a
-stranger are assumptions (~)."""
+stranger are assumptions (~), or what it says of its speed, believed no further than the one in the middle."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,16 +87,21 @@ def _print_asking(asking: dict[str, Any]) -> None:
     nodes = asking.get("nodes") or []
     if nodes:
         print()
-        columns = ("place", "name", "node", "model", "expected", "first token", "tokens/s", "sure", "load", "why")
-        print_table(columns, [_row(node) for node in nodes[:ROWS_MAX]])
+        print_table(_COLUMNS, [_row(node) for node in nodes[:ROWS_MAX]])
     if len(nodes) > ROWS_MAX:
         print(f"... and {len(nodes) - ROWS_MAX} more: --json shows all")
 
 
+_COLUMNS: Final = (
+    *("place", "name", "node", "model", "expected", "first token", "tokens/s", "sure", "load", "says", "why"),
+)
+
+
 def _row(node: dict[str, Any]) -> list[object]:
     who = [node.get("name"), str(node.get("node_id"))[:8], node.get("model") or "-"]
+    says = in_words(node.get("says")) or "-"
     if node.get("verdict") != "candidate":
-        return ["-", *who, "-", "-", "-", "-", "-", node.get("text")]
+        return ["-", *who, "-", "-", "-", "-", "-", says, node.get("text")]
     about = "" if node.get("is_measured") else "~"
     return [
         node.get("place"),
@@ -105,6 +111,7 @@ def _row(node: dict[str, Any]) -> list[object]:
         f"{about}{node.get('tokens_per_s', 0):.0f}",
         f"{100 * node.get('reliability', 0):.0f} %",
         f"{node.get('load', 0)}/8",
+        says,
         _figures(node),
     ]
 

@@ -8,7 +8,7 @@ node goes on. What it serves is offered by the adapter that serves every OpenAI-
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from infernet.cluster.network import Network
 from infernet.cluster.program import Program, ProgramGone, open_program, private_directory
 from infernet.engines import models
 from infernet.engines.contract import (
+    Description,
     EngineEvent,
     EnginePart,
     EngineState,
@@ -38,7 +39,7 @@ from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
 from protocol.ids import NodeId, RunId
-from protocol.records import ModelOffer
+from protocol.records import EngineKind, ModelOffer
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class ClusterConfig:
     price_job_uusd: int = 0
     #: The SHA-256 that the file must have; without one it is taken as it is.
     fingerprint: bytes | None = None
+    quantisation: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,10 @@ class ClusterEngine:
         # SPEC 11: A head MUST offer the model only while there is a session with every worker, and `llama-server`
         #   answers.
         return self._inner.models() if self._inner is not None and self._is_up else ()
+
+    def described(self) -> Mapping[str, Description]:
+        """See `contract.DescribesModels`."""
+        return {offer.name: Description(self._config.quantisation, EngineKind.LLAMA_CPP) for offer in self.models()}
 
     def statistics(self) -> EngineStatistics:
         """What the engine did so far."""

@@ -71,4 +71,6 @@ def _of_config(config: Config) -> dict[str, str]:
     for model in {config.model, *config.models} - {STARTER.name}:
         path = Path(model)
         names |= {model: "path", str(path.expanduser()): "path", path.name: "model", path.stem: "model"}
-    return names | {one.name: "model" for one in config.model_settings if one.name != STARTER.name}
+    for one in config.model_settings:
+        names |= dict.fromkeys({one.name, *(one.aliases or ())} - {STARTER.name}, "model")
+    return names

@@ -7,6 +7,7 @@ the median. The speed of reading is that from the request to the first of the an
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Final
@@ -39,6 +40,8 @@ class Speed(Struct, frozen=True):
     output_tokens: int
     tokens_per_s: Rate | None
     rounds: int
+    #: Of the weights, in hexadecimal digits; None where they are not known.
+    fingerprint: str | None = None
 
 
 class Benchmark(Struct, frozen=True):
@@ -56,13 +59,13 @@ def prompts(rounds: int, offer: ModelOffer) -> list[JobRequest]:
     return [question((secrets.token_hex(4), _TASK, text)) for _ in range(rounds)]
 
 
-def speeds_of(trials: list[Trial]) -> list[Speed]:
+def speeds_of(trials: list[Trial], offers: Mapping[str, ModelOffer]) -> list[Speed]:
     """The medians of each model's rounds."""
     names = dict.fromkeys(trial.model for trial in trials)
-    return [_speed_of([trial for trial in trials if trial.model == name]) for name in names]
+    return [_speed_of([trial for trial in trials if trial.model == name], offers[name]) for name in names]
 
 
-def _speed_of(rounds: list[Trial]) -> Speed:
+def _speed_of(rounds: list[Trial], offer: ModelOffer) -> Speed:
     prompt_s = median(trial.prompt_s for trial in rounds)
     prompt_tokens = round(median(trial.prompt_tokens for trial in rounds))
     rates = [trial.tokens_per_s for trial in rounds if trial.tokens_per_s is not None]
@@ -74,6 +77,7 @@ def _speed_of(rounds: list[Trial]) -> Speed:
         output_tokens=round(median(trial.output_tokens for trial in rounds)),
         tokens_per_s=median(rates) if rates else None,
         rounds=len(rounds),
+        fingerprint=offer.fingerprint.hex() if any(offer.fingerprint) else None,
     )
 
 
@@ -86,8 +90,13 @@ def keep(state_dir: Path, benchmark: Benchmark) -> Path:
 
 def kept(state_dir: Path) -> Benchmark | None:
     """The last measurement; None when there is none that can be read."""
+    return read(state_dir / FILE_NAME)
+
+
+def read(path: Path) -> Benchmark | None:
+    """A measurement that was kept; None when there is none that can be read."""
     try:
-        with (state_dir / FILE_NAME).open("rb") as file:
+        with path.open("rb") as file:
             return msgspec.json.decode(file.read(FILE_BYTES_MAX), type=Benchmark)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -15,7 +15,7 @@ How tokens are counted, in every engine (jobs are paid by these counts):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -26,7 +26,7 @@ from infernet.confinement.contract import Protection
 from protocol.effects import RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.ids import RunId
-from protocol.records import Kind, ModelOffer
+from protocol.records import EngineKind, Kind, ModelOffer
 
 if TYPE_CHECKING:
     from infernet.hardware.contract import Card
@@ -90,6 +90,8 @@ class EngineConfig(Struct, frozen=True):
     exllama: ExllamaOptions | None = None
     #: Whether its process gives up what it does not need; see `infernet.confinement`.
     confine: bool = True
+    #: The form of the weights, as their file or folder says.
+    quantisation: str = ""
 
 
 class EngineStatistics(Struct, frozen=True):
@@ -131,6 +133,13 @@ class EnginePart(Struct, frozen=True):
 def loading_for(state: EngineState, since_s: float) -> float | None:
     """For how long an engine that is in this state since this instant has been loading."""
     return round(trio.current_time() - since_s, 1) if state is EngineState.STARTING else None
+
+
+class Description(Struct, frozen=True):
+    """What is known of a model beside what it costs; "" where the form of its weights is not known."""
+
+    quantisation: str = ""
+    engine: EngineKind = EngineKind.UNKNOWN
 
 
 class Engine(Protocol):
@@ -192,6 +201,14 @@ class DividesCards(Protocol):
 
     def lose_cards(self, cards: Sequence[Card]) -> None:
         """These cards are gone; never waits. What ran on others goes on."""
+
+
+@runtime_checkable
+class DescribesModels(Protocol):
+    """An engine that knows more of its models than what they cost."""
+
+    def described(self) -> Mapping[str, Description]:
+        """By the names of what it offers at this moment."""
 
 
 @runtime_checkable

@@ -139,6 +139,7 @@ class _Shape(Struct, frozen=True):
     max_position_embeddings: int | None = None
     eos_token_id: int | list[int] | None = None
     text_config: Raw = Raw()
+    quantization_config: Any = None
 
 
 class Folder(Struct, frozen=True):
@@ -157,12 +158,14 @@ class Folder(Struct, frozen=True):
     begins_with_bos: bool
     context_tokens_max: int | None
     values_per_token: int
+    quantisation: str = ""
 
 
 def read_folder(path: Path) -> Folder:
     """Read the files beside the weights. Raises ModelMissing or ModelCorrupt."""
     shape = _read(path / CONFIG, _Shape)
     ends = _ids(shape.eos_token_id)
+    quantised = shape.quantization_config
     if bytes(shape.text_config):
         # A model that sees pictures, too: what concerns texts is one level down.
         within = _decode(bytes(shape.text_config), path / CONFIG, _Shape)
@@ -187,6 +190,7 @@ def read_folder(path: Path) -> Folder:
         begins_with_bos=_begins_with_bos(words, tokenizer, names.get("bos_token")),
         context_tokens_max=shape.max_position_embeddings,
         values_per_token=_values_per_token(shape),
+        quantisation=_quantisation(quantised),
     )
 
 
@@ -226,6 +230,16 @@ def _begins_with_bos(words: _TokenizerConfig, tokenizer: _TokenizerFile, bos: st
             case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(first)}}, *_]}:
                 return first == bos
     return False
+
+
+def _quantisation(value: Any) -> str:
+    """How the weights are quantised, as `exl2 4.0bpw`; "" where the configuration does not say."""
+    match value:
+        case {"quant_method": str(method), "bits": int(bits) | float(bits)} if not isinstance(bits, bool):
+            return f"{method} {bits:.1f}bpw" if isinstance(bits, float) else f"{method} {bits}bpw"
+        case {"quant_method": str(method)}:
+            return method
+    return ""
 
 
 def _values_per_token(shape: _Shape) -> int:

@@ -63,6 +63,14 @@ def read_header(path: Path) -> Header:
         return _header_of(_Walker(file).values())
 
 
+def quantisation_of(path: Path) -> str:
+    """How the weights in a file are quantised; "" where it does not say, or cannot be read."""
+    try:
+        return read_header(path).quantisation
+    except (BadGguf, OSError):
+        return ""
+
+
 class _Walker:
     """Reads values one after the other, within the bounds."""
 

@@ -8,7 +8,7 @@ flight end with EngineFailed, each exactly once; each start that fails makes the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from infernet.confinement.contract import Protection, describe
 from infernet.engines import folders, models
 from infernet.engines.contract import (
+    Description,
     EngineConfig,
     EngineEvent,
     EnginePart,
@@ -38,7 +39,7 @@ from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineProgress, EngineStarted, EngineText, EngineVector
 from protocol.formats.text import clean_line
 from protocol.ids import RunId
-from protocol.records import ModelOffer, Outcome
+from protocol.records import EngineKind, ModelOffer, Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -230,6 +231,16 @@ class IsolatedEngine:
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
         return (self._offer,) if self._offer is not None else ()
+
+    def described(self) -> Mapping[str, Description]:
+        """See `contract.DescribesModels`."""
+        return {self._config.name: Description(self._config.quantisation, self._kind())}
+
+    def _kind(self) -> EngineKind:
+        exllama = self._config.exllama
+        if exllama is None:
+            return EngineKind.LLAMA_CPP
+        return EngineKind.EXLLAMA_V2 if exllama.version == 2 else EngineKind.EXLLAMA_V3
 
     def statistics(self) -> EngineStatistics:
         """What the engine did so far."""

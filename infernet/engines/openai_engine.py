@@ -17,7 +17,15 @@ import httpx
 import structlog
 import trio
 
-from infernet.engines.contract import EnginePart, EngineState, EngineStatistics, EngineUnavailable, Report, loading_for
+from infernet.engines.contract import (
+    Description,
+    EnginePart,
+    EngineState,
+    EngineStatistics,
+    EngineUnavailable,
+    Report,
+    loading_for,
+)
 from infernet.engines.openai_answer import Answer
 from infernet.engines.openai_http import ApiKey, Server, ServerBroken, ServerError, ServerGone, ServerRefused
 from infernet.engines.openai_servers import (
@@ -39,13 +47,21 @@ from protocol.effects import RunEngine
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted
 from protocol.ids import RunId
-from protocol.records import ModelOffer, Outcome
+from protocol.records import EngineKind, ModelOffer, Outcome
 
 log = structlog.get_logger(__name__)
 
 _NO_FINGERPRINT: Final = bytes(32)
 # What tells that a prompt is too long: llama-server's, vLLM's and OpenAI's words for it.
 _TOO_LONG: Final = ("exceed_context_size", "context_length", "maximum context length", "context size")
+
+_KINDS: Final = {
+    Dialect.LLAMA: EngineKind.LLAMA_CPP,
+    Dialect.VLLM: EngineKind.VLLM,
+    Dialect.SGLANG: EngineKind.SGLANG,
+    Dialect.OLLAMA: EngineKind.OLLAMA,
+    Dialect.LM_STUDIO: EngineKind.LM_STUDIO,
+}
 
 
 @dataclass(frozen=True)
@@ -193,6 +209,11 @@ class OpenAiEngine:
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment."""
         return self._offers
+
+    def described(self) -> Mapping[str, Description]:
+        """What the server told of its models; see `contract.DescribesModels`."""
+        kind = _KINDS.get(self._dialect, EngineKind.UNKNOWN)
+        return {one.name: Description(one.quantisation, kind) for one in self._served.values()}
 
     def statistics(self) -> EngineStatistics:
         """What the engine did so far. A server's slots are not seen from here."""

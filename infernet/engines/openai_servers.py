@@ -88,6 +88,7 @@ class Served(Struct, frozen=True):
     kinds: tuple[Kind, ...]
     context_tokens: int | None
     counts_first: bool
+    quantisation: str = ""
 
 
 class _Ready(Struct, frozen=True):
@@ -111,6 +112,7 @@ class _Properties(Struct, frozen=True):
 class _Loaded(Struct, frozen=True):
     name: str
     context_length: Count | None = None
+    details: Any = None
 
 
 class _LoadedList(Struct, frozen=True):
@@ -125,6 +127,7 @@ class _Shown(Struct, frozen=True):
 class _StudioModel(Struct, frozen=True):
     id: str
     loaded_context_length: Count | None = None
+    quantization: Any = None
 
 
 class _StudioList(Struct, frozen=True):
@@ -284,8 +287,8 @@ async def probe(server: Server, dialect: Dialect, model: ListedModel) -> Served:
         counts_first = counted == chat_tokens
     except (ServerRefused, ServerBroken):
         pass
-    context_tokens = await _context_of(server, dialect, model)
-    return Served(model.id, public_name(model.id), kinds, context_tokens, counts_first)
+    context_tokens, quantisation = await _told_of(server, dialect, model)
+    return Served(model.id, public_name(model.id), kinds, context_tokens, counts_first, quantisation)
 
 
 async def say_a_token(server: Server, dialect: Dialect, model: str, timeout_s: float) -> None:
@@ -325,9 +328,13 @@ async def count_by_asking(server: Server, model: str, kind: Kind, request: JobRe
     return answer.usage.prompt_tokens
 
 
-async def _context_of(server: Server, dialect: Dialect, model: ListedModel) -> int | None:
-    """How many tokens a prompt and its answer may have, by the server's own pages; None where it has none."""
+async def _told_of(server: Server, dialect: Dialect, model: ListedModel) -> tuple[int | None, str]:
+    """How many tokens a prompt and its answer may have, and how the weights are quantised, by the server's own pages.
+
+    None and "" where it has none.
+    """
     tokens: int | None = None
+    quantisation: object = ""
     try:
         match dialect:
             case Dialect.LLAMA:
@@ -336,29 +343,32 @@ async def _context_of(server: Server, dialect: Dialect, model: ListedModel) -> i
                     settings = (await server.get("/props", _Properties, LOOK_TIMEOUT_S)).default_generation_settings
                     tokens = settings.n_ctx if settings is not None else None
             case Dialect.OLLAMA:
-                tokens = await _ollama_context(server, model.id)
+                tokens, quantisation = await _ollama_context(server, model.id)
             case Dialect.LM_STUDIO:
                 listed = (await server.get("/api/v0/models", _StudioList, LOOK_TIMEOUT_S)).data
-                tokens = next((row.loaded_context_length for row in listed if row.id == model.id), None)
+                found = next((row for row in listed if row.id == model.id), None)
+                if found is not None:
+                    tokens, quantisation = found.loaded_context_length, found.quantization
             case _:
                 tokens = model.max_model_len
     except (ServerRefused, ServerBroken):
-        return None
-    return tokens or None
+        return None, ""
+    return tokens or None, quantisation if isinstance(quantisation, str) else ""
 
 
-async def _ollama_context(server: Server, model: str) -> int | None:
+async def _ollama_context(server: Server, model: str) -> tuple[int | None, object]:
     """What the loaded model has (it has just answered); an older Ollama tells only what its model file asks for."""
     loaded = (await server.get("/api/ps", _LoadedList, LOOK_TIMEOUT_S)).models or []
-    tokens = next((row.context_length for row in loaded if row.name == model), None)
-    if tokens:
-        return tokens
+    row = next((row for row in loaded if row.name == model), None)
+    quantisation = row.details.get("quantization_level") if row is not None and isinstance(row.details, dict) else ""
+    if row is not None and row.context_length:
+        return row.context_length, quantisation
     shown = await server.post("/api/show", {"model": model}, _Shown, LOOK_TIMEOUT_S)
     asked = re.search(r"^num_ctx\s+(\d{1,9})\s*$", shown.parameters, re.MULTILINE)
     if asked is None:
-        return None
+        return None, quantisation
     trained = [value for name, value in shown.model_info.items() if name.endswith(".context_length")]
-    return min([int(asked[1]), *(value for value in trained if isinstance(value, int) and value > 0)])
+    return min([int(asked[1]), *(value for value in trained if isinstance(value, int) and value > 0)]), quantisation
 
 
 def chosen(found: Found, names: Sequence[str]) -> list[ListedModel]:

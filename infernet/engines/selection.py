@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from infernet.cluster.engine import ClusterConfig, ClusterEngine
 from infernet.cluster.workers import worker_of
 from infernet.config import Config
-from infernet.engines import folders, models, shelf
+from infernet.engines import folders, gguf, models, shelf
 from infernet.engines.contract import Engine, EngineConfig, EngineUnavailable, ExllamaOptions
 from infernet.engines.dividing import Division, divide
 from infernet.engines.isolated import IsolatedEngine
@@ -130,6 +130,7 @@ def cluster_config(config: Config) -> ClusterConfig:
         price_in_uusd=model.price_in_uusd,
         price_out_uusd=model.price_out_uusd,
         price_job_uusd=model.price_job_uusd,
+        quantisation=model.quantisation,
     )
 
 
@@ -162,13 +163,13 @@ def _read_key(path: Path) -> str:
 def exllama_config(config: Config) -> EngineConfig:
     """Which folder ExLlama is to load, and how. Reads what is beside its weights. Raises ModelError."""
     path = folders.folder_of(config.models_dir, config.model)
-    has_template = folders.read_folder(path).template is not None
+    folder = folders.read_folder(path)
     own = settings_of(config.model_settings, folders.name_of(path))
     price_in_uusd, price_out_uusd, price_job_uusd = prices(config, own)
     return EngineConfig(
         name=folders.name_of(path),
         path=str(path),
-        kinds=(Kind.CHAT, Kind.COMPLETION) if has_template else (Kind.COMPLETION,),
+        kinds=(Kind.CHAT, Kind.COMPLETION) if folder.template is not None else (Kind.COMPLETION,),
         context_tokens=_or(own.context_tokens, config.context_tokens),
         slots=_or(own.slots, config.slots),
         price_in_uusd=price_in_uusd,
@@ -181,6 +182,7 @@ def exllama_config(config: Config) -> EngineConfig:
             cache_bits=_CACHE_BITS[config.cache],
         ),
         confine=config.confine,
+        quantisation=folder.quantisation,
     )
 
 
@@ -208,6 +210,7 @@ def _engine_config(config: Config, model: str) -> EngineConfig:
     price_in_uusd, price_out_uusd, price_job_uusd = prices(config, own)
     return replace(
         engine,
+        quantisation=gguf.quantisation_of(path),
         context_tokens=_or(own.context_tokens, config.context_tokens),
         slots=_or(own.slots, config.slots),
         threads=own.threads or config.threads or _threads(len(config.llama_models)),

@@ -7,7 +7,7 @@ of one moves only what ran on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,8 @@ from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection
 from infernet.engines.contract import (
+    DescribesModels,
+    Description,
     Engine,
     EngineEvent,
     EnginePart,
@@ -155,6 +157,15 @@ class SeveralEngines:
     def models(self) -> tuple[ModelOffer, ...]:
         """What can be run at this moment, with whichever engine."""
         return self._offers
+
+    def described(self) -> Mapping[str, Description]:
+        """What each engine says of the models that are its own here; see `contract.DescribesModels`."""
+        found: dict[str, Description] = {}
+        for part in self._parts:
+            engine: object = part.engine
+            if isinstance(engine, DescribesModels):
+                found |= {name: one for name, one in engine.described().items() if self._owners.get(name) is part}
+        return found
 
     def statistics(self) -> EngineStatistics:
         """The sums over all; the state is that of the best."""

@@ -21,6 +21,7 @@ from infernet.discovery.discovery import Discovery
 from infernet.draining import Draining
 from infernet.driver import Driver
 from infernet.engines.contract import Engine, TellsParts
+from infernet.ipc.said import what_is_said
 from infernet.ipc.why import Situation, WhyRequest, asking, serving
 from infernet.money.performer import Money
 from infernet.opening_hours import OpeningHours
@@ -253,6 +254,7 @@ class Inspection:
                 "connected": heartbeat.node in connected,
                 "ourselves": heartbeat.node == self._driver.peer.node,
                 "models": [offer.name for offer in heartbeat.models],
+                "says": what_is_said(heartbeat),
                 "load": heartbeat.load,
                 "addresses": list(heartbeat.addresses),
                 "age_s": round((now_ms - heartbeat.issued_at_ms) / 1000, 1),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from infernet.engines.contract import EngineState
+from infernet.ipc.said import what_is_said
 from protocol import constants as c
 from protocol.events import Now
 from protocol.hearsay import DAY_MS, HOUR_MS, Heard
@@ -145,6 +146,7 @@ def _node(peer: Peer, verdict: Verdict, place: int, now: Now) -> dict[str, Any]:
         "node_id": verdict.node.hex(),
         "name": entry.heartbeat.name if entry is not None else "",
         "model": verdict.model,
+        "says": what_is_said(entry.heartbeat).get(verdict.model or "") if entry is not None else None,
     }
     rank = verdict.rank
     if rank is None:
@@ -163,7 +165,7 @@ def _node(peer: Peer, verdict: Verdict, place: int, now: Now) -> dict[str, Any]:
         "wait_s": round(rank.wait_s, 3),
         "first_token_s": round(standing.first_token_s, 3),
         "tokens_per_s": round(standing.tokens_per_s, 1),
-        "is_measured": (standing.first_token_s, standing.tokens_per_s)
+        "is_measured": (account.standing.first_token_s, account.standing.tokens_per_s)
         != (STRANGER.first_token_s, STRANGER.tokens_per_s),
         "reliability": round(standing.reliability, 3),
         "load": rank.load,

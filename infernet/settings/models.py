@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.constants import HEARTBEAT_MODELS_MAX, MODEL_NAME_CHARACTERS_MAX
+from protocol.constants import HEARTBEAT_MODELS_MAX, MODEL_ALIASES_MAX, MODEL_NAME_CHARACTERS_MAX
 
 MODELS_MAX: Final = HEARTBEAT_MODELS_MAX
 _JSON_CHARACTERS_MAX: Final = 64 * 1024
@@ -29,6 +29,8 @@ class ModelSettings:
     price_in_usd: int | None = None
     price_out_usd: int | None = None
     price_job_usd: int | None = None
+    #: By which other names others may ask for it.
+    aliases: tuple[str, ...] | None = None
 
 
 #: What may be set for one model.
@@ -46,6 +48,7 @@ def table_of(readers: Mapping[str, Callable[[object], Any]]) -> Callable[[object
             raise ValueError(f"must be a table by the names of models, {MODELS_MAX} at most")
         found = tuple(_one(str(name), fields) for name, fields in table.items())
         _refuse_twins([one.name for one in found])
+        _refuse_shared_aliases(found)
         return found
 
     def _one(name: str, fields: object) -> ModelSettings:
@@ -65,6 +68,31 @@ def table_of(readers: Mapping[str, Callable[[object], Any]]) -> Callable[[object
 
     assert set(readers) == set(FIELDS), "a setting of one model without a reader, or the other way round"
     return read
+
+
+def read_aliases(value: object) -> tuple[str, ...]:
+    """Other names of one model. Raises ValueError."""
+    names = [value] if isinstance(value, str) else value
+    allowed = (
+        f"must be a list of {MODEL_ALIASES_MAX} names at most, each of 1 to {MODEL_NAME_CHARACTERS_MAX} characters"
+    )
+    if not isinstance(names, list | tuple) or len(names) > MODEL_ALIASES_MAX:
+        raise ValueError(allowed)
+    for name in names:
+        if not isinstance(name, str) or not 0 < len(name) <= MODEL_NAME_CHARACTERS_MAX:
+            raise ValueError(allowed)
+        if not name.isprintable() or name != name.strip():
+            raise ValueError(f"{allowed}, without control characters or spaces around it")
+    return tuple(dict.fromkeys(names))
+
+
+def _refuse_shared_aliases(table: tuple[ModelSettings, ...]) -> None:
+    """Raises ValueError where two models would answer to one name."""
+    names = {one.name: one.name for one in table}
+    for one in table:
+        for alias in one.aliases or ():
+            if names.setdefault(alias, one.name) != one.name:
+                raise ValueError(f"must not have {alias} as an alias of {one.name}: it is a name of {names[alias]}")
 
 
 class _Twice(ValueError):

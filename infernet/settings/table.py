@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from infernet.settings.models import MODELS_MAX, table_of
+from infernet.settings.models import MODELS_MAX, read_aliases, table_of
 from infernet.settings.readers import (
     CACHES,
     CONTEXT_TOKENS_MAX,
@@ -91,6 +91,7 @@ _MODEL_SETTINGS: Final = table_of(
         "price_in_usd": read_dollars,
         "price_out_usd": read_dollars,
         "price_job_usd": read_dollars,
+        "aliases": read_aliases,
     }
 )
 
@@ -141,7 +142,7 @@ MODELS_HELP: Final = (
 )
 MODEL_SETTINGS_HELP: Final = (
     "what is set for one model alone, as JSON by its name: context_tokens, slots, threads, price_in_usd, "
-    "price_out_usd, price_job_usd"
+    "price_out_usd, price_job_usd, and aliases, a list of other names by which others may ask for it"
 )
 ENGINE_KEY_FILE_HELP: Final = (
     "file with the API key that the server of --engine-url wants, or set INFERNET_ENGINE_KEY to the key"

@@ -17,6 +17,7 @@ from protocol.sim.scenario import (
     Happening,
     Partition,
     Scenario,
+    Speed,
     Topology,
     Workload,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Scenario",
     "Simulation",
     "SimulationFailed",
+    "Speed",
     "Topology",
     "Workload",
 ]

@@ -108,6 +108,18 @@ class EngineProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a provider is with one stream, in tokens per second, as `infernet benchmark` measures it.
+
+    It says of itself `boast` times as much: 1 is the truth.
+    """
+
+    prompt_tokens_per_s: float
+    tokens_per_s: float
+    boast: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """Jobs, asked by random peers at random times from `start_s` on.
 
@@ -161,6 +173,10 @@ class Scenario:
     but for jobs; otherwise the topology only says whom each peer has heard of, and all look for neighbours themselves.
     Peers start one after another within `start_s`; so many `peers_per_network` share a /16. A directory holds
     `records_max`.
+
+    `speeds` are dealt to the providers in turn, who say in their heartbeats how fast they are; without any, all are as
+    `engine` says, and say nothing. Those of a real machine stand in the `benchmark.json` that `infernet benchmark`
+    keeps: whoever makes the scenario reads it.
     """
 
     seed: int = 0
@@ -178,6 +194,7 @@ class Scenario:
     peers_per_network: int = 1
     records_max: int = c.DIRECTORY_RECORDS_MAX
     engine: EngineProfile = field(default_factory=EngineProfile)
+    speeds: tuple[Speed, ...] = ()
     faults: Faults = field(default_factory=Faults)
     happenings: tuple[Happening, ...] = ()
     workload: Workload = field(default_factory=Workload)

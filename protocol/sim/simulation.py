@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from protocol.details import Said, in_steps
 from protocol.envelope import SigningKey
 from protocol.events import Ask, Event, LearnAddresses, Listening, Offer, SetOffer, StopAsking
 from protocol.ids import JobId, NodeId
@@ -25,7 +26,7 @@ from protocol.sim.lease_checkers import job_checkers
 from protocol.sim.money_checkers import LedgerChanged, money_checkers
 from protocol.sim.network import Network
 from protocol.sim.reader import SharedReader
-from protocol.sim.scenario import Crash, Happening, Money, Outage, Partition, Scenario, Topology
+from protocol.sim.scenario import Crash, Happening, Money, Outage, Partition, Scenario, Speed, Topology
 from protocol.sim.schedule import Schedule
 from protocol.sim.summary import Summary
 
@@ -189,6 +190,9 @@ class Simulation:
         skew = scenario.faults.clock_skew_ms_max
         money = scenario.money or Money()
         engine = scenario.engine
+        if scenario.speeds and is_provider:
+            speed = self._speed(index)
+            engine = replace(engine, prompt_tokens_per_s=speed.prompt_tokens_per_s, tokens_per_s=speed.tokens_per_s)
         if is_provider and scenario.money is not None and rng.random() < money.cheating_providers:
             engine = replace(engine, failure_rate=0.0, hang_rate=1.0, output_tokens_mean=1.0)
         is_cheat = not is_provider and scenario.money is not None and rng.random() < money.cheating_askers
@@ -263,6 +267,7 @@ class Simulation:
 
     def _offer(self, host: Host) -> Offer:
         models: tuple[ModelOffer, ...] = ()
+        said: dict[str, Said] = {}
         if host.engine is not None:
             engine = self.scenario.engine
             model = self._model(host.index)
@@ -271,6 +276,8 @@ class Simulation:
             money = self.scenario.money
             prices = (money.price_in_uusd, money.price_out_uusd, 0) if money is not None else (0, 0, 0)
             models = (ModelOffer(model, fingerprint, kinds, engine.context_tokens, engine.slots, *prices),)
+            if self.scenario.speeds:
+                said = {model: _said(self._speed(host.index))}
         others = Role.AGGREGATOR if self._is_aggregator(host.index) else Role.CLIENT
         return Offer(
             role=Role.PROVIDER if models else others,
@@ -281,7 +288,11 @@ class Simulation:
             free_policy=FreePolicy.ALL,
             relays=self._is_relay(host.index),
             coordinators=(self.bank.node,) if self.bank is not None and models else (),
+            said=said,
         )
+
+    def _speed(self, index: int) -> Speed:
+        return self.scenario.speeds[index % len(self.scenario.speeds)]
 
     def _model(self, index: int) -> str:
         return f"model-{index % self.scenario.models}"
@@ -377,6 +388,14 @@ class Simulation:
         if host.peer is None:
             self._crashed.pop(host.index, None)
             self._start(host)
+
+
+def _said(speed: Speed) -> Said:
+    """What a provider says of its own speed."""
+    return Said(
+        prompt_tokens_per_s=in_steps(speed.prompt_tokens_per_s * speed.boast),
+        tokens_per_s=in_steps(speed.tokens_per_s * speed.boast),
+    )
 
 
 def _sequence(peer: Peer, node: NodeId) -> int:

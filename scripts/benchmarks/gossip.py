@@ -6,6 +6,8 @@ simulator's own work included.
 
 With `--room` a peer's directory holds so many records and not everybody's, as on a network of a million: then what is
 counted is how many of the other providers of its models a provider knows.
+
+With `--benchmark` providers are as fast as a real machine, and say so, which makes their records longer.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import gc
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 from msgspec.structs import replace
 
+from infernet.engines.benchmark import read
 from protocol.events import SetOffer
 from protocol.ids import NodeId
 from protocol.records import Availability
-from protocol.sim import Scenario, Simulation, Topology
+from protocol.sim import Scenario, Simulation, Speed, Topology
 from protocol.sim.network import Network
 
 # Peers start at this rate, which is a storm: a network of this size grows over days.
@@ -68,11 +72,27 @@ class NarrowRow:
     known_mean: float
 
 
-def measure(peers: int, minutes: float, seed: int) -> Row:
+def speeds_in(path: Path) -> tuple[Speed, ...]:
+    """The speeds of a machine, from the file that `infernet benchmark` keeps: one for each model that it measured."""
+    benchmark = read(path)
+    measured = [(speed.prompt_tokens_per_s, speed.tokens_per_s) for speed in benchmark.models] if benchmark else []
+    speeds = tuple(Speed(reads, writes) for reads, writes in measured if reads and writes)
+    if not speeds:
+        raise SystemExit(f"{path} holds no speeds: it is the benchmark.json that `infernet benchmark` keeps")
+    return speeds
+
+
+def measure(peers: int, minutes: float, seed: int, speeds: tuple[Speed, ...]) -> Row:
     """Start a network, let it run, and change a few of its records."""
     start_s = peers / STARTS_PER_S
     scenario = Scenario(
-        seed=seed, peers=peers, providers=max(1, peers // 5), models=10, topology=Topology.STAR, start_s=start_s
+        seed=seed,
+        peers=peers,
+        providers=max(1, peers // 5),
+        models=10,
+        topology=Topology.STAR,
+        start_s=start_s,
+        speeds=speeds,
     )
     simulation = Simulation(scenario, [])
     sent = simulation.network
@@ -119,7 +139,7 @@ def _known_share(simulation: Simulation) -> float:
     return records / len(simulation.hosts) ** 2
 
 
-def measure_narrow(peers: int, room: int, minutes: float, seed: int) -> NarrowRow:
+def measure_narrow(peers: int, room: int, minutes: float, seed: int, speeds: tuple[Speed, ...]) -> NarrowRow:
     """Start a network in which nobody has room for everybody, and let it run."""
     scenario = Scenario(
         seed=seed,
@@ -129,6 +149,7 @@ def measure_narrow(peers: int, room: int, minutes: float, seed: int) -> NarrowRo
         topology=Topology.STAR,
         start_s=peers / STARTS_PER_S,
         records_max=room,
+        speeds=speeds,
     )
     simulation = Simulation(scenario, [])
     sent = simulation.network
@@ -202,14 +223,21 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long it is watched (default: ten minutes)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--room", type=int, help="records that a directory holds (default: everybody's)")
+    parser.add_argument(
+        "--benchmark",
+        type=Path,
+        metavar="FILE",
+        help="benchmark.json of a node: providers are as fast as it says, and say so (default: they say nothing)",
+    )
     arguments = parser.parse_args()
+    speeds = speeds_in(arguments.benchmark) if arguments.benchmark is not None else ()
     # Peers and their records stay to the end: looking for garbage among a million of them finds none.
     gc.disable()
     if arguments.room is not None:
         print("| peers | room | idle bytes/min | bytes/min | CPU ms/min | neighbours | known: least | known: mean |")
         print("|---" * 8 + "|")
         for peers in arguments.peers:
-            narrow = measure_narrow(peers, arguments.room, arguments.minutes, arguments.seed)
+            narrow = measure_narrow(peers, arguments.room, arguments.minutes, arguments.seed, speeds)
             print(
                 f"| {narrow.peers} | {narrow.room} | {narrow.idle_bytes:.0f} | {narrow.bytes_per_minute:.0f} "
                 f"| {narrow.cpu_ms_per_minute:.0f} | {narrow.neighbours:.1f} | {narrow.known_least:.2f} "
@@ -235,7 +263,7 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     for peers in arguments.peers:
-        row = measure(peers, arguments.minutes, arguments.seed)
+        row = measure(peers, arguments.minutes, arguments.seed, speeds)
         print(
             f"| {row.peers} | {row.nearly_full_view_s:.1f} s | {row.full_view_s:.1f} s | {row.start_bytes:.0f} "
             f"| {row.idle_bytes:.0f} | {row.bytes_per_minute:.0f} | {row.messages_per_minute:.0f} "

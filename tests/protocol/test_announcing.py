@@ -6,13 +6,14 @@ import pytest
 
 from protocol import constants as c
 from protocol.announcing import EXTENSION_DHT, Announcing
+from protocol.details import Said, said_of
 from protocol.directory import Directory
 from protocol.envelope import open_record
 from protocol.errors import LocalProtocolError
 from protocol.events import Now
 from protocol.records import Heartbeat, Role
 from tests.helpers_machines import now, offer, sealer_of
-from tests.helpers_records import NOW_MS, signing_key
+from tests.helpers_records import NOW_MS, OFFER, signing_key
 
 
 def announcing() -> Announcing:
@@ -44,6 +45,17 @@ def test_a_place_in_the_dht_is_an_extension_that_others_may_ignore() -> None:
     assert heartbeat.extensions == ((EXTENSION_DHT, b"/ip4/203.0.113.7/tcp/46338/p2p/x"),)
     assert EXTENSION_DHT % 2 == 1
     assert announcing().sign(offer(), 0, now()).heartbeat.extensions == ()
+
+
+def test_what_is_said_of_models_follows_the_place_in_the_dht_and_the_offer() -> None:
+    machine = announcing()
+    first = offer(dht_address="/ip4/203.0.113.7/tcp/46338/p2p/x", said={OFFER.name: Said("F16", aliases=("tiny",))})
+    heartbeat = machine.sign(first, 0, now()).heartbeat
+    assert [kind for kind, _ in heartbeat.extensions] == [EXTENSION_DHT, 3, 5]
+    assert machine.sign(first, 1, now()).heartbeat.extensions == heartbeat.extensions
+    second = machine.sign(offer(said={OFFER.name: Said("Q8_0")}), 0, now()).heartbeat
+    assert said_of(second, OFFER.name) == Said("Q8_0")
+    assert machine.sign(offer(), 0, now()).heartbeat.extensions == ()
 
 
 def test_the_sequence_grows_however_the_clock_goes() -> None:

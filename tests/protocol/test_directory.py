@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
+from protocol.details import Said, extensions_of
 from protocol.directory import FIRST_ID, LAST_ID, Directory, Worth
 from protocol.envelope import sign_record
 from protocol.errors import BadFrame, BadSignature, Stale, UnknownVersion
@@ -302,3 +304,37 @@ def test_what_is_checked_is_not_yet_kept() -> None:
     assert len(directory) == 0
     assert directory.keep_all(entries) == entries
     assert directory.get(A.node) == entries[0]
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def called(*aliases: str, name: str = OFFER.name, **changes: Any) -> Signed:
+    """A record of a provider that says by which other names its model is found."""
+    models = (replace(OFFER, name=name),)
+    return record_of("a", models=models, extensions=extensions_of(models, {name: Said(aliases=aliases)}), **changes)
+
+
+def test_a_provider_is_found_by_its_aliases_as_long_as_it_has_them() -> None:
+    directory = directory_of("b")
+    directory.add(called("tiny", "little"), NOW_MS)
+    assert directory.providers_of("tiny") == directory.providers_of("little") == [A.node]
+    assert set(directory.providers_of(OFFER.name)) == {A.node, B.node}
+    directory.add(called("small", "tiny", sequence=8), NOW_MS)
+    assert directory.providers_of("little") == []
+    assert directory.providers_of("tiny") == directory.providers_of("small") == [A.node]
+    directory.add(called("little", name="tiny", sequence=9), NOW_MS)  # what was an alias is a name
+    assert directory.providers_of("tiny") == [A.node]
+    assert directory.expire(NOW_MS + 3_600_000)
+    assert directory.models() == []
+
+
+def test_whom_a_record_concerns_is_a_matter_of_names_and_not_of_aliases() -> None:
+    directory = Directory()
+    for sequence, aliases in enumerate((("tiny",), ())):
+        directory.add(called(*aliases, sequence=sequence), NOW_MS)
+        entry = directory.get(A.node)
+        assert entry is not None
+        assert entry.concerns(frozenset({OFFER.name}))
+        assert not entry.concerns(frozenset({"tiny"}))
+        assert entry.formerly == frozenset()

@@ -11,6 +11,7 @@ from protocol import constants as c
 from protocol import handing_off as h
 from protocol import routing
 from protocol.codec import encode_message
+from protocol.details import Said, extensions_of
 from protocol.effects import Dial, FinishStream, OpenStream, ResetStream, Send
 from protocol.envelope import open_record, sign_record
 from protocol.errors import Refusal
@@ -118,6 +119,14 @@ def test_the_refusal_comes_with_the_reservation_and_the_record_of_who_gave_it(be
     assert open_record(answer.better[0], Heartbeat).node == signing_key("b").node
     assert FinishStream(stream) in bench.effects
     assert bench.peer.statistics().jobs_running == 0
+
+
+def test_who_has_the_name_as_an_alias_alone_is_not_shown_the_order(bench: Bench) -> None:
+    other = (replace(OFFER, name="other"),)
+    know(bench, "b", models=other, extensions=extensions_of(other, {"other": Said(aliases=(OFFER.name,))}))
+    stream, _ = ordered(bench)
+    assert not questions(bench)
+    assert refusal(bench, stream).code == Refusal.DRAINING
 
 
 def test_a_second_one_is_asked_when_the_first_has_no_room(bench: Bench) -> None:

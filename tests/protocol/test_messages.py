@@ -19,7 +19,7 @@ from tests.helpers_messages import MESSAGES, PARTS_OF_RECORDS, RECORDS, SEALED, 
 
 WIRE = Path(__file__).parents[2] / "specs" / "01-wire.md"
 ENUMERATIONS = [
-    *(m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.Outcome, m.Reachability),
+    *(m.Role, m.Availability, m.Kind, m.FreePolicy, m.GpuVendor, m.VramTier, m.EngineKind, m.Outcome, m.Reachability),
     ComplaintKind,
 ]
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from protocol.codec import encode_value
+from protocol.details import EXTENSION_ALIASES, Said, extensions_of
 from protocol.directory import Directory
 from protocol.ids import NodeId
 from protocol.ranking import STRANGER, Standing
-from protocol.records import Availability, FreePolicy, Kind, Role
+from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
 from protocol.routing import (
     SAMPLE,
     Candidate,
@@ -23,6 +25,7 @@ from protocol.routing import (
     Exclusion,
     RouteRequest,
     Surroundings,
+    Verdict,
     choose,
     exclusion,
     explain,
@@ -393,3 +396,74 @@ def test_model_for_takes_the_first_that_fits() -> None:
     assert model_for(entry, RouteRequest(None, Kind.CHAT)) == "small"
     assert model_for(entry, RouteRequest(None, Kind.CHAT, context_tokens=11)) == OFFER.name
     assert model_for(entry, RouteRequest("small", Kind.CHAT, context_tokens=11)) is None
+
+
+# ---------------------------------------------------------------- what a provider says of its models
+
+
+def saying(said: Said, *offers: ModelOffer, **changes: Any) -> dict[str, Any]:
+    """The fields of a heartbeat that says this of its first model."""
+    models = offers or (OFFER,)
+    return {"models": models, "extensions": extensions_of(models, {models[0].name: said}), **changes}
+
+
+def test_a_model_is_found_by_its_alias_and_named_as_its_provider_names_it() -> None:
+    directory = market("a", "b", **saying(Said(aliases=("tiny",))))
+    chosen = pick(directory, replace(CHAT, model="tiny"))
+    assert chosen is not None
+    assert chosen.model == OFFER.name
+    assert pick(directory, replace(CHAT, model="little")) is None
+    entry = entry_of("a", **saying(Said(aliases=("tiny",))))
+    assert why(replace(CHAT, model="tiny"), **saying(Said(aliases=("tiny",)))) is None
+    assert why(replace(CHAT, model="tiny"), **saying(Said(aliases=("other",)))) is Exclusion.NO_MODEL
+    # What fits the alias must fit the job.
+    assert why(replace(CHAT, model="tiny", fingerprint=b"\x22" * 32), **saying(Said(aliases=("tiny",)))) is (
+        Exclusion.OTHER_WEIGHTS
+    )
+    assert model_for(entry, replace(CHAT, model="tiny", kind=Kind.EMBEDDING)) is None
+
+
+def test_a_name_comes_before_an_alias() -> None:
+    other = replace(OFFER, name="tiny", context_tokens=64)
+    entry = entry_of("a", **saying(Said(aliases=("little",)), OFFER, other))
+    assert model_for(entry, replace(CHAT, model="tiny")) == "tiny"
+    assert model_for(entry, replace(CHAT, model="little")) == OFFER.name
+    # A liar who makes a name of its own an alias of another model has no aliases at all.
+    forged = encode_value(((0, ("tiny", "little")),))
+    entry = entry_of("a", models=(OFFER, other), extensions=((EXTENSION_ALIASES, forged),))
+    assert model_for(entry, replace(CHAT, model="tiny")) == "tiny"
+    assert model_for(entry, replace(CHAT, model="little")) is None
+
+
+def fast(directory: Directory, name: str, tokens_per_s: int) -> None:
+    """A stranger that states how fast it is."""
+    directory.add(record_of(name, free_policy=FreePolicy.ALL, **saying(Said(tokens_per_s=tokens_per_s))), NOW_MS)
+
+
+def expected(made: Collection[Verdict]) -> dict[NodeId, float]:
+    return {verdict.node: verdict.rank.standing.tokens_per_s for verdict in made if verdict.rank is not None}
+
+
+def test_among_strangers_the_one_that_says_it_is_slow_is_left_out() -> None:
+    directory = Directory()
+    for name, tokens_per_s in (("slow", 1), ("middling", 24), ("fast", 56)):
+        fast(directory, name, tokens_per_s)
+    chosen = [decision(directory, replace(CHAT, output_tokens=100), seed).chosen for seed in range(60)]
+    names = Counter(one.node for one in chosen if one is not None)
+    assert set(names) == {node("middling"), node("fast")}
+    # The faster one is believed no further than the one in the middle: they share the jobs.
+    assert min(names.values()) > 15
+    seen = explain(CHAT, directory, around(), NOW_MS)
+    assert expected(seen) == {node("slow"): 1, node("middling"): 24, node("fast"): 24}
+
+
+def test_what_was_measured_wins_over_what_is_said() -> None:
+    directory = Directory()
+    fast(directory, "liar", 40_960)
+    fast(directory, "honest", 24)
+    known = {"liar": Standing(jobs=30, has_served=True, reliability=0.9, promise=0.99, tokens_per_s=2.0)}
+    known["honest"] = replace(known["liar"], tokens_per_s=20.0)
+    made = decision(directory, replace(CHAT, output_tokens=100), known=known)
+    assert made.chosen is not None
+    assert made.chosen.node == node("honest")
+    assert expected(made.verdicts) == {node("liar"): 2.0, node("honest"): 20.0}

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from protocol import codec
+from protocol.details import NOTHING_SAID, extensions_of, said_of
 from protocol.envelope import (
     HttpRecord,
     ReplayWindow,
@@ -29,7 +30,7 @@ from protocol.ids import (
     npub,
     peer_id,
 )
-from protocol.records import Heartbeat, JobAcceptRecord, JobOpenRecord, ReceiptRecord, Signed
+from protocol.records import EngineKind, Heartbeat, JobAcceptRecord, JobOpenRecord, ReceiptRecord, Signed
 from tests.helpers_vectors import Vector, each, load, plain
 
 RECORDS = {cls.__name__: cls for cls in (Heartbeat, JobOpenRecord, JobAcceptRecord, ReceiptRecord)}
@@ -94,6 +95,23 @@ def test_record(vector: Vector) -> None:
         with pytest.raises(RemoteProtocolError) as caught:
             open_record(signed, cls)
         assert isinstance(caught.value, UnknownVersion) == vector.get("skipped", False)
+
+
+@each("model-details")
+def test_model_details(vector: Vector) -> None:
+    """Good or bad, the record is: what is not as it must be is only not heard."""
+    signed = Signed(data(vector, "body"), data(vector, "signature"))
+    record = open_record(signed, Heartbeat)
+    assert [offer.name for offer in record.models] == vector["models"]
+    assert plain(record.extensions) == vector["extensions"]
+    said = {name: said_of(record, name) for name in vector["models"]}
+    if vector["valid"]:
+        assert {name: plain(one) for name, one in said.items()} == vector["said"]
+        # An engine of tomorrow is heard as none, and cannot be said again.
+        if EngineKind.UNKNOWN not in {one.engine for one in said.values()}:
+            assert extensions_of(record.models, said) == record.extensions
+    else:
+        assert set(said.values()) == {NOTHING_SAID}
 
 
 @each("auth-v1")

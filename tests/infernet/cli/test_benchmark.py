@@ -22,6 +22,7 @@ async def test_what_is_measured_is_shown_and_kept(home: Home, capsys: Capture) -
     (speed,) = measured.json["models"]
     assert (speed["model"], speed["rounds"], speed["output_tokens"]) == ("qwen2.5:7b", 2, 6)
     assert "qwen2.5:7b" in shown.out
+    assert speed["fingerprint"] is None  # a server does not tell
     assert kept(home.config.state_dir) is not None
     last = invoke(capsys, "benchmark", "--last")
     assert "with --engine openai:" in last.out

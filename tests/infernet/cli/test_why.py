@@ -15,6 +15,13 @@ CANDIDATE = {
     "node_id": "ab" * 32,
     "name": "stranger\x1b[31m [bold]x[/bold]\nforged",
     "model": "tiny\u202e",
+    "says": {
+        "quantisation": "Q4_K_M\x1b[31m",
+        "engine": "llama_cpp",
+        "prompt_tokens_per_s": 640,
+        "tokens_per_s": 56,
+        "aliases": ["smol"],
+    },
     "verdict": "candidate",
     "place": 1,
     "tier": "ready",
@@ -35,6 +42,7 @@ CANDIDATE = {
 }
 STRANGER = CANDIDATE | {
     "name": "new",
+    "says": None,
     "place": 2,
     "tier": "full",
     "is_measured": False,
@@ -46,6 +54,7 @@ LEFT_OUT = {
     "node_id": "cd" * 32,
     "name": "gone",
     "model": None,
+    "says": None,
     "verdict": "left out",
     "reason": {"number": 6, "name": "offline"},
     "text": "it says it is offline",
@@ -98,7 +107,9 @@ async def test_an_asker_sees_everybody_with_place_or_reason(home: Home, capsys: 
     assert "stranger [bold]x[/bold] forged" in lines[4]
     for part in ("abababab", "12.3 s", "0.25 s", "42", "61 %", "3/8", "6 jobs of ours, 1 failed; 2 others report"):
         assert part in lines[4]
+    assert "Q4_K_M, llama_cpp, 56 tokens/s" in lines[4]
     assert "~12.3 s" in lines[5]
+    assert "  -  " in lines[5]  # it says nothing
     assert lines[5].endswith("full; no job of ours yet")
     assert lines[6].endswith("it says it is offline")
     assert "\x1b" not in outcome.out

@@ -51,12 +51,14 @@ def test_what_the_configuration_names() -> None:
         "INFERNET_COORDINATOR_URL": "https://c.example:8443",
         "INFERNET_COORDINATOR_KEY": "ab" * 32,
         "INFERNET_MODEL": "/models/our-secret.gguf",
+        "INFERNET_MODEL_SETTINGS": '{"our-secret": {"aliases": ["our-pet"]}}',
     }
     names = known_names(environ, load(environ=environ).config)
     assert {text: kind for text, kind in names.items() if kind in ("name", "model")} == {
         "my gpu": "name",
         "our-secret.gguf": "model",
         "our-secret": "model",
+        "our-pet": "model",
     }
     assert names["gpu.example"] == names["c.example"] == "host"
     assert names["/models/our-secret.gguf"] == names["/nonexistent/of/mine"] == "path"

@@ -98,6 +98,25 @@ def test_what_the_files_say(folder: Path) -> None:
     assert (read.begins_with_bos, read.context_tokens_max) == (True, 4096)
 
 
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        ({"quant_method": "exl2", "bits": 4.0, "head_bits": 6}, "exl2 4.0bpw"),
+        ({"quant_method": "exl3", "bits": 3.53}, "exl3 3.5bpw"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq 4bpw"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "exl2", "bits": True}, "exl2"),
+        ({"bits": 4.0}, ""),
+        (None, ""),
+        ("exl2", ""),
+        ([1], ""),
+    ],
+)
+def test_how_the_weights_are_quantised_is_what_the_configuration_says(folder: Path, told: object, read: str) -> None:
+    change(folder / "config.json", quantization_config=told)
+    assert folders.read_folder(folder).quantisation == read
+
+
 def test_every_token_that_ends_an_answer_is_found(folder: Path) -> None:
     change(folder / "config.json", eos_token_id=[7, 8])
     change(folder / "generation_config.json", eos_token_id=[8, 9])

@@ -15,12 +15,12 @@ import pytest
 import trio
 import trio.testing
 
-from infernet.engines.contract import EngineState, EngineUnavailable
+from infernet.engines.contract import DescribesModels, Description, EngineState, EngineUnavailable
 from infernet.engines.openai_engine import ApiKey, OpenAiConfig, OpenAiEngine, Patience
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished, EngineStarted
 from protocol.ids import RunId
-from protocol.records import ChatMessage, JobRequest, Kind, Outcome
+from protocol.records import ChatMessage, EngineKind, JobRequest, Kind, Outcome
 from tests.helpers_engine import chat
 from tests.helpers_openai_servers import (
     ANSWER,
@@ -70,6 +70,14 @@ async def test_an_ollama_is_offered_with_the_context_of_its_loaded_model() -> No
         (offer,) = bench.engine.models()
     assert (offer.name, offer.context_tokens, offer.concurrency) == ("qwen2.5:7b", 4096, 3)
     assert (offer.kinds, offer.price_out_uusd, offer.fingerprint) == ((Kind.CHAT,), 7, bytes(32))
+
+
+async def test_what_an_ollama_tells_of_its_weights_is_told_as_long_as_it_answers() -> None:
+    async with engine_on(ollama()) as bench:
+        engine = bench.engine
+        assert isinstance(engine, DescribesModels)
+        assert engine.described() == {"qwen2.5:7b": Description("Q4_K_M", EngineKind.OLLAMA)}
+    assert engine.described() == {}
 
 
 async def test_an_older_ollama_is_offered_with_the_context_of_its_model_file() -> None:

@@ -34,7 +34,13 @@ pytestmark = pytest.mark.anyio
 def lm_studio() -> OddServer:
     """A double of LM Studio with a model that is loaded and one that is not."""
     rows = [
-        {"id": "granite-4-micro", "type": "llm", "state": "loaded", "loaded_context_length": 8192},
+        {
+            "id": "granite-4-micro",
+            "type": "llm",
+            "state": "loaded",
+            "loaded_context_length": 8192,
+            "quantization": "4bit",
+        },
         {"id": "qwen2-vl-7b", "type": "vlm", "state": "not-loaded", "max_context_length": 32768},
     ]
     server = OddServer()
@@ -113,10 +119,21 @@ async def test_a_model_of_lm_studio_has_the_context_that_it_was_loaded_with() ->
     async with lm_studio().running() as server, Server(server.url) as client:
         found = await identify(client)
         served = [await probe(client, found.dialect, model) for model in found.models]
-    assert [(one.context_tokens, one.kinds, one.counts_first) for one in served] == [
-        (8192, (Kind.CHAT,), False),
-        (None, (Kind.CHAT,), False),
+    assert [(one.context_tokens, one.kinds, one.counts_first, one.quantisation) for one in served] == [
+        (8192, (Kind.CHAT,), False, "4bit"),
+        (None, (Kind.CHAT,), False, ""),
     ]
+
+
+@pytest.mark.parametrize(
+    "details", [None, "Q4_K_M", ["Q4"], {}, {"quantization_level": 4}, {"quantization_level": None}]
+)
+async def test_an_ollama_that_does_not_say_how_its_weights_are_quantised_is_served(details: object) -> None:
+    odd = ollama().serves("/api/ps", {"models": [{"name": "qwen2.5:7b", "context_length": 64, "details": details}]})
+    async with odd.running() as server, Server(server.url) as client:
+        found = await identify(client)
+        served = await probe(client, found.dialect, found.models[0])
+    assert (served.context_tokens, served.quantisation) == (64, "")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from infernet.settings.models import ModelSettings
 from infernet.settings.readers import Dollars, read_engine_url
 from protocol.records import Kind, Role
 from tests.helpers_exllama import write_folder
+from tests.helpers_gguf import model
 
 pytestmark = pytest.mark.anyio
 
@@ -212,6 +213,12 @@ def test_what_is_set_for_one_model_wins_and_the_rest_is_as_for_all(tmp_path: Pat
     a, b = engine_configs(config)
     assert (a.slots, a.context_tokens, a.price_in_uusd, a.price_out_uusd) == (2, 512, 1, 2)
     assert (b.slots, b.context_tokens, b.price_in_uusd, b.price_out_uusd, b.threads) == (1, 4096, 1, 9, 3)
+
+
+def test_how_a_files_weights_are_quantised_is_what_its_header_says(tmp_path: Path) -> None:
+    paths = model_files(tmp_path, "a", "b")
+    Path(paths[0]).write_bytes(model())
+    assert [one.quantisation for one in engine_configs(config_of(tmp_path, models=paths))] == ["Q4_K_M", ""]
 
 
 @pytest.mark.parametrize(("count", "threads"), [(1, None), (2, 3), (4, 1), (9, 1)])

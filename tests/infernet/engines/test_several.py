@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection
 from infernet.engines.contract import (
+    Description,
     DividesCards,
     EngineConfig,
     EngineState,
@@ -342,3 +343,18 @@ async def test_what_has_no_place_once_a_card_is_gone_is_withdrawn_for_good(tmp_p
         refused = await bench.refusal(Kind.CHAT, chat("?"), model="large")
         assert refused.code is Refusal.ENGINE_UNAVAILABLE
         assert several.parts()[0].where == "nowhere"
+
+
+async def test_each_model_is_described_by_the_engine_that_has_it() -> None:
+    class Described(PacedEngine):
+        def __init__(self, name: str, quantisation: str) -> None:
+            super().__init__(name)
+            self._known = {each: Description(quantisation) for each in (name, "both")}
+
+        def described(self) -> dict[str, Description]:
+            return self._known
+
+    first, second = Described("a", "Q4_K_M"), Described("b", "Q8_0")
+    parts = [Part("x", first, ("a", "both")), Part("x", PacedEngine("c"), ("c",)), Part("x", second, ("b", "both"))]
+    engine = SeveralEngines(parts)
+    assert engine.described() == {"a": Description("Q4_K_M"), "both": Description("Q4_K_M"), "b": Description("Q8_0")}

@@ -55,6 +55,7 @@ async def test_everybody_known_is_listed_with_whether_it_is_connected() -> None:
         [other] = [peer for peer in client.peers() if not peer["ourselves"]]
         assert (other["node_id"], other["connected"], other["role"]) == (provider.node_id.hex(), True, "provider")
         assert other["models"] == provider.status()["models"]
+        assert other["says"] == {}
         assert client.status()["peers_known"] == 1, "its own record is no peer"
 
 

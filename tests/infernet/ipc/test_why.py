@@ -16,9 +16,10 @@ from infernet.ipc.why import (
     facts,
     serving,
 )
+from protocol.details import Said, extensions_of
 from protocol.events import LearnRecord
 from protocol.hearsay import HOUR_MS
-from protocol.records import Availability, FreePolicy, Role
+from protocol.records import Availability, EngineKind, FreePolicy, Role
 from protocol.routing import Exclusion
 from tests.helpers_machines import Bench, provider_record
 from tests.helpers_records import NOW_MS, OFFER, signing_key
@@ -136,6 +137,26 @@ def test_who_comes_closest_counts_more_than_who_serves_something_else() -> None:
         f"nobody can do chat jobs with {M}: 4 nodes known; what keeps out the 1 that come closest: "
         "it is finishing its jobs and takes no new ones"
     )
+
+
+def test_what_a_stranger_says_is_shown_as_that_and_is_no_measurement() -> None:
+    said = {M: Said("Q4_K_M", EngineKind.LLAMA_CPP, 640, 24, ("tiny",))}
+    of = bench("a", models=(OFFER,), extensions=extensions_of((OFFER,), said))
+    (node,) = ask(of, model="tiny")["nodes"]
+    assert node["says"] == {
+        "quantisation": "Q4_K_M",
+        "engine": "llama_cpp",
+        "prompt_tokens_per_s": 640,
+        "tokens_per_s": 24,
+        "aliases": ["tiny"],
+    }
+    assert (node["model"], node["tokens_per_s"], node["is_measured"]) == (M, 24, False)
+    reputation = of.peer.experience.reputation
+    reputation.measured(signing_key("a").node, M, of.now().wall_ms, first_token_s=0.2, tokens_per_s=9)
+    (node,) = ask(of, model=M)["nodes"]
+    assert (node["says"]["tokens_per_s"], node["is_measured"]) == (24, True)
+    assert node["tokens_per_s"] < 10
+    assert [node["says"] for node in ask(bench("b"))["nodes"]] == [None]
 
 
 # ---------------------------------------------------------------- for owners

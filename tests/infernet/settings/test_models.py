@@ -21,10 +21,11 @@ price_out_usd = "0.40"
 
 [model_settings."qwen2.5:7b"]
 context_tokens = 4096
+aliases = ["qwen", "Qwen 2.5"]
 """
 READ = (
     ModelSettings(name="a", slots=2, price_out_usd=Dollars(400_000)),
-    ModelSettings(name="qwen2.5:7b", context_tokens=4096),
+    ModelSettings(name="qwen2.5:7b", context_tokens=4096, aliases=("qwen", "Qwen 2.5")),
 )
 
 
@@ -40,7 +41,10 @@ def test_the_file_the_environment_and_a_flag_say_the_same(tmp_path: Path) -> Non
     assert (from_file.engine, from_file.engines) == ("llama,openai", ("llama", "openai"))
     assert from_file.llama_models == ("a", "~/b.gguf")
     assert from_file.model_settings == READ
-    text = '{"a": {"slots": 2, "price_out_usd": "0.40"}, "qwen2.5:7b": {"context_tokens": 4096}}'
+    text = (
+        '{"a": {"slots": 2, "price_out_usd": "0.40"}, '
+        '"qwen2.5:7b": {"context_tokens": 4096, "aliases": ["qwen", "Qwen 2.5"]}}'
+    )
     words = {"engine": "llama,openai", "models": "a ~/b.gguf", "model_settings": text}
     from_flags = load_from(tmp_path, "", dict(words))
     from_environment = load_from(
@@ -56,7 +60,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         "schema_version": 1,
         "engine": "llama,openai",
         "models": ["a", "b"],
-        "model_settings": {"a": {"slots": 2, "price_out_usd": "0.40"}, "qwen2.5:7b": {"context_tokens": 4096}},
+        "model_settings": {
+            "a": {"slots": 2, "price_out_usd": "0.40"},
+            "qwen2.5:7b": {"context_tokens": 4096, "aliases": ["qwen", "Qwen 2.5"]},
+        },
     }
     config = load_from(tmp_path, path.read_text())
     assert (config.model_settings, config.models) == (READ, ("a", "b"))
@@ -83,6 +90,15 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ({"a": 1}, "must hold a table for a"),
         ({"a": {"colour": 1}}, "of a may hold context_tokens, slots, threads, price_in_usd, price_out_usd"),
         ({"a": {"slots": 0}}, "slots of a must be a whole number from 1 to 256"),
+        ({"a": {"aliases": ["b"] * 5}}, "aliases of a must be a list of 4 names at most"),
+        ({"a": {"aliases": [""]}}, "aliases of a must be a list of 4 names"),
+        ({"a": {"aliases": ["x" * 129]}}, "each of 1 to 128 characters"),
+        ({"a": {"aliases": ["x\n"]}}, "without control characters"),
+        ({"a": {"aliases": [" x"]}}, "or spaces around it"),
+        ({"a": {"aliases": [7]}}, "aliases of a must be a list"),
+        ({"a": {"aliases": {"b": 1}}}, "aliases of a must be a list"),
+        ({"a": {"aliases": ["b"]}, "b": {}}, "must not have b as an alias of a: it is a name of b"),
+        ({"a": {"aliases": ["c"]}, "b": {"aliases": ["c"]}}, "must not have c as an alias of b: it is a name of a"),
         ({"a": {"price_in_usd": 0.1}}, "price_in_usd of a must be dollars in quotes"),
     ],
 )
@@ -138,3 +154,9 @@ def test_one_model_that_is_named_later_is_served_alone(tmp_path: Path) -> None:
     assert load_from(tmp_path, several, {"model": "c", "models": "d,e"}).llama_models == ("d", "e")
     assert load_from(tmp_path, several, {"models": "d,e"}, INFERNET_MODEL="c").llama_models == ("d", "e")
     assert load_from(tmp_path, several, {"model": "c"}, INFERNET_MODELS="d,e").llama_models == ("c",)
+
+
+def test_one_alias_needs_no_list_and_counts_once() -> None:
+    read = BY_NAME["model_settings"].read
+    assert read({"a": {"aliases": "b"}}) == (ModelSettings(name="a", aliases=("b",)),)
+    assert read({"a": {"aliases": ["b", "b", "A"]}}) == (ModelSettings(name="a", aliases=("b", "A")),)
