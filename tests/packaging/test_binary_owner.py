@@ -126,13 +126,14 @@ class Owner:
 @pytest.fixture
 def owner(binary: Path) -> Iterator[Owner]:
     folder = Path(tempfile.mkdtemp(prefix="infernet-"))
-    owner = Owner(folder, binary)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        owner = Owner(folder, binary)
         yield owner
-    finally:
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            owner.ends("stop", "--force")
-        shutil.rmtree(folder, ignore_errors=True)
+        # What a test that failed has left running.
+        if processes_below(owner.home):
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                owner.ends("stop", "--force")
 
 
 @pytest.fixture
@@ -154,9 +155,13 @@ def on_a_terminal(owner: Owner, *words: str, answers: dict[str, str]) -> str:
         while True:
             assert time.monotonic() < deadline, screen
             readable, _, _ = select.select([ours], [], [], 1.0)
+            if not readable:
+                continue
             try:
-                data = os.read(ours, 4096) if readable else b""
+                data = os.read(ours, 4096)
             except OSError:
+                data = b""
+            if not data:
                 break  # the last who had the terminal open has gone
             screen += data.decode()
             for question in [question for question in left if question in screen]:
