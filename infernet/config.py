@@ -15,6 +15,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -116,6 +117,7 @@ class Config:
     #: 0: none is opened.
     metrics_port: int = 0
     metrics_host: str = "127.0.0.1"
+    metrics_token_file: str | None = None
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -401,6 +403,12 @@ def _check_together(config: Config) -> None:
     if config.metrics_port and config.p2p_enabled and config.metrics_port == config.listen_port:
         raise ConfigError(
             f"metrics_port and the port for peers are both {config.metrics_port}: choose another with --metrics-port"
+        )
+    if config.metrics_port and config.metrics_token_file is None and not ip_address(config.metrics_host).is_loopback:
+        raise ConfigError(
+            f"metrics_host is {config.metrics_host}, where others can read the metrics, and no token is set that they "
+            "must show: name a file that holds one with --metrics-token-file, or serve this machine alone with "
+            "--metrics-host 127.0.0.1"
         )
 
 

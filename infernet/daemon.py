@@ -163,8 +163,9 @@ async def _metrics_door(config: Config) -> AsyncIterator[MetricsDoor | None]:
         return
     # The library that reads HTTP is for those who want it.
     from infernet.metrics.server import open_door
+    from infernet.metrics.token import open_token
 
-    async with open_door(config.metrics_host, config.metrics_port) as door:
+    async with open_door(config.metrics_host, config.metrics_port, open_token(config)) as door:
         yield door
 
 

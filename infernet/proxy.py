@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Never
 import trio
 
 from infernet.config import Config, ConfigError
-from infernet.host.files import reason_of
+from infernet.host.files import FilesError, read_secret
 from infernet.own_addresses import is_loopback_url
 from infernet.settings.readers import split_proxy
 
@@ -216,15 +216,9 @@ def proxy_for(config: Config, url: str) -> Proxy | None:
 
 def _read_login(path: Path) -> bytes:
     try:
-        if not path.is_file():
-            raise ConfigError(f"the login file {path} is no file: give the path of one with --proxy-login-file")
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"the login file {path} can be read by others: run `chmod 600 {path}`")
-        with path.open("rb") as file:
-            line = file.read(_LOGIN_BYTES_MAX + 3).strip()
-    except OSError as error:
-        reason = reason_of(error)
-        raise ConfigError(f"the login file {path} cannot be read ({reason}): check its owner and mode") from None
+        line = read_secret(path, "login file", "--proxy-login-file", _LOGIN_BYTES_MAX)
+    except FilesError as error:
+        raise ConfigError(str(error)) from None
     if not line.isascii() or not line.decode("ascii").isprintable():
         raise ConfigError(f"{path} does not hold a login for the proxy: it must be one line of printable ASCII")
     return line

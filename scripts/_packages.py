@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,11 @@ _CHECKS: Final = (
     (("infernet", "--help"), "usage: infernet VERB"),
     (("infernet", "start", "--help"), "usage: infernet start"),
     (("infernet-coordinator", "--help"), "usage: infernet-coordinator"),
+    (("infernet", "init", "--yes", "--role", "provider"), "npub"),
 )
+# What `infernet doctor` must find where everything is installed, whatever the machine is.
+_SOUND: Final = ("libs.present", "libs.libp2p", "libs.engine", "key.present")
+_NAMES_SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
@@ -82,34 +87,61 @@ def complain_about(name: str, names: Iterable[str], *more: str) -> None:
     files = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
     missing = {*(str(path) for path in files if "__pycache__" not in path.parts), *more} - names
     if missing:
-        raise Failure(f"{name} lacks {', '.join(sorted(missing)[:5])}")
+        raise Failure(f"{name} lacks {', '.join(sorted(missing)[:_NAMES_SHOWN])}")
     strange = [entry for entry in names if {"tests", "scripts", "__pycache__", ".cache"} & set(Path(entry).parts)]
     if strange:
-        raise Failure(f"{name} holds what nobody installs: {', '.join(sorted(strange)[:5])}")
+        raise Failure(f"{name} holds what nobody installs: {', '.join(sorted(strange)[:_NAMES_SHOWN])}")
 
 
-def try_out(wheel: Path) -> None:
-    """Install the wheel with its locked dependencies into an environment that has nothing else, and use it."""
+def try_out(packages: Packages, epoch_s: int) -> None:
+    """Install both with their locked dependencies into an environment that has nothing else, and use them.
+
+    The source distribution is built there without an index, and must give the wheel that was built from the checkout.
+    """
     with tempfile.TemporaryDirectory(prefix="infernet-clean-") as scratch:
         folder = Path(scratch) / "venv"
         with step("Making a clean environment"):
             _quiet([sys.executable, "-m", "venv", str(folder)])
-        pip = [
-            str(folder / "bin" / "python"),
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "--no-input",
-            "install",
-            "-q",
-        ]
-        with step("Installing the wheel there, with what it needs (a minute)"):
-            _quiet([*pip, "--no-deps", *requirement_options("build")])
-            _quiet([*pip, "--no-deps", "--no-build-isolation", "--use-pep517", *requirement_options("base")])
-            _quiet([*pip, "--no-deps", "--no-index", str(wheel)])
-        with step("Using it"):
-            for words, expected in _CHECKS:
-                _expect(folder, words, expected, home=Path(scratch))
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        install = [*pip, "install", "-q", "--no-deps"]
+        with step("Installing there what it needs, with the embedded engine (a minute)"):
+            _quiet([*install, *requirement_options("build")])
+            _quiet([*install, "--no-build-isolation", "--use-pep517", *requirement_options("base", "llama")])
+        with step("Building a wheel there from the source distribution, offline"):
+            rebuilt = _rebuild(pip, packages.sdist, Path(scratch) / "rebuilt", epoch_s)
+            compare(packages.wheel, rebuilt)
+        for file in (packages.wheel, rebuilt):
+            what = "the wheel" if file is packages.wheel else "what the source distribution gave"
+            with step(f"Using {what}"), tempfile.TemporaryDirectory(prefix="infernet-home-") as home:
+                _quiet([*install, "--no-index", "--force-reinstall", str(file)])
+                for words, expected in _CHECKS:
+                    _expect(folder, words, expected, home=Path(home))
+                _examine(folder, home=Path(home))
+
+
+def _rebuild(pip: list[str], sdist: Path, target: Path, epoch_s: int) -> Path:
+    """The wheel that the source distribution gives with what is installed, and no index to ask. Raises `Failure`."""
+    command = [*pip, "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(target), str(sdist)]
+    environ = clean_environ() | {"SOURCE_DATE_EPOCH": str(epoch_s), "PIP_NO_INDEX": "1"}
+    done = _run(command, BUILD_TIMEOUT_S, cwd=sdist.parent, env=environ)
+    wheels = list(target.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        sys.stderr.write((done.stdout + done.stderr)[-4000:])
+        raise Failure(f"{sdist.name} gives no wheel without a network; pip's words stand above")
+    return wheels[0]
+
+
+def compare(wheel: Path, rebuilt: Path) -> None:
+    """Whether two wheels hold the same files with the same contents. Raises `Failure`, and names some that differ."""
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(rebuilt) as other:
+        contents, others = ({name: held.read(name) for name in held.namelist()} for held in (one, other))
+    for what, names in (
+        ("lacks", contents.keys() - others.keys()),
+        ("alone holds", others.keys() - contents.keys()),
+        ("has otherwise", {name for name in contents.keys() & others.keys() if contents[name] != others[name]}),
+    ):
+        if names:
+            raise Failure(f"the wheel of the source distribution {what} {', '.join(sorted(names)[:_NAMES_SHOWN])}")
 
 
 def _quiet(command: list[str]) -> None:
@@ -132,9 +164,27 @@ def _run(command: list[str], timeout_s: float, *, cwd: Path, env: dict[str, str]
 
 
 def _expect(folder: Path, words: tuple[str, ...], expected: str, home: Path) -> None:
+    done = _use(folder, words, home)
+    if done.returncode != 0 or expected not in done.stdout:
+        raise Failure(f"`{' '.join(words)}` does not do what it should: {(done.stderr or done.stdout).strip()[-300:]}")
+
+
+def _examine(folder: Path, home: Path) -> None:
+    """Let the doctor look at what is installed. A model is missing, and ports may be taken: that is none of ours."""
+    done = _use(folder, ("infernet", "doctor", "--json"), home)
+    try:
+        found = {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+    except (ValueError, KeyError, TypeError):
+        raise Failure(f"`infernet doctor --json` gives no checks: {done.stderr.strip()[-300:]}") from None
+    for name in _SOUND:
+        if found.get(name, {}).get("status") != "ok":
+            raise Failure(
+                f"`infernet doctor` finds {name} wanting: {found.get(name, {}).get('found', 'no such check')}"
+            )
+
+
+def _use(folder: Path, words: tuple[str, ...], home: Path) -> subprocess.CompletedProcess[str]:
     program, *arguments = words
     # Not in the checkout, whose packages Python would take instead.
     environ = {"PATH": os.defpath, "HOME": str(home)}
-    done = _run([str(folder / "bin" / program), *arguments], RUN_TIMEOUT_S, cwd=home, env=environ)
-    if done.returncode != 0 or expected not in done.stdout:
-        raise Failure(f"`{' '.join(words)}` does not do what it should: {(done.stderr or done.stdout).strip()[-300:]}")
+    return _run([str(folder / "bin" / program), *arguments], RUN_TIMEOUT_S, cwd=home, env=environ)

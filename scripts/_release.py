@@ -105,7 +105,7 @@ def make(plan: Plan, folder: Path) -> list[Path]:
     _binary.ENVIRONMENT.prepare()
     packages = _packages.build(_binary.ENVIRONMENT.python, folder, epoch_s)
     if plan.install:
-        _packages.try_out(packages.wheel)
+        _packages.try_out(packages, epoch_s)
     binaries = _binaries(plan, folder, epoch_s)
     (folder / "infernet.service").write_text(system_unit(), "utf-8")
     (folder / "infernet.sysusers.conf").write_bytes(SYSUSERS.read_bytes())

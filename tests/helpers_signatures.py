@@ -49,9 +49,16 @@ CALLED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "generator/pagetable.py": ("_tensor_blake2b_checksum",),
     },
 }
-# library -> file -> names and texts that must be in it: what is replaced, and the keys and words of results
+# library -> file -> names and texts that must be in it: what a package gives away, what is read, set and replaced, and
+# the keys and words of results
 WORDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "exllamav2": {
+        "__init__.py": (
+            *("ExLlamaV2", "ExLlamaV2Config", "ExLlamaV2Tokenizer", *_CACHES_V2),
+            *("ExLlamaV2Cache_Q4", "ExLlamaV2Cache_Q6", "ExLlamaV2Cache_Q8"),
+        ),
+        "generator/__init__.py": ("ExLlamaV2DynamicGenerator", "ExLlamaV2DynamicJob", "ExLlamaV2Sampler"),
+        "config.py": ("max_seq_len",),
         "attn.py": ("has_flash_attn_with_paged",),
         "tokenizer/tokenizer.py": ("actual_vocab_size", "eos_token_id"),
         "generator/dynamic.py": (
@@ -61,6 +68,12 @@ WORDS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         ),
     },
     "exllamav3": {
+        "__init__.py": (
+            *("Cache", "CacheLayer_fp16", "CacheLayer_quant", "Config", "Generator", "Job", "Model", "Tokenizer"),
+            # Of the samplers, all: it gives away what their package does.
+            "*",
+        ),
+        "generator/sampler/__init__.py": ("ComboSampler",),
         "tokenizer/tokenizer.py": ("actual_vocab_size", "eos_token_id"),
         "generator/pagetable.py": ("tensor_hash_checksum",),
         "generator/generator.py": ("serial", "stage", "started", "error", "eos"),

@@ -26,7 +26,7 @@ from infernet.engines.openai_http import ApiKey
 from infernet.engines.placement import NoPlace
 from infernet.engines.process import ANYWHERE
 from infernet.engines.several import Part, SeveralEngines, Waits
-from infernet.host.files import reason_of
+from infernet.host.files import FilesError, read_secret
 from infernet.proxy import proxy_for
 from infernet.settings.environment import ENGINE_KEY_VARIABLE
 from infernet.settings.models import ModelSettings, settings_of
@@ -149,15 +149,9 @@ def _api_key(config: Config, environ: Mapping[str, str]) -> ApiKey | None:
 
 def _read_key(path: Path) -> str:
     try:
-        if not path.is_file():
-            raise EngineUnavailable(f"the key file {path} is no file: give the path of one with --engine-key-file")
-        if path.stat().st_mode & 0o077:
-            raise EngineUnavailable(f"the key file {path} can be read by others: run `chmod 600 {path}`")
-        with path.open("rb") as file:
-            return file.read(_KEY_BYTES_MAX + 2).decode("ascii", "replace")
-    except OSError as error:
-        reason = reason_of(error)
-        raise EngineUnavailable(f"the key file {path} cannot be read ({reason}): check its owner and mode") from None
+        return read_secret(path, "key file", "--engine-key-file", _KEY_BYTES_MAX).decode("ascii", "replace")
+    except FilesError as error:
+        raise EngineUnavailable(str(error)) from None
 
 
 def exllama_config(config: Config) -> EngineConfig:

@@ -65,6 +65,24 @@ def require_private_directory(path: Path, *, create: bool) -> None:
         raise FilesError(f"{path} can be written by others: run `chmod 700 {path}`")
 
 
+def read_secret(path: Path, what: str, flag: str, bytes_max: int) -> bytes:
+    """What a file says that must be its owner's alone, without the blanks around it, and cut where it is far longer.
+
+    Raises FilesError, which calls it `what` and names the flag that it came by, and holds nothing of it.
+    """
+    try:
+        if not path.is_file():
+            raise FilesError(f"the {what} {path} is no file: give the path of one with {flag}")
+        if path.stat().st_mode & 0o077:
+            raise FilesError(f"the {what} {path} can be read by others: run `chmod 600 {path}`")
+        with path.open("rb") as file:
+            # With the end of its line, and one byte by which it is seen to be too long.
+            return file.read(bytes_max + 3).strip()
+    except OSError as error:
+        reason = reason_of(error)
+        raise FilesError(f"the {what} {path} cannot be read ({reason}): check its owner and mode") from None
+
+
 def way_out(error: OSError) -> str:
     """What to do when something cannot be written."""
     return "make room there" if error.errno in _FULL else _HOW_TO_MOVE

@@ -10,6 +10,7 @@ from typing import Final
 
 from infernet.metrics.server import ANSWER_TIMEOUT_S, CONNECTIONS_MAX, HEAD_BYTES_MAX, REQUEST_TIMEOUT_S
 from infernet.metrics.table import METRICS, Metric
+from infernet.metrics.token import TOKEN_BYTES_MAX, TOKEN_BYTES_MIN
 
 _HEAD: Final = f"""\
 # Metrics
@@ -23,12 +24,24 @@ infernet start --metrics-port 9464                GET http://127.0.0.1:9464/metr
 infernet stats --prometheus                       the same text, without a port
 ```
 
-No port is opened unless one is set. It is one of this machine alone, unless `--metrics-host` says otherwise: **there
-is no password**, so whoever reaches another address reads how much this node works and earns. It answers `GET` and
-`HEAD` of `/metrics` and `/healthz`. It holds {CONNECTIONS_MAX} connections at most, one request each, with a head of
-{HEAD_BYTES_MAX // 1024} KiB, {REQUEST_TIMEOUT_S:g} seconds to send it and {ANSWER_TIMEOUT_S:g} to read the answer.
-Over loopback the `Host` of a request has to be `localhost` or a loopback address, so that a page in a browser cannot
-read it.
+No port is opened unless one is set. It is one of this machine alone, unless `--metrics-host` says otherwise. Whoever
+reads the metrics knows how much this node works and earns, so **another address needs a token**: a file of yours alone,
+without which the node does not start. Who then asks without it, for either page, is answered with 401. On loopback a
+token may be set, too.
+
+```
+(umask 077; openssl rand -hex 32 > ~/.config/infernet-metrics.token)
+infernet start --metrics-port 9464 --metrics-host 192.168.1.20 --metrics-token-file ~/.config/infernet-metrics.token
+curl -H "Authorization: Bearer $(cat ~/.config/infernet-metrics.token)" http://192.168.1.20:9464/healthz
+```
+
+The token has {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} characters, and is read when the node starts. **It crosses the
+network in the clear**, as the numbers do: where others could listen, let Prometheus ask through a VPN or `ssh -L`.
+
+The port answers `GET` and `HEAD` of `/metrics` and `/healthz`. It holds {CONNECTIONS_MAX} connections at most, one
+request each, with a head of {HEAD_BYTES_MAX // 1024} KiB, {REQUEST_TIMEOUT_S:g} seconds to send it and
+{ANSWER_TIMEOUT_S:g} to read the answer. Over loopback the `Host` of a request has to be `localhost` or a loopback
+address, so that a page in a browser cannot read it.
 
 Labels have few values, all of them below: no names, keys, addresses or texts of anybody, and nothing about the
 machine but its cards and what this node takes of it. A metric that does not apply is left out: money without a
@@ -58,6 +71,9 @@ scrape_configs:
     scrape_interval: 30s
     static_configs:
       - targets: ["127.0.0.1:9464"]
+    # Where the node wants a token:
+    authorization:
+      credentials_file: /etc/prometheus/infernet.token
 ```
 
 and rules that say when something is wrong:
@@ -89,6 +105,12 @@ watch -n 5 "infernet stats --prometheus | grep -E '^infernet_(gpu|output_tokens_
 
 The format is checked with the reader of Prometheus's own Python library; **a Prometheus server has not scraped a node
 in our tests.**
+
+## For Grafana
+
+[grafana.json](grafana.json) is a dashboard of all metrics below, made from the same table: import it (Dashboards, New,
+Import), and choose the Prometheus that asks your nodes. Above the panels you choose which of them are shown. **No
+Grafana has read it yet**; a test compares it with the table.
 
 ## All of them
 

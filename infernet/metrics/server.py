@@ -2,7 +2,8 @@
 
 Whoever can reach the port is a stranger: there are few connections, each for one request, with a longest head and a
 deadline for everything. A page in a browser of this machine must not read it either, so that over loopback the request
-has to be meant for loopback (against names that are bound to it after the fact). h11 reads and writes the HTTP.
+has to be meant for loopback (against names that are bound to it after the fact). Where others may reach it, a token
+is set that they must show. h11 reads and writes the HTTP.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import trio
 from infernet.config import ConfigError
 from infernet.host.files import reason_of
 from infernet.metrics.exposition import CONTENT_TYPE
+from infernet.metrics.token import Token
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +59,11 @@ class Answer:
 
 
 @asynccontextmanager
-async def open_door(host: str, port: int) -> AsyncIterator[MetricsDoor]:
-    """Listen on an IP address of this machine, to the end of the block. Raises ConfigError."""
+async def open_door(host: str, port: int, token: Token | None = None) -> AsyncIterator[MetricsDoor]:
+    """Listen on an IP address of this machine, to the end of the block; where there is a token, for those who show it.
+
+    Raises ConfigError.
+    """
     try:
         [listener] = await trio.open_tcp_listeners(port, host=host)
     except OSError as error:
@@ -70,28 +75,30 @@ async def open_door(host: str, port: int) -> AsyncIterator[MetricsDoor]:
         )
         raise ConfigError(f"cannot serve metrics on {host} port {port}: {what}") from None
     async with listener:
-        yield MetricsDoor(listener, host)
+        yield MetricsDoor(listener, host, token)
 
 
 class MetricsDoor:
     """A port that is open; whoever connects waits until `serve` is called."""
 
-    def __init__(self, listener: trio.SocketListener, host: str) -> None:
+    def __init__(self, listener: trio.SocketListener, host: str, token: Token | None) -> None:
         self._listener = listener
         self._host = host
+        self._token = token
         self.port: int = listener.socket.getsockname()[1]
 
     async def serve(self, source: Source, wall_ms: Callable[[], int]) -> None:
         """Answer until cancelled."""
-        server = _Server(source, wall_ms, is_loopback=ip_address(self._host).is_loopback)
+        server = _Server(source, wall_ms, self._token, is_loopback=ip_address(self._host).is_loopback)
         log.info("metrics.serving", host=self._host, port=self.port)
         await trio.serve_listeners(server.connection, [self._listener])
 
 
 class _Server:
-    def __init__(self, source: Source, wall_ms: Callable[[], int], *, is_loopback: bool) -> None:
+    def __init__(self, source: Source, wall_ms: Callable[[], int], token: Token | None, *, is_loopback: bool) -> None:
         self._source = source
         self._wall_ms = wall_ms
+        self._token = token
         self._is_loopback = is_loopback
         self._connections = 0
 
@@ -134,6 +141,9 @@ class _Server:
             return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "a request here has no content")
         if self._is_loopback and not _means_loopback(headers.get(b"host", b"")):
             return _refusal(HTTPStatus.FORBIDDEN, "ask for this by its IP address or as localhost")
+        if self._token is not None and not self._token.is_in(headers.get(b"authorization", b"")):
+            refusal = _refusal(HTTPStatus.UNAUTHORIZED, "show the token of this node: Authorization: Bearer TOKEN")
+            return Answer(refusal.status, refusal.content, headers=(("WWW-Authenticate", "Bearer"),))
         give = self._pages().get(request.target.partition(b"?")[0])
         if give is None:
             return _refusal(HTTPStatus.NOT_FOUND, "there are /metrics and /healthz")

@@ -157,7 +157,12 @@ METRICS_PORT_HELP: Final = (
     "shows them without)"
 )
 METRICS_HOST_HELP: Final = (
-    "address of this machine for --metrics-port (default: 127.0.0.1; whoever reaches another one reads the metrics)"
+    "address of this machine for --metrics-port (default: 127.0.0.1; another one, which others may reach, needs "
+    "--metrics-token-file)"
+)
+METRICS_BEARER_HELP: Final = (
+    "file with one line, the token that whoever asks for metrics must show as `Authorization: Bearer TOKEN` (default: "
+    "none is asked for)"
 )
 CLUSTER_HEAD_HELP: Final = (
     "public key of the one node that may use this machine for its cluster; it must be yours, for it can do here what "
@@ -274,6 +279,7 @@ SETTINGS: Final = (
     Setting("serve_zone", "--serve-zone", read_zone, "time zone of --serve-hours (default: this machine's)"),
     Setting("metrics_port", "--metrics-port", whole_number(0, PORT_MAX), METRICS_PORT_HELP),
     Setting("metrics_host", "--metrics-host", read_own_host, METRICS_HOST_HELP),
+    Setting("metrics_token_file", "--metrics-token-file", text_of("the path of a file"), METRICS_BEARER_HELP),
     Setting("cluster_head", "--cluster-head", read_node, CLUSTER_HEAD_HELP),
     Setting("cluster_workers", "--cluster-workers", list_of(read_worker), CLUSTER_WORKERS_HELP),
     Setting("cluster_split", "--cluster-split", read_shares, CLUSTER_SPLIT_HELP),

@@ -33,7 +33,6 @@ from protocol.records import ChatMessage, JobRequest, Kind, ModelOffer, Role
 from tests.helpers_engine import PacedEngine
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-PACED_TOKENS_PER_S: Final = 20.0
 PACED_SLOTS: Final = 64
 REAL_SLOTS: Final = 4
 # The node numbers its runs from 1.
@@ -130,7 +129,7 @@ async def provide(arguments: argparse.Namespace) -> None:
     config = configuration(arguments)
     key = SigningKey(random.SystemRandom().randbytes(32), os.urandom)
     if arguments.engine == "paced":
-        engine: Engine | None = PacedEngine(tokens_per_s=PACED_TOKENS_PER_S, slots=PACED_SLOTS)
+        engine: Engine | None = PacedEngine(tokens_per_s=arguments.pace, slots=PACED_SLOTS)
     else:
         engine = await open_engine(config)
     assert engine is not None
@@ -164,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", choices=["real", "paced"], required=True)
     parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--pace", type=float, required=True)
     parser.add_argument("--coordinator-url")
     parser.add_argument("--coordinator-key")
     parser.add_argument("--profile", type=Path)

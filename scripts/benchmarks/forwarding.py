@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import psutil
 import trio
-from relay import HERE, PACED_TOKEN_S, STAGGER_S, Worker, WorkerEnded, compare, worker
+from relay import HERE, PACE, STAGGER_S, Worker, WorkerEnded, compare, worker
 
 STREAMS: Final = (1, 4, 16)
 TOKENS: Final = 80
@@ -79,7 +79,7 @@ async def measure_hop(setup: Setup, streams: int, repeats: int, tokens: int, num
                 "forwarded": way == "relayed",
                 "streams": streams,
                 "max_tokens": tokens,
-                "stagger_s": STAGGER_S + PACED_TOKEN_S / streams,
+                "stagger_s": STAGGER_S + 1 / PACE / streams,
                 "number": next(numbers) * 1000,
             }
             before = setup.cpu_s()

@@ -3,8 +3,8 @@
 Every figure is a pair: the same engine process is asked directly inside the provider's process, and through the
 network from another process, in turns (AB, BA, ...). Paths: `p2p` is libp2p over loopback between two processes;
 `sse` is node, coordinator and an HTTP client. Engines: the real model on one thread, and the tests' paced engine of
-20 tokens/s, whose rate cannot hide a stall. Questions of one run start a little apart, so that their tokens do not
-come in step.
+20 tokens/s, whose rate cannot hide a stall; `--pace` gives it another one. Questions of one run start a little apart,
+so that their tokens do not come in step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ STREAMS: Final = {"real": (1, 4), "paced": (1, 16, 64)}
 TOKENS: Final = {"real": 96, "paced": 80}
 # Between the questions of one run; the fraction of a token's pace spreads the tokens of all streams over time.
 STAGGER_S: Final = 1 / 40
-PACED_TOKEN_S: Final = 1 / 20
+PACE: Final = 20.0
+PACE_MAX: Final = 1000.0
 # path -> least ratio of rates, most milliseconds added before the first token
 AIMS: Final = {"p2p": (0.97, 5.0), "sse": (0.95, 10.0)}
 START_TIMEOUT_S: Final = 60.0
@@ -143,13 +144,14 @@ class Setup:
 
 
 @asynccontextmanager
-async def started(path: str, engine: str, streams: int, profiles: Path | None) -> AsyncIterator[Setup]:
+async def started(path: str, engine: str, streams: int, pace: float, profiles: Path | None) -> AsyncIterator[Setup]:
     """The processes of one path and engine, linked and ready."""
     with tempfile.TemporaryDirectory(prefix="infernet-bench-") as folder:
         home = Path(folder)
         async with contextlib.AsyncExitStack() as stack:
             coordinator = None
             provide = [str(HERE / "_relay_provider.py"), "--engine", engine, "--home", str(home / "node")]
+            provide += ["--pace", str(pace)]
             ask = [str(HERE / "_relay_asker.py"), "--home", str(home / "asker"), "--streams", str(streams)]
             if path == "sse":
                 coordinator = await stack.enter_async_context(_coordinator(home / "coordinator", profiles))
@@ -196,18 +198,18 @@ async def _linked(provider: Worker) -> None:
 # ---------------------------------------------------------------- measuring
 
 
-async def measure(setup: Setup, streams: int, repeats: int, tokens: int, numbers: Iterator[int]) -> dict[str, Any]:
+async def measure(setup: Setup, streams: int, arguments: argparse.Namespace, numbers: Iterator[int]) -> dict[str, Any]:
     """Ask both ways in turns, and compare."""
     runs: dict[str, list[dict[str, Any]]] = {"direct": [], "relayed": []}
     workers = {"direct": setup.provider, "relayed": setup.asker}
-    for turn in range(-1, repeats):
+    for turn in range(-1, arguments.repeats):
         order = ("direct", "relayed") if turn % 2 else ("relayed", "direct")
         for way in order:
             request = {
                 "do": "ask",
                 "streams": streams,
-                "max_tokens": tokens,
-                "stagger_s": STAGGER_S + PACED_TOKEN_S / streams,
+                "max_tokens": arguments.tokens or TOKENS[setup.engine],
+                "stagger_s": STAGGER_S + 1 / arguments.pace / streams,
                 "number": next(numbers) * 1000,
             }
             before = setup.cpu_s()
@@ -286,10 +288,9 @@ async def bench(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             counts = [count for count in STREAMS[engine] if count in arguments.streams]
             if not counts:
                 continue
-            async with started(path, engine, max(counts), profiles) as setup:
+            async with started(path, engine, max(counts), arguments.pace, profiles) as setup:
                 for count in counts:
-                    tokens = arguments.tokens or TOKENS[engine]
-                    result = await measure(setup, count, arguments.repeats, tokens, numbers)
+                    result = await measure(setup, count, arguments, numbers)
                     results.append(result)
                     if not arguments.json:
                         print(line(result), flush=True)
@@ -311,9 +312,19 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5, help="pairs per line (default: %(default)s)")
     parser.add_argument("--tokens", type=int, help="tokens per answer (default: 96 real, 80 paced)")
+    parser.add_argument(
+        "--pace", type=_pace, default=PACE, help=f"tokens/s of the paced engine, to {PACE_MAX:g} (default: {PACE:g})"
+    )
     parser.add_argument("--json", action="store_true", help="print everything measured as JSON")
     parser.add_argument("--profile", action="store_true", help="print where each process spends its time")
     return parser.parse_args(words)
+
+
+def _pace(word: str) -> float:
+    pace = float(word)
+    if not 1 <= pace <= PACE_MAX:
+        raise argparse.ArgumentTypeError(f"it is a number from 1 to {PACE_MAX:g}")
+    return pace
 
 
 def fetch_model() -> None:

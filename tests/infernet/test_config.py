@@ -346,3 +346,27 @@ def test_metrics_and_peers_cannot_have_one_port(home: Path, settings: str, is_re
             loaded(home)
     else:
         loaded(home)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ('metrics_port = 5000\nmetrics_host = "0.0.0.0"', True),
+        ('metrics_port = 5000\nmetrics_host = "192.168.1.20"', True),
+        ('metrics_port = 5000\nmetrics_host = "::"', True),
+        ('metrics_port = 5000\nmetrics_host = "192.168.1.20"\nmetrics_token_file = "/token"', False),
+        ('metrics_port = 5000\nmetrics_host = "127.0.0.2"', False),
+        ('metrics_port = 5000\nmetrics_host = "::1"', False),
+        # No port is opened.
+        ('metrics_host = "0.0.0.0"', False),
+    ],
+)
+def test_metrics_that_others_can_reach_need_a_token(home: Path, settings: str, is_refused: bool) -> None:
+    write(home, settings)
+    if is_refused:
+        with pytest.raises(
+            ConfigError, match=r"no token is set .* name a file that holds one with --metrics-token-file"
+        ):
+            loaded(home)
+    else:
+        loaded(home)

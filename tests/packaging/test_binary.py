@@ -1,13 +1,8 @@
-"""The one-file program itself, used as somebody does who has nothing else: no Python, no settings, an empty home.
-
-INFERNET_BINARY_UNDER_TEST names a finished one; without it, it is built, where `scripts/build_binary` has made the
-environment for that before.
-"""
+"""The one-file program itself, used as somebody does who has nothing else: no Python, no settings, an empty home."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -20,29 +15,11 @@ import _binary
 import infernet
 from tests.helpers_processes import free_port, processes_below, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 180.0
-# Read here, because tests run without variables of ours.
-GIVEN = os.environ.get("INFERNET_BINARY_UNDER_TEST", "")
 # All that it needs of a system.
 PROGRAMS = ("sh", "tail", "gzip", "tar", "mkdir", "mktemp", "rm", "mv", "sha256sum")
 
 pytestmark = pytest.mark.nightly
-
-
-@pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file."""
-    if GIVEN:
-        return (ROOT / GIVEN).absolute()
-    if not (ROOT / ".venv-build" / "bin" / "pyinstaller").exists():
-        pytest.skip("PyInstaller is not installed: run scripts/build_binary once, which makes .venv-build")
-    target = tmp_path_factory.mktemp("binary") / "infernet"
-    done = subprocess.run(
-        [ROOT / "scripts" / "build_binary", "--output", target], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return target
 
 
 class Machine:

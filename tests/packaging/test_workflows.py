@@ -48,6 +48,33 @@ def test_the_pythons_are_those_of_the_project() -> None:
     assert re.findall(r"3\.\d+", matrix[1]) == minors
 
 
+def jobs_of(path: Path) -> dict[str, str]:
+    """The text of each job of a workflow, by its name."""
+    _, _, jobs = path.read_text("utf-8").partition("\njobs:\n")
+    _, *parts = re.split(r"^  ([a-z]+):\n", jobs, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_what_takes_long_or_needs_more_runs_at_night_and_when_somebody_asks() -> None:
+    path = ROOT / ".github" / "workflows" / "ci.yml"
+    head, _, _ = path.read_text("utf-8").partition("\njobs:\n")
+    assert "\n  schedule:\n" in head
+    assert "\n  workflow_dispatch:\n" in head
+    at_night = "    if: github.event_name == 'schedule' || github.event_name == 'workflow_dispatch'\n"
+    jobs = jobs_of(path)
+    assert [name for name, text in jobs.items() if at_night in text] == ["nightly", "exllama", "rpc"]
+    assert "run: scripts/test --nightly\n" in jobs["nightly"]
+    assert "-m rpc " in jobs["rpc"]
+
+
+def test_exllama_is_had_as_contributing_says() -> None:
+    job = jobs_of(ROOT / ".github" / "workflows" / "ci.yml")["exllama"]
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    commands = re.findall(r"^\S*\.venv-exllama.*|^python3\S* -m venv .*", page, re.MULTILINE)
+    assert len(commands) > 4
+    assert [command for command in commands if command not in job] == []
+
+
 def test_only_a_whole_version_makes_a_release() -> None:
     text = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
     assert 'tags: ["v[0-9]+.[0-9]+.[0-9]+"]' in text

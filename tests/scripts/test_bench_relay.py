@@ -45,3 +45,11 @@ def test_both_ways_are_asked_and_compared(path: str, processes: set[str]) -> Non
     [direct], [relayed] = result["runs"]["direct"], result["runs"]["relayed"]
     assert result["ratio"] == relayed["tokens_per_s"] / direct["tokens_per_s"]
     assert result["first_token_added_ms"] == relayed["first_token_ms"] - direct["first_token_ms"]
+
+
+@pytest.mark.slow
+def test_the_engine_keeps_another_pace_where_one_is_given() -> None:
+    [result] = bench("--path", "p2p", "--pace", "200", "--tokens", "40")
+    # A token every 5 ms: faster than without it, and no faster than it says.
+    assert 20 < result["direct"]["tokens_per_s"] < 205
+    assert result["direct"]["first_token_ms"] > 4

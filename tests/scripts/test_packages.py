@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tarfile
 import zipfile
@@ -33,6 +34,57 @@ def test_both_hold_the_program_its_pages_and_its_licence(built: _packages.Packag
         members = sdist.getmembers()
     assert {member.mtime for member in members} == {EPOCH_S}
     assert not [member.name for member in members if not member.name.startswith("infernet-")]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_gives_the_same_wheel_without_an_index(
+    built: _packages.Packages, tmp_path: Path
+) -> None:
+    rebuilt = _packages._rebuild([sys.executable, "-m", "pip"], built.sdist, tmp_path, EPOCH_S)
+    assert rebuilt.name == built.wheel.name
+    _packages.compare(built.wheel, rebuilt)
+
+
+def wheel_of(path: Path, **files: str) -> Path:
+    """A file like a wheel, with these in it."""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [({"a": "1"}, "lacks b"), ({"a": "1", "b": "2", "c": "3"}, "alone holds c"), ({"a": "1", "b": "3"}, "otherwise b")],
+)
+def test_two_wheels_that_differ_are_told_apart(tmp_path: Path, other: dict[str, str], told: str) -> None:
+    wheel = wheel_of(tmp_path / "one.whl", a="1", b="2")
+    _packages.compare(wheel, wheel_of(tmp_path / "same.whl", b="2", a="1"))
+    with pytest.raises(Failure, match=told):
+        _packages.compare(wheel, wheel_of(tmp_path / "other.whl", **other))
+
+
+def program(folder: Path, printed: str) -> Path:
+    """An environment whose `infernet` prints this."""
+    (folder / "bin").mkdir(parents=True)
+    file = folder / "bin" / "infernet"
+    file.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}\nEND\n")
+    file.chmod(0o755)
+    return folder
+
+
+def test_the_doctor_must_find_the_libraries_and_the_engine(tmp_path: Path) -> None:
+    sound = [{"id": name, "status": "ok", "found": "it is there"} for name in _packages._SOUND]
+    # Of what a machine lacks beside them nothing is said.
+    checks = [*sound, {"id": "model.present", "status": "fail", "found": "no model"}]
+    _packages._examine(program(tmp_path / "sound", json.dumps({"checks": checks})), home=tmp_path)
+    lacking = [*sound[:2], sound[2] | {"status": "fail", "found": "xllamacpp is not installed"}, *sound[3:]]
+    with pytest.raises(Failure, match=r"libs\.engine wanting: xllamacpp is not installed"):
+        _packages._examine(program(tmp_path / "lacking", json.dumps({"checks": lacking})), home=tmp_path)
+    with pytest.raises(Failure, match=r"finds libs\.engine wanting: no such check"):
+        _packages._examine(program(tmp_path / "older", json.dumps({"checks": sound[:2]})), home=tmp_path)
+    with pytest.raises(Failure, match="gives no checks"):
+        _packages._examine(program(tmp_path / "broken", "Traceback"), home=tmp_path)
 
 
 def test_what_is_missing_or_strange_is_named() -> None:

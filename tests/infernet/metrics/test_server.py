@@ -14,6 +14,7 @@ import trio
 from infernet.config import ConfigError
 from infernet.metrics import server
 from infernet.metrics.server import CONNECTIONS_MAX, HEAD_BYTES_MAX, MetricsDoor, open_door
+from infernet.metrics.token import Token
 
 pytestmark = pytest.mark.anyio
 
@@ -40,8 +41,10 @@ class SourceDouble:
 
 
 @asynccontextmanager
-async def serving(source: SourceDouble | None = None, host: str = "127.0.0.1") -> AsyncIterator[MetricsDoor]:
-    async with open_door(host, 0) as door, trio.open_nursery() as nursery:
+async def serving(
+    source: SourceDouble | None = None, host: str = "127.0.0.1", token: Token | None = None
+) -> AsyncIterator[MetricsDoor]:
+    async with open_door(host, 0, token) as door, trio.open_nursery() as nursery:
         nursery.start_soon(door.serve, source or SourceDouble(), lambda: 4711)
         yield door
         nursery.cancel_scope.cancel()
@@ -206,6 +209,17 @@ async def test_on_another_address_any_name_does() -> None:
     async with serving(host="0.0.0.0") as door:
         answer = await say(door, b"GET /metrics HTTP/1.1\r\nHost: node.example\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/nothing"])
+async def test_where_a_token_is_set_nothing_is_said_without_it(path: str) -> None:
+    async with serving(token=Token(b"0123456789abcdef")) as door:
+        for headers in ({}, {"Authorization": "Bearer 0123456789abcdee"}, {"Authorization": "Basic 0123456789abcdef"}):
+            answer = await get(door, path, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert answer.text == "show the token of this node: Authorization: Bearer TOKEN\n"
+        shown = await get(door, path, headers={"Authorization": "Bearer 0123456789abcdef"})
+        assert shown.status_code == (404 if path == "/nothing" else 200)
 
 
 async def test_a_fault_of_ours_ends_one_connection(caplog: pytest.LogCaptureFixture) -> None:
