@@ -17,7 +17,14 @@ from typing import Any, Final
 from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_node import not_serving, parts_in
-from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
+from infernet.cli.settings_flags import (
+    add_settings,
+    as_flags,
+    keep_choices,
+    load_node,
+    settings_given,
+    warn_if_undialled,
+)
 from infernet.config import Config
 from infernet.host.files import make_private_directory
 from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
@@ -83,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             warn(f"{flag} has no effect: {why}")
     config, key = load_node(arguments)
     keep_choices(config, arguments)
+    warn_if_undialled(config)
     if arguments.foreground or arguments.once or _wants_foreground():
         log_file = config.log_file if arguments.log_to_file else None
         _run_here(
