@@ -17,6 +17,8 @@ WRITTEN_FOR: Final = 120
 # A size or a time: its parts belong together.
 _SHORT: Final = 12
 _INDENT: Final = 4
+# A text of several words in less looks like a ladder.
+_ROOM_MIN: Final = 20
 _EMPTY: Final = "-"
 # A line as it is written here has at least so much in it, unless it is the last of its paragraph.
 _FULL: Final = 100
@@ -61,26 +63,35 @@ def wrapped(text: str, width: int) -> list[str]:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[tuple[str, bool]]:
     """The lines of a table of this width, and of each whether it is the heading.
 
-    Columns that find no place are moved below their rows, and where most would be, each row is a list of fields.
+    Columns that find no place are moved below their rows, and so are single cells that are wider than most of their
+    column; where most columns would be, each row is a list of fields.
     """
     least = [max(map(_least, column)) for column in zip(columns, *rows, strict=True)]
     stay = list(range(len(columns)))
     # The first says which row it is, and stays.
-    while len(stay) > 1 and _total(least[number] for number in stay) > width:
-        stay.remove(max(stay[1:], key=lambda number: least[number]))
+    while len(stay) > 1 and (over := _total(least[number] for number in stay) - width) > 0:
+        widest = max(stay[1:], key=lambda number: least[number])
+        room = max(least[widest] - over, _ROOM_MIN, _least(columns[widest]))
+        fitting = sum(_least(row[widest]) <= room for row in rows)
+        if room < least[widest] and 2 * fitting > len(rows):
+            least[widest] = room
+        else:
+            stay.remove(widest)
     if 2 * len(stay) < len(columns) or least[0] > width:
         yield from ((line, False) for line in _fields(columns, rows, width))
         return
-    natural = [max(map(cells, (columns[number], *(row[number] for row in rows)))) for number in stay]
+    shown = [[row[number] if _least(row[number]) <= least[number] else "" for number in stay] for row in rows]
+    heading = [columns[number] for number in stay]
+    natural = [max(map(cells, column)) for column in zip(heading, *shown, strict=True)]
     widths = _narrowed(natural, [least[number] for number in stay], width)
-    for line in _row([columns[number] for number in stay], widths):
+    for line in _row(heading, widths):
         yield line, True
-    moved = [number for number in range(len(columns)) if number not in stay]
-    for row in rows:
-        for line in _row([row[number] for number in stay], widths):
+    for row, texts in zip(rows, shown, strict=True):
+        for line in _row(texts, widths):
             yield line, False
-        for number in moved:
-            yield from ((line, False) for line in _below(columns[number], row[number], _INDENT, 0, width))
+        for number, column in enumerate(columns):
+            if number not in stay or not texts[stay.index(number)]:
+                yield from ((line, False) for line in _below(column, row[number], _INDENT, 0, width))
 
 
 def _least(text: str) -> int:
@@ -147,11 +158,14 @@ def usage_fitted(program: str, usage: str, width: int) -> str:
     """The line that says how a verb is used, broken between its flags."""
     if cells(f"usage: {program} {usage}") <= width:
         return f"{program} {usage}"
-    # What stands in brackets belongs together.
-    parts = re.findall(r"\[[^\]]*\]|\S+", usage)
+    parts = [""]
+    for word in usage.split(" "):
+        # What stands in brackets belongs together.
+        is_inside = parts[-1].count("[") > parts[-1].count("]")
+        parts = [*parts[:-1], f"{parts[-1]} {word}"] if is_inside else [*parts, word]
     indent = " " * len("usage: infernet ")
     lines = [program]
-    for part in parts:
+    for part in parts[1:]:
         if cells(f"usage: {lines[-1]} {part}" if len(lines) == 1 else f"{lines[-1]} {part}") > width:
             lines.append(indent + part)
         else:

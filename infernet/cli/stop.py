@@ -129,10 +129,11 @@ def end_node(config: Config, pid: int, wait_s: float, *, force: bool, quiet: boo
             return "asked"
         deadline = time.monotonic() + END_TIMEOUT_S
     # The first signal lets jobs finish, as the node was asked to; the second one does not.
-    for patience_s in (HEALTHY_TIMEOUT_S,) if force else (SHUTDOWN_TIMEOUT_S, END_TIMEOUT_S):
-        left_s = min(patience_s, max(deadline - time.monotonic(), HEALTHY_TIMEOUT_S))
+    waits = ((SHUTDOWN_TIMEOUT_S, HEALTHY_TIMEOUT_S / 4), (END_TIMEOUT_S, HEALTHY_TIMEOUT_S))
+    for patience_s, least_s in ((HEALTHY_TIMEOUT_S, HEALTHY_TIMEOUT_S),) if force else waits:
+        left_s = max(min(patience_s, deadline - time.monotonic()), least_s)
         _say(
-            f"the node (process {pid}) was asked, and is there still: it gets a signal and {left_s:.0f} s", quiet=quiet
+            f"the node (process {pid}) was asked, and is there still: it gets a signal and {left_s:.2g} s", quiet=quiet
         )
         node.send(signal.SIGTERM)
         if _has_ended(node, left_s):

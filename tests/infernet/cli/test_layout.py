@@ -46,6 +46,20 @@ def test_what_does_not_fit_stands_below_its_row() -> None:
     assert second.startswith("プロバイダ🚀")
 
 
+def test_one_cell_that_is_wider_than_the_others_does_not_move_them() -> None:
+    rows = [("ok", "a check", "all is well here, and that is told in some words"), ("ok", "a key", f"it is {ADDRESS}")]
+    rows += [("ok", "another", "all is well here, too")]
+    shown = [line for line, _ in table(("", "check", "found"), rows, 60)]
+    assert shown[1:] == [
+        "ok  a check  all is well here, and that is told in some",
+        "             words",
+        "ok  a key",
+        "    found  it is",
+        f"           {ADDRESS}",
+        "ok  another  all is well here, too",
+    ]
+
+
 def test_on_a_narrow_one_rows_are_fields() -> None:
     assert lines(20)[:3] == ["name       provider-1a2b3c", "node       16Uiu2HAmS5rQKfPQ", "connected  yes"]
     assert "" in lines(20), "between the rows"
@@ -103,3 +117,14 @@ def test_usage_breaks_between_its_flags() -> None:
         "infernet stop [--now | --wait S]",
         "                [--force]",
     ]
+    assert usage_fitted("infernet start", "VERB [--a [--b] ] [--c]", 30).splitlines() == [
+        "infernet start VERB",
+        "                [--a [--b] ]",
+        "                [--c]",
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_usage_loses_no_word(verb: str) -> None:
+    usage = getattr(importlib.import_module(f"infernet.cli.{verb}"), "USAGE", "")
+    assert usage_fitted(f"infernet {verb}", usage, 40).split() == f"infernet {verb} {usage}".split()
