@@ -76,6 +76,15 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file, flush=True)
 
 
+class _WholeWords(argparse.RawDescriptionHelpFormatter):
+    """What argparse makes of help, but for breaking flags at their dashes and addresses anywhere."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from infernet.cli.layout import wrapped
+
+        return wrapped(" ".join(text.split()), width)
+
+
 def make_parser(verb: str, module: ModuleType) -> Parser:
     """The parser of a verb, from its module's USAGE, DESCRIPTION, EXAMPLES and `add_arguments`."""
     from infernet.cli.layout import fitted, usage_fitted
@@ -86,7 +95,7 @@ def make_parser(verb: str, module: ModuleType) -> Parser:
         usage=usage_fitted(f"infernet {verb}", module.USAGE, width),
         description=fitted(module.DESCRIPTION, width),
         epilog=fitted(module.EXAMPLES, width),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_WholeWords,
         allow_abbrev=False,
     )
     module.add_arguments(parser)

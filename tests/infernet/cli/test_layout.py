@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 
 import pytest
 from rich.cells import cell_len
 
 from infernet.cli.__main__ import HELP, VERBS
+from infernet.cli.command import make_parser
 from infernet.cli.layout import WRITTEN_FOR, cells, fitted, padded, table, usage_fitted
 
 ADDRESS = "/ip4/192.168.7.7/tcp/46337/p2p/16Uiu2HAmS5rQKfPQhXb7v8PpVWzCqGZcA7Jgd9pKqkfy6oWkE1Zs"
@@ -128,3 +130,15 @@ def test_usage_breaks_between_its_flags() -> None:
 def test_usage_loses_no_word(verb: str) -> None:
     usage = getattr(importlib.import_module(f"infernet.cli.{verb}"), "USAGE", "")
     assert usage_fitted(f"infernet {verb}", usage, 40).split() == f"infernet {verb} {usage}".split()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_flags_mean_is_broken_between_words_alone(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "45")
+    module = importlib.import_module(f"infernet.cli.{verb}")
+    if hasattr(module, "add_arguments"):
+        parser = make_parser(verb, module)
+        words = parser.format_help().split()
+        for action in parser._actions:
+            if action.help != argparse.SUPPRESS:
+                assert set(((action.help or "") % vars(action)).split()) <= set(words)
