@@ -13,7 +13,7 @@ import functools
 import hashlib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -251,16 +251,23 @@ def places(environ: Mapping[str, str] = os.environ) -> Config:
     return Config(config_dir=config_dir, state_dir=state_dir, data_dir=data_dir)
 
 
-def load(flags: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ) -> LoadedConfig:
+def load(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    overwrites: Collection[str] = (),
+) -> LoadedConfig:
     """Everything that is set, with its sources. `flags` holds those that were given, by setting name.
 
+    What the file has for settings that the caller `overwrites` in it is not looked at: it may be what has to be mended.
     Raises ConfigError.
     """
     config_dir, state_dir, data_dir = directories(environ)
     path = config_dir / FILE_NAME
     document = read_file(path)
     sources = _Sources()
-    _read_document(document or {}, path, sources)
+    stays = {name: value for name, value in (document or {}).items() if name not in overwrites}
+    _read_document(stays, path, sources)
     for setting in SETTINGS:
         # An empty variable counts as unset, as in most programs.
         variable = next((name for name in setting.variables if environ.get(name)), None)

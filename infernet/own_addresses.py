@@ -12,6 +12,7 @@ import psutil
 from infernet.config import Config
 from protocol.errors import LocalProtocolError
 from protocol.ids import NodeId, node_id_from_peer_id, peer_id
+from protocol.reaching import PORT_MIN
 
 
 def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[str]:
@@ -32,6 +33,14 @@ def advertised(config: Config, listening: Sequence[str], node: NodeId) -> list[s
     if not hosts and config.coordinator_url is not None and is_loopback_url(config.coordinator_url):
         hosts = ["127.0.0.1"]
     return [multiaddr(host, port, node) for host in hosts]
+
+
+def undialled(config: Config) -> str:
+    """Why nobody would dial this node although it listens, where its port is why; empty where it is not."""
+    listens = config.p2p_enabled and config.advertise and config.listen_hosts
+    if not listens or not 0 < config.p2p_port < PORT_MIN:
+        return ""
+    return f"nodes dial no port below {PORT_MIN} that others tell them, and this one is at {config.p2p_port}"
 
 
 def uses_local_network(config: Config) -> bool:

@@ -107,11 +107,12 @@ def _main(words: list[str] | None) -> int:
 
 
 def _help() -> int:
-    try:
-        print(HELP, end="", flush=True)
-    except OSError as error:
-        from infernet.cli.command import report
+    from infernet.cli.command import help_width, report
+    from infernet.cli.layout import fitted
 
+    try:
+        print(fitted(HELP, help_width()), end="", flush=True)
+    except OSError as error:
         return report(error, as_json=False)
     return 0
 

@@ -76,19 +76,38 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file, flush=True)
 
 
+class _WholeWords(argparse.RawDescriptionHelpFormatter):
+    """What argparse makes of help, but for breaking flags at their dashes and addresses anywhere."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from infernet.cli.layout import wrapped
+
+        return wrapped(" ".join(text.split()), width)
+
+
 def make_parser(verb: str, module: ModuleType) -> Parser:
     """The parser of a verb, from its module's USAGE, DESCRIPTION, EXAMPLES and `add_arguments`."""
+    from infernet.cli.layout import fitted, usage_fitted
+
+    width = help_width()
     parser = Parser(
         prog=f"infernet {verb}",
-        usage=f"infernet {verb} {module.USAGE}",
-        description=module.DESCRIPTION,
-        epilog=module.EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage=usage_fitted(f"infernet {verb}", module.USAGE, width),
+        description=fitted(module.DESCRIPTION, width),
+        epilog=fitted(module.EXAMPLES, width),
+        formatter_class=_WholeWords,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     return parser
+
+
+def help_width() -> int:
+    """How wide help may be: as wide as the terminal, or as it was written where there is none."""
+    from infernet.cli.layout import WRITTEN_FOR, terminal_width
+
+    return terminal_width() if sys.stdout is not None and sys.stdout.isatty() else WRITTEN_FOR
 
 
 def run(verb: str, module: ModuleType, words: list[str]) -> int:
@@ -149,18 +168,27 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if isinstance(leaf, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(leaf, BrokenPipeError):
-        # Whoever read our output has enough; Python must not complain about it when it ends.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has enough.
+        _let_go_of_output()
         return FAILED
     text = explain(leaf) or _unexpected(leaf)
     if as_json:
         details = leaf.details if isinstance(leaf, Failure) else {}
         _print_error(text, **details)
+    _let_go_of_output()
     complain(text)
     if isinstance(leaf, Failure):
         return leaf.exit_code
     return MISUSED if type(leaf).__name__ == "FlagError" else FAILED
+
+
+def _let_go_of_output() -> None:
+    """What cannot be written now must not be tried again when Python ends: it would complain, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(text: str, **details: Any) -> None:

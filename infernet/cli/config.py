@@ -8,7 +8,7 @@ from typing import Final
 from infernet.cli.command import Misuse
 from infernet.cli.money import tell_former
 from infernet.cli.output import print_json, print_table
-from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running
+from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running, warn_if_undialled
 from infernet.config import keep_former_coordinator, save
 from infernet.settings.readers import as_plain
 from infernet.settings.table import BY_NAME
@@ -17,7 +17,8 @@ USAGE: Final = "show|set [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 show: every setting, its value, and where it came from: a default, the file, the environment, or a flag. Later ones win.
 Flags are those of `infernet start`, so this shows what a start with them would use.
-set: write the settings given as flags into the file; whatever else is in it stays."""
+set: write the settings given as flags into the file; whatever else is in it stays. This mends a bad value, too: where
+there are several, give the flags of all of them."""
 EXAMPLES: Final = """\
 examples:
   infernet config show
@@ -41,11 +42,11 @@ def _set(arguments: argparse.Namespace) -> int:
     given = settings_given(arguments)
     if not given:
         raise Misuse("nothing to set: give the flag of a setting, such as --no-mdns (`infernet config show` lists all)")
-    # Reads and checks them, together with what is set elsewhere.
-    config = load_config(arguments).config
-    values = {name: BY_NAME[name].read(value) for name, value in given.items()}
     # Beside several models that stay set, one would have no effect.
     alone: dict[str, object] = {"models": None} if "model" in given and "models" not in given else {}
+    # Reads and checks them, together with what is set elsewhere.
+    config = load_config(arguments, overwrites={*given, *alone}).config
+    values = {name: BY_NAME[name].read(value) for name, value in given.items()}
     replaced = keep_former_coordinator(config.config_file, values, keep=True)
     save(config.config_file, values | alone, keep=True)
     tell_former(replaced)
@@ -54,6 +55,7 @@ def _set(arguments: argparse.Namespace) -> int:
         print_json({"config_file": str(config.config_file), "set": written})
     else:
         print(f"Written to {config.config_file}.")
+    warn_if_undialled(config)
     warn_if_running(config)
     return 0
 

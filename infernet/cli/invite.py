@@ -99,7 +99,11 @@ def _own_addresses(config: Config, status: dict[str, Any]) -> list[str]:
     # SPEC 03: The sender MUST NOT name an address of its own when its owner said that it publishes none.
     if not config.advertise:
         return []
-    return _best(status.get("advertised_addresses") or status.get("addresses") or [])
+    published, listening = status.get("advertised_addresses") or [], status.get("addresses") or []
+    # Beside a coordinator on loopback only that is published, because its market is on this machine.
+    if config.address is None and all(_reach(str(address)) == 0 for address in published):
+        return _best([*published, *listening])
+    return _best(published)
 
 
 def _from_files(config: Config) -> tuple[_Known | None, list[_Known]]:

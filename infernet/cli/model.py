@@ -142,7 +142,8 @@ def _fields(model: Model, config: Config, memory: Any, running: list[dict[str, A
         "vouched_by": origin.vouched_by.value if origin is not None else None,
         "from": origin.url if origin is not None else None,
         "needed_bytes": needed,
-        "fits": fit(needed, memory).value,
+        # What is no model takes no memory.
+        "fits": fit(needed, memory).value if header is not None else None,
         "is_set": model.path in _paths_set(config),
         "runs_on": where_of(running, model.name),
     }
@@ -185,6 +186,7 @@ def _show(arguments: argparse.Namespace) -> None:
         print_json(fields)
         return
     print(fields["name"])
+    fits = f": {fields['fits']}" if fields["fits"] else ""
     vouched = f" (its hash is known from {fields['vouched_by']})" if fields["vouched_by"] else ""
     print_fields(
         [
@@ -200,7 +202,7 @@ def _show(arguments: argparse.Namespace) -> None:
             ("sha256", fields["sha256"] or digest),
             ("check", f"{fields['check']}{vouched}"),
             ("from", fields["from"]),
-            ("needs", f"{size(fields['needed_bytes'])} with --slots {config.slots}: {fields['fits']}"),
+            ("needs", f"{size(fields['needed_bytes'])} with --slots {config.slots}{fits}" if fits else ""),
             ("runs on", fields["runs_on"]),
             ("problem", f"the file {fields['problem']}" if fields["problem"] else ""),
         ]
@@ -370,8 +372,11 @@ def _others(config: Config, path: Path) -> list[Model]:
 
 
 def _value(config: Config, path: Path, name: str) -> str:
-    """How the settings name a model."""
-    return name if path.parent == config.models_dir else str(path.absolute())
+    """How the settings name a model: by its path where another one of the store has its name."""
+    from infernet.engines import shelf
+
+    is_named = path.parent == config.models_dir and shelf.path_of(config.models_dir, name) == path
+    return name if is_named else str(path.absolute())
 
 
 def _remove(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import IO, Any
 
+from infernet.cli.layout import cells, padded, table, terminal_width
 from protocol.formats.text import clean_line
 
 
@@ -23,21 +24,17 @@ def is_styled(stream: IO[str]) -> bool:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Rows under headings."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    texts = [[_cell(value) for value in row] for row in rows]
     if not sys.stdout.isatty():
-        _print_aligned([[column.upper() for column in columns], *cells])
+        _print_aligned([[column.upper() for column in columns], *texts])
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold" if is_styled(sys.stdout) else "")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in cells:
+    console = Console(highlight=False)
+    for line, is_heading in table(columns, texts, terminal_width()):
         # As Text, so that square brackets in a name are not taken for markup.
-        table.add_row(*map(Text, row))
-    Console(highlight=False, soft_wrap=False).print(table)
+        console.print(Text(line, style="bold" if is_heading and is_styled(sys.stdout) else ""), soft_wrap=True)
 
 
 def print_fields(fields: Sequence[tuple[str, object]]) -> None:
@@ -50,9 +47,9 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
 
 
 def _print_aligned(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)] if rows else []
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _cell(value: object) -> str:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from infernet.config import Config, ConfigError, load, places
 from infernet.coordinators import former
 from infernet.host.files import FilesError
 from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
-from infernet.host.packaged import forget_unpacked, is_packaged, program_file, unpacked_programs
+from infernet.host.packaged import forget_unpacked, is_packaged, program_file, programs_in_use, unpacked_programs
 from infernet.host.wiping import OF_MODELS, OF_RECORDS, OF_SETTINGS, CannotWipe, check, size_of, strangers, wipe
 from infernet.ipc.client import IpcError
 from infernet.store import StoreError
@@ -90,7 +90,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     there = {folder: what for folder, what in folders.items() if check(folder)}
     service = _service(here)
     keeps = arguments.keep_config or arguments.keep_models or arguments.keep_binary
-    unpacked = [] if keeps else unpacked_programs(running_pid(here.pid_file))
+    unpacked = [] if keeps else _unpacked(here)
     if not there and service is None:
         _tell(Removed(), as_json=arguments.json)
         _leave(unpacked)
@@ -132,6 +132,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
         _wipe(there, removed)
     unpacked = _free(unpacked)
     removed.folders += tuple(unpacked)
+    removed.left = {} if keeps else {folder: pids for folder, pids in programs_in_use().items() if pids}
     _tell(removed, as_json=arguments.json)
     _leave(unpacked)
     return 0
@@ -179,6 +180,8 @@ class Removed:
     stopped: int | None = None
     service: str | None = None
     deregistered: bool = False
+    #: Folders that other processes run from.
+    left: dict[Path, list[int]] = field(default_factory=dict)
     lost: tuple[Loss, ...] = ()
 
 
@@ -347,6 +350,16 @@ def _wipe(there: dict[Path, str], removed: Removed) -> None:
         removed.folders += (folder,)
 
 
+def _unpacked(here: Config) -> list[Path]:
+    """What this program has unpacked and can go. A node that was just ended may be dying: that is waited for."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        folders = programs_in_use(running_pid(here.pid_file))
+        if not any(folders.values()) or time.monotonic() > deadline:
+            return [folder for folder, pids in folders.items() if not pids]
+        time.sleep(POLL_INTERVAL_S)
+
+
 def _free(unpacked: list[Path]) -> list[Path]:
     """Those of these folders that nothing runs from; what has just ended may take a moment to be gone."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
@@ -375,6 +388,7 @@ def _tell(removed: Removed, *, as_json: bool) -> None:
             "stopped": removed.stopped,
             "service": removed.service,
             "deregistered": removed.deregistered,
+            "left": [str(folder) for folder in removed.left],
             "lost_uusd": sum(loss.uusd or 0 for loss in removed.lost),
             "lost_is_known": all(loss.uusd is not None for loss in removed.lost),
         }
@@ -389,6 +403,9 @@ def _tell(removed: Removed, *, as_json: bool) -> None:
         print(f"Removed {clean_line(removed.service, 500)}.")
     if removed.deregistered:
         print("The coordinator has forgotten this node.")
+    for folder, pids in removed.left.items():
+        users = ", ".join(map(str, pids[:_STRANGERS_SHOWN]))
+        print(f"Left {clean_line(str(folder), 500)}: process {users} runs from it. Remove it when that has ended.")
     if is_packaged():
         print(f"The program itself is the file {clean_line(str(program_file()), 500)}: it stays.")
     for loss in removed.lost:

@@ -11,8 +11,11 @@ from infernet import identity
 from infernet.cli.command import warn
 from infernet.config import Config, LoadedConfig, load, save, values_in
 from infernet.host.lock import running_pid
+from infernet.own_addresses import undialled
 from infernet.settings.table import BY_NAME, SETTINGS
+from protocol.constants import P2P_PORT
 from protocol.envelope import SigningKey
+from protocol.reaching import PORT_MIN
 
 _SWITCHES: Final = ("p2p_enabled", "advertise", "mdns", "dht", "allow_private", "confine")
 
@@ -75,9 +78,18 @@ def warn_if_running(config: Config) -> None:
         warn("the node is running: `infernet stop`, then `infernet start`, for the changes to take effect")
 
 
-def load_config(arguments: argparse.Namespace) -> LoadedConfig:
-    """The configuration with this command line's flags; tells of what is odd in it. Raises ConfigError."""
-    loaded = load(settings_given(arguments))
+def warn_if_undialled(config: Config) -> None:
+    """Say that others will not come: where the port is one that no node dials."""
+    if why := undialled(config):
+        warn(f"{why}: `infernet config set --p2p-port {P2P_PORT}`, or another from {PORT_MIN} on")
+
+
+def load_config(arguments: argparse.Namespace, *, overwrites: Collection[str] = ()) -> LoadedConfig:
+    """The configuration with this command line's flags; tells of what is odd in it. Raises ConfigError.
+
+    It does not matter what the file has for settings that the caller `overwrites` in it.
+    """
+    loaded = load(settings_given(arguments), overwrites=overwrites)
     for warning in loaded.warnings:
         warn(warning)
     return loaded

@@ -14,7 +14,14 @@ from infernet.cli.command import Misuse, explain, innermost, warn
 from infernet.cli.detached import Reports, detach
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_node import not_serving, parts_in
-from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
+from infernet.cli.settings_flags import (
+    add_settings,
+    as_flags,
+    keep_choices,
+    load_node,
+    settings_given,
+    warn_if_undialled,
+)
 from infernet.config import Config
 from infernet.host.lock import hold_lock
 from protocol.envelope import SigningKey
@@ -50,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foreground", action="store_true", help="stay in this terminal; the log goes to stderr")
     parser.add_argument("--log-to-file", action="store_true", help="with --foreground: the log goes to its file")
     parser.add_argument(
-        "--once", action="store_true", help="end it as soon as it is up, and linked to its coordinator if it has one"
+        "--once",
+        action="store_true",
+        help="end it as soon as it is up, and linked to its coordinator if it has one, "
+        "and say how it was; its log goes to its file, unless --foreground is given",
     )
     for flag, why in _WITHOUT_EFFECT.items():
         parser.add_argument(flag, metavar="MS", type=_milliseconds, help=f"has no effect: {why}")
@@ -76,15 +86,18 @@ def run(arguments: argparse.Namespace) -> int:
             warn(f"{flag} has no effect: {why}")
     config, key = load_node(arguments)
     keep_choices(config, arguments)
-    if arguments.foreground or arguments.once or _wants_foreground():
-        log_file = config.log_file if arguments.log_to_file else None
-        _run_here(
-            config,
-            key,
-            lambda status: _tell(config, status, log_file, as_json=arguments.json),
-            log_to_file=arguments.log_to_file,
-            once=arguments.once,
-        )
+    warn_if_undialled(config)
+    stays = arguments.foreground or _wants_foreground()
+    if stays or arguments.once:
+        # Whoever does not ask for the foreground wants to read how it went, and no log.
+        log_to_file = arguments.log_to_file or not stays
+        log_file = config.log_file if log_to_file else None
+        tell = partial(_tell, config, log_file=log_file, as_json=arguments.json, has_ended=arguments.once)
+        reports: list[dict[str, Any]] = []
+        ready = reports.append if arguments.once else tell
+        _run_here(config, key, ready, log_to_file=log_to_file, once=arguments.once)
+        for status in reports:
+            tell(status)
     else:
         words = as_flags(settings_given(arguments))
         _tell(config, detach(config, words, quiet=arguments.json), config.log_file, as_json=arguments.json)
@@ -118,16 +131,20 @@ def _run_here(
         trio.run(partial(run_daemon, config, key, ready, once=once, loading=loading))
 
 
-def _tell(config: Config, status: dict[str, Any], log_file: Path | None, *, as_json: bool) -> None:
+def _tell(
+    config: Config, status: dict[str, Any], log_file: Path | None, *, as_json: bool, has_ended: bool = False
+) -> None:
+    """How it is, or was, when it is up."""
     if as_json:
         print_json({"running": True, "log_file": str(log_file) if log_file is not None else None, **status})
     else:
-        print(f"{status['name']} is up ({status['role']}, process {status['pid']}).")
+        how = "came up, and was ended" if has_ended else "is up"
+        print(f"{status['name']} {how} ({status['role']}, process {status['pid']}).")
         print_fields(
             [
-                ("listening on", status.get("addresses")),
-                ("serving", status.get("models")),
-                ("not serving", not_serving(parts_in(status))),
+                ("listened on" if has_ended else "listening on", status.get("addresses")),
+                ("served" if has_ended else "serving", status.get("models")),
+                ("not served" if has_ended else "not serving", not_serving(parts_in(status))),
                 ("hours", (status.get("hours") or {}).get("words")),
                 ("coordinator", config.coordinator_url),
                 ("log", log_file),

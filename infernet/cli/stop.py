@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -14,10 +13,13 @@ from infernet.cli.command import Failure
 from infernet.cli.output import print_json
 from infernet.config import Config, places
 from infernet.host.lock import running_pid
+from infernet.host.processes import NodeProcess
 from infernet.ipc import client as ipc
 
 WAIT_S_DEFAULT: Final = 30.0
 SHUTDOWN_TIMEOUT_S: Final = 5.0
+# A healthy node answers and ends at once; a machine with much to do may keep it from that for a moment.
+HEALTHY_TIMEOUT_S: Final = 2.0
 # Running jobs get their receipts, peers and the coordinator hear of it, the engine ends.
 END_TIMEOUT_S: Final = 15.0
 KILL_TIMEOUT_S: Final = 5.0
@@ -29,7 +31,9 @@ USAGE: Final = "[--now | --wait S] [--force] [--signal NAME] [--json]"
 DESCRIPTION: Final = """\
 End the running node. It takes no new jobs from this moment on, and ends when those that run have ended, after
 --wait seconds at the latest; jobs that are cut short get their receipts, and their askers go on elsewhere. Peers and
-the coordinator hear that it goes offline. Ctrl-C leaves this command and not the node: it ends all the same.
+the coordinator hear that it goes offline. Ctrl-C leaves this command and not the node: it ends all the same. This
+command returns when the node's process is gone. A node that does not answer is sent a signal, and this command gives
+up after --wait seconds, or kills it with --force after a few.
 Exits with 1 when no node is running."""
 EXAMPLES: Final = """\
 examples:
@@ -78,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if pid is None:
         raise Failure("no node is running here", running=False)
     if arguments.signal is not None:
-        return _tell(_signalled(config, arguments), pid, as_json=arguments.json)
+        return _tell(_signalled(config, pid, arguments), pid, as_json=arguments.json)
     how = end_node(config, pid, 0.0 if arguments.now else arguments.wait, force=arguments.force, quiet=arguments.json)
     return _tell(how, pid, as_json=arguments.json)
 
@@ -91,41 +95,81 @@ def _tell(how: str, pid: int, *, as_json: bool) -> int:
     return 0
 
 
-def _signalled(config: Config, arguments: argparse.Namespace) -> str:
+def _signalled(config: Config, pid: int, arguments: argparse.Namespace) -> str:
     """Send the signal that was named, and wait. Raises Failure when the node does not end of it."""
-    _signal(config, signal.Signals[f"SIG{arguments.signal}"])
-    if not _has_ended(config, KILL_TIMEOUT_S if arguments.signal == "KILL" else arguments.wait + END_TIMEOUT_S):
+    node = NodeProcess(config.pid_file, pid)
+    limit_s = KILL_TIMEOUT_S if arguments.signal == "KILL" else arguments.wait + END_TIMEOUT_S
+    if node.is_suspended() and arguments.signal != "KILL":
+        _say(f"the node (process {pid}) is suspended: it has {limit_s:.0f} s to go on and end", quiet=arguments.json)
+    node.send(signal.Signals[f"SIG{arguments.signal}"])
+    if not _has_ended(node, limit_s):
         raise Failure(f"the node does not end of SIG{arguments.signal}: `infernet stop --force` kills it")
     return "killed" if arguments.signal == "KILL" else "signalled"
 
 
 def end_node(config: Config, pid: int, wait_s: float, *, force: bool, quiet: bool) -> str:
-    """End the node that runs, and say how it went. Raises Failure when it does not end."""
+    """End the node that runs, wait until its process is gone, and say how it went. Raises Failure when it does not end.
+
+    One that answers has `wait_s` for its jobs, and END_TIMEOUT_S after that. One that does not answer has `wait_s` in
+    all, or what a healthy one takes where that is longer.
+    """
+    node = NodeProcess(config.pid_file, pid)
+    deadline = time.monotonic() + max(wait_s, HEALTHY_TIMEOUT_S)
+    if node.is_suspended():
+        _say(f"the node (process {pid}) is suspended, so it neither answers nor ends", quiet=quiet)
+        if force:
+            return _kill(node, config, quiet=quiet)
     with contextlib.suppress(ipc.IpcError):
+        answer_s = min(SHUTDOWN_TIMEOUT_S, deadline - time.monotonic())
         if wait_s:
-            _drain(config, wait_s, quiet=quiet)
+            _drain(config, wait_s, answer_s, quiet=quiet)
         else:
-            ipc.call(config.socket_path, "shutdown", timeout_s=SHUTDOWN_TIMEOUT_S)
-        if _has_ended(config, END_TIMEOUT_S):
+            ipc.call(config.socket_path, "shutdown", timeout_s=answer_s)
+        if _has_ended(node, END_TIMEOUT_S):
             return "asked"
+        deadline = time.monotonic() + END_TIMEOUT_S
     # The first signal lets jobs finish, as the node was asked to; the second one does not.
-    for patience_s in (SHUTDOWN_TIMEOUT_S, END_TIMEOUT_S):
-        _signal(config, signal.SIGTERM)
-        if _has_ended(config, patience_s):
+    waits = ((SHUTDOWN_TIMEOUT_S, HEALTHY_TIMEOUT_S / 4), (END_TIMEOUT_S, HEALTHY_TIMEOUT_S))
+    for patience_s, least_s in ((HEALTHY_TIMEOUT_S, HEALTHY_TIMEOUT_S),) if force else waits:
+        left_s = max(min(patience_s, deadline - time.monotonic()), least_s)
+        _say(
+            f"the node (process {pid}) was asked, and is there still: it gets a signal and {left_s:.2g} s", quiet=quiet
+        )
+        node.send(signal.SIGTERM)
+        if _has_ended(node, left_s):
             return "signalled"
     if force:
-        _signal(config, signal.SIGKILL)
-        if _has_ended(config, KILL_TIMEOUT_S):
-            return "killed"
-    raise Failure(f"the node (process {pid}) does not end: `infernet stop --force` kills it; log: {config.log_file}")
+        return _kill(node, config, quiet=quiet)
+    raise _does_not_end(node, config)
 
 
-def _drain(config: Config, wait_s: float, *, quiet: bool) -> None:
+def _kill(node: NodeProcess, config: Config, *, quiet: bool) -> str:
+    """Raises Failure when not even that ends it."""
+    _say(f"the node (process {node.pid}) is killed", quiet=quiet)
+    node.send(signal.SIGKILL)
+    if _has_ended(node, KILL_TIMEOUT_S):
+        return "killed"
+    raise _does_not_end(node, config)
+
+
+def _does_not_end(node: NodeProcess, config: Config) -> Failure:
+    why = f", for it is suspended (`kill -CONT {node.pid}` has it go on)" if node.is_suspended() else ""
+    return Failure(
+        f"the node (process {node.pid}) does not end{why}: `infernet stop --force` kills it; log: {config.log_file}"
+    )
+
+
+def _say(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _drain(config: Config, wait_s: float, answer_s: float, *, quiet: bool) -> None:
     """Let running jobs finish, and say what is waited for. Raises IpcError unless the node has begun to end."""
     has_begun = False
     said = ""
     try:
-        for _, left in ipc.stream(config.socket_path, "drain", {"limit_s": wait_s}, silence_s=SHUTDOWN_TIMEOUT_S):
+        for _, left in ipc.stream(config.socket_path, "drain", {"limit_s": wait_s}, silence_s=answer_s):
             has_begun = True
             text = jobs_left(left)
             if text and text != said and not quiet:
@@ -144,17 +188,10 @@ def jobs_left(left: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _signal(config: Config, number: signal.Signals) -> None:
-    # The process id is the lock holder's, so this reaches the node or nobody.
-    pid = running_pid(config.pid_file)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _has_ended(config: Config, timeout_s: float) -> bool:
+def _has_ended(node: NodeProcess, timeout_s: float) -> bool:
+    """Whether its process is gone within this time: while it dies it holds on to what it runs from."""
     deadline = time.monotonic() + timeout_s
-    while running_pid(config.pid_file) is not None:
+    while not node.is_gone():
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_INTERVAL_S)

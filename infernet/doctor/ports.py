@@ -25,6 +25,8 @@ from infernet.doctor.contract import (
     text_of,
     warn,
 )
+from infernet.own_addresses import undialled
+from protocol.constants import P2P_PORT
 from protocol.formats.text import clean_line
 
 # What every libp2p listener says first: its length, the name, a newline.
@@ -73,17 +75,15 @@ def _try_to_bind(host: str, port: int) -> int:
 
 
 def _privileged(situation: Situation) -> Finding:
-    assert situation.binding is not None
-    port = situation.config.listen_port
-    if errno.EACCES in situation.binding.values():
-        return fail(
-            f"only the system may listen on port {port}", "choose a higher one: `infernet config set --p2p-port 46337`"
-        )
-    if 0 < situation.config.p2p_port < 1024:
-        return warn(
-            f"nodes dial no port below 1024 that others tell them, and this one is at {situation.config.p2p_port}",
-            "choose a higher one: `infernet config set --p2p-port 46337`",
-        )
+    config = situation.config
+    if not config.p2p_enabled or not config.listen_hosts:
+        return skip("this node listens on no port")
+    choose = f"choose a higher one: `infernet config set --p2p-port {P2P_PORT}`"
+    # While a node runs nothing is bound, and it has its port.
+    if errno.EACCES in (situation.binding or {}).values():
+        return fail(f"only the system may listen on port {config.listen_port}", choose)
+    if why := undialled(config):
+        return warn(why, choose)
     return ok("the port is one that others dial")
 
 
@@ -167,7 +167,8 @@ CHECKS: Final = (
         "1024 that it was told of.",
         remedy="`infernet config set --p2p-port 46337`.",
         examine=in_thread(_privileged),
-        needs=("port.hosts",),
+        needs=("config.readable", "node.running"),
+        after=("port.hosts",),
     ),
     Check(
         id="port.taken",

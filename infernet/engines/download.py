@@ -39,7 +39,7 @@ class Fetched(Struct, frozen=True):
 def name_in(url: str) -> str:
     """The name of the model at an address: that of its file. Raises ValueError."""
     file_name = PurePosixPath(unquote(urlsplit(url).path)).name
-    return read_name(file_name.removesuffix(".gguf").lower())
+    return read_name(file_name.lower().removesuffix(".gguf"))
 
 
 def read_name(text: str) -> str:

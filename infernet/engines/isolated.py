@@ -262,9 +262,13 @@ class IsolatedEngine:
         self._report = report
         wait_s = self._timeouts.restart_first_s
         told = False
+        logged = ""
 
         def ready() -> None:
-            nonlocal told
+            nonlocal told, logged
+            if logged:
+                logged = ""
+                log.info("engine.up", model=self.name, restarts=self._restarts)
             if not told:
                 told = True
                 task_status.started()
@@ -286,6 +290,10 @@ class IsolatedEngine:
                     raise EngineUnavailable(self._no_place)
                 if trio.current_time() - self._started_at_s > self._timeouts.healthy_s:
                     wait_s = self._timeouts.restart_first_s
+                # One that cannot be started again is said once, not at every try.
+                if logged != self._last_error:
+                    logged = self._last_error
+                    log.warning("engine.down", model=self.name, reason=logged, retry_in_s=wait_s)
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, self._timeouts.restart_max_s)
                 self._restarts += 1

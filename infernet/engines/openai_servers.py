@@ -157,8 +157,8 @@ def public_name(model: str) -> str:
     """How a model is called in public: the server's name for it, but of a path on this machine only the last part."""
     # First what is shown, then whether that is a path: one behind a space or an invisible character is one, too.
     model = clean_line(model, _PATH_CHARACTERS_MAX)
-    if model.endswith(".gguf") or "\\" in model or model.startswith(("/", "~", ".")):
-        model = PurePath(model.replace("\\", "/")).name.removesuffix(".gguf").lower()
+    if model.lower().endswith(".gguf") or "\\" in model or model.startswith(("/", "~", ".")):
+        model = PurePath(model.replace("\\", "/")).name.lower().removesuffix(".gguf")
     return clean_line(model, c.MODEL_NAME_CHARACTERS_MAX)
 
 

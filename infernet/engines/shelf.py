@@ -21,6 +21,7 @@ from protocol.constants import MODEL_NAME_CHARACTERS_MAX
 
 _NOTE_BYTES_MAX: Final = 16 * 1024
 MODELS_MAX: Final = 1000
+_ENDING: Final = ".gguf"
 
 
 class Voucher(StrEnum):
@@ -91,7 +92,7 @@ def look(path: Path) -> Model:
 def models_in(store: Path) -> list[Model]:
     """All models of a store, by name."""
     found = []
-    for path in sorted(store.glob("*.gguf"))[:MODELS_MAX]:
+    for path in _files(store)[:MODELS_MAX]:
         try:
             found.append(look(path))
         except models.ModelMissing:
@@ -100,15 +101,17 @@ def models_in(store: Path) -> list[Model]:
 
 
 def find(store: Path, name: str) -> Path | None:
-    """The file of the model of this name."""
-    return next((path for path in sorted(store.glob("*.gguf")) if name_of(path) == name.lower()), None)
+    """The file of the model of this name, or of this whole name where a model's is cut."""
+    name, files = name.lower(), _files(store)
+    whole = (path for path in files if path.stem.lower() == name)
+    return next(whole, None) or next((path for path in files if name_of(path) == name), None)
 
 
 def path_of(store: Path, model: str) -> Path:
     """The file that a name in the store, or a path, means; it need not exist. Raises ModelMissing for a name."""
     if model.lower() == models.STARTER.name:
         return models.starter_path(store)
-    if "/" in model or model.endswith(".gguf"):
+    if "/" in model or model.lower().endswith(_ENDING):
         return Path(model).expanduser()
     path = find(store, model)
     if path is None:
@@ -116,6 +119,10 @@ def path_of(store: Path, model: str) -> Path:
             f"there is no model {model} here: see `infernet model list`, or get it with `infernet model pull`"
         )
     return path
+
+
+def _files(store: Path) -> list[Path]:
+    return sorted(path for path in store.glob("*") if path.name.lower().endswith(_ENDING))
 
 
 def origin_of(path: Path) -> Origin | None:

@@ -44,8 +44,13 @@ def unpacked_programs(ending: int | None = None) -> list[Path]:
 
     A process that is about to end, and what it has started, are none of those.
     """
+    return [folder for folder, pids in programs_in_use(ending).items() if not pids]
+
+
+def programs_in_use(ending: int | None = None) -> dict[Path, list[int]]:
+    """The folders of this version and of older ones, and which other processes run from each; see above."""
     if not is_packaged():
-        return []
+        return {}
     import psutil
 
     passed_over = {os.getpid()}
@@ -53,16 +58,17 @@ def unpacked_programs(ending: int | None = None) -> list[Path]:
         with contextlib.suppress(psutil.Error):
             passed_over |= {ending, *(child.pid for child in psutil.Process(ending).children(recursive=True))}
     elsewhere = {
-        Path(process.info["exe"])
-        for process in psutil.process_iter(["pid", "exe"])
+        process.info["pid"]: Path(process.info["exe"])
+        for process in psutil.process_iter(["pid", "exe", "status"])
         if process.info["exe"] and process.info["pid"] not in passed_over
+        if process.info["status"] != psutil.STATUS_ZOMBIE
     }
     folders = [folder for folder in sorted(unpacked_beside().glob("program-*")) if folder.is_dir()]
-    return [
-        folder
+    return {
+        folder: sorted(pid for pid, program in elsewhere.items() if program.is_relative_to(folder))
         for folder in folders
-        if not folder.is_symlink() and not any(program.is_relative_to(folder) for program in elsewhere)
-    ]
+        if not folder.is_symlink()
+    }
 
 
 def forget_unpacked(folders: Iterable[Path]) -> None:

@@ -180,6 +180,20 @@ def test_once_is_up_and_down_again(home: Home) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.json["running"] is True
     assert home.run("status").code == 1
+    assert not any(line.startswith("{") for line in outcome.err.splitlines())
+    assert outcome.json["log_file"] == str(home.config.log_file)
+    events = [json.loads(line)["event"] for line in home.config.log_file.read_text().splitlines()]
+    assert (events[0], events[-1]) == ("node.started", "node.stopped")
+
+
+def test_once_says_that_it_was_ended_and_logs_where_that_is_asked_for(home: Home) -> None:
+    assert home.run("init", "--yes", "--role", "client", "--name", "me").code == 0
+    outcome = home.run("start", "--once", "--foreground", "--no-mdns")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("me came up, and was ended (client, process ")
+    events = [json.loads(line)["event"] for line in outcome.err.splitlines() if line.startswith("{")]
+    assert (events[0], events[-1]) == ("node.started", "node.stopped")
+    assert not home.config.log_file.exists()
 
 
 def test_once_fails_where_the_coordinator_does_not_hear_of_it(home: Home) -> None:

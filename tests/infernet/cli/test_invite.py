@@ -134,6 +134,21 @@ async def test_a_coordinator_on_loopback_is_left_out_unless_everything_is(
     assert decode_invite(outcome.out).coordinator_url == "http://127.0.0.1:8080"
 
 
+async def test_beside_a_coordinator_on_loopback_others_of_the_local_network_are_invited(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--url", "http://127.0.0.1:8080", "--coordinator-key", npub(COORDINATOR.node))
+    assert home.run("config", "set", *words).code == 0
+    outcome = await invite(home, capsys, fake(LOOPBACK))
+    invited = decode_invite(outcome.out)
+    assert (invited.nodes[0].addresses, invited.coordinator_url) == ((LAN,), None)
+    assert "listens on loopback alone" not in outcome.err
+    assert "the invite works in your own network" in outcome.err
+    # What the owner says goes.
+    assert home.run("config", "set", "--address", "127.0.0.1").code == 0
+    assert decode_invite((await invite(home, capsys, fake(LOOPBACK))).out).nodes[0].addresses == (LOOPBACK,)
+
+
 def test_without_a_running_node_the_files_say_whom_to_name(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = invoke(capsys, "invite")
     assert outcome.code == 1

@@ -59,6 +59,38 @@ def test_an_empty_store_says_how_to_fill_it(home: Home, capsys: Capture) -> None
     assert invoke(capsys, "model", "list", "--json").json["models"] == []
 
 
+def test_what_is_no_model_fits_nowhere(tiny: Path, capsys: Capture) -> None:
+    tiny.write_bytes(b"nonsense")
+    (row,) = invoke(capsys, "model", "list", "--json").json["models"]
+    assert (row["fits"], row["problem"]) == (None, "is no GGUF file")
+    shown = invoke(capsys, "model", "show", "tiny")
+    assert "needs" not in shown.out
+    assert "is no GGUF file" in shown.out
+
+
+def test_a_model_whose_name_is_cut_is_chosen_by_either_and_is_the_right_one(
+    home: Home, tiny: Path, capsys: Capture
+) -> None:
+    names = ["m" * 200 + end for end in ("a", "B")]
+    for name in names:
+        (tiny.parent / f"{name}.gguf").write_bytes(WEIGHTS)
+    listed = invoke(capsys, "model", "list", "--json").json["models"]
+    assert [row["name"] for row in listed] == ["m" * 128, "m" * 128, "tiny"]
+    for name in names:
+        used = invoke(capsys, "model", "use", name, "--json").json
+        assert used["path"] == str(tiny.parent / f"{name}.gguf")
+        chosen = [row["path"] for row in invoke(capsys, "model", "list", "--json").json["models"] if row["is_set"]]
+        assert chosen == [used["path"]]
+    assert invoke(capsys, "model", "use", "m" * 128, "--json").json["path"] == str(tiny.parent / f"{names[1]}.gguf")
+
+
+def test_a_file_whose_ending_is_in_capitals_is_a_model_like_others(tiny: Path, capsys: Capture) -> None:
+    tiny.rename(tiny.with_name("My-Model.GGUF"))
+    (row,) = invoke(capsys, "model", "list", "--json").json["models"]
+    assert row["name"] == "my-model"
+    assert invoke(capsys, "model", "use", "My-Model", "--json").json["model"] == "my-model"
+
+
 def test_the_list_tells_what_a_model_is_and_whether_it_fits(home: Home, tiny: Path, capsys: Capture) -> None:
     (row,) = invoke(capsys, "model", "list", "--json").json["models"]
     assert (row["name"], row["quantisation"], row["context_tokens"]) == ("tiny", "Q4_K_M", 512)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -418,3 +421,40 @@ def test_a_folder_that_leads_elsewhere_is_not_followed(ready: Home, capsys: Capt
     assert "leads elsewhere" in outcome.err
     assert (tmp_path / "models" / "models" / "some.gguf.origin").exists()
     assert folders(ready) == ALL
+
+
+# ---------------------------------------------------------------- the unpacked program
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process taken for a packaged program; gives the folder that it runs from, with a program in it."""
+    folder = tmp_path / "cache" / "program-1-abc"
+    folder.mkdir(parents=True)
+    shutil.copy(shutil.which("sleep") or "", folder / "infernet")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", str(folder / "infernet"))
+    return folder
+
+
+def test_a_node_that_is_dying_is_waited_for_so_that_its_program_goes(
+    ready: Home, capsys: Capture, program: Path
+) -> None:
+    with subprocess.Popen([program / "infernet", "0.3"]):
+        outcome = invoke(capsys, "remove", "--yes")
+    assert f"Removed {program}.\n" in outcome.out
+    assert not program.exists()
+
+
+def test_a_program_that_another_process_runs_from_stays_and_that_is_said(
+    ready: Home, capsys: Capture, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remove, "_LOCK_TIMEOUT_S", 0.0)
+    with subprocess.Popen([program / "infernet", "60"]) as other:
+        outcome = invoke(capsys, "remove", "--yes", "--json")
+        assert outcome.json["left"] == [str(program)]
+        assert invoke(capsys, "init", "--yes").code == 0
+        told = invoke(capsys, "remove", "--yes").out
+        other.kill()
+    assert f"Left {program}: process {other.pid} runs from it." in told
+    assert program.exists()

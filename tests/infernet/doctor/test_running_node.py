@@ -123,6 +123,15 @@ async def test_one_that_others_do_not_reach(well: Home, capsys: pytest.CaptureFi
         assert (await examine_beside(capsys, "--skip-engine")).faults == {}
 
 
+async def test_one_at_a_port_that_nobody_dials(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    put(well, p2p_port=807)
+    async with running(double(well), well.config):
+        report = await examine_beside(capsys, "--skip-engine", "--skip-network")
+        assert report.checks["port.hosts"]["status"] == "skip"
+        assert report.faults["port.privileged"] == "warn"
+        assert "--p2p-port 46337" in report.told("port.privileged")
+
+
 async def test_one_whose_port_somebody_else_answers(well: Home, capsys: pytest.CaptureFixture[str]) -> None:
     with silent_listener() as port:
         address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id(node_of(well))}"

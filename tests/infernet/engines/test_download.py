@@ -301,6 +301,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_a_name_is_that_of_the_file() -> None:
     assert name_in("https://a.example/x/resolve/main/Qwen2.5-7B-Q4_K_M.gguf?download=true") == "qwen2.5-7b-q4_k_m"
+    assert name_in("https://a.example/My-Model.GGUF") == "my-model"
 
 
 @pytest.mark.parametrize("text", ["", "../x", "a/b", ".part", "A", "x" * 200, "a\x00", "m-00001-of-00003"])

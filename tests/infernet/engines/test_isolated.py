@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from infernet.engines.contract import (
     EngineConfig,
@@ -113,6 +114,34 @@ async def test_a_crash_fails_the_runs_and_the_engine_comes_back(config: EngineCo
         statistics = bench.engine.statistics()
         assert (statistics.restarts, statistics.runs_total, statistics.runs_active) == (1, 4, 0)
         assert statistics.last_error == "the engine process was ended by SIGSEGV"
+
+
+async def test_that_it_went_and_that_it_is_back_is_in_the_log(config: EngineConfig) -> None:
+    with capture_logs() as logged:
+        async with running(engine(config, "is good")) as bench:
+            assert logged == []
+            pid = bench.engine.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await until_restarted(bench)
+    down, up = logged
+    assert (down["log_level"], down["event"], down["model"]) == ("warning", "engine.down", "double")
+    assert down["reason"].startswith("the engine process was ended by SIGKILL")
+    assert (up["log_level"], up["event"], up["restarts"]) == ("info", "engine.up", 1)
+
+
+async def test_one_that_cannot_be_started_again_is_told_of_once(config: EngineConfig) -> None:
+    with capture_logs() as logged:
+        async with running(engine(config, "is good")) as bench:
+            os.unlink(config.path)
+            pid = bench.engine.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            with trio.fail_after(20):
+                while bench.engine.statistics().restarts < 4:
+                    await trio.testing.wait_all_tasks_blocked(0.005)
+    assert [line["event"] for line in logged] == ["engine.down", "engine.down"]
+    assert "cannot be read (no such file" in logged[1]["reason"]
 
 
 @pytest.mark.parametrize(
