@@ -47,7 +47,7 @@ def test_both_ways_are_asked_and_compared(path: str, processes: set[str]) -> Non
     assert result["first_token_added_ms"] == relayed["first_token_ms"] - direct["first_token_ms"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_engine_keeps_another_pace_where_one_is_given() -> None:
     [result] = bench("--path", "p2p", "--pace", "200", "--tokens", "40")
     # A token every 5 ms: faster than without it, and no faster than it says.
