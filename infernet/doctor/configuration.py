@@ -79,7 +79,7 @@ CHECKS: Final = (
         title="Configuration can be read",
         looks="Whether `config.toml`, the `INFERNET_...` variables and all values in them can be used together.",
         remedy="The line names file, setting and what is allowed. Mend it by hand or with `infernet config set`; "
-        "`infernet init --force` begins anew and keeps the old file aside.",
+        "`infernet init --force` begins anew, keeps the old file aside and leaves the key as it is.",
         examine=in_thread(_readable),
         needs=("config.home",),
     ),
