@@ -61,6 +61,32 @@ def test_a_file_that_did_not_change_is_not_read_again(model: Path) -> None:
     assert models.fingerprint(model) == DIGEST
 
 
+def test_the_hash_of_a_file_outside_the_store_is_remembered_among_the_records_of_the_node(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = model.parent / "home"
+    monkeypatch.setenv("INFERNET_HOME", str(home))
+    models.fingerprint(model)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["home", "model.gguf"]
+    assert models.marked(model) == DIGEST
+    assert len(list((home / "state" / "verified").iterdir())) == 1
+    # In the store it lies beside the file, and goes with it.
+    store = home / "data" / "models"
+    store.mkdir(parents=True)
+    shutil.copy(model, store)
+    models.fingerprint(store / model.name)
+    assert names(store) == {"model.gguf", "model.gguf.verified"}
+
+
+def test_records_that_cannot_be_written_cost_a_reading_and_nothing_else(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model.parent / "home").write_text("a file is in the way")
+    monkeypatch.setenv("INFERNET_HOME", str(model.parent / "home"))
+    assert models.fingerprint(model) == DIGEST
+    assert models.marked(model) is None
+
+
 @pytest.mark.parametrize("marker", [b"", b"\xff\xfe", b"1 2\nzz\n", b"nonsense", b"1 2\n3 4\n5"])
 def test_a_marker_that_is_nonsense_is_not_believed(model: Path, marker: bytes) -> None:
     (model.parent / "model.gguf.verified").write_bytes(marker)
