@@ -105,8 +105,8 @@ def load(path: Path) -> SigningKey:
     except (UnicodeDecodeError, IdentityError):
         raise IdentityError(
             f"the key {path} is damaged ({len(data)} bytes, and not 64 hex digits): `infernet init --force "
-            "--nostr-privkey @BACKUP` keeps it aside and takes one from a backup; without a backup move it away and run "
-            "`infernet init` for a new key, which is a new identity and does not own what the old one does"
+            "--nostr-privkey @BACKUP` keeps it aside and takes one from a backup; without a backup move it away and "
+            "run `infernet init` for a new key, which is a new identity and does not own what the old one does"
         ) from None
 
 

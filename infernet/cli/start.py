@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from infernet.cli.command import Failure, Misuse, explain, innermost, self_command, self_environment, warn
 from infernet.cli.output import print_fields, print_json
-from infernet.cli.running_node import not_serving, parts_in
+from infernet.cli.running_node import not_serving, parts_in, refuse_second
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
 from infernet.config import Config
 from infernet.host.files import make_private_directory
-from infernet.host.lock import AlreadyRunning, hold_lock, running_pid
+from infernet.host.lock import hold_lock
 from protocol.envelope import SigningKey
 
 # A large model from a slow disk; the node itself is up in a second.
@@ -83,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             warn(f"{flag} has no effect: {why}")
     config, key = load_node(arguments)
     keep_choices(config, arguments)
+    refuse_second(config)
     if arguments.foreground or arguments.once or _wants_foreground():
         log_file = config.log_file if arguments.log_to_file else None
         _run_here(
@@ -159,9 +160,6 @@ def set_for_nobody(config: Config, status: dict[str, Any]) -> list[str]:
 
 def _detach(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the node in a process of its own, wait until it is up, and give its status."""
-    pid = running_pid(config.pid_file)
-    if pid is not None:
-        raise AlreadyRunning(pid)
     make_private_directory(config.log_file.parent)
     words = ["start", "--ready-fd", "{}", *as_flags(settings_given(arguments))]
     reading, writing = os.pipe()

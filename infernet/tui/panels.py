@@ -227,13 +227,24 @@ def peers(model: Model, look: Look, width: int) -> list[Text]:
     rows = [
         [
             *(peer.name or "-", peer.node, peer.role, peer.how or "-"),
-            *("-" if peer.round_trip_ms is None else f"{peer.round_trip_ms:.0f} ms", f"{peer.load}/8" if peer.models else "-"),
+            *(
+                "-" if peer.round_trip_ms is None else f"{peer.round_trip_ms:.0f} ms",
+                f"{peer.load}/8" if peer.models else "-",
+            ),
             peer.models or "-",
         ]
         for peer in model.peers
     ]
     styles = ["" if peer.how else "dim" for peer in model.peers]
-    return _table(columns, rows, look, width, "no other node is known yet" if model.is_known else "-", model.peers_left_out, styles)
+    return _table(
+        columns,
+        rows,
+        look,
+        width,
+        "no other node is known yet" if model.is_known else "-",
+        model.peers_left_out,
+        styles,
+    )
 
 
 def gpus(model: Model, look: Look, width: int) -> list[Text]:

@@ -34,7 +34,7 @@ class Work:
 @pytest.mark.parametrize(("running", "how"), [(0, "node.drained"), (1, "node.not_drained")])
 async def test_the_end_by_the_limit_is_told_once_and_as_it_was(running: int, how: str) -> None:
     stopped = []
-    draining = Draining(cast(Driver, Work(running)), lambda: stopped.append(True))
+    draining = Draining(cast("Driver", Work(running)), lambda: stopped.append(True))
     with capture_logs() as lines, trio.fail_after(10):
         draining.begin(0)
         await draining.run()
@@ -46,7 +46,7 @@ async def test_the_end_by_the_limit_is_told_once_and_as_it_was(running: int, how
 
 async def test_the_last_job_that_ends_in_time_ends_it_and_the_limit_no_more() -> None:
     work, stopped = Work(1), []
-    draining = Draining(cast(Driver, work), lambda: stopped.append(True))
+    draining = Draining(cast("Driver", work), lambda: stopped.append(True))
     with capture_logs() as lines, trio.fail_after(10):
         draining.begin(60)
         work.running = 0

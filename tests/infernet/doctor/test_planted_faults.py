@@ -533,8 +533,8 @@ def test_a_file_of_another_user(well: Home, capsys: pytest.CaptureFixture[str], 
     [
         ("config_file", 0o000, "config.readable", "check its owner and mode"),
         ("key_file", 0o000, "key.mode", "chmod 600"),
-        ("state_dir", 0o500, "home.writable", f"chown -R {SOMEBODY}"),
-        ("state_dir", 0o000, "home.writable", f"chown -R {SOMEBODY}"),
+        ("state_dir", 0o500, "home.writable", "let yourself in: `chmod u+rwx"),
+        ("state_dir", 0o000, "home.writable", "let yourself in: `chmod u+rwx"),
     ],
 )
 def test_what_a_user_may_not_read_or_write(well: Home, place: str, mode: int, name: str, words: str) -> None:

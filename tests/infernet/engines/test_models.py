@@ -53,6 +53,13 @@ def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
         models.verify(tmp_path / "none.gguf", DIGEST)
 
 
+def test_who_measures_is_not_told_to_do_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing) as missing:
+        models.fingerprint(tmp_path / "none.gguf")
+    told = models.without_asking_only(missing.value)
+    assert told.endswith("run `infernet model pull`, or give the path of a model that you have (--model)")
+
+
 def test_a_file_that_did_not_change_is_not_read_again(model: Path) -> None:
     models.fingerprint(model)
     stat = model.stat()
