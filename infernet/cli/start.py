@@ -18,7 +18,7 @@ from infernet.cli.command import Failure, Misuse, explain, innermost, self_comma
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_node import not_serving, parts_in, refuse_second
 from infernet.cli.settings_flags import add_settings, as_flags, keep_choices, load_node, settings_given
-from infernet.config import Config
+from infernet.config import Config, why_nobody_pays
 from infernet.host.files import make_private_directory
 from infernet.host.lock import hold_lock
 from protocol.envelope import SigningKey
@@ -84,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     config, key = load_node(arguments)
     keep_choices(config, arguments)
     refuse_second(config)
+    if (unpaid := why_nobody_pays(config)) is not None:
+        warn(unpaid)
     if arguments.foreground or arguments.once or _wants_foreground():
         log_file = config.log_file if arguments.log_to_file else None
         _run_here(

@@ -149,6 +149,10 @@ FAULTS: dict[str, tuple[str, str, str, Plant]] = {
     ),
     "huge": ("config.readable", "fail", "no configuration", lambda h: append(h, "#" * 2_000_000)),
     "deep": ("config.readable", "fail", "nested", lambda h: append(h, "\na = " + "[" * 50_000)),
+    "prices alone": (
+        *("config.known", "warn", "`infernet login --url URL`"),
+        lambda h: append(h, '\nprice_out_usd = "0.40"\n'),
+    ),
     "misspelt": ("config.known", "warn", "infernet config show", lambda h: append(h, "\nslotz = 3\n")),
     "config for all": ("config.mode", "fail", "chmod 600", lambda h: change_mode(config_file(h), 0o666, 0o600)),
     "key gone": ("key.present", "fail", "run `infernet init`", lambda h: put_aside(h, h.config.key_file)),
