@@ -1,6 +1,7 @@
 """What all verbs share: parsing, and the one place where an error becomes one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 misused (a flag, or an answer that did not come), 130 ended by Ctrl-C.
+Exit codes: 0 what was asked for is so now, also where it was so before; 1 it is not, or what was asked about is not
+there; 2 misused (a flag, or an answer that did not come); 130 ended by Ctrl-C before it was done.
 """
 
 from __future__ import annotations
