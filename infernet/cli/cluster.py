@@ -70,14 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         warn(warning)
     if arguments.action == "status":
         return _status(loaded.config, as_json=arguments.json)
-    config = _change(arguments, loaded.config)
+    config, is_changed = _change(arguments, loaded.config)
     _tell(config, arguments.action, as_json=arguments.json)
     if config.engine == "cluster" and not config.cluster_workers:
         warn(
-            "this cluster has no workers left, so no node starts: `infernet cluster add KEY`, or `infernet model use "
-            "MODEL` for one that this machine serves alone"
+            "--engine cluster is set without workers, so no node starts: `infernet cluster add KEY`, or `infernet "
+            "model use MODEL` for one that this machine serves alone"
         )
-    warn_if_running(config)
+    if is_changed:
+        warn_if_running(config)
     return 0
 
 
@@ -110,8 +111,10 @@ def _read(name: str, word: str) -> Any:
 # ---------------------------------------------------------------- changes
 
 
-def _change(arguments: argparse.Namespace, config: Config) -> Config:
-    """Write what follows from the words and from what is set, in one turn; gives what is set then."""
+def _change(arguments: argparse.Namespace, config: Config) -> tuple[Config, bool]:
+    """Write what follows from the words and from what is set, in one turn; gives what is set then, and whether anything
+    was written.
+    """
     if not config.config_file.exists():
         raise Failure("this node has no configuration yet: run `infernet init` first")
     llama_server = _read("llama_server", arguments.llama_server) if arguments.llama_server is not None else None
@@ -134,7 +137,7 @@ def _change(arguments: argparse.Namespace, config: Config) -> Config:
             warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
     if trouble is not None:
         warn(f"no node starts with this yet: {trouble}")
-    return after.config
+    return after.config, bool(changes)
 
 
 def _why_not_served(llama_server: str | None) -> str | None:
@@ -259,7 +262,7 @@ def _tell(config: Config, action: str, *, as_json: bool) -> None:
         print("On the head: `infernet cluster serve MODEL --workers` and the key that `infernet status` shows here.")
     elif action == "leave":
         print("This machine is lent to nobody.")
-        if config.engine == "cluster":
+        if config.engine == "cluster" and config.cluster_workers:
             print(
                 f"It serves {config.model} on {_workers(config)} still: `infernet model use MODEL` has it serve one "
                 "alone, `infernet config set --engine none` none."

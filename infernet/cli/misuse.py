@@ -22,8 +22,8 @@ def no_such_choice(action: argparse.Action, word: str, flag: str) -> str:
     near = _near(word, choices)
     if action.option_strings:
         return f"{flag} must be {listed(choices, 'or')}{near}"
-    there = f"there {_are(choices)}"
-    return f"there is no {action.dest} {word[:_WORD_CHARACTERS_MAX]!r}{f'{near} {there}' if near else f': {there}'}"
+    there = f"{near} There" if near else ": there"
+    return f"there is no {action.dest} {word[:_WORD_CHARACTERS_MAX]!r}{there} {_are(choices)}"
 
 
 def worded(message: str, actions: Sequence[argparse.Action], words: Sequence[str]) -> str:

@@ -46,3 +46,4 @@ def test_what_cannot_be_measured_is_one_line(
     assert (outcome.code, outcome.out) == (code, "")
     assert told in outcome.complaint
     assert outcome.err.count("\n") == 1
+    assert "--role client" not in outcome.err

@@ -73,7 +73,7 @@ def test_a_head_serves_a_model_on_workers_that_come_and_go(
     assert invoke(capsys, "cluster", "remove", FIRST.hex()).code == 0
     last = invoke(capsys, "cluster", "remove", SECOND.hex(), "--json")
     assert (last.code, last.json["workers"], last.json["engine"]) == (0, [], "cluster")
-    assert "no workers left, so no node starts: `infernet cluster add KEY`, or `infernet model use MODEL`" in last.err
+    assert "without workers, so no node starts: `infernet cluster add KEY`, or `infernet model use MODEL`" in last.err
 
 
 def test_what_no_machine_can_serve_is_refused_or_written_down_with_a_warning(home: Home, capsys: Capture) -> None:
@@ -93,6 +93,15 @@ def test_what_no_machine_can_serve_is_refused_or_written_down_with_a_warning(hom
     assert forced.code == 0
     assert "warning: no node starts with this yet: there is no llama-server on PATH" in forced.err
     assert load().config.engine == "cluster"
+
+
+def test_what_changes_nothing_asks_for_no_new_start(home: Home, capsys: Capture) -> None:
+    save(home.config.config_file, {"engine": "cluster"}, keep=True)
+    with hold_lock(home.config.pid_file):
+        left = invoke(capsys, "cluster", "leave")
+    assert (left.code, left.out) == (0, "This machine is lent to nobody.\n")
+    assert "the node is running" not in left.err
+    assert "without workers" in left.err
 
 
 def test_workers_need_peers(home: Home, capsys: Capture) -> None:

@@ -118,6 +118,13 @@ async def test_a_server_that_does_not_answer_is_told_in_one_line(
     assert "nobody answers at" in gone.complaint
 
 
+def test_who_tries_an_engine_is_not_told_to_do_without_one(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = invoke(capsys, "engine", "test")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "run `infernet model pull`" in outcome.complaint
+    assert "--role client" not in outcome.err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
