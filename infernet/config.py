@@ -286,10 +286,6 @@ def load(
     has_key = bool(config.engine_key_file or environ.get(ENGINE_KEY_VARIABLE))
     has_url = config.engine_url is not None
     sources.warnings += without_effect(environ, config.engines, has_url=has_url, has_key=has_key)
-    if config.coordinator_url is None and _has_prices(config):
-        sources.warnings.append(
-            "this node has prices and no coordinator, so nobody can pay it: set --url, or leave the prices out"
-        )
     if config.engine_url is not None and _is_open(config.engine_url):
         sources.warnings.append(
             f"engine_url {config.engine_url} is not encrypted and not of this machine or its network, so others can "
@@ -317,6 +313,13 @@ def _let_one_model_win(sources: _Sources) -> None:
     if sources.values.get("models") and _PLACES.index(one) > _PLACES.index(several):
         del sources.values["models"]
         sources.origins["models"] = one
+
+
+def why_nobody_pays(config: Config) -> str | None:
+    """What a node with prices lacks; None where nothing. For where prices are set or begin to hold, not everywhere."""
+    if config.role is not Role.PROVIDER or config.coordinator_url is not None or not _has_prices(config):
+        return None
+    return "this node has prices and no coordinator, so nobody can pay it: `infernet login --url URL`, or `price free`"
 
 
 def _has_prices(config: Config) -> bool:

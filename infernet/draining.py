@@ -38,6 +38,7 @@ class Draining:
         self._stop = stop
         self._limit = trio.CancelScope()
         self._begun = trio.Event()
+        self._is_over = False
 
     @property
     def has_begun(self) -> bool:
@@ -62,13 +63,21 @@ class Draining:
         return JobsLeft(statistics.jobs_running, statistics.jobs_asked, statistics.forwards.active, seconds)
 
     def drained(self) -> None:
-        """The last job has ended."""
-        log.info("node.drained")
-        self._stop()
+        """The last job has ended; where the limit cut it short, that was told."""
+        if not self._is_over:
+            self._end()
 
     async def run(self) -> None:
         """Keep the limit."""
         with self._limit:
             await trio.sleep_forever()
-        log.warning("node.not_drained", detail=str(self.left()))
+        if not self._is_over:
+            self._end()
+
+    def _end(self) -> None:
+        self._is_over, left = True, self.left()
+        if left.running or left.asked or left.forwarded:
+            log.warning("node.not_drained", detail=str(left))
+        else:
+            log.info("node.drained")
         self._stop()

@@ -104,18 +104,30 @@ def load(path: Path) -> SigningKey:
         return import_secret(data.decode("ascii"))
     except (UnicodeDecodeError, IdentityError):
         raise IdentityError(
-            f"the key {path} is damaged ({len(data)} bytes, and not 64 hex digits): restore it from a backup, or move "
-            "it away and run `infernet init` for a new key, which is a new identity"
+            f"the key {path} is damaged ({len(data)} bytes, and not 64 hex digits): `infernet init --force "
+            "--nostr-privkey @BACKUP` keeps it aside and takes one from a backup; without a backup move it away and "
+            "run `infernet init` for a new key, which is a new identity and does not own what the old one does"
         ) from None
 
 
-def set_aside(path: Path, key: SigningKey) -> Path:
-    """Move a stored key to a name of its own, so that another can take its place. Raises IdentityError."""
-    aside = path.with_name(f"{path.name}.{key.node.hex()[:16]}")
+def set_aside(path: Path, key: SigningKey | None) -> Path:
+    """Move what is stored to a name of its own, so that another key can take its place; None: it cannot be read.
+
+    Raises IdentityError.
+    """
+    aside = path.with_name(f"{path.name}.{key.node.hex()[:16]}") if key is not None else _free_name(path)
     try:
         path.rename(aside)
     except OSError as error:
         raise IdentityError(f"cannot move the old key {path} aside ({reason_of(error)})") from None
+    return aside
+
+
+def _free_name(path: Path) -> Path:
+    """Where what cannot be read is kept: it may be mended some day, so nothing takes its place."""
+    aside, number = path.with_name(f"{path.name}.unreadable"), 2
+    while os.path.lexists(aside):
+        aside, number = path.with_name(f"{path.name}.unreadable.{number}"), number + 1
     return aside
 
 

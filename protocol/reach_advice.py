@@ -29,7 +29,7 @@ class Situation:
 def advice(situation: Situation) -> str:
     """What to do, or that there is nothing to do."""
     if situation.reachability is Reachability.REACHED:
-        return "others reach this node; there is nothing to do"
+        return "there is nothing to do"
     if situation.reachability is Reachability.UNKNOWN and situation.port is not None:
         return "no peer has tried yet whether this node is reached"
     return f"{_what_to_do(situation)}, {_meanwhile(situation.relays)}"

@@ -44,8 +44,9 @@ QUICK = ClusterPatience(
 )
 
 
-def programs(folder: Path, build: int = 11434, refuses: str = "") -> str:
+def programs(folder: Path, build: int = 11434, refuses: str = "", *, has_rpc: bool = True) -> str:
     """A folder with doubles of llama.cpp's programs; the path of its llama-server, which may refuse every model."""
+    plain = "" if has_rpc else '[ "$1" != --help ] || exit 0\n'
     folder.mkdir(parents=True, exist_ok=True)
     for name, double in (
         ("llama-server", "llama_server_double.py"),
@@ -53,12 +54,12 @@ def programs(folder: Path, build: int = 11434, refuses: str = "") -> str:
     ):
         path = folder / name
         refusal = (
-            f'[ "$1" = --version ] || {{ echo "{refuses}" >&2; exit 1; }}\n'
+            f'[ "$1" = --version ] || [ "$1" = --help ] || {{ echo "{refuses}" >&2; exit 1; }}\n'
             if refuses and name == "llama-server"
             else ""
         )
         run = f'DOUBLE_BUILD={build} exec "{sys.executable}" -P "{DOUBLES / double}" "$@"\n'
-        path.write_text(f"#!/bin/sh\n{refusal}{run}")
+        path.write_text(f"#!/bin/sh\n{plain}{refusal}{run}")
         path.chmod(0o755)
     return str(folder / "llama-server")
 

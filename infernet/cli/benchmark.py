@@ -67,6 +67,7 @@ def _measured(config: Config, rounds: int) -> Benchmark:
     import trio
 
     from infernet.engines.benchmark import OUTPUT_TOKENS, Benchmark, keep, prompts, speeds_of
+    from infernet.engines.models import ModelMissing, without_asking_only
     from infernet.engines.selection import open_engine
     from infernet.engines.several import Waits
     from infernet.engines.trial import TrialFailed, try_engine
@@ -89,6 +90,8 @@ def _measured(config: Config, rounds: int) -> Benchmark:
 
     try:
         benchmark = trio.run(measure)
+    except ModelMissing as error:
+        raise Failure(without_asking_only(error), engine=config.engine) from None
     except TrialFailed as error:
         raise Failure(f"the engine {config.engine} cannot be measured: {error}", engine=config.engine) from None
     keep(config.state_dir, benchmark)

@@ -18,6 +18,7 @@ from infernet.config import Config, load, places
 from infernet.host.files import reason_of
 from infernet.host.lock import running_pid
 from infernet.ipc import client as ipc
+from infernet.own_addresses import peer_of
 from infernet.settings.readers import read_dollars, read_node, read_peer, read_url
 from protocol.envelope import SigningKey
 
@@ -194,6 +195,11 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
     is_running = running_pid(here.pid_file) is not None
     peer = _read_peer("--peer", arguments.peer)
     via = _read_via(arguments.via, is_running=is_running)
+    if peer is not None and peer_of(peer) == _own_key(here).node:
+        raise Misuse(
+            "--peer is this node's own address, and no node asks itself that way: without --peer the node here answers "
+            "with its own engine where no other does"
+        )
     if peer is not None or via is not None:
         route = "peer" if peer is not None or not is_running else "node"
         if arguments.pay and not is_running:

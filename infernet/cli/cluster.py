@@ -8,7 +8,7 @@ from typing import Any, Final
 from infernet.cli.command import Failure, Misuse, warn
 from infernet.cli.output import duration, print_fields, print_json, print_table, size
 from infernet.cli.settings_flags import warn_if_running
-from infernet.config import Config, LoadedConfig, load, save
+from infernet.config import Config, LoadedConfig, changing, load
 from infernet.host.lock import running_pid
 from infernet.ipc import client as ipc
 from infernet.settings.readers import read_node, read_worker
@@ -20,18 +20,21 @@ _ACTIONS: Final = ("status", "join", "leave", "serve", "add", "remove")
 _STATUS_TIMEOUT_S: Final = 5.0
 
 USAGE: Final = (
-    "[status | join KEY | leave | serve MODEL --workers KEYS [--split SHARES] | add KEY | remove KEY] [--json]"
+    "[status | join KEY | leave | serve MODEL --workers KEYS [--split SHARES] [--force] | add KEY | remove KEY] "
+    "[--json]"
 )
 DESCRIPTION: Final = """\
 A model that is too large for one machine, on several of yours. One of them is the head: it has the model's file, runs
 llama-server, and offers the model as any node does. The others are workers: they lend their GPUs and memory to that one
 head. llama.cpp's own RPC goes between them through encrypted connections of nodes, and is reached from loopback only.
 
-status        what part this node has in a cluster, which llama.cpp is here, and who is missing (the default)
+status        what part this node has in a cluster, from now or from the next start on, which llama.cpp is here, and who
+              is missing (the default)
 join KEY      on a worker: let the node with this public key use this machine. It can do here what it likes: only
               machines of your own, and not one on which others have accounts
-leave         on a worker: lend this machine to nobody
-serve MODEL   on the head: serve this model on the workers from the next start on
+leave         on a worker: lend this machine to nobody; what ends `serve` on a head, it says
+serve MODEL   on the head: serve this model on the workers from the next start on; refused where that cannot be, because
+              llama.cpp is not here with RPC, unless --force is given
 add KEY       on the head: one worker more; a multiaddr that ends in /p2p/... says where it is, too
 remove KEY    on the head: one worker less
 
@@ -55,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="KEY|MODEL", nargs="?", help="a public key, or of serve: the model")
     parser.add_argument("--workers", metavar="KEYS", help=f"of serve: {BY_NAME['cluster_workers'].help}")
     parser.add_argument("--split", metavar="SHARES", help=f"of serve: {BY_NAME['cluster_split'].help}")
+    parser.add_argument("--force", action="store_true", help="of serve: although no llama-server with RPC is here yet")
     parser.add_argument("--llama-server", metavar="PATH", help=BY_NAME["llama_server"].help)
 
 
@@ -66,12 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         warn(warning)
     if arguments.action == "status":
         return _status(loaded.config, as_json=arguments.json)
-    changes = _CHANGES[arguments.action](arguments, loaded)
-    if arguments.llama_server is not None:
-        changes["llama_server"] = _read("llama_server", arguments.llama_server)
-    config = _write(loaded.config, changes)
+    config, is_changed = _change(arguments, loaded.config)
     _tell(config, arguments.action, as_json=arguments.json)
-    warn_if_running(config)
+    if config.engine == "cluster" and not config.cluster_workers:
+        warn(
+            "--engine cluster is set without workers, so no node starts: `infernet cluster add KEY`, or `infernet "
+            "model use MODEL` for one that this machine serves alone"
+        )
+    if is_changed:
+        warn_if_running(config)
     return 0
 
 
@@ -87,6 +94,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise Misuse("which model? `infernet cluster serve MODEL --workers KEY,KEY` (`infernet model list` shows them)")
     if action != "serve" and (arguments.workers is not None or arguments.split is not None):
         raise Misuse("--workers and --split go with `infernet cluster serve MODEL`")
+    if action != "serve" and arguments.force:
+        raise Misuse("--force goes with `infernet cluster serve MODEL`")
     if action in ("status", "leave") and arguments.llama_server is not None:
         raise Misuse("--llama-server goes with join, serve, add or remove")
 
@@ -102,6 +111,48 @@ def _read(name: str, word: str) -> Any:
 # ---------------------------------------------------------------- changes
 
 
+def _change(arguments: argparse.Namespace, config: Config) -> tuple[Config, bool]:
+    """Write what follows from the words and from what is set, in one turn; gives what is set then, and whether anything
+    was written.
+    """
+    if not config.config_file.exists():
+        raise Failure("this node has no configuration yet: run `infernet init` first")
+    llama_server = _read("llama_server", arguments.llama_server) if arguments.llama_server is not None else None
+    trouble = None
+    if arguments.action == "serve":
+        # Before the turn: programs are asked, which takes its time.
+        trouble = _why_not_served(llama_server or config.llama_server)
+    # Two commands at once may each add a worker.
+    with changing(config.config_file) as write:
+        changes = _CHANGES[arguments.action](arguments, load())
+        if trouble is not None and not arguments.force:
+            raise Failure(f"no cluster is served here yet: {trouble}; --force writes it down all the same")
+        if llama_server is not None:
+            changes["llama_server"] = llama_server
+        if changes:
+            write(changes, keep=True)
+    after = load()
+    for name in changes:
+        if after.origins[name] == "environment":
+            warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
+    if trouble is not None:
+        warn(f"no node starts with this yet: {trouble}")
+    return after.config, bool(changes)
+
+
+def _why_not_served(llama_server: str | None) -> str | None:
+    """What a head lacks of llama.cpp; None where nothing."""
+    from infernet.cluster import binaries
+
+    try:
+        server = binaries.find(llama_server).server
+        binaries.read_build(server)
+        binaries.check_rpc(server)
+    except binaries.BinaryMissing as error:
+        return str(error)
+    return None
+
+
 def _join(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
     try:
         head = read_node(arguments.what)
@@ -113,9 +164,7 @@ def _join(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]
 
 
 def _leave(_arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
-    if loaded.config.cluster_head is None:
-        raise Failure("this machine is lent to nobody")
-    return {"cluster_head": None}
+    return {"cluster_head": None} if loaded.config.cluster_head is not None else {}
 
 
 def _serve(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any]:
@@ -131,6 +180,8 @@ def _serve(arguments: argparse.Namespace, loaded: LoadedConfig) -> dict[str, Any
     if config.role is not Role.PROVIDER:
         role = config.role.name.lower()
         raise Failure(f"this node is no provider (its role is {role}): `infernet config set --role provider`")
+    if not config.p2p_enabled:
+        raise Failure("workers are reached as peers, and peers are off: `infernet config set --p2p`")
     try:
         path = shelf.path_of(config.models_dir, arguments.what).absolute()
     except ModelMissing as error:
@@ -199,17 +250,6 @@ def _own_key(config: Config) -> NodeId | None:
     return identity.load(config.key_file).node if config.key_file.exists() else None
 
 
-def _write(config: Config, changes: dict[str, Any]) -> Config:
-    if not config.config_file.exists():
-        raise Failure("this node has no configuration yet: run `infernet init` first")
-    save(config.config_file, changes, keep=True)
-    after = load()
-    for name in changes:
-        if after.origins[name] == "environment":
-            warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
-    return after.config
-
-
 # ---------------------------------------------------------------- showing it
 
 
@@ -222,14 +262,25 @@ def _tell(config: Config, action: str, *, as_json: bool) -> None:
         print("On the head: `infernet cluster serve MODEL --workers` and the key that `infernet status` shows here.")
     elif action == "leave":
         print("This machine is lent to nobody.")
-    elif config.cluster_workers:
-        count = len(config.cluster_workers)
-        print(f"{config.model} is spread over {count} {'worker' if count == 1 else 'workers'}:")
+        if config.engine == "cluster" and config.cluster_workers:
+            print(
+                f"It serves {config.model} on {_workers(config)} still: `infernet model use MODEL` has it serve one "
+                "alone, `infernet config set --engine none` none."
+            )
+    elif not config.cluster_workers:
+        print("This cluster has no workers left.")
+    elif config.engine == "cluster":
+        print(f"{config.model} is spread over {_workers(config)}:")
         print_fields([("worker", config.cluster_workers), ("split", ",".join(map(str, config.cluster_split)))])
-        if config.engine != "cluster":
-            print("It is not served yet: `infernet cluster serve MODEL`.")
     else:
-        print("This cluster has no workers left: `infernet config set --engine llama` serves a model on this machine.")
+        print(f"There {'is' if len(config.cluster_workers) == 1 else 'are'} {_workers(config)}:")
+        print_fields([("worker", config.cluster_workers)])
+        print("Nothing is served on them yet: `infernet cluster serve MODEL`.")
+
+
+def _workers(config: Config) -> str:
+    count = len(config.cluster_workers)
+    return f"{count} {'worker' if count == 1 else 'workers'}"
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -261,8 +312,10 @@ def _binaries(config: Config) -> dict[str, Any]:
 
 def _status(config: Config, *, as_json: bool) -> int:
     programs, running = _binaries(config), _of_the_node(config)
+    later = _from_next_start(config, running) if running is not None else []
     if as_json:
-        print_json({**_settings(config), "programs": programs, "running": running is not None, **(running or {})})
+        told = {"programs": programs, "running": running is not None, "from_next_start": later, **(running or {})}
+        print_json({**_settings(config), **told})
         return 0
     print_fields(
         [
@@ -272,18 +325,66 @@ def _status(config: Config, *, as_json: bool) -> int:
             ("problem", programs["problem"]),
         ]
     )
-    if config.cluster_head is None and config.engine != "cluster":
+    has_part = config.cluster_head is not None or config.engine == "cluster"
+    if not has_part and not later:
         print("This node has no part in a cluster: `infernet cluster --help` says how to begin.")
         return 0
     if running is None:
-        print("No node is running here: `infernet start`.")
-        print_fields([("lent to", _settings(config)["lent_to"]), ("workers", config.cluster_workers)])
+        print("No node is running here: `infernet start`. It will have what is set:")
+        print_fields(_set(config, []))
         return 0
     if running.get("worker"):
         _show_worker(running["worker"])
     if running.get("head"):
         _show_head(running["head"])
+    if later:
+        print("Set, and not so in the running node yet (`infernet stop`, then `infernet start`):")
+        print_fields(_set(config, later))
     return 0
+
+
+def _set(config: Config, later: list[str]) -> list[tuple[str, object]]:
+    """What the settings say of a cluster, and of each whether it holds from the next start on."""
+    is_head = config.engine == "cluster"
+    values: dict[str, list[str]] = {
+        "model": [config.model] if is_head else ["none on a cluster"],
+        "workers": list(config.cluster_workers) if is_head else [],
+        "split": [",".join(map(str, config.cluster_split)) or "by memory"] if is_head else [],
+        "lent_to": [npub(config.cluster_head) if config.cluster_head is not None else "nobody"],
+    }
+    shown = later or [name for name in values if is_head or name == "lent_to"]
+    marks = {name: ", from the next start on" if name in later else "" for name in shown}
+    return [(name.replace("_", " "), [f"{value}{marks[name]}" for value in values[name]]) for name in shown]
+
+
+def _from_next_start(config: Config, running: dict[str, Any]) -> list[str]:
+    """Which of the settings of a cluster the running node does not have."""
+    is_head, head, worker = config.engine == "cluster", running.get("head"), running.get("worker")
+    later = []
+    if _model_name(config) != (head or {}).get("model"):
+        later.append("model")
+    if is_head:
+        keys = sorted(_key_of(each).hex() for each in config.cluster_workers)
+        if keys != sorted(str(each.get("node_id")) for each in (head or {}).get("workers", ())):
+            later.append("workers")
+        if list(config.cluster_split) != (head or {}).get("split", []):
+            later.append("split")
+    if (worker or {}).get("head") != _settings(config)["lent_to"]:
+        later.append("lent_to")
+    return later
+
+
+def _model_name(config: Config) -> str | None:
+    """How a node calls the model that it is to serve on a cluster; None where there is none."""
+    from infernet.engines import shelf
+    from infernet.engines.models import ModelMissing
+
+    if config.engine != "cluster":
+        return None
+    try:
+        return shelf.name_of(shelf.path_of(config.models_dir, config.model))
+    except ModelMissing:
+        return config.model
 
 
 def _of_the_node(config: Config) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What all verbs share: parsing, and the one place where an error becomes one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 misused (a flag, or an answer that did not come), 130 ended by Ctrl-C.
+Exit codes: 0 what was asked for is so now, also where it was so before; 1 it is not, or what was asked about is not
+there; 2 misused (a flag, or an answer that did not come); 130 ended by Ctrl-C before it was done.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
@@ -61,12 +62,23 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that complains in one line, and as an object to whoever asked for one."""
 
     as_json = False
+    #: What is being parsed.
+    words: Sequence[str] = ()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            from infernet.cli.misuse import no_such_choice
+
+            flags = action.option_strings
+            flag = next((word for word in self.words if word in flags), flags[0] if flags else "")
+            raise argparse.ArgumentError(None, no_such_choice(action, str(value), flag))
 
     def error(self, message: str) -> NoReturn:
+        from infernet.cli.misuse import worded
         from protocol.formats.text import clean_line
 
         # A line that was copied from somewhere may have anything in it, and be long.
-        text = f"{clean_line(message, 1000)} (see {self.prog} --help)"
+        text = f"{clean_line(worded(message, self._actions, self.words), 1000)} (see {self.prog} --help)"
         if self.as_json:
             _print_error(text)
         self.exit(MISUSED, f"{self.prog}: {text}\n")
@@ -123,6 +135,7 @@ def run(verb: str, module: ModuleType, words: list[str]) -> int:
             stream.reconfigure(errors="replace")
     parser = make_parser(verb, module)
     parser.as_json = "--json" in words
+    parser.words = words
     try:
         arguments = parser.parse_args(words)
     except OSError as error:

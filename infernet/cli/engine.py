@@ -13,6 +13,7 @@ from infernet.cli.running_node import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
 from infernet.config import Config
 from infernet.host.files import reason_of
+from infernet.host.packaged import NOT_INSIDE, is_packaged
 
 if TYPE_CHECKING:
     from infernet.confinement.contract import Protection
@@ -149,7 +150,8 @@ async def _exllama(name: str) -> dict[str, Any]:
 
     kind = f"{name} on NVIDIA cards"
     if importlib.util.find_spec(name) is None:
-        return _row(name, kind, "", [], f"{name} is not installed: docs/engines.md says how to install it")
+        why = NOT_INSIDE if is_packaged() else "is not installed: docs/engines.md says how to install it"
+        return _row(name, kind, "", [], f"{name} {why}")
     try:
         async with open_worker(worker_command()) as worker:
             worker.post(Probe(name))
@@ -200,6 +202,7 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
     import trio
 
     from infernet.confinement.contract import describe
+    from infernet.engines.models import ModelMissing, without_asking_only
     from infernet.engines.trial import TrialFailed
 
     config = _named(config, arguments.name)
@@ -207,6 +210,8 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
         raise Misuse("--timeout must be seconds, from 1 to 86400")
     try:
         trials, protections = trio.run(_try, config, arguments.timeout)
+    except ModelMissing as error:
+        raise Failure(without_asking_only(error), engine=config.engine) from None
     except TrialFailed as error:
         raise Failure(f"the engine {config.engine} does not work: {error}", engine=config.engine) from None
     if arguments.json:

@@ -37,10 +37,14 @@ from protocol.records import Role
 SECRET_FILE_BYTES_MAX: Final = 1024
 
 USAGE: Final = "[--role ROLE] [--url URL] [--yes] [MORE]"
+FORCE_HELP: Final = (
+    "begin the settings anew; the key stays, unless --nostr-privkey gives another. What is replaced is kept aside"
+)
 DESCRIPTION: Final = """\
 Make this node's key, once, and its configuration. Asks what was not given; an empty answer takes what is offered.
-Run it again to change the answers: the key stays. Nothing is written before everything is known. At the end it names
-the GPUs that it finds, and the port that a firewall may have to let in."""
+Run it again to change the answers: the key stays, with --force, too, for what is earned belongs to it. Nothing is
+written before everything is known. At the end it names the GPUs that it finds, and the port that a firewall may have
+to let in."""
 EXAMPLES: Final = """\
 examples:
   infernet init
@@ -49,6 +53,7 @@ examples:
   infernet init --yes --url https://c.example --coordinator-key npub1...
   infernet init --yes --no-advertise                         open no port, publish no address
   infernet init --nostr-privkey @key.txt                     use a key that you have
+  infernet init --force --nostr-privkey @backup.txt          use it instead of the one that is here, damaged or not
   INFERNET_NONINTERACTIVE=1 infernet init                    the same as --yes
 
 A secret key is read from a file (@FILE) or from standard input (-), never from the command line, where other users and
@@ -58,7 +63,7 @@ the shell's history see it."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What can be answered in advance."""
     parser.add_argument("--yes", action="store_true", help="ask nothing: take what is given, and defaults for the rest")
-    parser.add_argument("--force", action="store_true", help="begin anew; an old file, and an old key, are kept aside")
+    parser.add_argument("--force", action="store_true", help=FORCE_HELP)
     parser.add_argument(
         "--nostr-privkey",
         metavar="@FILE",
@@ -110,31 +115,37 @@ def _checked(name: str, value: object) -> Any:
 
 @dataclass(frozen=True)
 class _Key:
-    """The key to use, whether it must be stored, and the one that is stored in its place now."""
+    """The key to use, whether it must be stored, and what is stored in its place now and may be unreadable."""
 
     key: SigningKey
     is_new: bool
-    replaces: SigningKey | None = None
+    replaces: bool = False
+    old: SigningKey | None = None
 
 
 def _choose_key(here: Config, arguments: argparse.Namespace) -> _Key:
     """The key that was given, else the one that is there, else a new one. Nothing is written yet."""
+    stored, trouble = None, None
     try:
         stored = identity.load(here.key_file)
     except identity.NoIdentity:
-        stored = None
+        pass
+    except identity.IdentityError as error:
+        if arguments.nostr_privkey is None or not arguments.force:
+            raise
+        trouble = error
     if arguments.nostr_privkey is None:
         return _Key(stored, is_new=False) if stored is not None else _Key(identity.generate(), is_new=True)
     chosen = identity.import_secret(_secret(arguments.nostr_privkey))
     if stored is None:
-        return _Key(chosen, is_new=True)
+        return _Key(chosen, is_new=True, replaces=trouble is not None)
     if stored.node == chosen.node:
         return _Key(stored, is_new=False)
     if not arguments.force:
         raise Failure(
             f"this node has another key already ({npub(stored.node)}): add --force to keep that one aside and use this"
         )
-    return _Key(chosen, is_new=True, replaces=stored)
+    return _Key(chosen, is_new=True, replaces=True, old=stored)
 
 
 def _check_key(key: SigningKey, word: str | None) -> None:
@@ -251,7 +262,7 @@ def make_node(here: Config) -> NodeId:
 
 def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> None:
     """Key and file, or neither."""
-    aside = identity.set_aside(here.key_file, key.replaces) if key.replaces is not None else None
+    aside = identity.set_aside(here.key_file, key.old) if key.replaces else None
     try:
         if key.is_new:
             identity.create(here.key_file, key.key)

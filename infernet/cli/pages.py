@@ -28,10 +28,18 @@ _COMMANDS_HEAD: Final = f"""\
 {_MADE}
 
 Every verb has `--help`, which says what stands here, and `--json`, which prints the result, or the error as
-`{{"error": "..."}}`, as one JSON object; [json.md](json.md) has its keys. Exit codes: 0 done, 1 failed, 2 misused, 130
-ended by Ctrl-C. Colour is for terminals: in a pipe there is none, and `NO_COLOR` is heeded. Where a verb takes
-settings, [settings.md](settings.md) says what each does. `INFERNET_HOME` moves all files below one folder;
-`INFERNET_DEBUG=1` shows what is behind an error.
+`{{"error": "..."}}`, as one JSON object; [json.md](json.md) has its keys. Colour is for terminals: in a pipe there is
+none, and `NO_COLOR` is heeded. Where a verb takes settings, [settings.md](settings.md) says what each does.
+`INFERNET_HOME` moves all files below one folder; `INFERNET_DEBUG=1` shows what is behind an error.
+
+Exit codes:
+
+- 0: what was asked for is so afterwards, also where it was so before (`infernet service uninstall` without a service).
+  A node in the foreground is ended by Ctrl-C, and ends with 0.
+- 1: it is not, or what was asked about is not there: no node runs (which `stop` and `drain` tell, too), there is
+  no such model or worker, no log.
+- 2: the command line, or an answer, is not what the verb can work with; nothing was done.
+- 130: ended by Ctrl-C before it was done, which `infernet logs -f` never is.
 """
 _SETTINGS_HEAD: Final = f"""\
 # All settings

@@ -57,7 +57,8 @@ def _row(peer: dict[str, Any]) -> list[object]:
         peer.get("connected"),
         peer.get("models"),
         all_in_words(peer.get("says"), peer.get("models") or []) or "-",
-        f"{peer.get('load', 0)}/8",
+        # Without a model it runs no jobs.
+        f"{peer.get('load', 0)}/8" if peer.get("models") else "-",
         f"{duration(float(peer.get('age_s', 0)))} ago",
         addresses[0] if addresses else "-",
     ]

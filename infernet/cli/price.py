@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from infernet.cli.command import Misuse, warn
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
-from infernet.config import Config, changing, load, places
+from infernet.config import Config, changing, load, places, why_nobody_pays
 from infernet.settings.models import ModelSettings
 from infernet.settings.readers import NO_MONEY, Dollars, as_plain
 from infernet.settings.table import BY_NAME
@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in changes:
             if origins[name] == "environment":
                 warn(f"{BY_NAME[name].variable} is set, and holds where it is, whatever the file says")
+        if (unpaid := why_nobody_pays(config)) is not None:
+            warn(unpaid)
         warn_if_running(config)
     return 0
 
@@ -128,8 +130,6 @@ def _tell(config: Config, *, as_json: bool) -> None:
             }
         )
         return
-    if not all_free and config.coordinator_url is None:
-        warn("this node has no coordinator, so nobody can pay it: `infernet init --url URL`")
     if all_free:
         print(f"This node asks nothing. Its jobs are for: {config.free_for} (--free-for).")
         return

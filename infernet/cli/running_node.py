@@ -7,7 +7,7 @@ from typing import Any, Final
 from infernet.cli.command import Failure
 from infernet.cli.output import duration
 from infernet.config import Config
-from infernet.host.lock import running_pid
+from infernet.host.lock import AlreadyRunning, running_pid
 from infernet.ipc import client as ipc
 
 STATUS_TIMEOUT_S: Final = 2.0
@@ -24,7 +24,35 @@ def node_status(config: Config) -> dict[str, Any]:
         raise Failure(
             f"the node (process {pid}) is starting or ending, try again; log: {config.log_file}", running=False, pid=pid
         ) from None
+    except ipc.IpcError as error:
+        if error.code != "connection-closed":
+            raise
+        # It has ended between the question and the answer, which is what the end of a node looks like.
+        raise Failure(f"the node here has just ended; log: {config.log_file}", running=False) from None
     return status
+
+
+def refuse_second(config: Config) -> None:
+    """See that no node runs here. Raises AlreadyRunning, or Failure where one is about to be gone."""
+    pid = running_pid(config.pid_file)
+    if pid is None:
+        return
+    try:
+        ends_in_s = node_status(config).get("ends_in_s")
+    except Failure:
+        raise Failure(
+            f"a node (process {pid}) is starting or ending here: try again in a moment (`infernet status` looks at it)",
+            pid=pid,
+        ) from None
+    except ipc.IpcError:
+        ends_in_s = None
+    if ends_in_s is None:
+        raise AlreadyRunning(pid)
+    raise Failure(
+        f"the node (process {pid}) is ending, within {ends_in_s:.0f} s: try again then, or have it end at once with "
+        "`infernet stop --now`",
+        pid=pid,
+    )
 
 
 def running_parts(config: Config) -> list[dict[str, Any]]:

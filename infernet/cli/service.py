@@ -289,6 +289,8 @@ def _journal(words: list[str], show: Callable[[str], str]) -> int:
             raise
     if process.returncode:
         raise Failure(f"journalctl ended with {process.returncode}: may this user read the journal?")
+    if is_empty and not manager().state().is_installed:
+        raise Failure("there is no service, and the journal has nothing of one: `infernet service install`")
     if is_empty:
         warn("the journal has nothing of this service: `infernet service status` says whether it has run")
     return 0

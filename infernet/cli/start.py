@@ -13,7 +13,7 @@ from typing import Any, Final
 from infernet.cli.command import Misuse, explain, innermost, warn
 from infernet.cli.detached import Reports, detach
 from infernet.cli.output import print_fields, print_json
-from infernet.cli.running_node import not_serving, parts_in
+from infernet.cli.running_node import not_serving, parts_in, refuse_second
 from infernet.cli.settings_flags import (
     add_settings,
     as_flags,
@@ -22,7 +22,7 @@ from infernet.cli.settings_flags import (
     settings_given,
     warn_if_undialled,
 )
-from infernet.config import Config
+from infernet.config import Config, why_nobody_pays
 from infernet.host.lock import hold_lock
 from protocol.envelope import SigningKey
 
@@ -87,6 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     config, key = load_node(arguments)
     keep_choices(config, arguments)
     warn_if_undialled(config)
+    refuse_second(config)
+    if (unpaid := why_nobody_pays(config)) is not None:
+        warn(unpaid)
     stays = arguments.foreground or _wants_foreground()
     if stays or arguments.once:
         # Whoever does not ask for the foreground wants to read how it went, and no log.

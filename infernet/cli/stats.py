@@ -9,7 +9,7 @@ from typing import Any, Final
 from infernet.cli.command import Failure, Misuse
 from infernet.cli.output import duration, print_fields, print_json, size
 from infernet.cli.running_node import STATUS_TIMEOUT_S, node_status
-from infernet.cli.status import earned
+from infernet.cli.status import earned, peers_in_words
 from infernet.config import Config, places
 from infernet.ipc import client as ipc
 from protocol.formats.amounts import format_usd
@@ -124,7 +124,7 @@ def _fields(stats: dict[str, Any]) -> list[tuple[str, object]]:
         ("for these", f"{_tokens(asked)}, {format_usd(_number(asked, 'paid_uusd'))} signed for"),
         ("forwarded", _forwarded(stats["forwarded"])),
         ("heartbeats", _heartbeats(stats["heartbeats"], link)),
-        ("peers", f"{peers['connected']} connected, {peers['known']} known"),
+        ("peers", peers_in_words(peers["connected"], peers["known"])),
         ("coordinator", link),
         ("earned", earned(stats["money"]) if stats["money"] else ""),
     ]

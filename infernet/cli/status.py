@@ -58,7 +58,7 @@ def fields_of(status: dict[str, Any], config: Config) -> list[tuple[str, object]
             f"{_jobs_for_others(status)}, {status.get('jobs_asked', 0)} asked by this node",
         ),
         ("forwarded", _forwarded(status.get("jobs_forwarded") or {})),
-        ("peers", f"{status.get('peers', 0)} connected, {status.get('peers_known', 0)} known"),
+        ("peers", peers_in_words(status.get("peers", 0), status.get("peers_known", 0))),
         ("heard of from", _discovered(status.get("discovered") or {})),
         ("dht", _dht(status["dht"]) if status.get("dht") else ""),
         ("refused", _refused(status.get("transport") or {})),
@@ -88,7 +88,16 @@ def _discovered(discovered: dict[str, Any]) -> str:
 
 def _dht(dht: dict[str, Any]) -> str:
     text = ", ".join(dht.get("addresses") or []) or ("asks only" if dht.get("pid") else "starting")
-    return f"{text}, {dht['restarts']} restarts" if dht.get("restarts") else text
+    return f"{text}, {_restarts(dht['restarts'])}" if dht.get("restarts") else text
+
+
+def _restarts(count: int) -> str:
+    return "1 restart" if count == 1 else f"{count} restarts"
+
+
+def peers_in_words(connected: int, known: int) -> str:
+    """Either may be more: some are connected and publish nothing, some are known and far away."""
+    return f"{connected} connected; {known} known by {'its record' if known == 1 else 'their records'}"
 
 
 def _refused(transport: dict[str, Any]) -> str:
@@ -116,7 +125,7 @@ def _engine(engine: dict[str, Any]) -> str:
     state = loading_words(engine) or engine.get("state")
     text = f"{state}, {engine.get('runs_active')} runs now, {engine.get('runs_total')} in all"
     if engine.get("restarts"):
-        text += f", {engine['restarts']} restarts"
+        text += f", {_restarts(engine['restarts'])}"
     return f"{text} ({engine['last_error']})" if engine.get("last_error") else text
 
 

@@ -84,6 +84,19 @@ def read_build(server: Path) -> Build:
     return build
 
 
+def check_rpc(server: Path) -> None:
+    """See that it can use other machines: its help names `--rpc` where it was built so, and only there.
+
+    Blocks for as long as the program takes. Raises BinaryMissing.
+    """
+    try:
+        said = run_tool([str(server), "--help"], VERSION_TIMEOUT_S)
+    except ToolError as error:
+        raise BinaryMissing(f"whether {server} was built with RPC cannot be told: {error}") from None
+    if "--rpc" not in said.text:
+        raise BinaryMissing(f"{server} was built without RPC: {HOW_TO_GET}")
+
+
 def parse_version(text: str) -> Build | None:
     """The build in what `--version` prints; None where it says none."""
     match = _NEW_VERSION.search(text) or _OLD_VERSION.search(text)

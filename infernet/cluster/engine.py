@@ -205,6 +205,7 @@ class ClusterEngine:
             "llama_server_pid": self._program.pid if self._program is not None else None,
             "restarts": self._restarts,
             "last_error": self._last_error,
+            "split": list(self._config.split),
             "workers": [member.status() for member in members],
         }
 

@@ -7,7 +7,7 @@ import shlex
 import stat
 from typing import Final
 
-from infernet.config import ConfigError, load, places
+from infernet.config import ConfigError, load, places, why_nobody_pays
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, warn
 from infernet.host.files import reason_of
 
@@ -45,6 +45,9 @@ def _known(situation: Situation) -> Finding:
     if warnings:
         more = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
         return warn(f"{warnings[0]}{more}", "`infernet config show` lists the settings there are; correct the name")
+    if (unpaid := why_nobody_pays(situation.loaded.config)) is not None:
+        found, _, fix = unpaid.partition(": ")
+        return warn(found, fix)
     return ok("every setting and variable is one that has an effect")
 
 
@@ -79,7 +82,7 @@ CHECKS: Final = (
         title="Configuration can be read",
         looks="Whether `config.toml`, the `INFERNET_...` variables and all values in them can be used together.",
         remedy="The line names file, setting and what is allowed. Mend it by hand or with `infernet config set`; "
-        "`infernet init --force` begins anew and keeps the old file aside.",
+        "`infernet init --force` begins anew, keeps the old file aside and leaves the key as it is.",
         examine=in_thread(_readable),
         needs=("config.home",),
     ),

@@ -41,6 +41,9 @@ def _writable(situation: Situation) -> Finding:
                 "mount it for writing, or choose another folder with INFERNET_HOME",
             )
         if not os.access(place, os.W_OK | os.X_OK):
+            if place.stat().st_uid == os.getuid():
+                found = f"{place} is yours and cannot be written"
+                return fail(found, f"let yourself in: `chmod u+rwx {_quoted(place)}`")
             return fail(f"{place} cannot be written", f"make it yours: `chown -R {os.getuid()} {_quoted(place)}`")
     return ok("the folders can be written")
 
@@ -120,8 +123,8 @@ CHECKS: Final = (
         id="home.writable",
         title="Folders can be written",
         looks="The folders of settings, state and data, or those in which they will be made.",
-        remedy="Make them yours with `chown`, mount the disk for writing, or choose another place with "
-        "`INFERNET_HOME`.",
+        remedy="Make them yours with `chown`, or, where they are, writable with `chmod u+rwx`; mount the disk for "
+        "writing, or choose another place with `INFERNET_HOME`.",
         examine=in_thread(_writable),
         needs=("config.home",),
     ),

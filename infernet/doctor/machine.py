@@ -15,6 +15,7 @@ import trio
 from infernet.confinement.contract import describe
 from infernet.confinement.profiles import available, open_to_engines, switched_off
 from infernet.doctor.contract import Check, Finding, Situation, fail, in_thread, ok, skip, warn
+from infernet.host.packaged import NOT_INSIDE, is_packaged
 from infernet.settings.readers import EXLLAMA
 from infernet.transport.contract import TransportError
 from protocol.records import Role
@@ -69,6 +70,11 @@ def _engine_library(situation: Situation) -> Finding:
         return ok("a cluster has programs of its own: `infernet cluster` says which are here")
     if config.engine in EXLLAMA and config.role is Role.PROVIDER:
         if importlib.util.find_spec(config.engine) is None:
+            if is_packaged():
+                fix = "or serve what is in it: `infernet config set --engine llama`"
+                return fail(
+                    f"the engine {config.engine} {NOT_INSIDE.partition(':')[0]}", f"use the Python package, {fix}"
+                )
             return fail(
                 f"the engine {config.engine} needs the library of that name, which is not installed",
                 "install it as docs/engines.md says, or serve no models (`infernet config set --engine none`)",

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.exllama_pump import Generator
+from infernet.host.packaged import NOT_INSIDE, is_packaged
 from protocol.records import Sampling
 
 # ExLlama keeps contexts in pages of this many tokens.
@@ -44,6 +45,8 @@ def import_library(name: str, hint: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        if is_packaged():
+            raise EngineUnavailable(f"{name} {NOT_INSIDE}") from None
         missing = error.name or name
         if missing.partition(".")[0] == name:
             raise EngineUnavailable(f"{name} is not installed: {hint}") from None

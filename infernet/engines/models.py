@@ -3,12 +3,14 @@
 The starter model is small, free to use, and comes out of a package of the Python package index, so that whoever can
 install us can have a model (`starter.py`). Package and model are pinned by SHA-256.
 
-A file is hashed before its first use, because a damaged one often loads and answers nonsense. A marker beside it
-remembers size and modification time, so that the next start need not read it all again.
+A file is hashed before its first use, because a damaged one often loads and answers nonsense. A marker remembers size
+and modification time, so that the next start need not read it all again: beside the file in the store, and among the
+node's records for a file that lies elsewhere, in a folder that is its owner's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,9 +20,12 @@ from pathlib import Path
 from typing import Final
 
 from infernet.engines.contract import EngineConfig, EngineUnavailable
-from infernet.host.files import reason_of
+from infernet.host.files import make_private_directory, reason_of
 
 ReportProgress = Callable[[int, int | None], None]
+
+#: The folder among the node's records that has the markers of files outside the store.
+MARKERS: Final = "verified"
 
 
 class ModelError(EngineUnavailable):
@@ -103,7 +108,7 @@ def fingerprint(path: Path) -> bytes:
             digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise ModelMissing(f"the model file {path} cannot be read ({reason_of(error)}): {_HOW_TO_GET}") from error
-    _write_marker(path, stat, digest)
+    _write_marker(marker_path(path), stat, digest)
     return digest
 
 
@@ -136,19 +141,30 @@ def marked(path: Path) -> bytes | None:
 
 
 _HOW_TO_GET: Final = (
-    "run `infernet model pull`, give the path of a model that you have (--model), or only ask others (--role client)"
+    "run `infernet model pull`, or give the path of a model that you have (--model), or only ask others (--role client)"
 )
+_FOR_WHO_SERVES: Final = ", or only ask others (--role client)"
+
+
+def without_asking_only(error: ModelMissing) -> str:
+    """The same for somebody who wants this engine tried or measured, and not to do without one."""
+    return str(error).replace(_FOR_WHO_SERVES, "")
 
 
 def marker_path(path: Path) -> Path:
     """What remembers the hash of a file."""
-    return path.with_name(path.name + ".verified")
+    from infernet.config import places
+
+    beside, here = path.with_name(path.name + ".verified"), places()
+    if path.parent == here.models_dir or beside.exists():
+        return beside
+    return here.state_dir / MARKERS / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
 
 
 def keep(part: Path, target: Path, digest: bytes) -> None:
     """Put a file that is complete and was hashed under its name. Raises OSError."""
     part.replace(target)
-    _write_marker(target, target.stat(), digest)
+    _write_marker(target.with_name(target.name + ".verified"), target.stat(), digest)
 
 
 def _stamp(stat: os.stat_result) -> str:
@@ -163,14 +179,18 @@ def _read_marker(path: Path, stat: os.stat_result) -> bytes | None:
         return None  # no marker, or not ours: the file is hashed again
 
 
-def _write_marker(path: Path, stat: os.stat_result, digest: bytes) -> None:
+def _write_marker(marker: Path, stat: os.stat_result, digest: bytes) -> None:
     # A folder that we may not write to costs a full check at each start, and nothing else.
-    temporary = marker_path(path).with_suffix(f".{os.getpid()}")
-    try:
-        temporary.write_text(f"{_stamp(stat)}\n{digest.hex()}\n", "ascii")
-        temporary.replace(marker_path(path))
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    temporary = marker.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError):
+        if marker.parent.name == MARKERS:
+            make_private_directory(marker.parent.parent)
+            make_private_directory(marker.parent)
+        try:
+            temporary.write_text(f"{_stamp(stat)}\n{digest.hex()}\n", "ascii")
+            temporary.replace(marker)
+        except OSError:
+            temporary.unlink(missing_ok=True)
 
 
 def starter_path(store: Path) -> Path:

@@ -17,6 +17,8 @@ from typing import Final
 
 #: Set by the script: the path of the file that was started.
 FILE_VARIABLE: Final = "INFERNET_PACKAGED_FILE"
+#: After the name of a library that people install beside the Python package.
+NOT_INSIDE: Final = "is not in this binary, into which nothing can be installed: use the Python package"
 _LIBRARY_PATHS: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LIBPATH")
 _LOADER_PREFIX: Final = "_PYI_"
 

@@ -24,7 +24,10 @@ OF_SETTINGS: Final = (
     # What is left of the earlier program's settings.
     *("config.json.old", ".config.json.old.*"),
 )
-OF_RECORDS: Final = ("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*")
+OF_RECORDS: Final = (
+    *("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*"),
+    *("verified", "verified/*"),
+)
 OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.*.whl.part*")
 
 

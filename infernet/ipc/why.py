@@ -222,9 +222,12 @@ def facts(now: Situation) -> list[dict[str, str]]:
     elif not now.models:
         state = f"the engine is {now.engine}" if now.engine is not None else "it has no engine"
         why = f" ({now.engine_error})" if now.engine_error else ""
-        found.append(
-            (f"it serves no model: {state}{why}", "see its log; `infernet model pull` fetches the starter model")
+        advice = (
+            "see its log; `infernet model pull` fetches the starter model"
+            if now.engine is not None
+            else "`infernet config set --engine llama`, and start it anew (`infernet engine list` shows what there is)"
         )
+        found.append((f"it serves no model: {state}{why}", advice))
     if not now.peers and not now.is_linked:
         found.append(
             ("nobody is connected to it", "`infernet join` with somebody's invite, or link a coordinator (--url)")

@@ -7,6 +7,7 @@ cost us is the business of `guards.py`, and of `connections.py` and `yamux.py` o
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -536,4 +537,6 @@ def _plain(error: OSError) -> str:
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     inner = cause if isinstance(cause, OSError) else error
-    return inner.strerror or str(inner)
+    text = inner.strerror or str(inner)
+    # trio says the address once more, as Python writes a pair.
+    return os.strerror(inner.errno) if inner.errno and text.startswith("Error connecting to") else text

@@ -265,7 +265,9 @@ class LiveView(App[None]):
         self._show("tabs", panels.tabs(model, look, self._panel, width))
         lines = panels.panel(model, look, self._panel, width, height)
         self._show("panel", Text("\n", no_wrap=True).join(lines))
-        keys = look.text((self._notice or panels.KEYS, "" if self._notice else "dim"))
+        keys = look.text(
+            (self._notice or panels.keys(self.size.width, self.size.height), "" if self._notice else "dim")
+        )
         keys.truncate(width, overflow="ellipsis")
         self._show("keys", keys)
         if self._panel == "log" and was_at_end:

@@ -21,6 +21,7 @@ LOG_LINES_MAX: Final = 1000
 LINE_CHARACTERS_MAX: Final = 500
 HISTORY_MAX: Final = 240
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+LOOKING: Final = "asking the node of this machine"
 _NUMBER_MAX: Final = 10**15
 
 
@@ -108,7 +109,9 @@ class NodeView:
 class Model:
     """The state. `away` says why there is no node to be seen; empty while there is one."""
 
-    away: str = "looking for the node of this machine"
+    away: str = LOOKING
+    #: Whether the node has ever answered: before, nothing is known, and nothing of it is 0 or none.
+    is_known: bool = False
     node: NodeView = field(default_factory=NodeView)
     jobs: Sequence[JobRow] = ()
     jobs_left_out: int = 0
@@ -125,7 +128,7 @@ class Model:
 
     def take_snapshot(self, data: Mapping[str, Any]) -> None:
         """The node says how things are."""
-        self.away = ""
+        self.away, self.is_known = "", True
         self.node = _node(data)
         self.jobs = [_job(row) for row in _rows(data, "jobs")]
         self.jobs_left_out = _count(data, "jobs_left_out")
@@ -149,6 +152,11 @@ class Model:
             event = read_event(line) or {}
             level = str(event.get("level", "")).lower()
             self.log.append(LogRow(level if level in LEVELS else "", _single(for_people(line))))
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether nobody has said yet if there is a node."""
+        return self.away == LOOKING
 
     @property
     def tokens_per_s(self) -> float:

@@ -13,11 +13,16 @@ from typing import Final
 from rich.text import Text
 
 from infernet.cli.output import duration, size
+from infernet.cli.status import peers_in_words
 from infernet.tui.model import Model, NodeView
 from protocol.formats.amounts import format_usd
 
 PANELS: Final = ("overview", "jobs", "peers", "gpus", "log")
 KEYS: Final = "q quit  r refresh  d drain  tab/1-5 panel  / filter log  ? help"
+#: Columns and lines for which all this is made.
+WIDTH_MIN: Final = 80
+HEIGHT_MIN: Final = 24
+_FIELDS: Final = ("engine", "coordinator", "peers", "jobs", "earned")
 HELP: Final = (
     "The live view of the node that runs on this machine.",
     "",
@@ -32,7 +37,7 @@ HELP: Final = (
     "never what is asked or answered. The pace is tokens of answers a",
     "second, of all jobs together, over the last minutes.",
     "",
-    "Settled is what the coordinator has acknowledged; waiting is in",
+    "Redeemed is what the coordinator has acknowledged; waiting is in",
     "vouchers that were not redeemed yet.",
 )
 _BARS: Final = "▁▂▃▄▅▆▇█"
@@ -69,6 +74,8 @@ class _Column:
 def header(model: Model, look: Look, width: int) -> Text:
     """Who it is, and how it is, in one line."""
     node = model.node
+    if model.is_looking:
+        return _fit(look.text(("infernet", "bold"), (f"  {model.away}", "")), width)
     if model.away:
         return _fit(look.text(("infernet", "bold"), ("  not connected: ", "red"), (model.away, "")), width)
     line = look.text((node.name or "(no name)", "bold"), (f"  {node.role}  up {duration(node.uptime_s)}  ", ""))
@@ -81,6 +88,13 @@ def header(model: Model, look: Look, width: int) -> Text:
     else:
         line.append("running", look.style("green"))
     return _fit(line, width)
+
+
+def keys(width: int, height: int) -> str:
+    """What can be pressed; on a screen that is too small, that it is."""
+    if width >= WIDTH_MIN and height >= HEIGHT_MIN:
+        return KEYS
+    return f"cut off: {width}x{height}, made for {WIDTH_MIN}x{HEIGHT_MIN}  q quit  ? help"
 
 
 def tabs(model: Model, look: Look, active: str, width: int) -> Text:
@@ -144,6 +158,9 @@ def _engine(node: NodeView) -> str:
 
 
 def _fields(model: Model, look: Look, width: int) -> list[Text]:
+    if not model.is_known:
+        # Nothing of this was said yet, not even that there is none.
+        return [_fit(look.text((f"{name:13}", "dim"), ("-", "")), width) for name in _FIELDS]
     node = model.node
     link = node.link or ("no link" if node.coordinator else "none")
     is_linked = node.link in ("connected", "") or not node.coordinator
@@ -153,7 +170,7 @@ def _fields(model: Model, look: Look, width: int) -> list[Text]:
         ("hours", node.hours, "yellow" if node.hours.startswith(("outside", "paused")) else ""),
         ("coordinator", f"{node.coordinator} {link}".strip(), "" if is_linked else "yellow"),
         ("", node.link_trouble, "yellow"),
-        ("peers", f"{node.peers} connected, {node.peers_known} known; reachability: {node.reached or 'unknown'}", ""),
+        ("peers", f"{peers_in_words(node.peers, node.peers_known)}; reachability: {node.reached or 'unknown'}", ""),
         ("jobs", _jobs_in_words(model), ""),
         ("earned", _earned(model), "green" if node.earned_uusd else ""),
         ("", node.money_trouble, "red"),
@@ -173,7 +190,7 @@ def _earned(model: Model) -> str:
     node = model.node
     if not node.has_money:
         return "nothing: no coordinator holds money for this node"
-    return f"{format_usd(node.earned_uusd)} settled, {format_usd(node.unclaimed_uusd)} waiting"
+    return f"{format_usd(node.earned_uusd)} redeemed, {format_usd(node.unclaimed_uusd)} waiting"
 
 
 def pace(model: Model, look: Look, width: int, height: int) -> list[Text]:
@@ -204,7 +221,7 @@ def jobs(model: Model, look: Look, width: int) -> list[Text]:
         ]
         for job in model.jobs
     ]
-    empty = "no job runs here now"
+    empty = "no job runs here now" if model.is_known else "-"
     return _table(columns, rows, look, width, empty, model.jobs_left_out)
 
 
@@ -216,13 +233,24 @@ def peers(model: Model, look: Look, width: int) -> list[Text]:
     rows = [
         [
             *(peer.name or "-", peer.node, peer.role, peer.how or "-"),
-            *("-" if peer.round_trip_ms is None else f"{peer.round_trip_ms:.0f} ms", f"{peer.load}/8"),
+            *(
+                "-" if peer.round_trip_ms is None else f"{peer.round_trip_ms:.0f} ms",
+                f"{peer.load}/8" if peer.models else "-",
+            ),
             peer.models or "-",
         ]
         for peer in model.peers
     ]
     styles = ["" if peer.how else "dim" for peer in model.peers]
-    return _table(columns, rows, look, width, "no other node is known yet", model.peers_left_out, styles)
+    return _table(
+        columns,
+        rows,
+        look,
+        width,
+        "no other node is known yet" if model.is_known else "-",
+        model.peers_left_out,
+        styles,
+    )
 
 
 def gpus(model: Model, look: Look, width: int) -> list[Text]:

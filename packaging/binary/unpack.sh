@@ -27,7 +27,7 @@ elif [ -n "${XDG_CACHE_HOME:-}" ]; then
 elif [ -n "${HOME:-}" ]; then
     cache=$HOME/.cache/infernet
 else
-    fail "there is no folder to unpack it in: set HOME, or INFERNET_HOME to a folder of your own"
+    fail "there is no folder to unpack the program in: set HOME, or INFERNET_HOME to a folder of your own"
 fi
 program=$cache/program-@VERSION@-@DIGEST_START@
 
@@ -53,9 +53,9 @@ unpack() {
     draft=
     trap '[ -z "$draft" ] || rm -rf "$draft"' EXIT
     trap 'exit 130' HUP INT TERM
-    mkdir -p "$cache" && draft=$(mktemp -d "$cache/.program-XXXXXX") ||
+    mkdir -p "$cache" 2>/dev/null && draft=$(mktemp -d "$cache/.program-XXXXXX" 2>/dev/null) ||
         fail "cannot write to $cache: make it yours, or choose another folder with INFERNET_HOME"
-    payload | gzip -dc | tar -xf - -C "$draft" ||
+    payload | gzip -dc 2>/dev/null | tar -xf - -C "$draft" 2>/dev/null ||
         fail "cannot unpack into $cache: it needs gzip, tar and @NEEDED_MB@ MB of disk"
     "$draft/infernet/infernet" version >/dev/null ||
         fail "the program does not run here: it is made for @PLATFORM@, and $cache must allow programs"

@@ -34,10 +34,10 @@ async def test_what_is_measured_is_shown_and_kept(home: Home, capsys: Capture) -
     [
         (["--last"], 1, "nothing was measured here yet"),
         (["--rounds", "0"], 2, "--rounds must be"),
-        (["--rounds", "x"], 2, "invalid int value"),
+        (["--rounds", "x"], 2, "--rounds must be a whole number"),
         (["--engine", "none"], 2, "no engine to measure"),
         (["--engine", "openai", "--engine-url", "http://127.0.0.1:9"], 1, "nobody answers at http://127.0.0.1:9"),
-        ([], 1, "run `infernet model pull`"),
+        ([], 1, "run `infernet model pull`, or give the path of a model that you have (--model)"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
@@ -47,3 +47,4 @@ def test_what_cannot_be_measured_is_one_line(
     assert (outcome.code, outcome.out) == (code, "")
     assert told in outcome.complaint
     assert outcome.err.count("\n") == 1
+    assert "--role client" not in outcome.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import trio
 from msgspec.structs import replace
 
+from infernet import identity
 from infernet.cli.conversation import ADVICE
+from infernet.host.lock import hold_lock
 from infernet.ipc.server import ChatTurn
 from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobResumed, JobText, Served
 from protocol.errors import Refusal
@@ -302,6 +305,20 @@ def test_a_peer_that_is_not_there_is_explained(home: Home, capsys: Capture) -> N
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err.count("\n") == 1
     assert "no answer: " in outcome.complaint
+    # The address, and why, once.
+    assert (outcome.complaint.count(ADDRESS), "('" in outcome.complaint) == (1, False)
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_its_own_address_is_no_peer(home: Home, capsys: Capture, runs: bool) -> None:
+    key = identity.generate()
+    identity.create(home.config.key_file, key)
+    own = f"/ip4/127.0.0.1/tcp/46337/p2p/{peer_id(key.node)}"
+    with hold_lock(home.config.pid_file) if runs else nullcontext():
+        outcome = invoke(capsys, "chat", "--peer", own, "Hi")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--peer is this node's own address" in outcome.complaint
+    assert "without --peer the node here answers with its own engine" in outcome.complaint
 
 
 @pytest.mark.anyio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_flag_that_does_not_exist_is_misuse(home: Home, capsys: pytest.Capture
 def test_nothing_is_changed_and_nothing_secret_is_said(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     make_well(home, capsys)
     # The marker is written by whoever serves the model, and not by the doctor.
-    (home.path / "model.gguf.verified").unlink()
+    shutil.rmtree(home.config.state_dir / "verified")
     home.config.store_file.parent.mkdir(exist_ok=True)
     before = seal_in(home.path)
     outputs = [

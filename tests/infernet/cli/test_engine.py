@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from infernet.engines import openai_servers
+from infernet.engines.contract import EngineUnavailable
+from infernet.engines.exllama_library import import_library
 from tests.helpers_cli import Home, invoke, invoke_beside
 from tests.helpers_openai_servers import ANSWER, KEY, OddServer, ollama
 
@@ -54,6 +57,20 @@ async def test_a_library_that_does_not_fit_is_looked_at_in_a_process_of_its_own(
     why_not = {engine["engine"]: engine["why_not"] for engine in listed.json["engines"]}
     assert "does not start here (OSError)" in why_not["exllamav3"]
     assert why_not["exllamav2"] == "the engine process was ended by SIGSEGV"
+
+
+async def test_in_the_packaged_program_nobody_is_told_to_install_anything(
+    home: Home, nobody: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    listed = await invoke_beside(capsys, "engine", "list", "--json")
+    why_not = {engine["engine"]: engine["why_not"] for engine in listed.json["engines"]}
+    for name in ("exllamav2", "exllamav3"):
+        assert why_not[name] == (
+            f"{name} is not in this binary, into which nothing can be installed: use the Python package"
+        )
+        with pytest.raises(EngineUnavailable, match="is not in this binary"):
+            import_library(name, "pip install it")
 
 
 async def test_the_key_is_shown_to_the_named_server_alone(
@@ -113,6 +130,13 @@ async def test_a_server_that_does_not_answer_is_told_in_one_line(
     assert "nobody answers at" in gone.complaint
 
 
+def test_who_tries_an_engine_is_not_told_to_do_without_one(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = invoke(capsys, "engine", "test")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "run `infernet model pull`" in outcome.complaint
+    assert "--role client" not in outcome.err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -120,7 +144,7 @@ async def test_a_server_that_does_not_answer_is_told_in_one_line(
         (["test", "--timeout", "-1"], "--timeout must be seconds"),
         (["test", "--engine", "none"], "name one to test"),
         (["list", "llama"], "list takes no name"),
-        (["start"], "invalid choice"),
+        (["start"], "there is no action 'start': there are list and test"),
     ],
 )
 def test_misuse_is_one_line(home: Home, capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:

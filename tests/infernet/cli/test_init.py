@@ -280,6 +280,36 @@ def test_another_key_replaces_the_old_one_only_with_force_and_never_destroys_it(
     assert answer(f"{SECRET}\n", "--yes", "--nostr-privkey", "-").code == 0
 
 
+def test_force_alone_keeps_the_key_for_what_is_earned_belongs_to_it(home: Home, answer: Any) -> None:
+    answer("", "--yes", "--name", "attic")
+    old = files(home)["identity.key"]
+    outcome = answer("", "--yes", "--force")
+    assert outcome.code == 0
+    after = files(home)
+    assert after["identity.key"] == old
+    assert b"attic" in after["config.toml.old"]
+    assert b"attic" not in after["config.toml"]
+    assert "the key stays, unless --nostr-privkey gives another" in " ".join(answer("", "--help").out.split())
+
+
+def test_a_damaged_key_is_refused_until_one_is_given_in_its_place_and_is_kept_aside(home: Home, answer: Any) -> None:
+    answer("", "--yes")
+    home.config.key_file.write_bytes(b"half a key\n")
+    before = files(home)
+    for words in ((), ("--force",), ("--nostr-privkey", "-")):
+        refused = answer(f"{NSEC}\n", "--yes", *words)
+        assert refused.code == 1
+        assert "`infernet init --force --nostr-privkey @BACKUP` keeps it aside" in refused.complaint
+        assert files(home) == before
+    for kept in ("identity.key.unreadable", "identity.key.unreadable.2"):
+        outcome = answer(f"{NSEC}\n", "--yes", "--force", "--nostr-privkey", "-")
+        assert outcome.code == 0
+        assert f"the key that this node had lies now at {home.config.config_dir / kept}" in outcome.err
+        assert files(home)[kept] == b"half a key\n"
+        assert npub(identity.load(home.config.key_file).node) == NPUB
+        home.config.key_file.write_bytes(b"half a key\n")
+
+
 def test_a_key_that_others_can_read_is_refused_before_anything_is_written(home: Home, answer: Any) -> None:
     answer("", "--yes")
     before = files(home)

@@ -362,7 +362,7 @@ def test_a_file_of_the_owners_is_not_ours_to_remove(home: Home, tmp_path: Path, 
         (["pull", "--name", "x"], "the starter model has a name and a hash of its own"),
         (["use", "x", "--yes"], "--yes is of remove"),
         (["list", "--force"], "--force is of pull and use"),
-        (["fetch"], "invalid choice"),
+        (["fetch"], "there is no action 'fetch': there are list, pull, show, use and remove"),
     ],
 )
 def test_misuse_is_one_line(home: Home, capsys: Capture, words: list[str], told: str) -> None:

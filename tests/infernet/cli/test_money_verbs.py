@@ -388,7 +388,7 @@ BAD = [
     ("payout list --network base", "--network goes with"),
     ("payout request", "how much"),
     ("payout request 5 6", "how much"),
-    ("payout request=5", "invalid choice"),
+    ("payout request=5", "there is no action 'request=5'; did you mean request?"),
     ("payments --limit 0", "1 to 100"),
     ("payments --limit 101", "1 to 100"),
     ("payments --limit 1e1", "1 to 100"),
@@ -407,7 +407,7 @@ BAD = [
     ("wallet --limit 5", "--limit goes with"),
     ("wallet deposit 5.001 USDC", "whole cents"),
     ("payout request 0.009999", "whole cents"),
-    ("payout", "arguments are required: action ("),
+    ("payout", "say what to do: set, list, remove or request"),
     *(
         (f"{verb} {amount}{coin}", "")
         for verb, coin in (("wallet deposit", " USDC"), ("payout request", ""))

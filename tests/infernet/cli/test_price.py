@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from infernet import identity
 from infernet.cli.price import Prices, sample
 from infernet.config import load, save
 from infernet.host.lock import hold_lock
@@ -137,7 +138,14 @@ def test_a_running_node_and_the_environment_are_told_of(
 
 def test_a_price_that_nobody_can_pay_is_told_of(home: Home, capsys: Capture) -> None:
     save(home.config.config_file, {}, keep=False)
-    assert "nobody can pay it" in invoke(capsys, "price", "set", "--out", "2").err
+    set_to = invoke(capsys, "price", "set", "--out", "2")
+    assert set_to.err.count("nobody can pay it") == 1
+    # The verbs after it have something else to say.
+    for words in (("price",), ("model", "list"), ("config", "show"), ("cluster",)):
+        assert "pay" not in invoke(capsys, *words).err
+    identity.create(home.config.key_file, identity.generate())
+    with hold_lock(home.config.pid_file):
+        assert "nobody can pay it" not in invoke(capsys, "start").err, "it does not start"
 
 
 def test_the_example_is_rounded_as_the_protocol_rounds() -> None:

@@ -127,6 +127,7 @@ def test_everything_that_nodes_write_is_known(ready: Home, capsys: Capture) -> N
         config.store_file.with_name("node.sqlite3.damaged-20260101-000000-7"),
         config.money_file.with_name("money.sqlite3-shm"),
         config.models_dir / "some.gguf.verified",
+        config.state_dir / "verified" / "0123456789abcdef0123456789abcdef",
         config.models_dir / ".some.gguf.part.note",
         config.models_dir / ".some.whl.part",
         config.models_dir / ".some.whl.part.note",

@@ -100,7 +100,7 @@ def test_days_without_quotes_belong_to_the_times_after_them(home: Home, capsys: 
         (["set", "1:00-2:00", "--zone", "America"], "--zone must be the name"),
         (["--zone", "UTC"], "schedule set"),
         (["clear", "1:00-2:00"], "schedule set"),
-        (["weekly"], "invalid choice"),
+        (["weekly"], "there is no action 'weekly'"),
     ],
 )
 def test_what_is_no_schedule_changes_nothing(home: Home, capsys: Capture, words: list[str], complaint: str) -> None:

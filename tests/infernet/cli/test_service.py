@@ -158,8 +158,14 @@ def test_the_journal_in_words_and_for_programs(ready: FakeSystemd, capsys: pytes
         "--user --unit infernet.service --output=cat --no-pager --quiet --lines=7",
         "--user --unit infernet.service --output=cat --no-pager --quiet --lines=200 --follow",
     ]
+    # As where there is no log file: what was asked for is not there.
     ready.write_journal("")
-    assert "the journal has nothing" in invoke(capsys, "service", "logs").err
+    nothing = invoke(capsys, "service", "logs")
+    assert (nothing.code, nothing.err.count("\n")) == (1, 1)
+    assert "there is no service" in nothing.complaint
+    assert invoke(capsys, "service", "install").code == 0
+    silent = invoke(capsys, "service", "logs")
+    assert (silent.code, "the journal has nothing of this service" in silent.err) == (0, True)
     ready.write_journal("", code=1)
     failed = invoke(capsys, "service", "logs")
     assert (failed.code, failed.err.count("\n")) == (1, 1)

@@ -40,7 +40,7 @@ async def test_the_numbers_for_people(home: Home, capsys: pytest.CaptureFixture[
         "3 answered, 0 cancelled, 1 failed",
         "$0.0015 signed for",
         "20 signed, the last 12 s ago; 18 told to the coordinator at once, 2 while there was no link",
-        "2 connected, 5 known",
+        "2 connected; 5 known by their records",
         "$0.25 redeemed, $0.001 in vouchers not redeemed yet",
     ):
         assert words in outcome.out, words

@@ -10,9 +10,12 @@ import pytest
 from infernet.cli.running_node import loading, not_serving
 from infernet.cli.status import fields_of
 from infernet.config import Config
+from protocol.reach_advice import Situation, advice
+from protocol.records import Reachability
 from tests.helpers_cli import Home, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 
+REACHED = Situation(Reachability.REACHED, 46337, (), None, 0)
 NOWHERE = Path("/nonexistent")
 CONFIG = Config(config_dir=NOWHERE, state_dir=NOWHERE, data_dir=NOWHERE)
 
@@ -27,13 +30,21 @@ CONFIG = Config(config_dir=NOWHERE, state_dir=NOWHERE, data_dir=NOWHERE)
             "not reached: forward TCP port 46337",
         ),
         (
-            {"reachability": "reached", "advice": "nothing to do", "relays_for_others": True},
-            "reached: nothing to do; others are reached through it",
+            {"reachability": "reached", "advice": advice(REACHED), "relays_for_others": True},
+            "reached: there is nothing to do; others are reached through it",
         ),
     ],
 )
 def test_reachability_in_words(reached: dict[str, Any] | None, words: str) -> None:
     assert dict(fields_of({"reached": reached}, CONFIG))["reached"] == words
+
+
+def test_one_restart_is_one() -> None:
+    for count, words in ((1, "1 restart"), (2, "2 restarts")):
+        told = {"engine": {"state": "ready", "restarts": count}, "dht": {"addresses": ["/a"], "restarts": count}}
+        shown = dict(fields_of(told, CONFIG))
+        assert str(shown["engine"]).endswith(f", {words}")
+        assert shown["dht"] == f"/a, {words}"
 
 
 def test_what_each_model_runs_on_and_what_is_wrong_with_it_in_words() -> None:
@@ -79,7 +90,7 @@ def test_what_is_loading_and_for_how_long_in_words() -> None:
 
 def test_this_node_is_not_among_those_it_knows() -> None:
     status = {"peers": 0, "peers_known": 0, "records": 1}
-    assert dict(fields_of(status, CONFIG))["peers"] == "0 connected, 0 known"
+    assert dict(fields_of(status, CONFIG))["peers"] == "0 connected; 0 known by their records"
 
 
 @pytest.mark.parametrize(
@@ -107,3 +118,17 @@ async def test_a_node_that_drains_says_so(
     async with running(node, home.config):
         outcome = await invoke_beside(capsys, "status")
     assert (outcome.code, "It is ending" in outcome.out, "27 s at most" in outcome.out) == (0, is_told, is_told)
+
+
+@pytest.mark.anyio
+async def test_only_who_serves_a_model_has_a_load(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    node = FakeNode()
+    common = {"node_id": "ab" * 32, "connected": True, "addresses": [], "age_s": 3.0, "load": 0}
+    node.known = [
+        {**common, "name": "works", "role": "provider", "models": ["tiny"]},
+        {**common, "name": "asks", "role": "client", "models": []},
+    ]
+    async with running(node, home.config):
+        outcome = await invoke_beside(capsys, "peers")
+    loads = {line.split()[0]: "0/8" in line for line in outcome.out.splitlines()[1:]}
+    assert loads == {"works": True, "asks": False}

@@ -1,6 +1,7 @@
 """A test double of llama.cpp's llama-server with RPC: it holds a connection to each worker, and aborts without it.
 
     python -P llama_server_double.py --version
+    python -P llama_server_double.py --help
     python -P llama_server_double.py --rpc HOST:PORT,... --api-key-file FILE --alias NAME ...
 
 `--version` and `listening on` have the shapes of llama.cpp b11434 (`common/build-info.cpp.in`,
@@ -57,6 +58,9 @@ def main() -> None:
     if "--version" in sys.argv:
         say(f"version: 0.26.0 (build {os.environ.get('DOUBLE_BUILD', '11434')}, commit unknown)")
         say("built with a test double for nothing")
+        return
+    if "--help" in sys.argv:
+        say("--rpc SERVERS     comma separated list of RPC servers (host:port)")
         return
     key = Path(option("--api-key-file")).read_text("ascii").strip()
     alias = option("--alias")

@@ -149,6 +149,10 @@ FAULTS: dict[str, tuple[str, str, str, Plant]] = {
     ),
     "huge": ("config.readable", "fail", "no configuration", lambda h: append(h, "#" * 2_000_000)),
     "deep": ("config.readable", "fail", "nested", lambda h: append(h, "\na = " + "[" * 50_000)),
+    "prices alone": (
+        *("config.known", "warn", "`infernet login --url URL`"),
+        lambda h: append(h, '\nprice_out_usd = "0.40"\n'),
+    ),
     "misspelt": ("config.known", "warn", "infernet config show", lambda h: append(h, "\nslotz = 3\n")),
     "config for all": ("config.mode", "fail", "chmod 600", lambda h: change_mode(config_file(h), 0o666, 0o600)),
     "key gone": ("key.present", "fail", "run `infernet init`", lambda h: put_aside(h, h.config.key_file)),
@@ -533,8 +537,8 @@ def test_a_file_of_another_user(well: Home, capsys: pytest.CaptureFixture[str], 
     [
         ("config_file", 0o000, "config.readable", "check its owner and mode"),
         ("key_file", 0o000, "key.mode", "chmod 600"),
-        ("state_dir", 0o500, "home.writable", f"chown -R {SOMEBODY}"),
-        ("state_dir", 0o000, "home.writable", f"chown -R {SOMEBODY}"),
+        ("state_dir", 0o500, "home.writable", "let yourself in: `chmod u+rwx"),
+        ("state_dir", 0o000, "home.writable", "let yourself in: `chmod u+rwx"),
     ],
 )
 def test_what_a_user_may_not_read_or_write(well: Home, place: str, mode: int, name: str, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,45 @@ def test_a_missing_file_is_told_with_what_to_do(tmp_path: Path) -> None:
         models.verify(tmp_path / "none.gguf", DIGEST)
 
 
+def test_who_measures_is_not_told_to_do_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing) as missing:
+        models.fingerprint(tmp_path / "none.gguf")
+    told = models.without_asking_only(missing.value)
+    assert told.endswith("run `infernet model pull`, or give the path of a model that you have (--model)")
+
+
 def test_a_file_that_did_not_change_is_not_read_again(model: Path) -> None:
     models.fingerprint(model)
     stat = model.stat()
     model.write_bytes(bytes(len(WEIGHTS)))
     os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert models.fingerprint(model) == DIGEST
+
+
+def test_the_hash_of_a_file_outside_the_store_is_remembered_among_the_records_of_the_node(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = model.parent / "home"
+    monkeypatch.setenv("INFERNET_HOME", str(home))
+    models.fingerprint(model)
+    assert sorted(path.name for path in model.parent.iterdir()) == ["home", "model.gguf"]
+    assert models.marked(model) == DIGEST
+    assert len(list((home / "state" / "verified").iterdir())) == 1
+    # In the store it lies beside the file, and goes with it.
+    store = home / "data" / "models"
+    store.mkdir(parents=True)
+    shutil.copy(model, store)
+    models.fingerprint(store / model.name)
+    assert {path.name for path in store.iterdir()} == {"model.gguf", "model.gguf.verified"}
+
+
+def test_records_that_cannot_be_written_cost_a_reading_and_nothing_else(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model.parent / "home").write_text("a file is in the way")
+    monkeypatch.setenv("INFERNET_HOME", str(model.parent / "home"))
+    assert models.fingerprint(model) == DIGEST
+    assert models.marked(model) is None
 
 
 @pytest.mark.parametrize("marker", [b"", b"\xff\xfe", b"1 2\nzz\n", b"nonsense", b"1 2\n3 4\n5"])

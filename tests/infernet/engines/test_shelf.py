@@ -61,7 +61,11 @@ def test_a_file_is_checked_against_what_was_said_of_it(path: Path, voucher: Vouc
     assert shelf.look(path).check is Check.DAMAGED
 
 
-def test_a_model_goes_with_all_that_lies_beside_it(path: Path) -> None:
+def test_a_model_goes_with_all_that_lies_beside_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFERNET_HOME", str(path.parent))
+    store = path.parent / "data" / "models"
+    store.mkdir(parents=True)
+    path = path.rename(store / path.name)
     models.fingerprint(path)
     shelf.write_origin(path, Origin("http://a", SHA256, Voucher.OWNER))
     assert len(list(path.parent.iterdir())) == 3

@@ -174,7 +174,7 @@ def test_a_node_that_is_well_has_nothing_to_explain() -> None:
         ({"availability": Availability.DRAINING}, "it takes no new jobs", "start it again"),
         ({"models": [], "engine": "waiting", "engine_error": "no such file"}, "waiting (no such file)", "its log"),
         ({"models": [], "engine": "starting"}, "it serves no model yet: the engine is loading", "wait"),
-        ({"models": [], "engine": None}, "it has no engine", "infernet model"),
+        ({"models": [], "engine": None}, "it has no engine", "`infernet config set --engine llama`"),
         ({"peers": 0, "coordinator": None, "is_linked": False}, "nobody is connected to it", "infernet join"),
         ({"is_linked": False, "link_error": "refused"}, "its link to https://c.example is down (refused)", "URL"),
         ({"reach_advice": "forward TCP port 46337"}, "others cannot dial it", "forward TCP port 46337"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infernet.config import Config, ConfigError, load, read_file, save
+from infernet.config import Config, ConfigError, load, read_file, save, why_nobody_pays
 from infernet.engines import models
 from infernet.engines.selection import engine_configs
 from infernet.settings.readers import Dollars, as_plain, read_dollars, read_gpu_split, read_shares, read_worker
@@ -51,8 +51,12 @@ def test_prices_come_from_flags_and_the_environment_too(tmp_path: Path) -> None:
     loaded = load({"price_out_usd": "0.25"}, home_of(tmp_path, INFERNET_PRICE_JOB_USD="0.000005"))
     config = loaded.config
     assert (config.price_in_usd, config.price_out_usd, config.price_job_usd) == (0, 250_000, 5)
-    assert any("nobody can pay it" in warning for warning in loaded.warnings)
-    assert not load({}, home_of(tmp_path)).warnings
+    assert "nobody can pay it" in (why_nobody_pays(config) or "")
+    # Not told by every command that reads the settings.
+    assert not loaded.warnings
+    for changes in ({"price_out_usd": None}, {"role": "client"}, {"coordinator_url": "http://127.0.0.1:1"}):
+        flags = {"price_out_usd": "0.25", "coordinator_key": "ab" * 32} | changes
+        assert why_nobody_pays(load(flags, home_of(tmp_path)).config) is None
 
 
 def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,27 @@ def assert_pictured(view: Watched, name: str, size: tuple[int, int]) -> None:
     assert view.screen == known
 
 
+async def test_before_anybody_has_answered_nothing_is_said_to_be_none() -> None:
+    async with watched() as view:
+        await view.drawn()
+        first, shown = view.screen.splitlines()[0], view.screen
+        assert first == "infernet  asking the node of this machine"
+        assert not any(word in shown for word in ("none", "nothing:", "not connected", "0 running", "no job"))
+        for name in ("engine", "coordinator", "peers", "jobs", "earned"):
+            assert f"\n{name:13}-\n" in shown
+        await view.told(Snapshot(snapshot()))
+        assert "\nengine       -" not in view.screen
+
+
+@pytest.mark.parametrize(("size", "is_told"), [((50, 20), True), ((79, 24), True), ((80, 23), True), ((80, 24), False)])
+async def test_a_screen_that_is_too_small_is_told_of_in_one_line(size: tuple[int, int], is_told: bool) -> None:
+    async with watched(size) as view:
+        await busy(view)
+        last = view.screen.splitlines()[-1]
+        told = f"cut off: {size[0]}x{size[1]}, made for 80x24  q quit  ? help"
+        assert last == (told if is_told else KEYS)
+
+
 @pytest.mark.parametrize("size", SIZES)
 async def test_before_there_is_a_node_it_says_how_to_start_one(size: tuple[int, int]) -> None:
     async with watched(size) as view:
