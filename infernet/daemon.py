@@ -14,6 +14,7 @@ import trio
 
 import infernet
 from infernet.answers import AnswerEvent, AskOptions
+from infernet.assembly import run_node
 from infernet.config import Config
 from infernet.coordinator_client import CoordinatorError
 from infernet.coordinators import remember
@@ -32,7 +33,7 @@ from infernet.ipc.server import (
 )
 from infernet.metrics.exposition import NodeMetrics
 from infernet.money.client import TARGETS
-from infernet.node import Node, run_node
+from infernet.node import Node
 from infernet.own_addresses import peer_of
 from infernet.settings.readers import read_node, read_peer
 from protocol.envelope import SigningKey

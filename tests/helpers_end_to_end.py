@@ -16,9 +16,10 @@ import psutil
 import trio
 
 from infernet.answers import AskOptions
+from infernet.assembly import client_node
 from infernet.config import Config
 from infernet.ipc import client as ipc
-from infernet.node import Node, client_node
+from infernet.node import Node
 from protocol.effects import JobDone, JobEvent, JobText
 from protocol.envelope import SigningKey
 from protocol.records import ChatMessage, Role

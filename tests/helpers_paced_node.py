@@ -31,6 +31,7 @@ import trio
 
 from _dev_network_namespaces import end_with_parent, enter
 from infernet import log
+from infernet.assembly import run_node
 from infernet.cli.command import innermost
 from infernet.cli.settings_flags import add_settings, load_node
 from infernet.config import Config
@@ -38,7 +39,7 @@ from infernet.daemon import run_daemon
 from infernet.driver import wall_ms
 from infernet.engines.contract import Engine, EngineState, EngineStatistics, Report
 from infernet.host.lock import hold_lock
-from infernet.node import Node, run_node
+from infernet.node import Node
 from protocol.effects import RunEngine
 from protocol.envelope import SigningKey
 from protocol.errors import Refusal

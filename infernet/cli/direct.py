@@ -8,10 +8,10 @@ import signal
 import trio
 
 from infernet.answers import AskOptions
+from infernet.assembly import client_node
 from infernet.cli.conversation import Conversation, NoAnswer, Question
 from infernet.config import Config, default_name
 from infernet.ipc.server import reply_for
-from infernet.node import client_node
 from infernet.own_addresses import peer_of
 from protocol.envelope import SigningKey
 from protocol.records import ChatMessage, Role

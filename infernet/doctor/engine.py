@@ -143,7 +143,7 @@ async def _answers(situation: Situation) -> Finding:
 async def _asked(config: Config, address: str) -> Finding:
     """Ask the running node as a stranger of this machine does, with a key that is used once."""
     # Loaded here, because it brings the whole node along.
-    from infernet.node import client_node
+    from infernet.assembly import client_node
 
     key = identity.generate()
     config = dataclasses.replace(

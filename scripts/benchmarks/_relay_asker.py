@@ -16,8 +16,9 @@ import httpx
 from _relay_worker import Stream, ask_all, question, run, say, serve
 
 from infernet.answers import AskOptions
+from infernet.assembly import client_node
 from infernet.config import Config
-from infernet.node import Node, client_node
+from infernet.node import Node
 from infernet.own_addresses import peer_of
 from protocol.constants import JOB_STREAMS_PER_PEER_MAX
 from protocol.effects import JobDone, JobFailed, JobText

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import trio
 
+from infernet.assembly import run_node
 from infernet.config import Config
 from infernet.discovery import dht, mdns
 from infernet.engines.contract import Engine
 from infernet.host.files import make_private_directory
-from infernet.node import Node, run_node
+from infernet.node import Node
 from protocol.effects import JobDone
 from protocol.envelope import SigningKey
 from protocol.records import Role

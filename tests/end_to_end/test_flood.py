@@ -17,9 +17,10 @@ import trio
 
 from infernet import identity
 from infernet.answers import AskOptions
+from infernet.assembly import client_node
 from infernet.config import Config
 from infernet.ipc import client as ipc
-from infernet.node import Node, client_node
+from infernet.node import Node
 from infernet.transport.addresses import parse_tcp
 from infernet.transport.channel import ChannelBroken
 from infernet.transport.libp2p_library import Identity

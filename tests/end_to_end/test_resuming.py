@@ -17,9 +17,9 @@ import pytest
 import trio
 from rich.console import Console
 
+from infernet.assembly import client_node
 from infernet.config import Config, places
 from infernet.ipc import client as ipc
-from infernet.node import client_node
 from protocol.effects import JobDone, JobEvent, JobResumed, JobText
 from protocol.envelope import SigningKey
 from protocol.records import Role

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from infernet.assembly import client_node, run_node
 from infernet.being_reached import BeingReached
 from infernet.config import Config, load
 from infernet.engines.contract import Engine
-from infernet.node import Node, client_node, run_node
+from infernet.node import Node
 from infernet.own_addresses import uses_local_network
 from infernet.transport.addresses import TcpAddress
 from infernet.transport.dial_back import dial_back

@@ -18,9 +18,10 @@ import pytest
 import trio
 
 import infernet
+from infernet.assembly import run_node
 from infernet.config import Config
 from infernet.engines.contract import Engine
-from infernet.node import Node, run_node
+from infernet.node import Node
 from protocol.constants import PROTOCOLS
 from protocol.envelope import SigningKey
 from protocol.errors import Refusal
