@@ -322,8 +322,8 @@ def test_sockets_are_opened_where_it_is_known() -> None:
         ("cluster/worker.py", "open_tcp_stream"),  # of this machine
         ("doctor/network.py", "getaddrinfo"),  # not with a proxy
         ("doctor/ports.py", "open_tcp_stream"),  # of this machine
-        ("link_carrier.py", "open_ssl_over_tcp_stream"),  # not with a proxy
-        ("link_carrier.py", "open_tcp_stream"),  # not with a proxy
+        ("carriers/link.py", "open_ssl_over_tcp_stream"),  # not with a proxy
+        ("carriers/link.py", "open_tcp_stream"),  # not with a proxy
         ("proxy.py", "open_tcp_stream"),
         ("transport/dial_guard.py", "getaddrinfo"),  # not with a proxy
     }
