@@ -22,7 +22,7 @@ from protocol.errors import Refusal
 from protocol.ids import npub, peer_id
 from protocol.records import Outcome
 from tests.helpers_cli import DEADLINE_S, Home, invoke, invoke_beside, running
-from tests.helpers_ipc import ACCEPTED, DONE, JOB, PARIS, FakeNode, done
+from tests.helpers_ipc import ACCEPTED, DONE, JOB, NOBODY, PARIS, FakeNode, done
 from tests.helpers_records import PROVIDER, receipt, signing_key
 
 ADDRESS = f"/ip4/127.0.0.1/tcp/1/p2p/{peer_id(PROVIDER.node)}"
@@ -429,3 +429,20 @@ def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_m
         assert (outcome.json["route"], outcome.json["provider"]) == (route, status["node_id"])
         assert outcome.json["output_tokens"] > 0
     assert not (asker.path / "config").exists()
+
+
+@pytest.mark.anyio
+async def test_a_model_that_is_loading_here_is_told_where_nobody_else_has_it(home: Home, capsys: Capture) -> None:
+    parts = [{"engine": "llama", "models": ["large"], "state": "starting", "loading_s": 61.0}]
+    async with running(FakeNode((NOBODY,)), home.config) as fake:
+        fake.state |= {"models": [], "engines": parts}
+        outcome = await invoke_beside(capsys, "chat", "Why?")
+        named = await invoke_beside(capsys, "chat", "--model", "large", "Why?")
+        other = await invoke_beside(capsys, "chat", "--model", "other", "Why?")
+    assert (outcome.code, named.code, other.code) == (1, 1, 1)
+    assert outcome.complaint.startswith(
+        "infernet: no answer: no provider is known; this node's own engine is not there yet (large: loading for 1 min "
+        "1 s): ask again when `infernet status` shows it"
+    )
+    assert "large: loading for" in named.complaint
+    assert "loading" not in other.complaint

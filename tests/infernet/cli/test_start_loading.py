@@ -128,9 +128,6 @@ async def test_the_node_is_there_while_it_loads_and_whoever_waits_may_leave_it(
     assert status["addresses"]
     shown = await invoke_beside(capsys, "status")
     assert f"run on        {MODEL}: loading for " in shown.out
-    asked = await invoke_beside(capsys, "chat", "why")
-    assert asked.code == 1
-    assert f"this node's own engine is not there yet ({MODEL}: loading for " in asked.complaint
 
     starting.process.send_signal(signal.SIGINT)
     code, said = await starting.end()
@@ -165,6 +162,7 @@ async def test_a_node_is_ended_while_it_loads(
     assert json.loads(config.log_file.read_text().splitlines()[-1])["event"] == "node.stopped"
 
 
+@pytest.mark.nightly
 async def test_a_model_that_does_not_load_after_all_ends_the_node_with_the_reason(starting: Starting) -> None:
     starting.server.status = 404
     starting.server.may_answer.set()
