@@ -123,8 +123,9 @@ def all_said(heartbeat: Heartbeat) -> dict[str, Said]:
 
 def speeds_of(heartbeat: Heartbeat, offer: ModelOffer) -> tuple[int, int]:
     """How fast the node says that it reads and writes with this model of its own; 0 where it does not say."""
+    models = heartbeat.models
     for one in _details_in(heartbeat):
-        if heartbeat.models[one.model] is offer:
+        if models[one.model] is offer:
             return one.prompt_tokens_per_s, one.tokens_per_s
     return 0, 0
 

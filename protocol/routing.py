@@ -25,7 +25,7 @@ from protocol.ids import NodeId
 from protocol.jobs import cost_bound_uusd
 from protocol.ranking import STRANGER, Need, Rank, Standing, Tier, is_newcomer, rank
 from protocol.records import Availability, FreePolicy, Kind, ModelOffer, Role
-from protocol.stated import Stated, believed
+from protocol.stated import NOTHING_STATED, Stated, believed, is_open
 
 # Enough to find a fit when some are tried or too dear, few enough to cost nothing.
 SAMPLE: Final = 16
@@ -389,7 +389,11 @@ def _look_at(
     assert model is not None
     offer = entry.offer(model)
     assert offer is not None
-    return _Fit(entry, offer, around.standing(node, model), Stated(*speeds_of(entry.heartbeat, offer)))
+    known = around.standing(node, model)
+    # Most state nothing, or are known too well for it to matter.
+    has_said = entry.heartbeat.extensions and is_open(known)
+    stated = Stated(*speeds_of(entry.heartbeat, offer)) if has_said else NOTHING_STATED
+    return _Fit(entry, offer, known, stated)
 
 
 def _ranked(fit: _Fit, counted: Standing, need: Need, directory: Directory) -> Verdict:

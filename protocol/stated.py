@@ -30,11 +30,20 @@ class Stated(NamedTuple):
     tokens_per_s: int
 
 
+NOTHING_STATED: Final = Stated(0, 0)
+
+
+def is_open(known: Standing) -> bool:
+    """Whether there is a figure of which nothing was measured: else what is stated counts for nothing."""
+    # What is assumed of a stranger, to the last digit, was not measured.
+    return known.tokens_per_s == STRANGER.tokens_per_s or known.first_token_s == STRANGER.first_token_s
+
+
 def believed(known: Sequence[Standing], stated: Sequence[Stated], need: Need) -> Sequence[Standing]:
     """What to count on of each candidate, from what is known of it and what it states."""
     # SPEC 01: The receiver MUST NOT let a speed that a node states count for anything where it measured that node's
     #   itself, and MUST NOT believe one further than the median of the candidates that it compares.
-    if not any(prompt or rate for prompt, rate in stated):
+    if all(one is NOTHING_STATED for one in stated):
         return known
     prompt_tokens = need.prompt_bytes / _BYTES_PER_TOKEN
     told = [_counted(*each, prompt_tokens) for each in zip(known, stated, strict=True)]
@@ -57,7 +66,6 @@ def believed(known: Sequence[Standing], stated: Sequence[Stated], need: Need) ->
 
 def _counted(standing: Standing, stated: Stated, prompt_tokens: float) -> tuple[float, float]:
     """The rate, and the time to the first token, that count as stated; 0 where it is not, or where it was measured."""
-    # What is assumed of a stranger, to the last digit, was not measured.
     is_rate_open = standing.tokens_per_s == STRANGER.tokens_per_s
     is_first_open = standing.first_token_s == STRANGER.first_token_s and stated.prompt_tokens_per_s
     return (

@@ -5,10 +5,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from protocol.ranking import STRANGER, Need, Standing
-from protocol.stated import STATED_FACTOR_MAX, Stated, believed
+from protocol.stated import NOTHING_STATED, STATED_FACTOR_MAX, Stated, believed, is_open
 
 NEED = Need(prompt_bytes=6_000, output_tokens=100, is_free=True, price_in_uusd_max=None, price_out_uusd_max=None)
-NOTHING = Stated(0, 0)
 MEASURED = replace(STRANGER, jobs=5.0, first_token_s=0.4, tokens_per_s=25.0)
 
 
@@ -26,7 +25,7 @@ def firsts(*prompt_rates: int) -> list[float]:
 
 def test_where_nobody_states_anything_everything_is_as_it_was() -> None:
     known = [STRANGER, MEASURED]
-    assert believed(known, [NOTHING, NOTHING], NEED) is known
+    assert believed(known, [NOTHING_STATED, NOTHING_STATED], NEED) is known
     assert believed([], [], NEED) == []
 
 
@@ -49,7 +48,7 @@ def test_silence_is_not_lowered_by_what_others_state() -> None:
 
 
 def test_what_was_measured_wins_over_what_is_stated() -> None:
-    counted = believed([MEASURED, STRANGER], [Stated(10_000, 1000), NOTHING], NEED)
+    counted = believed([MEASURED, STRANGER], [Stated(10_000, 1000), NOTHING_STATED], NEED)
     assert list(counted) == [MEASURED, STRANGER]
     # And it is one of those in whose middle the others are believed.
     assert rates(1000, 1000, known=(MEASURED,)) == [25.0, 40.0, 40.0]
@@ -74,3 +73,10 @@ def test_all_else_that_is_known_stays() -> None:
     tired = replace(STRANGER, rest_s=7.0, open_jobs=2, jobs=3.0)
     (counted,) = believed([tired], [Stated(0, 24)], NEED)
     assert counted == replace(tired, tokens_per_s=24.0)
+
+
+def test_what_is_stated_is_of_use_while_a_figure_is_missing() -> None:
+    assert is_open(STRANGER)
+    assert is_open(replace(MEASURED, tokens_per_s=STRANGER.tokens_per_s))
+    assert is_open(replace(MEASURED, first_token_s=STRANGER.first_token_s))
+    assert not is_open(MEASURED)
