@@ -198,7 +198,7 @@ def _choose_route(arguments: argparse.Namespace) -> tuple[Ask, str]:
     if peer is not None and peer_of(peer) == _own_key(here).node:
         raise Misuse(
             "--peer is this node's own address, and no node asks itself that way: without --peer the node here answers "
-            "with its own engine where no other does"
+            "by itself what it can"
         )
     if peer is not None or via is not None:
         route = "peer" if peer is not None or not is_running else "node"
@@ -261,9 +261,13 @@ def _own_node(here: Config, model: str | None) -> Ask:
     return ask
 
 
-def _serves(node: dict[str, Any], model: str | None) -> bool:
-    models = node.get("models") or []
-    return model in models if model is not None else bool(models)
+def _serves(status: dict[str, Any], model: str | None) -> bool:
+    """Whether it is offered here, by its own name or another one."""
+    models = status.get("models") or []
+    if model is None or model in models:
+        return bool(models)
+    aliases = status.get("aliases") or {}
+    return any(model in aliases[name] for name in models if name in aliases)
 
 
 def _own_key(here: Config) -> SigningKey:

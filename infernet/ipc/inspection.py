@@ -25,6 +25,7 @@ from infernet.ipc.said import what_is_said
 from infernet.ipc.why import Situation, WhyRequest, asking, serving
 from infernet.money.performer import Money
 from infernet.opening_hours import OpeningHours
+from infernet.settings.models import settings_of
 from infernet.tally import Tally
 from infernet.transport.contract import Transport
 from protocol.counting import JobCounts
@@ -99,6 +100,7 @@ class Inspection:
             "advertised_addresses": self._reached.advertised(),
             "reached": self._reached.status(),
             "models": [offer.name for offer in self._models()],
+            "aliases": self._aliases(),
             "gpus": [as_words(gpu) for gpu in self._gpus()],
             "engine": {
                 "state": engine.state.value,
@@ -151,6 +153,11 @@ class Inspection:
         """Which model runs where, with which engine; where it does not, why."""
         engine: object = self._engine
         return [to_builtins(part) for part in engine.parts()] if isinstance(engine, TellsParts) else []
+
+    def _aliases(self) -> dict[str, list[str]]:
+        """By which other names its models are asked for."""
+        named = {offer.name: settings_of(self._config.model_settings, offer.name).aliases for offer in self._models()}
+        return {name: list(aliases) for name, aliases in named.items() if aliases}
 
     def live(self) -> dict[str, Any]:
         """What somebody who watches is shown, again and again: no more rows than a screen has use for."""

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from infernet.ipc.why import WhyRequest
 from infernet.node import Node
+from infernet.settings.models import ModelSettings
 from protocol.constants import JOB_PROTOCOL
 from protocol.counting import JobCounts
 from protocol.effects import JobAccepted, JobDone, JobFailed, JobQueued, JobText
@@ -64,6 +65,17 @@ async def test_it_answers_itself_and_nobody_else_sees_a_thing() -> None:
         assert [row["ourselves"] for row in node.peers() if row["connected"]] == [False]
         assert [asdict(entry.heartbeat) for entry in client.driver.peer.directory.entries()] == before
         assert node.why(WhyRequest())["asking"]["summary"] == "this node answers chat jobs itself"
+
+
+async def test_it_answers_to_the_other_names_of_its_model() -> None:
+    async with world() as w:
+        settings = (ModelSettings(name="m", aliases=("little",)),)
+        node = await w.start(PacedEngine(name="m", answer_tokens=3), model_settings=settings)
+        assert node.status()["aliases"] == {"m": ["little"]}
+        events = await ask(node, question(provider=node.node_id, model="little"))
+        assert isinstance(events[-1], JobDone)
+        assert isinstance(events[0], JobAccepted)
+        assert events[0].model == "m"
 
 
 async def test_it_is_no_experience_and_nothing_to_report() -> None:

@@ -353,6 +353,8 @@ async def test_ctrl_c_cancels_the_job_and_ends_with_130(home: Home, when: str) -
         (None, ["tiny-135m"], True),
         ("big", ["tiny-135m", "big"], True),
         ("big", ["tiny-135m"], False),
+        ("little", ["tiny-135m"], True),
+        ("little", ["big"], False),
         (None, [], False),
     ],
 )
@@ -363,6 +365,7 @@ async def test_a_node_that_serves_the_model_is_asked_to_answer_itself(
     """Whoever else it knows, with or without a port."""
     fake = node()
     fake.state |= {"models": models, "node_id": PROVIDER.node.hex(), "addresses": []}
+    fake.state["aliases"] = {"tiny-135m": ["little"]}
     async with running(fake, home.config):
         named = ["--model", model] if model is not None else []
         outcome = await invoke_beside(capsys, "chat", *words, *named, "Hi")
