@@ -318,7 +318,7 @@ def test_its_own_address_is_no_peer(home: Home, capsys: Capture, runs: bool) -> 
         outcome = invoke(capsys, "chat", "--peer", own, "Hi")
     assert (outcome.code, outcome.out) == (2, "")
     assert "--peer is this node's own address" in outcome.complaint
-    assert "without --peer the node here answers with its own engine" in outcome.complaint
+    assert "without --peer the node here answers by itself" in outcome.complaint
 
 
 @pytest.mark.anyio
