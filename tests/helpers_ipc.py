@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from protocol.errors import LocalProtocolError, Refusal
 from protocol.ids import JobId
 from protocol.records import ReceiptRecord
 from tests.helpers_records import PROVIDER, receipt
+
+#: How long a reply may take, on a machine that is busy.
+DEADLINE_S = 20.0
 
 JOB = JobId(bytes(range(16)))
 ACCEPTED = JobAccepted(JOB, PROVIDER.node, 1, "tiny-135m", 17)
@@ -140,3 +144,37 @@ async def served(node: FakeNode, path: Path) -> AsyncIterator[None]:
 def is_served() -> bool:
     """Whether a double listens somewhere now."""
     return bool(_served)
+
+
+class Talker:
+    """Speaks raw lines to the server."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._buffer = b""
+
+    async def send(self, request: object) -> None:
+        data = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
+        await self.stream.send_all(data)
+
+    async def reply(self) -> dict[str, Any] | None:
+        """The next line, None at the end."""
+        with trio.fail_after(DEADLINE_S):
+            while b"\n" not in self._buffer:
+                data = await self.stream.receive_some()
+                if not data:
+                    return None
+                self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    async def ask(self, request: object) -> dict[str, Any] | None:
+        await self.send(request)
+        return await self.reply()
+
+
+@asynccontextmanager
+async def talking(path: Path) -> AsyncIterator[Talker]:
+    async with await trio.open_unix_socket(path) as stream:
+        yield Talker(stream)

@@ -20,19 +20,6 @@ from protocol.ids import node_id_from_text
 from protocol.networks import is_globally_routable
 
 TEXT_CHARACTERS_MAX: Final = 400
-# Kept in a path, so that a reader knows which file is meant.
-_KNOWN_FILES: Final = frozenset(
-    {
-        "config.toml",
-        "coordinators.json",
-        "identity.key",
-        "node.sqlite3",
-        "money.sqlite3",
-        "daemon.log",
-        "daemon.pid",
-        "daemon.sock",
-    }
-)
 # They say nothing about anybody, and much about what is wrong.
 _PLAIN_IPS: Final = frozenset({"127.0.0.1", "0.0.0.0", "::1", "::"})  # noqa: S104 - names, not sockets
 _LITERAL_CHARACTERS_MIN: Final = 2
@@ -117,7 +104,7 @@ class Redactor:
             return text
         end = len(text.rstrip(".:"))
         name = PurePath(text[:end]).name
-        shown = f"<path>/{name}" if name in _KNOWN_FILES else "<path>"
+        shown = f"<path>/{name}" if name in shapes.KNOWN_FILES else "<path>"
         return shown + _only_punctuation(text[end:])
 
     def ip(self, text: str) -> str:

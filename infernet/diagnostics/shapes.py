@@ -16,6 +16,13 @@ from typing import Final
 from protocol.formats.addresses import AddressFault, BadAddress, check_address
 from protocol.formats.coins import PAIRS
 
+#: Kept in a path, so that a reader knows which file is meant.
+KNOWN_FILES: Final = frozenset(
+    {
+        *("config.toml", "coordinators.json", "identity.key"),
+        *("node.sqlite3", "money.sqlite3", "daemon.log", "daemon.pid", "daemon.sock"),
+    }
+)
 # A word after which the rest of the line is nobody's business.
 LABELLED: Final = re.compile(
     r"(?<![\w-])[\w-]*(?:authori[sz]ation|x-infernet-auth|cookie|api[-_ ]?key|passw(?:or)?d|passphrase|pwd|secret"
@@ -102,14 +109,5 @@ def _own_names() -> frozenset[str]:
     names |= {".".join(path.with_suffix("").parts) for path in modules}
     names |= {f"{name}.py" for name in sys.stdlib_module_names}
     names |= {check.id for check in CHECKS}
-    names |= {
-        "config.toml",
-        "coordinators.json",
-        "identity.key",
-        "node.sqlite3",
-        "money.sqlite3",
-        "daemon.log",
-        "daemon.pid",
-        "daemon.sock",
-    }
+    names |= KNOWN_FILES
     return frozenset(names | {"crash.log", "e.g", "i.e"})

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -19,52 +15,17 @@ from infernet.ipc import server as ipc_server
 from infernet.ipc.client import LINE_BYTES_MAX
 from infernet.ipc.server import CONNECTIONS_MAX, ChatTurn, serve
 from protocol.effects import JobText
-from tests.helpers_ipc import ACCEPTED, DONE, JOB, NOBODY, PARIS, FakeNode, served
+from tests.helpers_ipc import ACCEPTED, DEADLINE_S, DONE, JOB, NOBODY, PARIS, FakeNode, Talker, served, talking
 from tests.helpers_records import PROVIDER
 
 pytestmark = pytest.mark.anyio
 
-DEADLINE_S = 10.0
 QUESTION = {"messages": [{"role": "user", "content": "Where?"}]}
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "s" / "daemon.sock"
-
-
-class Talker:
-    """Speaks raw lines to the server."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._buffer = b""
-
-    async def send(self, request: object) -> None:
-        data = request if isinstance(request, bytes) else json.dumps(request).encode() + b"\n"
-        await self.stream.send_all(data)
-
-    async def reply(self) -> dict[str, Any] | None:
-        """The next line, None at the end."""
-        with trio.fail_after(DEADLINE_S):
-            while b"\n" not in self._buffer:
-                data = await self.stream.receive_some()
-                if not data:
-                    return None
-                self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    async def ask(self, request: object) -> dict[str, Any] | None:
-        await self.send(request)
-        return await self.reply()
-
-
-@asynccontextmanager
-async def talking(path: Path) -> AsyncIterator[Talker]:
-    async with await trio.open_unix_socket(path) as stream:
-        yield Talker(stream)
 
 
 async def test_commands_have_the_replies_that_tools_know(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -16,12 +15,10 @@ from infernet.ipc.inspection import LIVE_JOBS_MAX, LIVE_PEERS_MAX
 from infernet.ipc.server import SUBSCRIBERS_MAX
 from protocol.effects import JobText
 from tests.helpers_engine import PacedEngine
-from tests.helpers_ipc import FakeNode, served
+from tests.helpers_ipc import DEADLINE_S, FakeNode, Talker, served
 from tests.helpers_node import pair, question, settle, world
 
 pytestmark = pytest.mark.anyio
-
-DEADLINE_S = 20.0
 
 
 @pytest.fixture
@@ -29,26 +26,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s" / "daemon.sock"
 
 
-class Watcher:
+class Watcher(Talker):
     """Subscribes, and reads when the test says so."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
-        self._buffer = b""
-
     async def subscribe(self, payload: object = None) -> None:
-        await self.stream.send_all(json.dumps({"cmd": "subscribe", "payload": payload}).encode() + b"\n")
-
-    async def next(self) -> dict[str, Any] | None:
-        with trio.fail_after(DEADLINE_S):
-            while b"\n" not in self._buffer:
-                data = await self.stream.receive_some()
-                if not data:
-                    return None
-                self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+        await self.send({"cmd": "subscribe", "payload": payload})
 
 
 async def test_a_watcher_is_told_again_and_again_until_it_hangs_up(path: Path) -> None:
@@ -57,10 +39,10 @@ async def test_a_watcher_is_told_again_and_again_until_it_hangs_up(path: Path) -
         async with await trio.open_unix_socket(path) as stream:
             watcher = Watcher(stream)
             await watcher.subscribe({"interval_s": 0.25})
-            first = await watcher.next()
+            first = await watcher.reply()
             assert first == {"ok": True, "event": "snapshot", "data": node.live}
             node.live = {"status": {"name": "other"}, "jobs": [], "peers": []}
-            second = await watcher.next()
+            second = await watcher.reply()
             assert second is not None
             assert second["data"]["status"]["name"] == "other"
         # Its place is free again.
@@ -69,7 +51,7 @@ async def test_a_watcher_is_told_again_and_again_until_it_hangs_up(path: Path) -
                 watcher = Watcher(stream)
                 while True:
                     await watcher.subscribe()
-                    reply = await watcher.next()
+                    reply = await watcher.reply()
                     if reply is not None and reply["ok"]:
                         break
 
@@ -81,7 +63,7 @@ async def test_nobody_is_told_more_often_than_is_good_for_the_node(path: Path, p
     async with served(FakeNode(), path), await trio.open_unix_socket(path) as stream:
         watcher = Watcher(stream)
         await watcher.subscribe(payload)
-        assert (await watcher.next() or {})["error"] == "bad-payload"
+        assert (await watcher.reply() or {})["error"] == "bad-payload"
 
 
 async def test_there_is_a_most_of_watchers(path: Path) -> None:
@@ -91,7 +73,7 @@ async def test_there_is_a_most_of_watchers(path: Path) -> None:
         for _ in range(SUBSCRIBERS_MAX + 1):
             watcher = Watcher(await stack.enter_async_context(await trio.open_unix_socket(path)))
             await watcher.subscribe()
-            replies.append(await watcher.next())
+            replies.append(await watcher.reply())
         assert [reply is not None and reply["ok"] for reply in replies] == [True] * SUBSCRIBERS_MAX + [False]
         assert replies[-1] == {"ok": False, "error": "too-many-subscribers"}
 
@@ -109,13 +91,13 @@ async def test_one_that_does_not_read_is_left(path: Path, monkeypatch: pytest.Mo
             await trio.testing.wait_all_tasks_blocked(0.5)
             # What was sent before is still read, and then comes the end in the middle of a line.
             with contextlib.suppress(trio.BrokenResourceError):
-                while await watcher.next() is not None:
+                while await watcher.reply() is not None:
                     pass
         async with await trio.open_unix_socket(path) as other:
             another = Watcher(other)
             node.live = {"status": {}, "jobs": [], "peers": []}
             await another.subscribe()
-            assert (await another.next() or {})["ok"]
+            assert (await another.reply() or {})["ok"]
 
 
 class TestLive:
