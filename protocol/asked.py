@@ -94,8 +94,9 @@ class Job:
     #: Aggregators of which we have heard during a search.
     aggregators: set[NodeId] = field(default_factory=set)
     last_failure: tuple[Refusal, str, int] | None = None
-    #: The weights that the answer has begun with.
+    #: The weights that the answer has begun with, and what its last provider so far calls them.
     fingerprint: bytes | None = None
+    model_begun: str | None = None
     text: list[str] = field(default_factory=list)
     text_characters: int = 0
     token_ids: bytearray = field(default_factory=bytearray)
@@ -123,7 +124,7 @@ class Job:
         It may be another one's alias. An answer that has begun goes on with what its provider called the model, unless
         the user named it: others may know those weights by that name alone.
         """
-        return self.ask.model or (self.model if self.has_begun else None)
+        return self.ask.model or self.model_begun
 
     @property
     def output_tokens_left(self) -> int:
@@ -166,7 +167,7 @@ class Job:
     def take_text(self, body: ChunkBody, attempt: Attempt) -> None:
         """A piece of the answer has arrived."""
         self.fingerprint = attempt.order.fingerprint
-        self.model = attempt.order.model
+        self.model_begun = attempt.order.model
         self.failures = 0
         self.text_characters += len(body.text)
         if self.text_characters <= c.SEALED_BYTES_MAX:

@@ -202,7 +202,7 @@ class Searching:
         """A provider that was not tried yet."""
         ask = job.ask
         if ask.provider is not None:
-            job.provider, job.model = ask.provider, job.model or ask.model
+            self._turn_to(job, ask.provider)
             return ask.provider not in job.tried
         request = self._route_request(job)
         if self._find_funded(job, now):
@@ -222,8 +222,7 @@ class Searching:
         fitting = [entry.heartbeat.node for entry in entries if self._is_fit(job, entry, job.tried, now)]
         if not fitting:
             return False
-        job.provider = min(fitting, key=lambda node: self._directory.load_of(node))
-        job.model = job.model_wanted
+        self._turn_to(job, min(fitting, key=lambda node: self._directory.load_of(node)))
         return True
 
     def _find_reserved(self, job: Job, now: Now) -> bool:
@@ -250,18 +249,29 @@ class Searching:
         waits = [(wait_ms, node) for node, wait_ms in job.busy.items() if 0 < wait_ms < left_ms]
         if not waits:
             return False
-        # Whoever was tried last may call the model otherwise.
-        job.provider, job.model, job.queue_wait_ms = min(waits)[1], job.model_wanted, left_ms
+        self._turn_to(job, min(waits)[1])
+        job.queue_wait_ms = left_ms
         return True
 
-    @staticmethod
-    def _find_not_dialled(job: Job) -> bool:
+    def _find_not_dialled(self, job: Job) -> bool:
         """A provider whose addresses failed not long ago: it may be back, and nobody else is left."""
         if not job.not_dialled:
             return False
-        job.provider, job.model, job.queue_wait_ms = job.not_dialled.pop(0), job.model_wanted, 0
-        job.urged.add(job.provider)
+        node = job.not_dialled.pop(0)
+        self._turn_to(job, node)
+        job.queue_wait_ms = 0
+        job.urged.add(node)
         return True
+
+    def _turn_to(self, job: Job, node: NodeId) -> None:
+        """This node is next, and the model is what it calls the one that fits: whoever was tried last may have another
+        name for it, and what is held against a node is kept under its own.
+        """
+        entry = self._directory.get(node)
+        wanted = job.model_wanted
+        if entry is not None:
+            wanted = model_for(entry, self._route_request(job)) or entry.own_name(wanted)
+        job.provider, job.model = node, wanted
 
     def _search_or_wait(self, job: Job, now: Now) -> list[Effect]:
         if self._timers.is_set(job.ask.job):
@@ -297,7 +307,8 @@ class Searching:
         return self._return_to(job, gone[-1], now) if gone else self._nobody(job)
 
     def _return_to(self, job: Job, node: NodeId, now: Now) -> list[Effect]:
-        job.provider, job.model, job.queue_wait_ms = node, job.model_wanted, 0
+        self._turn_to(job, node)
+        job.queue_wait_ms = 0
         job.retried.add(node)
         return self._reach(job, now)
 
@@ -388,7 +399,9 @@ class Searching:
             return []
         if entry.heartbeat.sealing_key in (None, job.stale_key):
             return []
-        model = model_for(entry, RouteRequest(job.model, job.ask.kind, fingerprint=job.fingerprint))
+        # One that fits, or else any of that kind and name: then the provider, or its price, says what is wrong.
+        fits = model_for(entry, replace(self._route_request(job), model=job.model))
+        model = fits or model_for(entry, RouteRequest(job.model, job.ask.kind, fingerprint=job.fingerprint))
         offer = entry.offer(model) if model is not None else None
         if offer is None:
             wanted = f"model {job.model!r}" if job.model else "a model for this kind of job"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from msgspec.structs import replace
 
 from protocol import constants as c
 from protocol.details import Said, extensions_of
-from protocol.effects import JobDone, JobFailed
+from protocol.effects import Dial, JobDone, JobFailed
+from protocol.envelope import open_record
 from protocol.errors import Refusal
-from protocol.events import LearnRecord, StreamBroken
-from protocol.messages import Find, Found
-from protocol.records import FreePolicy, Kind
+from protocol.events import DialFailed, LearnRecord, StreamBroken
+from protocol.messages import Find, Found, Reports
+from protocol.records import FreePolicy, Kind, ReportRecord
+from protocol.reporting import REPORT_INTERVAL_S
+from protocol.routing import RouteRequest
 from tests.helpers_hostile_provider import PRICED, paid_chat, paying
-from tests.helpers_machines import Bench, chat, provider_record
+from tests.helpers_machines import ALONE, Bench, chat, provider_record
 from tests.helpers_puppets import Provider
 from tests.helpers_records import NOW_MS, OFFER, signing_key
 
@@ -90,6 +95,50 @@ def test_whoever_is_asked_once_more_is_asked_by_the_name_that_it_has_for_the_mod
     bench.hear(second.stream, second.reject(int(Refusal.INTERNAL)))
     bench.wait(c.SEARCH_DEADLINE_S)
     assert ordered(first, bench) == "smollm2:135m"
+
+
+@pytest.mark.parametrize(("is_chosen", "is_left_out"), [(True, False), (False, True)])
+def test_who_is_not_reached_is_rested_and_reported_under_its_own_name(*, is_chosen: bool, is_left_out: bool) -> None:
+    bench = Bench(config=dataclasses.replace(ALONE, reports=True))
+    models = (replace(OFFER, name="smollm2:135m"),)
+    extensions = extensions_of(models, {"smollm2:135m": Said(aliases=("tiny",))})
+    away = ("/ip4/192.0.2.1/tcp/46337",)
+    bench.feed(LearnRecord(provider_record("p", models=models, extensions=extensions, addresses=away)))
+    node = signing_key("p").node
+    bench.feed(chat(model="tiny", provider=node if is_chosen else None))
+    if is_left_out:
+        bench.feed(DialFailed(node, "failed before", left_out=True))
+        assert bench.one(Dial).at_once
+    bench.feed(DialFailed(node, "connection refused"))
+    (verdict,) = bench.peer.experience.router.explain(RouteRequest("tiny", Kind.CHAT), bench.now())
+    assert verdict.rank is not None
+    assert verdict.rank.standing.rest_s > 0
+    bench.connect(node, gossips=True)
+    bench.wait(1.5 * REPORT_INTERVAL_S)
+    streams = [s for s, opened in bench.opened.items() if opened.protocol == c.GOSSIP_PROTOCOL]
+    said, *_ = [message for stream in streams for message in bench.said[stream] if isinstance(message, Reports)]
+    record = open_record(said.records[0], ReportRecord)
+    assert {entry.model for entry in record.entries} == {"smollm2:135m"}
+
+
+def test_an_answer_goes_on_under_its_own_name_after_somebody_who_has_another_one() -> None:
+    """No model is named, so what the answer's provider called it is looked for, and not what the last one did."""
+    bench, names = Bench(), {"p": "smollm2:135m", "q": "other", "r": "smollm2:135m"}
+    for load, (name, model) in enumerate(names.items()):
+        models = (replace(OFFER, name=model),)
+        extensions = extensions_of(models, {"other": Said(aliases=("smollm2:135m",))} if name == "q" else {})
+        record = provider_record(name, models=models, extensions=extensions, load=load, free_policy=FreePolicy.ALL)
+        bench.feed(LearnRecord(record))
+        bench.connect(signing_key(name).node)
+    first, second, third = (Provider(name) for name in names)
+    bench.feed(chat(model=None))
+    first.take(bench)
+    bench.hear(first.stream, first.accept())
+    bench.hear(first.stream, first.chunk("a"))
+    bench.feed(StreamBroken(first.stream, "reset"))
+    assert ordered(second, bench) == "other"
+    bench.hear(second.stream, second.reject(int(Refusal.DRAINING)))
+    assert ordered(third, bench) == "smollm2:135m"
 
 
 def test_an_order_that_its_lease_does_not_pay_is_written_anew_for_the_same_model() -> None:

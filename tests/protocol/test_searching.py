@@ -224,6 +224,36 @@ def test_a_chosen_provider_that_is_full_is_queued_at() -> None:
     assert first.order.attempt == 2
 
 
+@pytest.mark.parametrize("is_chosen", [False, True])
+@pytest.mark.parametrize("limit", ["context", "price"])
+def test_a_queue_is_joined_for_the_model_that_fits_the_job_when_none_is_named(limit: str, *, is_chosen: bool) -> None:
+    wrong = {"context_tokens": 128} if limit == "context" else {"price_out_uusd": 900_000}
+    models = (replace(OFFER, name="small", **wrong), replace(OFFER, name="big"))
+    bench, (provider,) = modern("p", models=models)
+    spends = {"spend_uusd_max": 10_000, "price_out_uusd_max": 500_000} if limit == "price" else {}
+    bench.feed(
+        chat(model=None, output_tokens_max=1_000, provider=provider.node if is_chosen else None, **spends),
+    )
+    for _ in range(2):
+        provider.take(bench)
+        assert provider.order is not None
+        assert provider.order.model == "big"
+        bench.hear(provider.stream, provider.reject(Refusal.BUSY, retry_after_ms=5_000))
+    assert provider.order.attempt == 2
+
+
+def test_whoever_was_lost_is_asked_again_for_the_model_that_fits_the_job() -> None:
+    models = (replace(OFFER, name="small", context_tokens=128), replace(OFFER, name="big"))
+    bench, (provider,) = modern("p", models=models)
+    bench.feed(chat(model=None, output_tokens_max=1_000))
+    provider.take(bench)
+    bench.feed(StreamBroken(provider.stream, "gone"))
+    bench.wait(c.SEARCH_DEADLINE_S)
+    provider.take(bench)
+    assert provider.order is not None
+    assert (provider.order.model, provider.order.attempt) == ("big", 2)
+
+
 # ---------------------------------------------------------------- the lost
 
 
