@@ -1,8 +1,8 @@
 """A node in a process of its own, started by a command that waits until it is up, or until it has had enough.
 
 The process reports by a pipe: once that it is there and loads, if that takes longer, and once how it went. While it
-loads it is asked over its socket how far it is. There is no limit to that: the engine has its own, and its owner sees
-what goes on.
+loads it is asked over its socket how far it is. There is no limit to that, for its owner sees what goes on; one that no
+longer says it is left alone, as a machine that loads may have too much to do.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from infernet.ipc.client import IpcError
 from protocol.formats.text import clean_line
 
 # Until the node is there, and between two answers of it: a slow disk, or a machine that has too much to do.
+COMING_S: Final = 120.0
 SILENCE_S: Final = 120.0
 _LOOK_INTERVAL_S: Final = 1.0
 _END_TIMEOUT_S: Final = 5.0
@@ -117,7 +118,7 @@ class _Waiting:
                 for report in self._messages():
                     if "loading" not in report:
                         return report
-                    self._is_loading = True
+                    self._is_loading, self._heard_at_s = True, time.monotonic()
                 return None
         except KeyboardInterrupt:
             # Whoever ends this command before the node is there wants no node.
@@ -152,13 +153,21 @@ class _Waiting:
             with suppress(IpcError, Failure):
                 self._progress.show(loading(node_status(self._config)))
                 self._heard_at_s = time.monotonic()
-        if time.monotonic() - self._heard_at_s > SILENCE_S:
+        if time.monotonic() - self._heard_at_s <= (SILENCE_S if self._is_loading else COMING_S):
+            return
+        log_file = str(self._config.log_file)
+        if not self._is_loading:
             _end(self._process)
-            what = "did not answer" if self._is_loading else "was not there"
             raise Failure(
-                f"the node {what} for {SILENCE_S:.0f} s and was ended: see {self._config.log_file}",
-                log_file=str(self._config.log_file),
+                f"the node was not there for {COMING_S:.0f} s and was ended: see {log_file}", log_file=log_file
             )
+        self._process.returncode = 0
+        raise Failure(
+            f"the node (process {self._process.pid}) was loading and has not answered for {SILENCE_S:.0f} s: it is "
+            f"left to go on, `infernet status` asks it again, `infernet stop` ends it, and its log is {log_file}",
+            log_file=log_file,
+            pid=self._process.pid,
+        )
 
 
 class _Progress:

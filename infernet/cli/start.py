@@ -36,10 +36,11 @@ _WITHOUT_EFFECT: Final = {
 USAGE: Final = "[--foreground [--log-to-file]] [--once] [SETTINGS] [--json]"
 DESCRIPTION: Final = """\
 Run the node. Without --foreground it goes on after this command, which returns once the node is up and has loaded its
-model, or says why it is not. A model may take as long as it needs: what is loaded is shown meanwhile, here and by
-`infernet status`, and Ctrl-C leaves the node to go on by itself. Only one process runs a node. Settings given here
-hold for this run, and the file stays as it is; but whether this node advertises itself, and whether it is found by
-mDNS, is kept there until the opposite is said."""
+model, or says why it is not. A model may take as long as it needs, and only an engine process that neither computes nor
+reads for ten minutes is started again: what is loaded is shown meanwhile, here and by `infernet status`, and Ctrl-C
+leaves the node to go on by itself. Only one process runs a node. Settings given here hold for this run, and the file
+stays as it is; but whether this node advertises itself, and whether it is found by mDNS, is kept there until the
+opposite is said."""
 EXAMPLES: Final = """\
 examples:
   infernet start

@@ -1,8 +1,9 @@
 """An engine in a process of its own, and its supervision.
 
-The process is ended and started again when it crashes, when it does not answer, when nothing happens on any run for
-too long, when a cancelled run does not end, when it says what no engine may say, and when it leaks a slot. Runs in
-flight end with EngineFailed, each exactly once; each start that fails makes the wait before the next one longer.
+The process is ended and started again when it crashes, when it does not answer, when it stands still while it loads,
+when nothing happens on any run for too long, when a cancelled run does not end, when it says what no engine may say,
+and when it leaks a slot. Runs in flight end with EngineFailed, each exactly once; each start that fails makes the wait
+before the next one longer.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from infernet.engines.contract import (
 from infernet.engines.frames import Idle, Load, LoadFailed, Ping, Pong, Probed, Ready, Seen, WorkerReport
 from infernet.engines.process import ANYWHERE, Place, WorkerProcess, open_worker, worker_command
 from infernet.host.files import reason_of
+from infernet.host.processes import work_done
 from protocol.constants import TOKEN_ID_BYTES
 from protocol.effects import CancelEngine, ContinueEngine, RunEngine
 from protocol.errors import Refusal
@@ -48,14 +50,16 @@ _REASON_CHARACTERS_MAX: Final = 1024
 # More than the longest token of any vocabulary spells. Without an end a broken process would fill the node's memory
 # with text that waits to be paid for.
 _TOKEN_CHARACTERS_MAX: Final = 4096
+# How often it is looked, in that time, whether a process that loads does anything.
+_LOOKS: Final = 20
 
 
 @dataclass(frozen=True)
 class Timeouts:
     """When the supervisor loses patience, in seconds."""
 
-    # A model of 40 GB from a slow disk.
-    load_s: float = 600.0
+    # Loading takes as long as a disk likes; a process that neither computes nor reads for this long will not end it.
+    load_idle_s: float = 600.0
     # The process answers pings on a thread of its own, whatever the engine does.
     ping_interval_s: float = 1.0
     ping_answer_s: float = 5.0
@@ -333,9 +337,10 @@ class IsolatedEngine:
     async def _life(self, worker: WorkerProcess, place: Place, digest: bytes, ready: Callable[[], None]) -> str:
         """From loading to the end of the process; why it ended."""
         worker.post(Load(replace(self._config, on_processor=place.on_processor), worker.directory))
-        loaded: WorkerReport | None = None
-        with trio.move_on_after(self._timeouts.load_s) as loading:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_loading, worker)
             loaded = await worker.receive()
+            nursery.cancel_scope.cancel()
         match loaded:
             case Ready() if self._place is not place:
                 worker.kill("it was given another place while it loaded")
@@ -349,8 +354,6 @@ class IsolatedEngine:
             case LoadFailed():
                 await worker.hear_reason()
                 worker.kill(clean_line(loaded.text, _REASON_CHARACTERS_MAX))
-            case None if loading.cancelled_caught:
-                worker.kill(f"the model did not load within {self._timeouts.load_s:.0f} s")
             case None:
                 pass
             case _:
@@ -428,6 +431,20 @@ class IsolatedEngine:
         self._report(event)
 
     # ------------------------------------------------------------ supervision
+
+    async def _watch_loading(self, worker: WorkerProcess) -> None:
+        """End a process that does nothing while it should load. One that does something has all the time it wants."""
+        idle_s = self._timeouts.load_idle_s
+        done, moved_at_s = work_done(worker.pid), trio.current_time()
+        while True:
+            await trio.sleep(idle_s / _LOOKS)
+            now_done, now_s = work_done(worker.pid), trio.current_time()
+            # Where it is not shown what a process does, that it lives must do.
+            if now_done is None or now_done != done:
+                done, moved_at_s = now_done, now_s
+            elif now_s - moved_at_s > idle_s:
+                worker.kill(f"the engine process stood still for {idle_s:.0f} s while it loaded the model")
+                return
 
     async def _watch(self, worker: WorkerProcess) -> None:
         """End a process that hangs. While there is no run there is nothing to wait for, and it is left in peace."""

@@ -63,6 +63,24 @@ class NodeProcess:
             return "unknown"
 
 
+def work_done(pid: int) -> tuple[float, ...] | None:
+    """Figures of a process that stand still only where it neither computes nor reads; None where they are not shown."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times, memory = process.cpu_times(), process.memory_info()
+            figures: tuple[float, ...] = (times.user, times.system, float(memory.rss))
+            # Of a process that is kept from being looked into they are not shown.
+            with contextlib.suppress(psutil.Error, AttributeError):
+                read = process.io_counters()
+                figures += (float(read.read_count), float(read.read_bytes))
+            return figures
+    except psutil.Error:
+        return None
+
+
 def _process(pid: int) -> psutil.Process | None:
     import psutil
 

@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -98,12 +99,12 @@ async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncItera
 
 
 @asynccontextmanager
-async def _starting(home: Home) -> AsyncIterator[Starting]:
+async def _starting(home: Home, command: Sequence[str] = ()) -> AsyncIterator[Starting]:
     server = SlowServer()
     async with server.double.running():
         words = ["--p2p-port", "0", "--listen-hosts", "127.0.0.1", "--engine", "openai", "--engine-models", MODEL]
         process = await trio.lowlevel.open_process(
-            home.command("start", *words, "--engine-url", server.double.url),
+            [*(command or home.command()), "start", *words, "--engine-url", server.double.url],
             env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -141,6 +142,30 @@ async def test_the_node_is_there_while_it_loads_and_whoever_waits_may_leave_it(
     events = [json.loads(line)["event"] for line in home.config.log_file.read_text().splitlines()]
     wanted = ["node.started", "node.loading", "node.loaded"]
     assert [event for event in events if event in wanted] == wanted
+
+
+async def test_a_node_that_has_begun_to_load_and_does_not_answer_is_left_alone(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes"]) == 0
+    capsys.readouterr()
+    impatient = (
+        "from infernet.cli import __main__, detached; detached.SILENCE_S = 3.0; raise SystemExit(__main__.main())"
+    )
+    async with _starting(home, [sys.executable, "-c", impatient]) as starting:
+        pid = running_pid(home.config.pid_file)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            code, said = await starting.end()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert code == 1
+        assert f"the node (process {pid}) was loading and has not answered for 3 s: it is left to go on" in said
+        assert str(home.config.log_file) in said
+        starting.server.may_answer.set()
+        status = await trio.to_thread.run_sync(until_it_serves, home)
+        assert (status["pid"], status["models"]) == (pid, [MODEL])
 
 
 @pytest.mark.parametrize("by_signal", [False, pytest.param(True, marks=pytest.mark.nightly)])

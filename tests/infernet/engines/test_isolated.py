@@ -260,7 +260,8 @@ async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConf
     [
         ("cannot load", "the model cannot be loaded: the file is no GGUF model"),
         ("dies while loading", "the engine process exited with status 3: not enough memory"),
-        ("never loads", "the model did not load within 1 s"),
+        ("never loads", "the engine process stood still for 1 s while it loaded the model"),
+        ("stops while loading", "the engine process stood still for 1 s while it loaded the model"),
         ("starts too early", "broke its contract"),
         ("says no end of things", "no no no"),
     ],
@@ -268,14 +269,20 @@ async def test_each_fault_makes_the_wait_longer_up_to_a_limit(config: EngineConf
 async def test_a_first_load_that_fails_is_told_in_one_line_without_prompts(
     config: EngineConfig, mode: str, told: str
 ) -> None:
-    # A busy machine takes its time to start a process; only one that never loads must be given up on.
-    timeouts = Timeouts(load_s=1.0 if mode == "never loads" else 60.0)
+    # A busy machine takes its time to start a process; only one that stands still must be given up on.
+    timeouts = Timeouts(load_idle_s=1.0 if "stood still" in told else 60.0)
     with pytest.raises(EngineUnavailable) as caught:
         await engine(config, mode, timeouts).run(Recorder().report)
     assert told in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 2_000
+
+
+async def test_a_model_has_the_time_that_it_needs_while_its_process_does_something(config: EngineConfig) -> None:
+    async with running(engine(config, "loads slowly", replace(QUICK, load_idle_s=1.5))) as bench:
+        statistics = bench.engine.statistics()
+        assert (statistics.state, statistics.restarts) == (EngineState.READY, 0)
 
 
 async def test_a_command_that_does_not_exist_is_told(config: EngineConfig) -> None:

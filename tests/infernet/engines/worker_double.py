@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 
 from infernet.engines.frames import (
@@ -66,6 +67,13 @@ def load(command: Load) -> None:
             os._exit(3)
         case "never loads":
             pass
+        case "loads slowly":
+            # Four seconds of computing, however many of those of others pass meanwhile.
+            while time.process_time() < 4.0:
+                pass
+            say(Ready(512))
+        case "stops while loading":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "starts too early":
             say(EngineStarted(RunId(1), 1))
         case "runs on cards":

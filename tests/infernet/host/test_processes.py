@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from infernet.host.lock import hold_lock
-from infernet.host.processes import NodeProcess
+from infernet.host.processes import NodeProcess, work_done
 from tests.helpers_dying_node import dying_node
 
 
@@ -47,3 +48,17 @@ def test_what_is_seen_from_another_container_is_there_as_long_as_its_lock(tmp_pa
         assert not node.is_gone()
         node.send(signal.SIGKILL)
     assert node.is_gone()
+
+
+def test_what_a_process_has_done_grows_while_it_computes_and_stands_still_while_it_waits() -> None:
+    works = "import sys, time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", works], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        at_first = work_done(process.pid)
+        process.stdout.readline()
+        while (at_rest := work_done(process.pid)) != work_done(process.pid):
+            pass
+        assert at_first is not None
+        assert at_rest is not None
+        assert at_rest > at_first
+    assert work_done(process.pid) is None
