@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import TYPE_CHECKING, Final
 
-from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.command import Failure, Misuse, complain, warn
 from infernet.cli.engine import quiet_log
 from infernet.cli.output import duration, print_json, print_table
 from infernet.cli.settings_flags import add_settings, load_config
@@ -32,6 +32,7 @@ examples:
 
 _ROUNDS_MAX: Final = 100
 _TIMEOUT_S: Final = 600.0
+_TOO_SLOW: Final = "that is too slow to measure; `infernet engine test --timeout SECONDS` shows whether it works"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def _measured(config: Config, rounds: int) -> Benchmark:
     from infernet.engines.models import ModelMissing, without_asking_only
     from infernet.engines.selection import open_engine
     from infernet.engines.several import Waits
-    from infernet.engines.trial import TrialFailed, try_engine
+    from infernet.engines.trial import Patience, TrialFailed, try_engine
 
     if running_pid(config.pid_file) is not None:
         warn("the node is running and shares this machine with what is measured: the figures are too low")
@@ -85,7 +86,8 @@ def _measured(config: Config, rounds: int) -> Benchmark:
             offers[offer.name] = offer
             return prompts(rounds, offer)
 
-        trials = await try_engine(engine, requests, OUTPUT_TOKENS, _TIMEOUT_S, _TIMEOUT_S)
+        patience = Patience(_TIMEOUT_S, _TIMEOUT_S, _TOO_SLOW)
+        trials = await try_engine(engine, requests, OUTPUT_TOKENS, patience, complain)
         return Benchmark(time.time_ns() // 1_000_000, config.engine, speeds_of(trials, offers))
 
     try:

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from infernet.cli.command import Failure, Misuse, warn
+from infernet.cli.command import Failure, Misuse, complain, warn
 from infernet.cli.output import print_fields, print_json, print_table
 from infernet.cli.running_node import running_parts
 from infernet.cli.settings_flags import add_settings, load_config
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=float,
         default=_TIMEOUT_S,
-        help=f"of test: how long loading, and then each answer, may take (default: {_TIMEOUT_S:.0f})",
+        help=f"of test: how long loading, after a new file was checked, and each answer may take (default: "
+        f"{_TIMEOUT_S:.0f})",
     )
     add_settings(parser, "settings")
 
@@ -242,11 +243,12 @@ def _test(config: Config, arguments: argparse.Namespace) -> int:
 async def _try(config: Config, timeout_s: float) -> tuple[list[Trial], tuple[Protection, ...]]:
     from infernet.engines.selection import open_engine
     from infernet.engines.several import Waits
-    from infernet.engines.trial import question, try_engine
+    from infernet.engines.trial import Patience, question, try_engine
 
     engine = await open_engine(config, Waits(others_s=timeout_s))
     assert engine is not None, "a provider with an engine has one"
-    trials = await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, timeout_s, timeout_s)
+    patience = Patience(timeout_s, timeout_s, "give it more with --timeout")
+    trials = await try_engine(engine, lambda _offer: [question()], _OUTPUT_TOKENS, patience, complain)
     return trials, engine.statistics().protections
 
 

@@ -219,6 +219,14 @@ class TellsParts(Protocol):
         """What it is made of, at this moment."""
 
 
+@runtime_checkable
+class ChecksFiles(Protocol):
+    """An engine that reads its files whole before it loads them, which takes minutes for large ones."""
+
+    async def check(self) -> None:
+        """Do that before the first `run`, which then does not. Raises EngineUnavailable for what cannot be loaded."""
+
+
 def models_loading(engine: object) -> tuple[str, ...]:
     """What an engine is to serve and does not yet, or not again: it loads, or waits for its next try."""
     if not isinstance(engine, TellsParts):

@@ -120,6 +120,7 @@ class IsolatedEngine:
     ) -> None:
         """`command` starts another process than our own; it must speak `frames`."""
         self._config = config
+        self._checked: bytes | None = None
         self._place: Place | None = place
         self._no_place = ""
         self._timeouts = timeouts
@@ -306,7 +307,7 @@ class IsolatedEngine:
 
     async def _serve_once(self, ready: Callable[[], None]) -> str:
         """One life of the engine process; why it ended, in one line. Raises ModelError."""
-        digest = await self._check_file()
+        digest, self._checked = self._checked or await self._check_file(), None
         place = self._place
         if place is None:
             return self._no_place
@@ -315,6 +316,10 @@ class IsolatedEngine:
                 return await self._life(worker, place, digest, ready)
         except OSError as error:
             return f"the engine process cannot be started ({reason_of(error)})"
+
+    async def check(self) -> None:
+        """See `contract.ChecksFiles`."""
+        self._checked = await self._check_file()
 
     async def _check_file(self) -> bytes:
         """The SHA-256 of the model file, which is the one that was configured. Raises ModelError."""

@@ -8,6 +8,7 @@ of one moves only what ran on it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 
 from infernet.confinement.contract import Protection
 from infernet.engines.contract import (
+    ChecksFiles,
     DescribesModels,
     Description,
     Engine,
@@ -216,6 +218,14 @@ class SeveralEngines:
                 part.engine.move(place, "a GPU is gone")
 
     # ------------------------------------------------------------ life
+
+    async def check(self) -> None:
+        """See `contract.ChecksFiles`. What is wrong with one of them is told when it is loaded."""
+        for part in self._parts:
+            engine: object = part.engine
+            if isinstance(engine, ChecksFiles) and not part.has_no_place():
+                with suppress(EngineUnavailable):
+                    await engine.check()
 
     async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load all, then serve until cancelled; see `contract.Engine`.

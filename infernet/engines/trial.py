@@ -9,7 +9,7 @@ from typing import Final
 import trio
 from msgspec import Struct
 
-from infernet.engines.contract import Engine, EngineEvent, EngineState, TellsParts
+from infernet.engines.contract import ChecksFiles, Engine, EngineEvent, EngineState, TellsParts
 from protocol.effects import RunEngine
 from protocol.events import EngineFailed, EngineFinished, EngineStarted, EngineText
 from protocol.ids import RunId
@@ -28,8 +28,23 @@ _GREEDY: Final = Sampling(
 )
 
 
+# Files that were read before, and did not change, are not read again: there is nothing to say of them.
+_QUIET_S: Final = 1.0
+
+
 class TrialFailed(Exception):
     """An engine did not answer; one line for people."""
+
+
+class Patience(Struct, frozen=True):
+    """How long is waited, in seconds, once the files are checked: for the engine, and for an answer.
+
+    `advice` is what to do when that was too short.
+    """
+
+    start_s: float
+    answer_s: float
+    advice: str
 
 
 class Trial(Struct, frozen=True):
@@ -51,28 +66,30 @@ async def try_engine(
     engine: Engine,
     requests: Callable[[ModelOffer], Sequence[JobRequest]],
     output_tokens: int,
-    start_s: float,
-    answer_s: float,
+    patience: Patience,
+    say: Callable[[str], None],
 ) -> list[Trial]:
-    """Start an engine, have each of its models answer each request within the time, and end it.
+    """Start an engine, have each of its models answer each request within the time, and end it. What takes long without
+    a limit is said.
 
     Raises EngineUnavailable when it does not start, TrialFailed when a model does not answer.
     """
+    await _check_files(engine, say)
     reports = _Reports()
     trials: list[Trial] = []
     failure: TrialFailed | None = None
     async with trio.open_nursery() as nursery:
-        with trio.move_on_after(start_s) as starting:
+        with trio.move_on_after(patience.start_s) as starting:
             await nursery.start(engine.run, reports.take)
         if starting.cancelled_caught:
-            failure = TrialFailed(f"the engine was not ready within {start_s:.0f} s: give it more with --timeout")
+            failure = TrialFailed(f"the engine was not ready within {patience.start_s:.0f} s: {patience.advice}")
         try:
             _check_all_serve(engine)
             numbers = count(1)
             for offer in engine.models():
                 for request in requests(offer):
                     run = RunId(next(numbers))
-                    trials.append(await _ask(engine, reports, offer, run, request, output_tokens, answer_s))
+                    trials.append(await _ask(engine, reports, offer, run, request, output_tokens, patience))
         except TrialFailed as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -81,6 +98,27 @@ async def try_engine(
     if failure is not None:
         raise failure
     return trials
+
+
+async def _check_files(engine: Engine, say: Callable[[str], None]) -> None:
+    """Have the files read first, however long that takes: a limit to it would have the next try begin from zero."""
+    checks: object = engine
+    if not isinstance(checks, ChecksFiles):
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_say_soon, say, _names(engine))
+        await checks.check()
+        nursery.cancel_scope.cancel()
+
+
+async def _say_soon(say: Callable[[str], None], names: str) -> None:
+    await trio.sleep(_QUIET_S)
+    say(f"reading {names} whole to check it, once for each file: that takes as long as the disk needs")
+
+
+def _names(engine: object) -> str:
+    parts = engine.parts() if isinstance(engine, TellsParts) else ()
+    return ", ".join(", ".join(part.models) for part in parts if part.models) or "the model"
 
 
 def _check_all_serve(engine: Engine) -> None:
@@ -99,12 +137,12 @@ async def _ask(
     run: RunId,
     request: JobRequest,
     output_tokens: int,
-    answer_s: float,
+    patience: Patience,
 ) -> Trial:
     asked_at_s = trio.current_time()
     reports.clear()
     engine.start(RunEngine(run, Kind.CHAT, offer.name, request, _GREEDY, offer.context_tokens, output_tokens))
-    with trio.move_on_after(answer_s):
+    with trio.move_on_after(patience.answer_s):
         await reports.until_end()
     events = reports.events
     end = events[-1][1] if events else None
@@ -112,7 +150,7 @@ async def _ask(
         raise TrialFailed(f"{offer.name} did not answer: {end.text}")
     if not isinstance(end, EngineFinished):
         engine.cancel(run)
-        raise TrialFailed(f"{offer.name} had not answered after {answer_s:.0f} s: give it more with --timeout")
+        raise TrialFailed(f"{offer.name} had not answered after {patience.answer_s:.0f} s: {patience.advice}")
     texts = [(at_s, event) for at_s, event in events if isinstance(event, EngineText)]
     if not texts:
         raise TrialFailed(f"{offer.name} answered with nothing")

@@ -64,21 +64,33 @@ class NodeProcess:
 
 
 def work_done(pid: int) -> tuple[float, ...] | None:
-    """Figures of a process that stand still only where it neither computes nor reads; None where they are not shown."""
+    """Figures of a process and its children that stand still only where none of them computes or reads; None where they
+    are not shown.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        with process.oneshot():
-            times, memory = process.cpu_times(), process.memory_info()
-            figures: tuple[float, ...] = (times.user, times.system, float(memory.rss))
-            # Of a process that is kept from being looked into they are not shown.
-            with contextlib.suppress(psutil.Error, AttributeError):
-                read = process.io_counters()
-                figures += (float(read.read_count), float(read.read_bytes))
-            return figures
+        figures = [_work_of(process)]
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                figures.append(_work_of(child))
     except psutil.Error:
         return None
+    return tuple(map(sum, zip(*figures, strict=True)))
+
+
+def _work_of(process: psutil.Process) -> tuple[float, ...]:
+    import psutil
+
+    with process.oneshot():
+        times, memory = process.cpu_times(), process.memory_info()
+        read = (0.0, 0.0)
+        # Of a process that is kept from being looked into they are not shown.
+        with contextlib.suppress(psutil.Error, AttributeError):
+            counters = process.io_counters()
+            read = float(counters.read_count), float(counters.read_bytes)
+        return times.user, times.system, float(memory.rss), *read
 
 
 def _process(pid: int) -> psutil.Process | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from infernet.engines.contract import (
     models_loading,
 )
 from infernet.engines.isolated import IsolatedEngine, Timeouts
+from infernet.engines.models import ModelCorrupt
 from protocol.errors import Refusal
 from protocol.events import EngineFailed, EngineFinished
 from protocol.ids import RunId
@@ -283,6 +285,16 @@ async def test_a_model_has_the_time_that_it_needs_while_its_process_does_somethi
     async with running(engine(config, "loads slowly", replace(QUICK, load_idle_s=1.5))) as bench:
         statistics = bench.engine.statistics()
         assert (statistics.state, statistics.restarts) == (EngineState.READY, 0)
+
+
+async def test_a_file_that_is_not_the_one_configured_is_told_before_it_is_loaded(config: EngineConfig) -> None:
+    with pytest.raises(ModelCorrupt, match="its sha256 differs"):
+        await engine(structs.replace(config, fingerprint=bytes(32)), "is good").check()
+    checked = engine(config, "is good")
+    await checked.check()
+    async with running(checked) as bench:
+        (offer,) = bench.engine.models()
+        assert offer.fingerprint == hashlib.sha256(b"weights").digest()
 
 
 async def test_a_command_that_does_not_exist_is_told(config: EngineConfig) -> None:

@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from infernet.engines import benchmark
 from infernet.engines.benchmark import Benchmark, Speed, kept, prompts, speeds_of
 from infernet.engines.contract import EngineUnavailable, Report
 from infernet.engines.several import Part, SeveralEngines
-from infernet.engines.trial import Trial, TrialFailed, question, try_engine
+from infernet.engines.trial import Patience, Trial, TrialFailed, question, try_engine
 from tests.helpers_engine import PacedEngine
+from tests.helpers_records import OFFER
 
 pytestmark = pytest.mark.anyio
 
@@ -24,9 +26,62 @@ def anyio_backend() -> tuple[str, dict[str, MockClock]]:
     return ("trio", {"clock": MockClock(autojump_threshold=0)})
 
 
-async def test_an_answer_is_timed_from_its_prompt_and_from_its_first_text() -> None:
+@pytest.fixture
+def said() -> list[str]:
+    """What is said meanwhile."""
+    return []
+
+
+def patience(answer_s: float) -> Patience:
+    """Five seconds for the start."""
+    return Patience(5, answer_s, "give it more with --timeout")
+
+
+class Reading(PacedEngine):
+    """A paced engine that reads its file for an hour before it can load."""
+
+    is_checked = False
+
+    async def check(self) -> None:
+        """See `contract.ChecksFiles`."""
+        await trio.sleep(3600)
+        self.is_checked = True
+
+    async def run(self, report: Report, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `contract.Engine`."""
+        assert self.is_checked, "it would read the file now, in the time for its start"
+        await super().run(report, task_status=task_status)
+
+
+async def test_files_are_read_before_the_time_for_the_start_begins_and_that_is_said(said: list[str]) -> None:
+    (trial,) = await try_engine(Reading(), lambda _: [question()], 3, patience(60), said.append)
+    assert trial.output_tokens == 3
+    assert said == ["reading the model whole to check it, once for each file: that takes as long as the disk needs"]
+
+
+async def test_so_are_those_of_several_engines(said: list[str]) -> None:
+    parts = [Part("paced", Reading(name), (name,)) for name in ("first", "second")]
+    trials = await try_engine(SeveralEngines(parts), lambda _: [question()], 3, patience(60), said.append)
+    assert [trial.model for trial in trials] == ["first", "second"]
+    assert [line.split(" whole")[0] for line in said] == ["reading first, second"]
+
+
+async def test_an_engine_that_is_not_ready_is_told_with_what_to_do(said: list[str]) -> None:
+    class Slow(PacedEngine):
+        """A paced engine that never loads."""
+
+        async def run(self, report: Report, *, task_status: object = None) -> None:
+            """Take long."""
+            await trio.sleep_forever()
+
+    with pytest.raises(TrialFailed, match=r"^the engine was not ready within 5 s: give it more with --timeout$"):
+        await try_engine(Slow(), lambda _: [question()], 3, patience(60), said.append)
+    assert said == []
+
+
+async def test_an_answer_is_timed_from_its_prompt_and_from_its_first_text(said: list[str]) -> None:
     engine = PacedEngine(tokens_per_s=10, prompt_tokens_per_s=3)
-    (trial,) = await try_engine(engine, lambda _: [question()], 21, 5, 60)
+    (trial,) = await try_engine(engine, lambda _: [question()], 21, patience(60), said.append)
     assert (trial.model, trial.prompt_tokens, trial.output_tokens) == ("paced", 6, 21)
     # Two seconds of reading, and the first token.
     assert trial.prompt_s == pytest.approx(2.1)
@@ -34,19 +89,19 @@ async def test_an_answer_is_timed_from_its_prompt_and_from_its_first_text() -> N
     assert engine.models() == ()
 
 
-async def test_an_engine_that_is_too_slow_is_told_with_what_to_do() -> None:
+async def test_an_engine_that_is_too_slow_is_told_with_what_to_do(said: list[str]) -> None:
     with pytest.raises(TrialFailed, match="had not answered after 5 s: give it more with --timeout"):
-        await try_engine(PacedEngine(tokens_per_s=1), lambda _: [question()], 21, 5, 5)
+        await try_engine(PacedEngine(tokens_per_s=1), lambda _: [question()], 21, patience(5), said.append)
 
 
-async def test_an_engine_that_refuses_or_says_nothing_is_told() -> None:
+async def test_an_engine_that_refuses_or_says_nothing_is_told(said: list[str]) -> None:
     with pytest.raises(TrialFailed, match="paced did not answer: the prompt has"):
-        await try_engine(PacedEngine(context_tokens=3), lambda _: [question()], 21, 5, 60)
+        await try_engine(PacedEngine(context_tokens=3), lambda _: [question()], 21, patience(60), said.append)
     with pytest.raises(TrialFailed, match="answered with nothing"):
-        await try_engine(PacedEngine(answer_tokens=0), lambda _: [question()], 21, 5, 60)
+        await try_engine(PacedEngine(answer_tokens=0), lambda _: [question()], 21, patience(60), said.append)
 
 
-async def test_one_of_several_that_does_not_load_fails_the_trial_of_all() -> None:
+async def test_one_of_several_that_does_not_load_fails_the_trial_of_all(said: list[str]) -> None:
     class Damaged(PacedEngine):
         """A paced engine that cannot load."""
 
@@ -56,13 +111,13 @@ async def test_one_of_several_that_does_not_load_fails_the_trial_of_all() -> Non
 
     parts = [Part("paced", PacedEngine("good"), ("good",)), Part("paced", Damaged("bad"), ("bad",))]
     with pytest.raises(TrialFailed, match=r"^bad is not served: the file is damaged$"):
-        await try_engine(SeveralEngines(parts), lambda _: [question()], 3, 5, 60)
+        await try_engine(SeveralEngines(parts), lambda _: [question()], 3, patience(60), said.append)
 
 
-async def test_rounds_are_measured_and_their_medians_kept(tmp_path: Path) -> None:
+async def test_rounds_are_measured_and_their_medians_kept(tmp_path: Path, said: list[str]) -> None:
     engine = PacedEngine(tokens_per_s=20, prompt_tokens_per_s=100, context_tokens=2048)
-    trials = await try_engine(engine, partial(prompts, 3), 64, 5, 600)
-    (speed,) = speeds_of(trials)
+    trials = await try_engine(engine, partial(prompts, 3), 64, patience(600), said.append)
+    (speed,) = speeds_of(trials, {"paced": engine.offer})
     assert (speed.model, speed.rounds, speed.output_tokens) == ("paced", 3, 64)
     assert speed.tokens_per_s == pytest.approx(20)
     assert speed.prompt_tokens_per_s == pytest.approx(speed.prompt_tokens / speed.prompt_s)
@@ -77,8 +132,8 @@ def test_the_median_forgives_one_bad_round() -> None:
     def trial(prompt_s: float, rate: float | None) -> Trial:
         return Trial("m", 100, "text", 50, 10, prompt_s, rate)
 
-    (speed,) = speeds_of([trial(1, 10), trial(100, None), trial(2, 30)])
-    assert speed == Speed("m", 50, 2, 25, 10, 20, 3)
+    (speed,) = speeds_of([trial(1, 10), trial(100, None), trial(2, 30)], {"m": OFFER})
+    assert speed == Speed("m", 50, 2, 25, 10, 20, 3, OFFER.fingerprint.hex())
 
 
 def test_no_two_prompts_begin_alike_and_all_fit() -> None:
