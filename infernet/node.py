@@ -247,6 +247,8 @@ class Node:
         """Take no new jobs until told to, or again. Raises LocalProtocolError for one that takes none anyway."""
         if self.config.role is not Role.PROVIDER:
             raise LocalProtocolError(f"this node is {article(self.config.role)}, which runs no jobs for others")
+        if self._draining.has_begun or self._stop_requested.is_set():
+            raise LocalProtocolError("this node is ending, and takes no more jobs: start it again when it has ended")
         self._hours.pause(until_told=until_told)
 
     def jobs_left(self) -> JobsLeft:

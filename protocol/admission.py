@@ -105,7 +105,7 @@ class Admission:
         return why or _size_refusal(offer, order) or model
 
     def _is_own(self, order: JobOpenRecord) -> bool:
-        """Whether this node's owner asks: an order for another provider is a stranger's, whoever signed it for itself."""
+        """Whether this node's owner asks: who orders from itself elsewhere is a stranger here."""
         return is_own(order) and order.provider == self._node
 
     def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:
