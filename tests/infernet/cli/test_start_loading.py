@@ -88,6 +88,14 @@ def until_it_serves(home: Home) -> dict[str, Any]:
         time.sleep(0.02)
 
 
+def until_it_answers(home: Home) -> None:
+    """As soon as the node listens to its owner."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not ipc.is_alive(home.config.socket_path):
+        assert time.monotonic() < deadline, "it never answered"
+        time.sleep(0.02)
+
+
 @pytest.fixture
 async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Starting]:
     """A command that waits for a node which loads."""
@@ -98,12 +106,12 @@ async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncItera
 
 
 @asynccontextmanager
-async def _starting(home: Home) -> AsyncIterator[Starting]:
+async def _starting(home: Home, *more: str, first_word: str = f"{MODEL}: loading for ") -> AsyncIterator[Starting]:
     server = SlowServer()
     async with server.double.running():
         words = ["--p2p-port", "0", "--listen-hosts", "127.0.0.1", "--engine", "openai", "--engine-models", MODEL]
         process = await trio.lowlevel.open_process(
-            home.command("start", *words, "--engine-url", server.double.url),
+            home.command("start", *words, *more, "--engine-url", server.double.url),
             env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -111,7 +119,8 @@ async def _starting(home: Home) -> AsyncIterator[Starting]:
         )
         try:
             begun = Starting(home, server, process)
-            await begun.say(f"{MODEL}: loading for ")
+            if first_word:
+                await begun.say(first_word)
             yield begun
         finally:
             process.kill()
@@ -160,6 +169,19 @@ async def test_a_node_is_ended_while_it_loads(
     assert running_pid(config.pid_file) is None
     assert not config.socket_path.exists()
     assert json.loads(config.log_file.read_text().splitlines()[-1])["event"] == "node.stopped"
+
+
+async def test_one_that_is_started_once_and_stopped_before_it_was_up_did_not_come_up(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes"]) == 0
+    capsys.readouterr()
+    async with _starting(home, "--once", first_word="") as begun:
+        await trio.to_thread.run_sync(until_it_answers, home)
+        assert (await invoke_beside(capsys, "stop")).code == 0
+        code, said = await begun.end()
+    assert code == 1
+    assert said.splitlines()[-1] == "infernet: the node was stopped before it was up"
 
 
 @pytest.mark.nightly
