@@ -301,6 +301,7 @@ def _take_place_of_vendor(sources: _Sources, environ: Mapping[str, str]) -> None
         return
     told = place_of_vendor(environ)
     if {"p2p_port", "bind_port"} & sources.values.keys():
+        # The owner knows which port leads here.
         told = {name: value for name, value in told.items() if name == "address"}
     sources.values |= told
     sources.origins |= dict.fromkeys(told, "environment")

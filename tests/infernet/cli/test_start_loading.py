@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -106,12 +106,14 @@ async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncItera
 
 
 @asynccontextmanager
-async def _starting(home: Home, *more: str, first_word: str = f"{MODEL}: loading for ") -> AsyncIterator[Starting]:
+async def _starting(
+    home: Home, *more: str, before: Sequence[str] = (), first_word: str = f"{MODEL}: loading for "
+) -> AsyncIterator[Starting]:
     server = SlowServer()
     async with server.double.running():
         words = ["--p2p-port", "0", "--listen-hosts", "127.0.0.1", "--engine", "openai", "--engine-models", MODEL]
         process = await trio.lowlevel.open_process(
-            home.command("start", *words, *more, "--engine-url", server.double.url),
+            [*before, *home.command("start", *words, *more, "--engine-url", server.double.url)],
             env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -150,6 +152,19 @@ async def test_the_node_is_there_while_it_loads_and_whoever_waits_may_leave_it(
     events = [json.loads(line)["event"] for line in home.config.log_file.read_text().splitlines()]
     wanted = ["node.started", "node.loading", "node.loaded"]
     assert [event for event in events if event in wanted] == wanted
+
+
+async def test_with_nohup_a_hang_up_ends_neither_the_command_nor_the_node(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes"]) == 0
+    capsys.readouterr()
+    async with _starting(home, before=["nohup"]) as starting:
+        starting.process.send_signal(signal.SIGHUP)
+        starting.server.may_answer.set()
+        code, said = await starting.end()
+        assert (code, "goes on loading" in said) == (0, False)
+        assert (await starting.status())["models"] == [MODEL]
 
 
 @pytest.mark.parametrize("by_signal", [False, pytest.param(True, marks=pytest.mark.nightly)])

@@ -14,6 +14,7 @@ from infernet.engines.contract import EngineUnavailable, Report
 from infernet.engines.several import Part, SeveralEngines
 from infernet.engines.trial import Trial, TrialFailed, question, try_engine
 from tests.helpers_engine import PacedEngine
+from tests.helpers_records import OFFER
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +63,7 @@ async def test_one_of_several_that_does_not_load_fails_the_trial_of_all() -> Non
 async def test_rounds_are_measured_and_their_medians_kept(tmp_path: Path) -> None:
     engine = PacedEngine(tokens_per_s=20, prompt_tokens_per_s=100, context_tokens=2048)
     trials = await try_engine(engine, partial(prompts, 3), 64, 5, 600)
-    (speed,) = speeds_of(trials)
+    (speed,) = speeds_of(trials, {"paced": engine.offer})
     assert (speed.model, speed.rounds, speed.output_tokens) == ("paced", 3, 64)
     assert speed.tokens_per_s == pytest.approx(20)
     assert speed.prompt_tokens_per_s == pytest.approx(speed.prompt_tokens / speed.prompt_s)
@@ -77,8 +78,8 @@ def test_the_median_forgives_one_bad_round() -> None:
     def trial(prompt_s: float, rate: float | None) -> Trial:
         return Trial("m", 100, "text", 50, 10, prompt_s, rate)
 
-    (speed,) = speeds_of([trial(1, 10), trial(100, None), trial(2, 30)])
-    assert speed == Speed("m", 50, 2, 25, 10, 20, 3)
+    (speed,) = speeds_of([trial(1, 10), trial(100, None), trial(2, 30)], {"m": OFFER})
+    assert speed == Speed("m", 50, 2, 25, 10, 20, 3, OFFER.fingerprint.hex())
 
 
 def test_no_two_prompts_begin_alike_and_all_fit() -> None:
