@@ -36,7 +36,6 @@ SCHEMA_VERSION: Final = 1
 FILE_NAME: Final = "config.toml"
 # `sun_path` has 108 bytes on Linux and 104 on macOS, the final zero included.
 SOCKET_PATH_BYTES_MAX: Final = 99
-_PINNED: Final = ("coordinator_url", "coordinator_key")
 STARTER_MODEL: Final = "smollm2-135m-instruct"
 
 
@@ -302,6 +301,7 @@ def _take_place_of_vendor(sources: _Sources, environ: Mapping[str, str]) -> None
         return
     told = place_of_vendor(environ)
     if {"p2p_port", "bind_port"} & sources.values.keys():
+        # The owner knows which port leads here.
         told = {name: value for name, value in told.items() if name == "address"}
     sources.values |= told
     sources.origins |= dict.fromkeys(told, "environment")
@@ -498,29 +498,19 @@ class Write(Protocol):
         """Whole or not at all. Raises FilesError."""
 
 
-def keep_former_coordinator(path: Path, values: Mapping[str, object], *, keep: bool) -> str | None:
-    """Write down the coordinator that this file pins, before values take its place that pin another; gives its address.
-
-    Raises FilesError.
-    """
-    from infernet.coordinators import remember
-
+def pinned(path: Path) -> tuple[str, NodeId] | None:
+    """The coordinator that this file names, with its key; None where it cannot be read, too."""
     try:
         document = read_file(path) or {}
-        before = {name: BY_NAME[name].read(document[name]) for name in _PINNED if name in document}
-    except (ConfigError, ValueError):
-        return None  # what cannot be read has pinned nothing
-    after = before | dict(values) if keep else values
-    if len(before) < len(_PINNED) or all(after.get(name) == before[name] for name in _PINNED):
+        url, key = (BY_NAME[name].read(document[name]) for name in ("coordinator_url", "coordinator_key"))
+    except (ConfigError, ValueError, KeyError):
         return None
-    remember(path.parent, before["coordinator_url"], before["coordinator_key"])
-    return str(before["coordinator_url"])
+    return url, key
 
 
 def _save(path: Path, values: Mapping[str, object], *, keep: bool) -> None:
     import tomlkit
 
-    keep_former_coordinator(path, values, keep=keep)
     document = tomlkit.document()
     if keep and read_file(path) is not None:
         document = tomlkit.parse(path.read_text("utf-8"))

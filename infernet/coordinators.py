@@ -1,6 +1,7 @@
-"""Which coordinators a node had before: what one of them holds for its key must not be forgotten with the address.
+"""Which coordinators have answered this key: what one of them holds for it must not be forgotten with its address.
 
 They stand in a file beside the key, since it is the key that owns the money there. `infernet remove` asks each of them.
+One that never answered holds nothing, so a mistyped address is not written down.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from infernet.host.files import FilesError, reason_of, write_private
+from infernet.host.files import FilesError, make_private_directory, reason_of, way_out, write_private
+from infernet.host.turns import one_at_a_time
 from infernet.settings.readers import read_url
 from protocol.errors import LocalProtocolError
 from protocol.ids import NodeId, node_id
@@ -57,12 +59,23 @@ def former(config_dir: Path) -> tuple[Coordinator, ...]:
 
 
 def remember(config_dir: Path, url: str, key: NodeId) -> None:
-    """Write one down, if it is not there. Raises FilesError."""
-    before = former(config_dir)
+    """Write one down that has answered this key, if it is not there. Raises FilesError."""
     one = Coordinator(url, key.hex())
-    if one in before:
+    path = config_dir / FILE_NAME
+    if one in former(config_dir):
         return
-    if len(before) >= COORDINATORS_MAX:
-        path = config_dir / FILE_NAME
-        raise FilesError(f"{path} lists {COORDINATORS_MAX} coordinators already: take out those where nothing is left")
-    write_private(config_dir / FILE_NAME, msgspec.json.format(msgspec.json.encode((*before, one)), indent=2) + b"\n")
+    try:
+        make_private_directory(config_dir)
+        with one_at_a_time(config_dir):
+            before = former(config_dir)
+            if one in before:
+                return
+            if len(before) >= COORDINATORS_MAX:
+                raise FilesError(
+                    f"{path} lists {len(before)} coordinators already: take out those where nothing is left"
+                )
+            write_private(path, msgspec.json.format(msgspec.json.encode((*before, one)), indent=2) + b"\n")
+    except TimeoutError as error:
+        raise FilesError(f"{error}, so {url} was not written down in {path}") from None
+    except OSError as error:
+        raise FilesError(f"cannot write {path} ({reason_of(error)}): {way_out(error)}") from None

@@ -78,13 +78,15 @@ async def run_daemon(
     one. Raises what `run` raises, ConfigError, OSError, and CoordinatorError where it could not be linked.
     """
     forbid_core_dumps()
-    _remember_coordinator(config)
     notifier = Notifier.of(os.environ, os.getpid())
     async with _metrics_door(config) as door, trio.open_nursery() as nursery:
         stop = _Stop(nursery.cancel_scope)
         await nursery.start(stop.on_signals)
         node: Node = await nursery.start(_run_to_its_end, run, config, key, nursery.cancel_scope)
         stop.node = node
+        node.on_linked = lambda: nursery.start_soon(_remember, config)
+        if node.is_linked:
+            node.on_linked()
         metrics = NodeMetrics(lambda: status_of(node), node.find_cards)
         await nursery.start(ipc_server.serve, config.socket_path, handlers(node, metrics))
         if door is not None:
@@ -114,12 +116,12 @@ async def run_daemon(
     log.info("node.stopped", pid=os.getpid())
 
 
-def _remember_coordinator(config: Config) -> None:
-    """What it holds for this key later must be found by somebody whose environment does not name it."""
+async def _remember(config: Config) -> None:
+    """What the coordinator holds for this key later must be found by somebody whose environment does not name it."""
     if config.coordinator_url is None or config.coordinator_key is None:
         return
     try:
-        remember(config.config_dir, config.coordinator_url, config.coordinator_key)
+        await trio.to_thread.run_sync(remember, config.config_dir, config.coordinator_url, config.coordinator_key)
     except FilesError as error:
         log.warning("coordinator.not_remembered", detail=str(error))
 
@@ -247,7 +249,9 @@ def handlers(node: Node, metrics: NodeMetrics | None = None) -> Handlers:
     async def money(request: MoneyRequest) -> object:
         if request.ask not in TARGETS:
             raise LocalProtocolError(f"the coordinator can be asked for {', '.join(TARGETS)}")
-        return await node.money.ask(request.ask, dict(request.fields))
+        answer = await node.money.ask(request.ask, dict(request.fields))
+        await _remember(node.config)
+        return answer
 
     async def close_leases(request: CloseLeaseRequest) -> list[dict[str, Any]]:
         return await node.money.close_leases(LeaseId(request.lease) if request.lease is not None else None)

@@ -122,6 +122,8 @@ class Node:
         self._hours = OpeningHours(config, clock_ms, changed=self._offer)
         self._saying = Saying(config, engine, clock_ms, changed=self._offer)
         self._tally = Tally()
+        #: Called each time that the coordinator has taken the link; set it at any time.
+        self.on_linked: Callable[[], None] = lambda: None
         self._reached = BeingReached(config, key.node, transport, post=self.driver.post, changed=self._offer)
         self.driver.on_contact = self._on_contact
         # One for everything: the coordinator takes each number of this key once.
@@ -224,6 +226,11 @@ class Node:
         await self._load_over.wait()
         return not self._stop_requested.is_set()
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether the link to the coordinator stands."""
+        return self._link is not None and self._link.connected
+
     def stop(self) -> None:
         """End gracefully: running jobs get their receipts, peers hear that this node goes offline."""
         self._stop_requested.set()
@@ -240,6 +247,8 @@ class Node:
         """Take no new jobs until told to, or again. Raises LocalProtocolError for one that takes none anyway."""
         if self.config.role is not Role.PROVIDER:
             raise LocalProtocolError(f"this node is {article(self.config.role)}, which runs no jobs for others")
+        if self._draining.has_begun or self._stop_requested.is_set():
+            raise LocalProtocolError("this node is ending, and takes no more jobs: start it again when it has ended")
         self._hours.pause(until_told=until_told)
 
     def jobs_left(self) -> JobsLeft:
@@ -316,6 +325,8 @@ class Node:
 
     def _on_contact(self, contact: Contact) -> None:
         self._joining.observe(contact)
+        if isinstance(contact, e.PeerConnected) and contact.peer == self.config.coordinator_key:
+            self.on_linked()
         if isinstance(contact, e.PeerConnected) and not contact.inbound and self._saved is not None:
             self._saved.reached(contact.peer, contact.address)
 

@@ -61,7 +61,7 @@ class Saying:
             return
         while True:
             await trio.sleep(LOOK_S)
-            self._benchmark = await trio.to_thread.run_sync(kept, self._config.state_dir)
+            self._benchmark = kept(self._config.state_dir)
             speeds = self._young_speeds()
             if speeds != self._speeds:
                 self._speeds = speeds

@@ -88,7 +88,7 @@ class Admission:
             return Refusal.NO_MODEL, "this node runs no jobs"
         # SPEC 05: A provider that takes no orders of others for a while MAY take those of its own, but not once it has
         #   said `OFFLINE`.
-        is_open_for_own = is_own(order) and offer.availability is Availability.DRAINING
+        is_open_for_own = self._is_own(order) and offer.availability is Availability.DRAINING
         if offer.availability is not Availability.AVAILABLE and not is_open_for_own:
             return Refusal.DRAINING, "this node is finishing its jobs and takes no new ones"
         model = _model(offer, order)
@@ -103,6 +103,10 @@ class Admission:
         if is_free(order) or model.is_free:
             why = why or self._free_refusal(offer, order, peer, local, held)
         return why or _size_refusal(offer, order) or model
+
+    def _is_own(self, order: JobOpenRecord) -> bool:
+        """Whether this node's owner asks: who orders from itself elsewhere is a stranger here."""
+        return is_own(order) and order.provider == self._node
 
     def remember(self, order: JobOpenRecord, network: str, now: Now) -> Why | None:
         """Admit this attempt, and from now on neither it again nor an earlier one; or why not.
@@ -173,7 +177,7 @@ class Admission:
         self, offer: Offer, order: JobOpenRecord, peer: NodeId, local: bool, held: Sequence[Held]
     ) -> Why | None:
         # SPEC 05: A node MUST ask nothing for an order of its own, and needs no lease for it: it is free by every rule.
-        if is_own(order):
+        if self._is_own(order):
             return None
         # SPEC 05: The provider MUST NOT run a job for free unless its owner's rules allow it for this asker.
         if offer.free_policy is FreePolicy.NOBODY:

@@ -13,12 +13,13 @@ from typing import Any
 
 import trio
 
+from infernet.assembly import _transport
 from infernet.cluster.engine import ClusterConfig, ClusterEngine, ClusterPatience
 from infernet.cluster.head import HeadPatience
 from infernet.cluster.network import TransportNetwork
 from infernet.cluster.worker import Worker, WorkerPatience
 from infernet.engines.openai_engine import Patience
-from infernet.node import Node, _transport
+from infernet.node import Node
 from infernet.transport.contract import ConnectionInfo, Stream
 from infernet.transport.memory import MemoryNetwork, MemoryTransport
 from protocol.clusters import CLUSTER_PROTOCOL, Build

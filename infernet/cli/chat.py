@@ -239,7 +239,8 @@ def _own_node(here: Config, model: str | None) -> Ask:
 
     def ask(question: Question, conversation: Conversation) -> None:
         status = ipc.call(here.socket_path, "status")
-        if _serves(status, model):
+        # A node of an older version, which says no aliases, does not ask itself.
+        if "aliases" in status and _serves(status, model):
             conversation.route = "self"
             try:
                 _through_node(here, None, None, str(status["node_id"]))(question, conversation)

@@ -19,10 +19,7 @@ from protocol.records import Role
 _ACTIONS: Final = ("status", "join", "leave", "serve", "add", "remove")
 _STATUS_TIMEOUT_S: Final = 5.0
 
-USAGE: Final = (
-    "[status | join KEY | leave | serve MODEL --workers KEYS [--split SHARES] [--force] | add KEY | remove KEY] "
-    "[--json]"
-)
+USAGE: Final = "[status | join KEY | leave | serve MODEL --workers KEYS | add KEY | remove KEY] [MORE] [--json]"
 DESCRIPTION: Final = """\
 A model that is too large for one machine, on several of yours. One of them is the head: it has the model's file, runs
 llama-server, and offers the model as any node does. The others are workers: they lend their GPUs and memory to that one

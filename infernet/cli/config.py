@@ -9,7 +9,7 @@ from infernet.cli.command import Misuse
 from infernet.cli.money import tell_former
 from infernet.cli.output import print_json, print_table
 from infernet.cli.settings_flags import add_settings, load_config, settings_given, warn_if_running, warn_if_undialled
-from infernet.config import keep_former_coordinator, save
+from infernet.config import pinned, save
 from infernet.settings.readers import as_plain
 from infernet.settings.table import BY_NAME
 
@@ -47,9 +47,9 @@ def _set(arguments: argparse.Namespace) -> int:
     # Reads and checks them, together with what is set elsewhere.
     config = load_config(arguments, overwrites={*given, *alone}).config
     values = {name: BY_NAME[name].read(value) for name, value in given.items()}
-    replaced = keep_former_coordinator(config.config_file, values, keep=True)
+    before = pinned(config.config_file)
     save(config.config_file, values | alone, keep=True)
-    tell_former(replaced)
+    tell_former(config.config_file, before)
     if arguments.json:
         written = {name: as_plain(value) for name, value in values.items()}
         print_json({"config_file": str(config.config_file), "set": written})

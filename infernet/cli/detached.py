@@ -84,7 +84,9 @@ def detach(config: Config, words: Sequence[str], *, quiet: bool) -> dict[str, An
             os.close(writing)
             os.close(log)
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            # What is ignored from the start, as nohup has it, stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         report = _Waiting(config, process, reports.fileno(), quiet=quiet).report()
     if report is None:
         raise Failure(f"the node ended before it was up: see {config.log_file}", log_file=str(config.log_file))

@@ -21,7 +21,7 @@ from infernet.config import (
     Config,
     ConfigError,
     default_name,
-    keep_former_coordinator,
+    pinned,
     places,
     read_file,
     save,
@@ -281,8 +281,8 @@ def _write(here: Config, key: _Key, values: dict[str, Any], *, force: bool) -> N
 
 
 def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
+    before = pinned(path)
     if force and path.exists():
-        tell_former(keep_former_coordinator(path, values, keep=False))
         aside = _free_name(path)
         try:
             path.replace(aside)
@@ -295,8 +295,8 @@ def _write_file(path: Path, values: dict[str, Any], *, force: bool) -> None:
             raise
         warn(f"the old configuration lies now at {aside}")
     else:
-        tell_former(keep_former_coordinator(path, values, keep=True))
         save(path, values, keep=read_file(path) is not None)
+    tell_former(path, before)
 
 
 def _free_name(path: Path) -> Path:

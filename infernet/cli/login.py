@@ -10,7 +10,7 @@ from infernet.cli.command import Failure, Misuse
 from infernet.cli.money import tell_former
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.settings_flags import warn_if_running
-from infernet.config import Config, keep_former_coordinator, load, places, save, values_in
+from infernet.config import Config, load, pinned, places, save, values_in
 from infernet.settings.table import BY_NAME
 from protocol.ids import npub
 
@@ -109,9 +109,9 @@ def _use(here: Config, arguments: argparse.Namespace) -> None:
         else:
             before = values_in(here.config_file)
             values["coordinator_key"] = pinned_key(before, values, load().config, yes=arguments.yes)
-    replaced = keep_former_coordinator(here.config_file, values, keep=True)
+    replaced = pinned(here.config_file)
     save(here.config_file, values, keep=True)
-    tell_former(replaced)
+    tell_former(here.config_file, replaced)
     warn_if_running(here)
 
 

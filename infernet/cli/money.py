@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from infernet.cli.command import Failure, Misuse, warn
-from infernet.config import Config, load
+from infernet.config import Config, load, pinned
 from infernet.coordinators import Coordinator, former, remember
 from infernet.host.files import FilesError
 from infernet.host.lock import running_pid
@@ -19,6 +21,7 @@ from infernet.ipc import client as ipc
 from protocol import constants as c
 from protocol.formats.amounts import BadAmount, format_usd, parse_usd
 from protocol.formats.coins import Pair, UnknownPair, find_pair
+from protocol.ids import NodeId
 
 # The node itself waits for the coordinator up to 15 s, and may sign, and register, once more.
 ASK_TIMEOUT_S: Final = 60.0
@@ -44,9 +47,12 @@ def no_coordinator(config: Config) -> str:
     )
 
 
-def tell_former(url: str | None) -> None:
-    """Say that a coordinator which was replaced is not forgotten."""
-    if url is not None:
+def tell_former(config_file: Path, before: tuple[str, NodeId] | None) -> None:
+    """Say that a coordinator which was replaced, and has answered this key, is not forgotten. Raises FilesError."""
+    if before is None or before == pinned(config_file):
+        return
+    url = before[0]
+    if any((one.url, one.node) == before for one in former(config_file.parent)):
         warn(
             f"this key may have money at {url}: `infernet login --url {url}` and `infernet wallet` show it, and "
             "`infernet remove` asks there, too"
@@ -59,7 +65,6 @@ def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
     if running_pid(config.pid_file) is None:
         if config.coordinator_url is None:
             raise Failure(no_coordinator(config))
-        _remember(config)
         return _ask_alone(config, name, fields)
     # It may have been told of a coordinator when it was started, and knows by itself when it was not.
     payload = {"ask": name, "fields": fields}
@@ -69,18 +74,18 @@ def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
         raise _failure(refused) from None
 
 
-def ask_former(coordinator: Coordinator, name: str, **fields: str | int | bool) -> Any:
-    """What a coordinator of before answers. Raises Failure or CoordinatorError."""
+def ask_as_it_is(coordinator: Coordinator | None, name: str, **fields: str | int | bool) -> Any:
+    """What this coordinator answers, or the one that is set, without entering a key there that it does not know.
+
+    Raises Failure, with the code `not_registered` for such a key, IpcError or CoordinatorError.
+    """
     config = load().config
+    if coordinator is None:
+        if running_pid(config.pid_file) is not None:
+            return ask_coordinator(name, **fields)
+        return _ask_alone(config, name, fields, enters=False)
     at = dataclasses.replace(config, coordinator_url=coordinator.url, coordinator_key=coordinator.node)
-    return _ask_alone(at, name, fields)
-
-
-def _remember(config: Config) -> None:
-    """One that only the environment names, today, may hold money tomorrow."""
-    if config.coordinator_url is not None and config.coordinator_key is not None:
-        with contextlib.suppress(FilesError):  # a file system that is read only: then nothing is set there either
-            remember(config.config_dir, config.coordinator_url, config.coordinator_key)
+    return _ask_alone(at, name, fields, enters=False)
 
 
 def ask_node(command: str, payload: object = None) -> Any:
@@ -97,8 +102,8 @@ def _failure(refused: ipc.Refused) -> Failure:
     return Failure(refused.code, code=refused.cause)
 
 
-def _ask_alone(config: Config, name: str, fields: dict[str, str | int | bool]) -> Any:
-    """Sign with the node's own key, which nobody else uses now."""
+def _ask_alone(config: Config, name: str, fields: dict[str, str | int | bool], *, enters: bool = True) -> Any:
+    """Sign with the node's own key, which nobody else uses now; `enters` that key where it is not known."""
     import trio
 
     from infernet import identity
@@ -115,7 +120,8 @@ def _ask_alone(config: Config, name: str, fields: dict[str, str | int | bool]) -
     assert config.coordinator_key is not None
     signer = RequestSigner(key, config.coordinator_key, wall_ms)
     proxy = proxy_for(config, config.coordinator_url)
-    client = MoneyClient(config.coordinator_url, signer, lambda: registration(config, key.node, ()), proxy)
+    entry = partial(registration, config, key.node, ()) if enters else None
+    client = MoneyClient(config.coordinator_url, signer, entry, proxy)
 
     async def ask() -> Any:
         try:
@@ -124,13 +130,18 @@ def _ask_alone(config: Config, name: str, fields: dict[str, str | int | bool]) -
             await client.aclose()
 
     try:
-        return trio.run(ask)
+        answer = trio.run(ask)
     except BaseException as error:
         if isinstance(leaf := innermost(error), CoordinatorRefused):
             raise Failure(str(leaf), code=leaf.code or None) from None
         if isinstance(leaf, CoordinatorError):
             raise Failure(str(leaf), code=UNREACHABLE) from None
         raise
+    if enters:
+        # Where the settings cannot be written, nothing is to be forgotten with them.
+        with contextlib.suppress(FilesError):
+            remember(config.config_dir, config.coordinator_url, config.coordinator_key)
+    return answer
 
 
 def rows_of(answer: Any) -> list[dict[str, Any]]:

@@ -8,14 +8,14 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from infernet import identity
 from infernet.cli.command import Failure
-from infernet.cli.money import ask_coordinator, ask_former, fields_of
+from infernet.cli.money import ask_as_it_is, fields_of
 from infernet.cli.output import print_json, size
 from infernet.cli.questions import confirm
 from infernet.cli.stop import POLL_INTERVAL_S, WAIT_S_DEFAULT, end_node
@@ -40,15 +40,16 @@ _UUSD_MAX: Final = 2**63
 _LOCK_TIMEOUT_S: Final = 5.0
 _STRANGERS_SHOWN: Final = 3
 
-USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--keep-binary] [--abandon-money] [--json]"
+USAGE: Final = "[--yes] [--keep-config] [--keep-models] [--keep-remote] [--keep-binary] [MORE]"
 DESCRIPTION: Final = """\
 Wipe this node from this machine: end it if it runs, take its service away, have its coordinator forget it, and remove
 its settings, its key, its records and its models. It says what goes, and asks. There is no way back: without a copy of
 the key nobody gets this identity again, nor what it owns. The program itself stays; what a packaged one has unpacked
 goes with the rest, unless something is to be kept.
 
-Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and those that it had
-before, and vouchers that were not redeemed. So it does when that cannot be found out. --abandon-money gives it up."""
+Where money would be lost it refuses, and says how much: what the coordinator holds for this key, and each of those that
+it had before, and vouchers that were not redeemed. So it does when that cannot be found out. --leave-out names a
+coordinator that is gone for good; --abandon-money gives up all that would be lost."""
 EXAMPLES: Final = """\
 examples:
   infernet remove
@@ -68,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-models", action="store_true", help="keep the models")
     parser.add_argument("--keep-remote", action="store_true", help="leave the entry at the coordinator as it is")
     parser.add_argument("--keep-binary", action="store_true", help="keep the program, which this does in any case")
+    parser.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a coordinator that is gone, and is neither asked nor told; give it once for each",
+    )
     parser.add_argument("--abandon-money", action="store_true", help="give up money that would be lost")
 
 
@@ -97,7 +105,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
         return 0
     _refuse_strangers(here, there)
     config, key, trouble = _settings(here)
-    losses = _losses(here, config, key, trouble, keeps_key=arguments.keep_config)
+    losses = _losses(here, config, key, trouble, arguments)
     if not arguments.abandon_money:
         _refuse_loss(losses)
     pid = running_pid(here.pid_file)
@@ -105,7 +113,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
     if key is not None and not arguments.keep_remote:
         # Where the list cannot be read, the loss is told of above; whoever gives that up has nobody told.
         with contextlib.suppress(FilesError):
-            told = _coordinators(config)
+            told = _coordinators(config, arguments.leave_out)
     if not arguments.yes:
         shown = there | dict.fromkeys(unpacked, "this program, unpacked")
         for line in _announcement(shown, pid, service, told, key, losses):
@@ -117,7 +125,7 @@ def _remove(here: Config, arguments: argparse.Namespace) -> int:
         end_node(here, pid, WAIT_S_DEFAULT, force=False, quiet=arguments.json)
         removed.stopped = pid
         # Jobs that have ended since may have earned something.
-        losses = _losses(here, config, key, trouble, keeps_key=arguments.keep_config)
+        losses = _losses(here, config, key, trouble, arguments)
         if not arguments.abandon_money:
             _refuse_loss(losses)
     removed.lost = losses
@@ -200,7 +208,9 @@ def _settings(here: Config) -> tuple[Config | None, str | None, str]:
         return None, key, str(error)
 
 
-def _losses(here: Config, config: Config | None, key: str | None, trouble: str, *, keeps_key: bool) -> tuple[Loss, ...]:
+def _losses(
+    here: Config, config: Config | None, key: str | None, trouble: str, arguments: argparse.Namespace
+) -> tuple[Loss, ...]:
     """All that would be lost, as far as it can be found out; `trouble` says why it cannot."""
     losses: list[Loss] = []
     try:
@@ -208,13 +218,13 @@ def _losses(here: Config, config: Config | None, key: str | None, trouble: str, 
             losses.append(Loss("in vouchers that were not redeemed (`infernet wallet claim`)", unclaimed_uusd))
     except (StoreError, IpcError) as error:
         losses.append(Loss(f"the records of money cannot be read ({clean_line(str(error), 300)})", None))
-    if keeps_key:
+    if arguments.keep_config:
         return tuple(losses)
     if trouble:
         losses.append(Loss(f"what this key owns cannot be found out ({clean_line(trouble, 300)})", None))
     elif key is not None:
         try:
-            for coordinator in _coordinators(config):
+            for coordinator in _coordinators(config, arguments.leave_out):
                 losses += _held_by(coordinator)
         except FilesError as error:
             losses.append(Loss(clean_line(str(error), 500), None))
@@ -225,23 +235,30 @@ def _losses(here: Config, config: Config | None, key: str | None, trouble: str, 
     return tuple(losses)
 
 
-def _coordinators(config: Config | None) -> list[Remote]:
+def _coordinators(config: Config | None, leave_out: Collection[str]) -> list[Remote]:
     """The coordinator that is set, and those that were: each may hold something for this key. Raises FilesError."""
     if config is None:
         return []
     now = (config.coordinator_url, config.coordinator_key.hex() if config.coordinator_key is not None else None)
     before = [one for one in former(config.config_dir) if (one.url, one.key) != now]
-    current = [Remote(config.coordinator_url, ask_coordinator)] if config.coordinator_url is not None else []
-    return current + [Remote(one.url, functools.partial(ask_former, one)) for one in before]
+    current = [(config.coordinator_url, None)] if config.coordinator_url is not None else []
+    return [
+        Remote(url, functools.partial(ask_as_it_is, one))
+        for url, one in (*current, *((one.url, one) for one in before))
+        if url not in leave_out
+    ]
 
 
 def _held_by(coordinator: Remote) -> Iterator[Loss]:
     from infernet.coordinator_client import CoordinatorError
+    from infernet.money.client import NOT_REGISTERED
 
     url = coordinator.url
     try:
         wallet = fields_of(coordinator.ask("wallet"))
     except (CoordinatorError, Failure, IpcError) as error:
+        if isinstance(error, Failure) and error.details.get("code") == NOT_REGISTERED:
+            return  # it does not know this key
         yield Loss(f"{url} does not say what it holds ({clean_line(str(error), 300)})", None)
         return
     names = {
@@ -319,11 +336,17 @@ def _uninstall(path: Path) -> str:
 def _deregister(coordinator: Remote) -> bool:
     """Have the coordinator forget this node; gives whether it knew it. Raises Failure."""
     from infernet.coordinator_client import CoordinatorError
+    from infernet.money.client import NOT_REGISTERED
 
     try:
         answer = fields_of(coordinator.ask("remove", role=load().config.role.name.lower()))
     except (CoordinatorError, Failure) as error:
-        raise Failure(f"{error}; no file was removed: try again, or leave its entry there with --keep-remote") from None
+        if isinstance(error, Failure) and error.details.get("code") == NOT_REGISTERED:
+            return False
+        raise Failure(
+            f"{error}; no file was removed: try again, or leave the entry at {coordinator.url} as it is with "
+            "--keep-remote or --leave-out"
+        ) from None
     return answer.get("deleted") is True
 
 

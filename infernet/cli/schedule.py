@@ -108,7 +108,6 @@ def _tell_node(command: str, *, as_json: bool) -> None:
         node_status(config)  # says whether it is starting
         raise
     if as_json:
-        left.pop("ends_in_s", None)
         print_json(left)
     elif command == "resume":
         print("The node takes jobs again, within its hours.")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from infernet.cli.command import Misuse, explain, innermost, warn
+from infernet.cli.command import Failure, Misuse, explain, innermost, warn
 from infernet.cli.detached import Reports, detach
 from infernet.cli.output import print_fields, print_json
 from infernet.cli.running_node import not_serving, parts_in, refuse_second
@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         reports: list[dict[str, Any]] = []
         ready = reports.append if arguments.once else tell
         _run_here(config, key, ready, log_to_file=log_to_file, once=arguments.once)
+        if arguments.once and not reports:
+            raise Failure("the node was stopped before it was up")
         for status in reports:
             tell(status)
     else:

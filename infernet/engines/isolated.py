@@ -330,7 +330,8 @@ class IsolatedEngine:
             await trio.to_thread.run_sync(models.verify, path, self._config.fingerprint, abandon_on_cancel=True)
         digest = await trio.to_thread.run_sync(models.fingerprint, path, abandon_on_cancel=True)
         # From the first load on it is this very file, or none.
-        self._config = replace(self._config, fingerprint=digest)
+        system_prompt = self._config.system_prompt or models.system_prompt_of(digest)
+        self._config = replace(self._config, fingerprint=digest, system_prompt=system_prompt)
         return digest
 
     async def _check_folder(self, path: Path) -> bytes:

@@ -93,6 +93,11 @@ STARTER: Final = CatalogueEntry(
 )
 
 
+def system_prompt_of(fingerprint: bytes) -> str:
+    """What a model of this hash has to be told before a chat, wherever its file lies; empty for most."""
+    return STARTER.system_prompt if fingerprint.hex() == STARTER.sha256 else ""
+
+
 # ---------------------------------------------------------------- verifying
 
 

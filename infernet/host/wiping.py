@@ -28,7 +28,11 @@ OF_RECORDS: Final = (
     *("daemon.*", "node.sqlite3*", "money.sqlite3*", "crash.log*", "benchmark.json*", ".benchmark.json*"),
     *("verified", "verified/*"),
 )
-OF_MODELS: Final = ("models", "models/*.gguf*", "models/.*.gguf*", "models/.*.whl.part*")
+OF_MODELS: Final = (
+    *("models", "models/*.gguf*", "models/.*.gguf*", "models/.*.whl.part*"),
+    # What is left of fetches by earlier versions.
+    *("models/.fetch-*", "models/.fetch-*/*"),
+)
 
 
 class CannotWipe(Exception):

@@ -4,7 +4,8 @@
     -> {"cmd": "chat", "payload": {...}}        <- {"ok": true, "event": "text", "data": {...}}   several, then
                                                 <- {"ok": true, "event": "done", ...} or {"ok": false, "error": ...}
 
-Commands: ping, status, stats, metrics, peers, subscribe, join, why, drain, shutdown, chat, money, claim, close-leases.
+Commands: ping, status, stats, metrics, peers, subscribe, join, why, pause, resume, drain, shutdown, chat, money, claim,
+close-leases.
 Closing the connection cancels a chat. subscribe answers with an event `snapshot` every `interval_s`, until the
 connection is closed; who does not read is hung up on. Errors have the names that existing tools know. Standard library
 only, so that commands which just ask start fast.

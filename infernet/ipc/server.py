@@ -248,7 +248,10 @@ class _Server:
         except LocalProtocolError as error:
             await _send(stream, _failure(str(error), "bad_request"))
         else:
-            await _send(stream, _success({"paused": until_told, **asdict(self._handlers.jobs_left())}))
+            left = asdict(self._handlers.jobs_left())
+            # Infinite, for nothing ends; and no JSON.
+            del left["ends_in_s"]
+            await _send(stream, _success({"paused": until_told, **left}))
 
     async def _join(self, stream: trio.SocketStream, payload: object) -> None:
         try:

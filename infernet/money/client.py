@@ -75,13 +75,15 @@ def is_final(error: CoordinatorError, codes: frozenset[str] = FINAL_CODES) -> bo
 
 
 class MoneyClient:
-    """The HTTP side. `registration` gives the fields with which a node registers that is not known yet."""
+    """The HTTP side. `registration` gives the fields with which a node registers that is not known yet; without it,
+    none is entered.
+    """
 
     def __init__(
         self,
         url: str,
         signer: RequestSigner,
-        registration: Callable[[], dict[str, object]],
+        registration: Callable[[], dict[str, object]] | None,
         proxy: Proxy | None = None,
     ) -> None:
         self.url = url.rstrip("/")
@@ -104,7 +106,7 @@ class MoneyClient:
 
     async def ask(self, name: str, fields: dict[str, Any]) -> Any:
         """What stands under `data` in the answer to one of `TARGETS`. Raises CoordinatorError."""
-        if name == "register":
+        if name == "register" and self._registration is not None:
             # What is published of this node follows from its settings, whatever whoever asks has in mind.
             fields = fields | self._registration()
         answer = read_json(await self._post(TARGETS[name], msgspec.json.encode(fields), None))
@@ -145,7 +147,7 @@ class MoneyClient:
         try:
             return await self._post_by_its_clock(target, body, content_type)
         except CoordinatorRefused as error:
-            if error.code != NOT_REGISTERED:
+            if error.code != NOT_REGISTERED or self._registration is None:
                 raise
         await CoordinatorClient(self.url, self._signer, self._proxy).register(self._registration())
         return await self._post_by_its_clock(target, body, content_type)

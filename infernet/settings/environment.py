@@ -85,11 +85,18 @@ _KNOWN: Final = frozenset((*_OTHERS, *EARLIER, *(name for setting in SETTINGS fo
 
 
 def place_of_vendor(environ: Mapping[str, str]) -> dict[str, object]:
-    """Where others reach this machine, by what its vendor says; by the name of the setting, empty where nobody does."""
+    """Where others reach this machine, by what its vendor says; by the name of the setting, empty where nobody does.
+
+    An address counts only with the public port of ours: beside another port it would lead nowhere, and keep from being
+    published what those who dial back find out.
+    """
     ip = next((ip for name in VENDOR_ADDRESSES if (ip := read_ip(environ.get(name, ""))) is not None), None)
+    port = next((text for name in _VENDOR_PORTS if (text := environ.get(name, ""))), "")
     if ip is None or not is_globally_routable(ip):
         return {}
-    port = next((text for name in _VENDOR_PORTS if (text := environ.get(name, ""))), "")
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
-        return {"address": str(ip)}
-    return {"address": str(ip), "p2p_port": int(port), "bind_port": P2P_PORT}
+    try:
+        # Read as a port to listen on is: 0, which for p2p_port is any free one, is nothing that others dial.
+        told = {"address": BY_NAME["address"].read(str(ip)), "p2p_port": BY_NAME["bind_port"].read(port)}
+    except ValueError:
+        return {}
+    return told | {"bind_port": P2P_PORT}

@@ -147,15 +147,19 @@ async def test_a_client_finds_a_provider_by_the_coordinators_list_and_asks_it_di
 
 async def test_the_link_comes_back_when_the_coordinator_does(coordinator: Coordinator) -> None:
     node = make_node(coordinator)
+    times_told: list[bool] = []
+    node.on_linked = lambda: times_told.append(node.is_linked)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.run)
         await until(lambda: link(node)["state"] == "connected")
+        assert node.is_linked
         coordinator.kill()
         await until(lambda: link(node)["state"] != "connected")
         assert link(node)["last_error"]
         assert node.status()["peers"] == 0
         coordinator.start()
         await until(lambda: link(node)["state"] == "connected")
+        assert times_told == [True, True]
         assert (await chat(coordinator))[-1] == "done"
         node.stop()
 

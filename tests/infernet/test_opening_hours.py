@@ -98,6 +98,19 @@ async def test_one_that_is_paused_stays_so_when_its_hours_begin() -> None:
         assert isinstance((await ask(client, question(provider=provider.node_id, max_tokens=3)))[-1], JobDone)
 
 
+async def test_a_node_that_ends_is_neither_paused_nor_resumed() -> None:
+    async with world() as w:
+        provider = await w.start(PacedEngine(tokens_per_s=1, slots=1))
+        client = await w.start(None, provider)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, client, question(provider=provider.node_id, max_tokens=20))
+            await settle(provider, lambda: provider.status()["jobs_running"] == 1)
+            provider.drain(60)
+            for until_told in (True, False):
+                with pytest.raises(LocalProtocolError, match="is ending"):
+                    provider.pause(until_told)
+
+
 async def test_a_client_has_nothing_to_pause() -> None:
     async with world() as w:
         client = await w.start(None)

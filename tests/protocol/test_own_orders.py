@@ -17,7 +17,7 @@ from protocol.jobs import order_extensions
 from protocol.messages import Interest, JobOpen, JobReject, Queued
 from protocol.peer import FEATURE_FORWARDS
 from protocol.records import Availability, FreePolicy, Outcome, Role
-from tests.helpers_machines import ADDRESS, ALONE, LOOPBACK, Bench, chat, offer, provider_record, record_of
+from tests.helpers_machines import ADDRESS, ALONE, LOOPBACK, Bench, chat, now, offer, provider_record, record_of
 from tests.helpers_puppets import job_stream, order_for
 from tests.helpers_records import ASKER, OFFER, PROVIDER, order, signing_key
 from tests.protocol.test_admission import admission_of, ask
@@ -55,6 +55,20 @@ def test_nobody_else_is_taken_for_the_owner() -> None:
     assert ask(closed, order(), peer=PROVIDER.node, local=True) is Refusal.NOT_FREE
     draining = admission_of(availability=Availability.DRAINING)
     assert ask(draining, order(), peer=ASKER.node, local=True) is Refusal.DRAINING
+
+
+def test_who_reserves_for_an_order_to_itself_is_no_owner_here() -> None:
+    """Such an order names its asker as its provider, and is not for us."""
+    stranger = signing_key("stranger").node
+    theirs = order(asker=stranger, provider=stranger)
+    for changes, code in (
+        ({"free_policy": FreePolicy.NOBODY}, Refusal.NOT_FREE),
+        ({"free_policy": FreePolicy.KNOWN}, Refusal.NOT_FREE),
+        ({"availability": Availability.DRAINING}, Refusal.DRAINING),
+    ):
+        why = admission_of(**changes).judge_another(theirs, stranger, (), now())
+        assert isinstance(why, tuple), changes
+        assert why[0] is code
 
 
 @pytest.mark.parametrize(("address", "share"), [(LOOPBACK, 1.0), ("/ip4/198.51.100.7/tcp/50000", 0.5)])

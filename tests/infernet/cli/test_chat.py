@@ -376,6 +376,15 @@ async def test_a_node_that_serves_the_model_is_asked_to_answer_itself(
 
 
 @pytest.mark.anyio
+async def test_a_node_of_an_older_version_is_not_asked_to_answer_itself(home: Home, capsys: Capture) -> None:
+    fake = node()
+    fake.state |= {"models": ["tiny-135m"], "node_id": PROVIDER.node.hex()}
+    async with running(fake, home.config):
+        assert (await invoke_beside(capsys, "chat", "Hi")).code == 0
+    assert [request.provider for request in fake.requests] == [None]
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("words", [["--peer", ADDRESS], ["--via", ADDRESS]])
 async def test_whoever_is_named_is_asked_although_the_node_serves(
     home: Home, capsys: Capture, words: list[str]
@@ -402,7 +411,7 @@ async def test_others_are_asked_where_the_own_engine_cannot_do_it_and_not_where_
     home: Home, capsys: Capture, code: Refusal, asks_others: bool
 ) -> None:
     fake = node(JobFailed(JOB, code, "it did not"))
-    fake.state |= {"models": ["embeds-only"], "node_id": PROVIDER.node.hex()}
+    fake.state |= {"models": ["embeds-only"], "aliases": {}, "node_id": PROVIDER.node.hex()}
     async with running(fake, home.config):
         outcome = await invoke_beside(capsys, "chat", "--json", "Hi")
     assert (outcome.code, outcome.json["code"]) == (1, code.name.lower())

@@ -141,6 +141,8 @@ def test_a_variable_sets_what_it_set(
     home: Home, capsys: Capture, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, setting: str, shown: object
 ) -> None:
     monkeypatch.setenv(variable, value)
+    # Without a public port of the vendor's its address is of no use.
+    monkeypatch.setenv("RUNPOD_TCP_PORT_46337", "40123" if variable in VENDOR_ADDRESSES else "")
     outcome = invoke(capsys, "config", "show", "--json")
     assert outcome.json["settings"][setting]["value"] == shown
     assert outcome.json["settings"][setting]["from"] == "environment"

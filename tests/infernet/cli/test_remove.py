@@ -21,7 +21,6 @@ from infernet.host.files import make_private_directory
 from infernet.host.lock import running_pid
 from infernet.host.service_units import home_mark
 from infernet.money.store import MoneyStore
-from protocol.ids import NodeId
 from tests.helpers_cli import Home, Outcome, invoke, invoke_beside, running
 from tests.helpers_ipc import FakeNode
 from tests.helpers_money_server import BANK, MoneyServer, Refusal, money_server
@@ -246,13 +245,6 @@ async def test_with_the_key_kept_the_coordinators_money_is_not_lost(ready: Home,
     assert folders(ready) == ["config"]
 
 
-def forget_all_but(home: Home, url: str, key: NodeId) -> None:
-    """Leave one coordinator of before."""
-    assert (url, key) in [(one.url, one.node) for one in former(home.config.config_dir)]
-    (home.config.config_dir / FILE_NAME).unlink()
-    remember(home.config.config_dir, url, key)
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -267,14 +259,13 @@ async def test_what_a_coordinator_of_before_holds_is_not_lost_by_mistake(
     ready: Home, capsys: Capture, words: list[str]
 ) -> None:
     async with coordinator(ready, NOTHING | {"available_uusd": 5_000_000}) as server:
+        assert (await invoke_beside(capsys, "wallet")).code == 0
         replaced = await invoke_beside(capsys, *words)
         assert replaced.code == 0, replaced.err
         assert f"this key may have money at {server.url}" in replaced.err
         save(ready.config.config_file, {"coordinator_url": None, "coordinator_key": None}, keep=True)
         wallet = await invoke_beside(capsys, "wallet")
         assert (wallet.code, f"this key may have money at {server.url}" in wallet.complaint) == (1, True)
-        # Where the test has set another one on the way, nothing is to be had there.
-        forget_all_but(ready, server.url, BANK.node)
         outcome = await refused(capsys)
         assert f"$5.00 available (`infernet payout request AMOUNT`) at {server.url}" in outcome.err
         assert folders(ready) == ALL
@@ -284,12 +275,50 @@ async def test_what_a_coordinator_of_before_holds_is_not_lost_by_mistake(
     assert folders(ready) == []
 
 
+async def test_one_that_has_never_answered_this_key_holds_nothing(ready: Home, capsys: Capture) -> None:
+    for url in ("http://127.0.0.1:9", "none"):
+        words = [] if url == "none" else ["--coordinator-key", BANK.node.hex()]
+        replaced = await invoke_beside(capsys, "login", "--url", url, *words)
+        assert (replaced.code, replaced.err) == (0, "")
+        assert url == "none" or (await invoke_beside(capsys, "wallet")).code == 1
+    assert former(ready.config.config_dir) == ()
+    assert (await invoke_beside(capsys, "remove", "--yes")).code == 0
+
+
 async def test_each_coordinator_of_before_is_asked_and_told(ready: Home, capsys: Capture) -> None:
-    async with coordinator(ready) as first, coordinator(ready) as second:
-        assert [one.url for one in former(ready.config.config_dir)] == [first.url]
-        assert (await invoke_beside(capsys, "remove", "--yes")).code == 0
-        for server in (first, second):
-            assert [asked.target.rpartition("/")[2] for asked in server.asked] == ["wallet", "remove"]
+    async with coordinator(ready) as first:
+        assert (await invoke_beside(capsys, "wallet")).code == 0
+        async with coordinator(ready) as second:
+            assert [one.url for one in former(ready.config.config_dir)] == [first.url]
+            assert (await invoke_beside(capsys, "remove", "--yes")).code == 0
+            for server in (first, second):
+                ends = [asked.target.rpartition("/")[2] for asked in server.asked]
+                assert ends[-2:] == ["wallet", "remove"]
+
+
+async def test_one_that_is_gone_for_good_can_be_left_out(ready: Home, capsys: Capture) -> None:
+    gone = "http://127.0.0.1:9"
+    remember(ready.config.config_dir, gone, BANK.node)
+    async with coordinator(ready) as server:
+        assert gone in (await refused(capsys)).err
+        assert server.to("/remove") == []
+        assert (await invoke_beside(capsys, "remove", "--yes", "--leave-out", gone)).code == 0
+        assert len(server.to("/remove")) == 1
+    assert folders(ready) == []
+
+
+async def test_looking_for_money_enters_this_key_nowhere(ready: Home, capsys: Capture) -> None:
+    async with coordinator(ready) as server:
+        server.is_registered = False
+        remember(ready.config.config_dir, server.url, signing_key("another").node)
+        kept = await invoke_beside(capsys, "remove", "--yes")
+        assert kept.code == 1, "the other one does not answer with the key that it had"
+        (ready.config.config_dir / FILE_NAME).unlink()
+        outcome = await invoke_beside(capsys, "remove", "--yes", "--json")
+        assert (outcome.code, outcome.json["deregistered"], outcome.json["lost_is_known"]) == (0, False, True)
+        assert not server.is_registered
+        assert server.to("/register") == []
+    assert folders(ready) == []
 
 
 @pytest.mark.parametrize("damage", [b"[", b'[{"url": 1}]', b'[{"url": "http://x", "key": "zz"}]'])

@@ -90,7 +90,7 @@ async def test_names_of_peers_are_cleaned_and_this_node_is_left_out(home: Home, 
         "zz",
     ]
     assert "abababab  provider  yes" in outcome.out
-    assert "tiny, big  3/8   1 min 1 s ago  /ip4/203.0.113.7/tcp/46337" in outcome.out
+    assert "tiny, big  -     3/8   1 min 1 s ago  /ip4/203.0.113.7/tcp/46337" in outcome.out
     assert "\x1b" not in outcome.out
     assert [peer["name"] for peer in everyone.json["peers"]] == [PEER["name"], "us", "zz"]
     # In JSON nothing is changed, only escaped.

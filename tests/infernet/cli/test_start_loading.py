@@ -89,6 +89,14 @@ def until_it_serves(home: Home) -> dict[str, Any]:
         time.sleep(0.02)
 
 
+def until_it_answers(home: Home) -> None:
+    """As soon as the node listens to its owner."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not ipc.is_alive(home.config.socket_path):
+        assert time.monotonic() < deadline, "it never answered"
+        time.sleep(0.02)
+
+
 @pytest.fixture
 async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Starting]:
     """A command that waits for a node which loads."""
@@ -99,12 +107,18 @@ async def starting(home: Home, capsys: pytest.CaptureFixture[str]) -> AsyncItera
 
 
 @asynccontextmanager
-async def _starting(home: Home, command: Sequence[str] = ()) -> AsyncIterator[Starting]:
+async def _starting(
+    home: Home,
+    *more: str,
+    before: Sequence[str] = (),
+    command: Sequence[str] = (),
+    first_word: str = f"{MODEL}: loading for ",
+) -> AsyncIterator[Starting]:
     server = SlowServer()
     async with server.double.running():
         words = ["--p2p-port", "0", "--listen-hosts", "127.0.0.1", "--engine", "openai", "--engine-models", MODEL]
         process = await trio.lowlevel.open_process(
-            [*(command or home.command()), "start", *words, "--engine-url", server.double.url],
+            [*before, *(command or home.command()), "start", *words, *more, "--engine-url", server.double.url],
             env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -112,7 +126,8 @@ async def _starting(home: Home, command: Sequence[str] = ()) -> AsyncIterator[St
         )
         try:
             begun = Starting(home, server, process)
-            await begun.say(f"{MODEL}: loading for ")
+            if first_word:
+                await begun.say(first_word)
             yield begun
         finally:
             process.kill()
@@ -152,7 +167,7 @@ async def test_a_node_that_has_begun_to_load_and_does_not_answer_is_left_alone(
     impatient = (
         "from infernet.cli import __main__, detached; detached.SILENCE_S = 3.0; raise SystemExit(__main__.main())"
     )
-    async with _starting(home, [sys.executable, "-c", impatient]) as starting:
+    async with _starting(home, command=[sys.executable, "-c", impatient]) as starting:
         pid = running_pid(home.config.pid_file)
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
@@ -166,6 +181,19 @@ async def test_a_node_that_has_begun_to_load_and_does_not_answer_is_left_alone(
         starting.server.may_answer.set()
         status = await trio.to_thread.run_sync(until_it_serves, home)
         assert (status["pid"], status["models"]) == (pid, [MODEL])
+
+
+async def test_with_nohup_a_hang_up_ends_neither_the_command_nor_the_node(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes"]) == 0
+    capsys.readouterr()
+    async with _starting(home, before=["nohup"]) as starting:
+        starting.process.send_signal(signal.SIGHUP)
+        starting.server.may_answer.set()
+        code, said = await starting.end()
+        assert (code, "goes on loading" in said) == (0, False)
+        assert (await starting.status())["models"] == [MODEL]
 
 
 @pytest.mark.parametrize("by_signal", [False, pytest.param(True, marks=pytest.mark.nightly)])
@@ -185,6 +213,19 @@ async def test_a_node_is_ended_while_it_loads(
     assert running_pid(config.pid_file) is None
     assert not config.socket_path.exists()
     assert json.loads(config.log_file.read_text().splitlines()[-1])["event"] == "node.stopped"
+
+
+async def test_one_that_is_started_once_and_stopped_before_it_was_up_did_not_come_up(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--yes"]) == 0
+    capsys.readouterr()
+    async with _starting(home, "--once", first_word="") as begun:
+        await trio.to_thread.run_sync(until_it_answers, home)
+        assert (await invoke_beside(capsys, "stop")).code == 0
+        code, said = await begun.end()
+    assert code == 1
+    assert said.splitlines()[-1] == "infernet: the node was stopped before it was up"
 
 
 @pytest.mark.nightly

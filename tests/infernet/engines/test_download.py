@@ -141,6 +141,30 @@ async def test_without_a_name_for_its_state_a_file_is_begun_anew(tmp_path: Path)
     assert "range" not in asked[-1].headers
 
 
+@pytest.mark.parametrize("etag", ['"one"', 'W/"weak"'])
+async def test_of_a_longer_file_that_is_not_gone_on_with_nothing_stays(tmp_path: Path, etag: str) -> None:
+    (tmp_path / ".tiny.gguf.part").write_bytes(b"GGUF" + b"x" * (len(WEIGHTS) + 3000))
+    (tmp_path / ".tiny.gguf.part.note").write_text(
+        '{"url": "http://elsewhere.example/x.gguf", "validator": "\\"one\\""}'
+    )
+    server, asked = serves(etag=etag)
+    result = await fetched(server, tmp_path)
+    assert isinstance(result, Fetched)
+    assert result.path.read_bytes() == WEIGHTS
+    assert "range" not in asked[0].headers
+
+
+async def test_a_file_that_another_program_wrote_into_is_not_kept(tmp_path: Path) -> None:
+    def write(done: int, total: int | None) -> None:
+        if done == total:
+            with (tmp_path / ".tiny.gguf.part").open("r+b") as part:
+                part.truncate(len(WEIGHTS) + 3000)
+
+    server, _ = serves()
+    assert "another program wrote into" in str(await fetched(server, tmp_path, progress=write))
+    assert names(tmp_path) == set()
+
+
 async def test_a_whole_part_that_was_never_checked_is_checked(tmp_path: Path) -> None:
     server, _ = serves(cut_after=[len(WEIGHTS) - 1])
     async with server.running():

@@ -15,6 +15,7 @@ import trio.testing
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from infernet.engines import models
 from infernet.engines.contract import (
     EngineConfig,
     EngineState,
@@ -40,13 +41,14 @@ QUICK = Timeouts(
     ping_interval_s=0.05, ping_answer_s=30, stall_s=30, cancel_s=30, restart_first_s=0.05, restart_max_s=0.2
 )
 SECRET = "somebody's secret prompt"
+WEIGHTS = b"weights"
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> EngineConfig:
     """A model whose file the double never opens."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"weights")
+    path.write_bytes(WEIGHTS)
     return EngineConfig(name="double", path=str(path))
 
 
@@ -72,6 +74,19 @@ async def test_a_run_goes_through(config: EngineConfig) -> None:
         assert await bench.do(Kind.CHAT, chat("?")) == ("yes", EngineFinished(RunId(1), Outcome.STOP, 1))
         offer = bench.engine.models()[0]
         assert (offer.context_tokens, offer.concurrency, offer.is_free) == (512, 4, True)
+
+
+@pytest.mark.parametrize(("own", "told"), [("", models.STARTER.system_prompt), ("Be brief.", "Be brief.")])
+async def test_the_starter_model_is_told_what_it_needs_wherever_its_file_lies(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch, own: str, told: str
+) -> None:
+    config = structs.replace(config, system_prompt=own)
+    with pytest.raises(EngineUnavailable, match=f"^system prompt: '{own}'"):
+        await engine(config, "says its system prompt").run(Recorder().report)
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+    monkeypatch.setattr(models, "STARTER", replace(models.STARTER, sha256=sha256))
+    with pytest.raises(EngineUnavailable, match=f"^system prompt: '{told}'"):
+        await engine(config, "says its system prompt").run(Recorder().report)
 
 
 async def test_it_says_for_how_long_it_loads_and_holds_the_file_to_what_it_was_then(config: EngineConfig) -> None:

@@ -7,6 +7,8 @@ import hashlib
 import os
 import re
 import shutil
+import sys
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
@@ -170,6 +172,26 @@ async def test_what_is_there_is_kept_and_what_is_damaged_is_replaced(
         asked = len(server.asked)
         await fetched(server, tmp_path / "store")
     assert len(server.asked) == asked
+
+
+async def test_what_an_earlier_version_left_goes_when_nobody_can_be_at_it_and_is_ours_to_wipe(
+    entry: CatalogueEntry, data: bytes, tmp_path: Path
+) -> None:
+    store, elsewhere = tmp_path / "data" / "models", tmp_path / "elsewhere"
+    for folder in (store / ".fetch-old", store / ".fetch-new", elsewhere):
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / FILE).write_bytes(data[:1000])
+    (store / ".fetch-link").symlink_to(elsewhere)
+    assert list(strangers(store.parent, OF_MODELS)) == []
+    server = index(entry, data)
+    async with server.running():
+        await fetched(server, store)
+        os.utime(store / ".fetch-old", times=(time.time() - 7300,) * 2)
+        os.utime(store / ".fetch-new", times=(time.time() - 7100,) * 2)
+        os.utime(store / ".fetch-link", times=(0, 0), follow_symlinks=False)
+        assert await fetched(server, store) == models.starter_path(store)
+    assert {name for name in names(store) if name.startswith(".")} == {".fetch-new", ".fetch-link"}
+    assert (elsewhere / "deep" / FILE).exists()
 
 
 async def test_what_was_broken_off_is_gone_on_with(entry: CatalogueEntry, data: bytes, tmp_path: Path) -> None:
@@ -400,6 +422,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
     monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "shared"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "venv"))
     return tmp_path
 
 
@@ -421,6 +444,8 @@ def test_the_index_is_the_one_that_pip_is_told_of(folders: Path, monkeypatch: py
     told = package_index.pip_settings({})
     assert told.indexes == ("https://mine.example/simple", "https://a.example/s")
     assert told.cert == "/c.pem"
+    write(folders / "venv" / "pip.conf", "[global]\nindex_url = https://venv.example/simple\n")
+    assert package_index.pip_settings({}).indexes == ("https://venv.example/simple", "https://a.example/s")
     write(folders / "own.conf", "[download]\nindex-url = https://own.example/simple\n")
     own = {"PIP_CONFIG_FILE": str(folders / "own.conf")}
     assert package_index.pip_settings(own).indexes[0] == "https://own.example/simple"
@@ -436,6 +461,38 @@ def test_settings_that_cannot_be_read_are_told_and_no_other_index_is_asked(folde
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(FetchFailed, match=r"pip\.conf are damaged: mend the file"):
         package_index.pip_settings({"PIP_CONFIG_FILE": str(path)})
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "http://[::1",
+        "https://u:secret@[x]/simple",
+        "http://u:secret@a.example:99999/simple",
+        "https://",
+        "http://a b/s",
+    ],
+)
+def test_an_index_whose_address_is_none_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", index)
+    with pytest.raises(FetchFailed) as refused:
+        starter.fetch_starter(tmp_path / "store", lambda _done, _all: None)
+    assert str(refused.value) == (
+        "pip's index-url is no address that can be asked: correct PIP_INDEX_URL, or `pip config set global.index-url`"
+    )
+    extra = {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": "https://a.example/simple http://[::1"}
+    with pytest.raises(FetchFailed, match=r"^pip's extra-index-url is no address .* correct PIP_EXTRA_INDEX_URL"):
+        package_index.pip_settings(extra)
+
+
+def test_who_tells_pip_to_ask_no_index_has_none_asked(folders: Path) -> None:
+    write(folders / "venv" / "pip.conf", "[install]\nno_index = true\n")
+    for environ in ({}, {"PIP_NO_INDEX": "1"}, {"PIP_NO_INDEX": ""}):
+        with pytest.raises(FetchFailed, match=r"pip is told to ask no package index .* unset PIP_NO_INDEX"):
+            package_index.pip_settings(environ)
+    assert package_index.pip_settings({"PIP_NO_INDEX": "0"}).indexes == (package_index.DEFAULT_INDEX,)
 
 
 async def test_a_further_index_has_what_the_first_one_lacks(

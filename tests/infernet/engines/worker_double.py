@@ -48,6 +48,8 @@ def load(command: Load) -> None:
             say(LoadFailed(f"{environ}, on the processor: {command.config.on_processor}"))
         case "says whether it is confined":
             say(LoadFailed(f"confined: {command.config.confine}"))
+        case "says its system prompt":
+            say(LoadFailed(f"system prompt: {command.config.system_prompt!r}"))
         case "loads when it may":
             model = Path(command.config.path)
             model.with_suffix(".begun").touch()

@@ -28,6 +28,16 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "s" / "daemon.sock"
 
 
+async def test_who_pauses_it_is_told_in_json_what_is_left(path: Path) -> None:
+    node = FakeNode()
+    async with served(node, path), talking(path) as talker:
+        for command in ("pause", "resume"):
+            reply = await talker.ask({"cmd": command})
+            left = {"running": 2, "asked": 0, "forwarded": 0}
+            assert reply == {"ok": True, "data": {"paused": command == "pause", **left}}
+            assert node.state["paused"] is (command == "pause")
+
+
 async def test_commands_have_the_replies_that_tools_know(path: Path) -> None:
     node = FakeNode()
     async with served(node, path), talking(path) as talker:

@@ -59,7 +59,8 @@ def test_a_name_is_one_short_line() -> None:
 
 
 def test_a_vendor_says_address_and_port() -> None:
-    assert place_of_vendor({"RUNPOD_PUBLIC_IP": "9.9.9.9", "PUBLIC_IPADDR": "8.8.8.8"}) == {"address": "9.9.9.9"}
+    both = {"RUNPOD_PUBLIC_IP": "9.9.9.9", "PUBLIC_IPADDR": "8.8.8.8", "RUNPOD_TCP_PORT_46337": "65535"}
+    assert place_of_vendor(both) == {"address": "9.9.9.9", "p2p_port": 65535, "bind_port": 46337}
     told = place_of_vendor({"PUBLIC_IPADDR": "9.9.9.9", "VAST_TCP_PORT_46337": "40123"})
     assert told == {"address": "9.9.9.9", "p2p_port": 40123, "bind_port": 46337}
 
@@ -69,9 +70,10 @@ def test_what_is_no_public_address_is_not_taken(text: str) -> None:
     assert place_of_vendor({"RUNPOD_PUBLIC_IP": text, "RUNPOD_TCP_PORT_46337": "1"}) == {}
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "65536", "x", "9" * 9999, "\u0665"])
-def test_what_is_no_port_is_not_taken(text: str) -> None:
-    assert place_of_vendor({"RUNPOD_PUBLIC_IP": "9.9.9.9", "RUNPOD_TCP_PORT_46337": text}) == {"address": "9.9.9.9"}
+@pytest.mark.parametrize("text", ["", "0", "-1", "65536", "0001234567", "x", "9" * 9999, "\u0665"])
+def test_without_a_port_that_leads_here_the_address_is_not_taken_either(text: str) -> None:
+    assert place_of_vendor({"RUNPOD_PUBLIC_IP": "9.9.9.9", "RUNPOD_TCP_PORT_46337": text}) == {}
+    assert place_of_vendor({"RUNPOD_PUBLIC_IP": "9.9.9.9", "RUNPOD_TCP_PORT_22": "40022"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,8 @@ def test_what_is_no_port_is_not_taken(text: str) -> None:
         ({"INFERNET_ADDRESS": "8.8.8.8"}, "8.8.8.8", 46337),
         ({"INFERNET_PROXY": "socks5://127.0.0.1:9050"}, None, 46337),
         ({"RUNPOD_PUBLIC_IP": "nonsense"}, None, 46337),
+        ({"RUNPOD_TCP_PORT_46337": ""}, None, 46337),
+        ({"RUNPOD_TCP_PORT_46337": "0001234567"}, None, 46337),
     ],
 )
 def test_the_owner_s_word_counts_before_the_vendor_s(

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from infernet.config import Config, ConfigError, load, read_file, save, why_nobody_pays
-from infernet.engines import models
 from infernet.engines.selection import engine_configs
 from infernet.settings.readers import Dollars, as_plain, read_dollars, read_gpu_split, read_shares, read_worker
 from protocol.ids import NodeId, npub, peer_id
@@ -59,10 +58,11 @@ def test_prices_come_from_flags_and_the_environment_too(tmp_path: Path) -> None:
         assert why_nobody_pays(load(flags, home_of(tmp_path)).config) is None
 
 
-def test_the_engine_asks_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "fingerprint", lambda _: bytes(32))
+def test_the_engine_asks_what_the_configuration_says(tmp_path: Path) -> None:
+    model = tmp_path / "a.gguf"
+    model.write_bytes(b"GGUF")
     prices = {"price_in_usd": Dollars(1), "price_out_usd": Dollars(2), "price_job_usd": Dollars(3)}
-    config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model="/x/a.gguf", **prices)
+    config = Config(config_dir=tmp_path, state_dir=tmp_path, data_dir=tmp_path, model=str(model), **prices)
     (engine,) = engine_configs(config)
     assert (engine.price_in_uusd, engine.price_out_uusd, engine.price_job_uusd) == (1, 2, 3)
 
