@@ -98,15 +98,21 @@ def loading_words(part: dict[str, Any]) -> str | None:
 
 
 def loading(status: dict[str, Any], model: str | None = None) -> str:
-    """What a node loads, or what of it may be this model, and for how long, in words; empty when that is nothing."""
+    """What a node loads, or what of it may be called so, and for how long, in words; empty when that is nothing."""
     parts, engine = parts_in(status), status.get("engine")
     if not parts:
         return (loading_words(engine) if isinstance(engine, dict) else None) or ""
     return "; ".join(
         f"{_names(part)}: {words}"
         for part in parts
-        if (words := loading_words(part)) is not None and (not part.get("models") or model in (None, *part["models"]))
+        if (words := loading_words(part)) is not None and _may_be(part, model, status)
     )
+
+
+def _may_be(part: dict[str, Any], model: str | None, status: dict[str, Any]) -> bool:
+    """Whether an engine may have what is asked for under this name, its own or another one."""
+    names, aliases = part.get("models") or [], status.get("aliases") or {}
+    return not names or model in (None, *names) or any(model in aliases.get(name, ()) for name in names)
 
 
 def _names(part: dict[str, Any]) -> str:

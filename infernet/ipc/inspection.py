@@ -20,7 +20,7 @@ from infernet.discovery.dht import Dht
 from infernet.discovery.discovery import Discovery
 from infernet.draining import Draining
 from infernet.driver import Driver
-from infernet.engines.contract import Engine, TellsParts
+from infernet.engines.contract import Engine, TellsParts, models_loading
 from infernet.ipc.said import what_is_said
 from infernet.ipc.why import Situation, WhyRequest, asking, serving
 from infernet.money.performer import Money
@@ -155,8 +155,9 @@ class Inspection:
         return [to_builtins(part) for part in engine.parts()] if isinstance(engine, TellsParts) else []
 
     def _aliases(self) -> dict[str, list[str]]:
-        """By which other names its models are asked for."""
-        named = {offer.name: settings_of(self._config.model_settings, offer.name).aliases for offer in self._models()}
+        """By which other names its models are asked for, those that it is still loading among them."""
+        names = [*(offer.name for offer in self._models()), *models_loading(self._engine)]
+        named = {name: settings_of(self._config.model_settings, name).aliases for name in names}
         return {name: list(aliases) for name, aliases in named.items() if aliases}
 
     def live(self) -> dict[str, Any]:

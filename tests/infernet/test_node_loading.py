@@ -6,9 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from infernet.cli.running_node import loading
 from infernet.engines.contract import EngineUnavailable
 from infernet.engines.several import Part, SeveralEngines, Waits
 from infernet.node import FIRST_OFFER_S, Node
+from infernet.settings.models import ModelSettings
 from protocol.effects import JobDone, JobFailed
 from protocol.errors import Refusal
 from protocol.records import Availability, Role
@@ -49,6 +51,20 @@ async def test_it_is_there_while_it_loads_and_offers_the_model_once_it_has_loade
         await settle(client, lambda: heard(client, provider) == ["late"])
         assert provider.status()["engine"]["loading_s"] is provider.status()["engines"][0]["loading_s"] is None
         assert isinstance((await ask(client, question(max_tokens=3)))[-1], JobDone)
+
+
+async def test_its_owner_hears_the_other_names_of_what_still_loads() -> None:
+    async with world() as w:
+        engine = LateEngine()
+        settings = (ModelSettings(name="late", aliases=("tardy",)), ModelSettings(name="absent", aliases=("away",)))
+        provider = await w.start(engine, until_loaded=False, model_settings=settings)
+        assert provider.status()["models"] == []
+        assert provider.status()["aliases"] == {"late": ["tardy"]}
+        assert loading(provider.status(), "tardy").startswith("late: loading for ")
+        assert loading(provider.status(), "away") == ""
+        engine.load()
+        assert await provider.wait_loaded()
+        assert provider.status()["aliases"] == {"late": ["tardy"]}
 
 
 async def test_an_engine_that_is_up_in_a_moment_is_in_the_first_heartbeat() -> None:

@@ -447,14 +447,16 @@ def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_m
 async def test_a_model_that_is_loading_here_is_told_where_nobody_else_has_it(home: Home, capsys: Capture) -> None:
     parts = [{"engine": "llama", "models": ["large"], "state": "starting", "loading_s": 61.0}]
     async with running(FakeNode((NOBODY,)), home.config) as fake:
-        fake.state |= {"models": [], "engines": parts}
+        fake.state |= {"models": [], "engines": parts, "aliases": {"large": ["big"]}}
         outcome = await invoke_beside(capsys, "chat", "Why?")
         named = await invoke_beside(capsys, "chat", "--model", "large", "Why?")
+        by_alias = await invoke_beside(capsys, "chat", "--model", "big", "Why?")
         other = await invoke_beside(capsys, "chat", "--model", "other", "Why?")
-    assert (outcome.code, named.code, other.code) == (1, 1, 1)
+    assert (outcome.code, named.code, by_alias.code, other.code) == (1, 1, 1, 1)
     assert outcome.complaint.startswith(
         "infernet: no answer: no provider is known; this node's own engine is not there yet (large: loading for 1 min "
         "1 s): ask again when `infernet status` shows it"
     )
     assert "large: loading for" in named.complaint
+    assert "large: loading for" in by_alias.complaint
     assert "loading" not in other.complaint
