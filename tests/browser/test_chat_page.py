@@ -76,6 +76,7 @@ def test_what_a_model_or_a_person_writes_is_text_and_never_markup(page: Page, pr
 
 
 @pytest.mark.model
+@pytest.mark.nightly
 def test_an_answer_that_goes_on_elsewhere_says_so(page: Page, tmp_path: Path) -> None:
     market = Coordinator(tmp_path / "coordinator")
     providers = [Provider(tmp_path / name, market, name) for name in ("attic", "cellar")]

@@ -53,6 +53,7 @@ def knows_provider(home: Home) -> bool:
     return any(MODEL in peer["models"] for peer in ipc.call(home.config.socket_path, "peers"))
 
 
+@pytest.mark.nightly
 def test_a_question_from_a_shell_goes_through_an_aggregator(tmp_path: Path) -> None:
     aggregator, asker = Home(tmp_path / "aggregator"), Home(tmp_path / "asker")
     outcome = aggregator.run("init", "--role", "aggregator", "--name", "between", "--yes")

@@ -149,7 +149,7 @@ def assert_soon(trials: Trials) -> None:
 
 
 async def test_cancelled_jobs_leave_the_engine_idle_within_a_second(shared_provider: NodeProcess) -> None:
-    assert_soon(await cancelled(shared_provider, 50))
+    assert_soon(await cancelled(shared_provider, 30))
 
 
 @pytest.mark.nightly

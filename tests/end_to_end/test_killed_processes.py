@@ -95,6 +95,7 @@ async def test_an_answer_goes_on_where_it_was_when_the_engine_is_killed(shared_p
     await until(shared_provider.is_idle, "the provider is idle", NOTICED_S)
 
 
+@pytest.mark.nightly
 async def test_a_stream_between_peers_outlives_the_coordinator(starter_model_path: Path, tmp_path: Path) -> None:
     coordinator = await trio.to_thread.run_sync(Coordinator, tmp_path)
     try:

@@ -81,7 +81,7 @@ def test_a_paid_answer_costs_what_it_says_and_its_provider_gets_it(market: Payin
     assert market.balance(market.asker.node) == DEPOSIT_UUSD - 2 * COST_UUSD
 
 
-@pytest.mark.parametrize("goes", ["before", "during"])
+@pytest.mark.parametrize("goes", [pytest.param("before", marks=pytest.mark.nightly), "during"])
 def test_without_the_coordinator_a_job_is_done_and_redeemed_when_it_is_back(market: PayingMarket, goes: str) -> None:
     first = ask(market, "--json")
     assert first.code == 0, first.err

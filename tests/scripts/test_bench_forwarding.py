@@ -15,7 +15,7 @@ TIMEOUT_S = 90.0
 TOKENS = 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_both_ways_are_asked_and_compared_and_a_slot_is_held() -> None:
     words = ["--streams", "1", "--repeats", "1", "--tokens", str(TOKENS), "--handoffs", "2", "--json"]
     done = subprocess.run(

@@ -16,7 +16,7 @@ BENCHMARK = ROOT / "scripts" / "benchmarks" / "owner.py"
 TIMEOUT_S = 120.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.model
 def test_a_node_is_started_asked_and_left_alone(tmp_path: Path) -> None:
     words = ["--runs", "1", "--starts", "1", "--idle-s", "0.5", "--json"]

@@ -29,6 +29,7 @@ def run(name: str, *words: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.nightly
 def test_claims_are_settled_beside_a_bare_loop(tmp_path: Path) -> None:
     words = ("--claims", "600", "--rate", "100", "--seconds", "1", "--folder", str(tmp_path))
     figures = run("settlement", *words)

@@ -58,7 +58,7 @@ def test_nothing_acknowledged_is_lost_wherever_the_power_is_cut() -> None:
     assert figures.cuts > 300
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_cut_during_the_recovery_loses_nothing_either() -> None:
     figures, workload = Figures(), LedgerWorkload()
     recording = record(workload, 2, conditions(workload, 6))

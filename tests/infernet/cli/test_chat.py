@@ -420,7 +420,7 @@ async def test_others_are_asked_where_the_own_engine_cannot_do_it_and_not_where_
 
 
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_real_model_answers_over_libp2p(home: Home, capsys: Capture, starter_model_path: Path) -> None:
     assert invoke(capsys, "init", "--yes", "--p2p-port", "0", "--listen-hosts", "127.0.0.1").code == 0
     home.config.models_dir.mkdir(parents=True)

@@ -88,7 +88,7 @@ def test_a_flag_of_one_command_is_not_a_setting_that_the_environment_holds(
     assert kept(made)["advertise"] is False
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_command_honours_it(made: Home, capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
     assert made.run("config", "set", "--no-advertise", "--no-mdns", "--dht", "--p2p-port", str(port)).code == 0

@@ -89,6 +89,17 @@ def until_it_serves(home: Home) -> dict[str, Any]:
         time.sleep(0.02)
 
 
+def until_it_has_logged(home: Home, event: str) -> list[str]:
+    """All that it has logged, as soon as this is among it."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        events = [json.loads(line)["event"] for line in home.config.log_file.read_text().splitlines()]
+        if event in events:
+            return events
+        assert time.monotonic() < deadline, f"it never logged {event}"
+        time.sleep(0.02)
+
+
 def until_it_answers(home: Home) -> None:
     """As soon as the node listens to its owner."""
     deadline = time.monotonic() + DEADLINE_S
@@ -154,8 +165,8 @@ async def test_the_node_is_there_while_it_loads_and_whoever_waits_may_leave_it(
     starting.server.may_answer.set()
     status = await trio.to_thread.run_sync(until_it_serves, home)
     assert (status["pid"], status["models"], status["engine"]["loading_s"]) == (pid, [MODEL], None)
-    events = [json.loads(line)["event"] for line in home.config.log_file.read_text().splitlines()]
     wanted = ["node.started", "node.loading", "node.loaded"]
+    events = await trio.to_thread.run_sync(until_it_has_logged, home, wanted[-1])
     assert [event for event in events if event in wanted] == wanted
 
 
