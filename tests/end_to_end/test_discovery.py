@@ -80,6 +80,7 @@ async def until(condition: Callable[[], object], what: str) -> None:
 # ---------------------------------------------------------------- an invite
 
 
+@pytest.mark.nightly
 def test_with_an_invite_two_nodes_that_know_nobody_meet() -> None:
     settings = ("--role", "aggregator", "--listen-hosts", "127.0.0.1", "--p2p-port", "0")
     with TemporaryDirectory(prefix="infernet-") as one, TemporaryDirectory(prefix="infernet-") as other:

@@ -151,6 +151,7 @@ async def test_a_machine_that_is_there_and_says_nothing_costs_less_than_two_seco
 
 
 @pytest.mark.model
+@pytest.mark.nightly
 async def test_a_real_model_goes_on_with_the_very_words_it_would_have_said(starter_model_path: Path) -> None:
     nowhere = Path("/nonexistent")
     config = Config(config_dir=nowhere, state_dir=nowhere, data_dir=nowhere, role=Role.CLIENT, name="asker")

@@ -44,7 +44,7 @@ def knows(host: Host, node: NodeId) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peers", [300, pytest.param(1000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("peers", [200, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_many_peers_with_room_for_a_part_of_them(peers: int) -> None:
     workload = Workload(jobs=JOBS, start_s=START_S + 15.0, jobs_per_s=12.0, any_model_share=0.0)
     simulation = Simulation(

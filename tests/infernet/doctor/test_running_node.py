@@ -238,6 +238,7 @@ async def test_one_that_answers_nonsense(well: Home, capsys: pytest.CaptureFixtu
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.nightly
 async def test_a_real_node_is_asked_over_its_port(
     well: Home, starter_model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
