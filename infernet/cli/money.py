@@ -60,7 +60,7 @@ def tell_former(config_file: Path, before: tuple[str, NodeId] | None) -> None:
 
 
 def ask_coordinator(name: str, **fields: str | int | bool) -> Any:
-    """What the coordinator answers to one of `money_client.TARGETS`. Raises Failure, IpcError or CoordinatorError."""
+    """What the coordinator answers to one of `money.client.TARGETS`. Raises Failure, IpcError or CoordinatorError."""
     config = load().config
     if running_pid(config.pid_file) is None:
         if config.coordinator_url is None:

@@ -25,7 +25,6 @@ from infernet.host.service_manager import Installed, Launchd, Manager, ServiceEr
 from infernet.log_lines import LINE_BYTES_MAX, for_people, for_programs
 from infernet.settings.table import BY_NAME
 
-SYSTEM_PATH: Final = f"/etc/systemd/system/{service_units.UNIT_NAME}"
 ACTIONS: Final = ("install", "uninstall", "status", "logs", "unit")
 
 USAGE: Final = "install|uninstall|status|logs|unit [--system] [--no-start] [-f] [--lines N] [--json]"

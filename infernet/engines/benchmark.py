@@ -21,7 +21,6 @@ from protocol.records import JobRequest, ModelOffer
 
 FILE_NAME: Final = "benchmark.json"
 FILE_BYTES_MAX: Final = 64 * 1024
-ROUNDS_DEFAULT: Final = 3
 OUTPUT_TOKENS: Final = 64
 _PROMPT_WORDS: Final = 256
 _WORDS: Final = ("the", "river", "carries", "leaves", "and", "small", "boats", "past", "quiet", "houses", "at", "night")

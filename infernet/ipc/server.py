@@ -88,7 +88,7 @@ class JoinRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MoneyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The payload of `money`: what the coordinator is asked, by one of the names of `money_client.TARGETS`."""
+    """The payload of `money`: what the coordinator is asked, by one of the names of `money.client.TARGETS`."""
 
     ask: Annotated[str, Meta(max_length=32)]
     fields: dict[str, str | int | bool]
